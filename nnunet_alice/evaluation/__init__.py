@@ -1,0 +1,1 @@
+"""What pretraining is worth: matching error, features, probes, benchmark and report."""

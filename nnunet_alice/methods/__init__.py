@@ -1,0 +1,1 @@
+"""The papers as torch modules and losses: tensors in, tensors out."""

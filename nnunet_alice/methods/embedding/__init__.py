@@ -1,0 +1,1 @@
+"""Anatomical embedding (Yan et al., TMI 2022): coarse and fine heads, contrastive loss."""

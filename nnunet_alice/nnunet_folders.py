@@ -1,0 +1,148 @@
+"""nnU-Net's folders and names, asked for when needed: importing this package sets and demands nothing."""
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.files import read_json
+
+
+def nnunet_folder(variable: str) -> Path:
+    """Folder named by one of nnU-Net's environment variables.
+
+    Args:
+        variable: ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results``.
+
+    Raises:
+        InputError: the variable is not set.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise InputError(f"The environment variable {variable} is not set; run: export {variable}=/path/to/{variable}")
+    return Path(value)
+
+
+def dataset_name(dataset: int | str) -> str:
+    """Full name (``Dataset900_NAME``) of a dataset given by its number or name, looked up in nnU-Net's folders.
+
+    Raises:
+        InputError: no dataset, or more than one, has this number.
+    """
+    if isinstance(dataset, str) and not dataset.isdigit():
+        if not re.fullmatch(r"Dataset\d{3}_.+", dataset):
+            raise InputError(f"'{dataset}' is neither a dataset number nor a name like Dataset900_NAME.")
+        return dataset
+    prefix = f"Dataset{int(dataset):03d}_"
+    names = set()
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        folder = os.environ.get(variable)
+        if folder and Path(folder).is_dir():
+            names |= {entry.name for entry in Path(folder).iterdir() if entry.is_dir() and entry.name.startswith(prefix)}
+    if not names:
+        raise InputError(f"No dataset with number {int(dataset)} in nnUNet_raw or nnUNet_preprocessed.")
+    if len(names) > 1:
+        raise InputError(f"Dataset number {int(dataset)} is ambiguous: {', '.join(sorted(names))}; rename all but one.")
+    return names.pop()
+
+
+@dataclass(frozen=True)
+class PreprocessedDataset:
+    """One configuration of one preprocessed dataset, as nnU-Net left it on disk.
+
+    Coordinates of a case are those of its preprocessed array: axes (z, y, x) after nnU-Net's transposition, voxel
+    (0, 0, 0) at the origin, millimetres = voxels * ``spacing``.
+
+    Attributes:
+        name: full dataset name, e.g. ``Dataset900_NAME``.
+        plans_name: plans identifier, e.g. ``nnUNetPlans``.
+        configuration: e.g. ``3d_fullres``.
+    """
+
+    name: str
+    plans_name: str
+    configuration: str
+
+    @classmethod
+    def find(cls, dataset: int | str, plans_name: str, configuration: str) -> "PreprocessedDataset":
+        """Open the dataset and check that plans, configuration and preprocessed cases are there.
+
+        Raises:
+            NotPreparedError: plans or preprocessed cases are missing; the message names the command to run.
+            InputError: the configuration is not in the plans.
+        """
+        found = cls(dataset_name(dataset), plans_name, configuration)
+        if not (found.base / f"{plans_name}.json").is_file():
+            raise NotPreparedError(
+                f"{found.base} has no plans {plans_name}.json; run: nnunet_alice plan -d {found.number} -pl AlicePlanner"
+            )
+        if configuration not in found.plans["configurations"]:
+            known = ", ".join(found.plans["configurations"])
+            raise InputError(f"{plans_name}.json has no configuration '{configuration}'; it has: {known}.")
+        if not found.folder.is_dir() or not found.cases():
+            raise NotPreparedError(
+                f"{found.folder} holds no preprocessed case; run: "
+                f"nnUNetv2_preprocess -d {found.number} -plans_name {plans_name} -c {configuration}"
+            )
+        return found
+
+    @property
+    def number(self) -> int:
+        """Dataset number, e.g. 900."""
+        return int(self.name[7:10])
+
+    @property
+    def base(self) -> Path:
+        """Folder with plans, fingerprint, splits: ``nnUNet_preprocessed/DatasetXXX_NAME``."""
+        return nnunet_folder("nnUNet_preprocessed") / self.name
+
+    @cached_property
+    def plans(self) -> dict:
+        """The plans file as nnU-Net wrote it; never change it in place."""
+        return read_json(self.base / f"{self.plans_name}.json")
+
+    @cached_property
+    def configuration_manager(self):
+        """nnU-Net's ``ConfigurationManager`` (resolves ``inherits_from``)."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        return PlansManager(self.plans).get_configuration(self.configuration)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the preprocessed cases."""
+        return self.base / self.configuration_manager.data_identifier
+
+    @property
+    def anatomy_folder(self) -> Path:
+        """Folder of what ``nnunet_alice anatomy`` stores about these cases, beside ``folder``."""
+        return self.base / f"{self.configuration_manager.data_identifier}_anatomy"
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size in mm, (z, y, x) of the preprocessed arrays."""
+        return tuple(float(s) for s in self.configuration_manager.spacing)
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Patch size of the plans in voxels, (z, y, x)."""
+        return tuple(int(p) for p in self.configuration_manager.patch_size)
+
+    @cached_property
+    def _dataset(self):
+        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+        return infer_dataset_class(str(self.folder))(str(self.folder))
+
+    def cases(self) -> list[str]:
+        """Names of all preprocessed cases, sorted."""
+        return list(self._dataset.identifiers)
+
+    def image(self, case: str):
+        """Image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read.
+
+        The segmentation is opened by nnU-Net's loader but never read.
+        """
+        return self._dataset.load_case(case)[0]

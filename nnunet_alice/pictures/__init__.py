@@ -1,0 +1,1 @@
+"""Every figure that the package draws, one file a topic."""

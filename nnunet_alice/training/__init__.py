@@ -1,0 +1,1 @@
+"""What pretraining trainers share and nnU-Net need not know: records, variants, collapse watch."""

@@ -1,0 +1,1 @@
+"""Experiment planners for pretraining, on top of the planners of nnU-Net."""

@@ -1,0 +1,45 @@
+"""Package metadata. Settings of the tools (ruff, pytest, mypy) live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="nnunet_alice",
+    version="0.1.0",
+    description="Self-supervised pretraining (Alice, DrasCLR) inside stock nnU-Net v2",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    # `trainers/` and `planners/` lie at the top of the checkout, where users look for them, and are installed
+    # inside the package: nnU-Net finds the trainers through `nnUNet_extTrainer=$(nnunet_alice trainers)`.
+    packages=[
+        *find_packages(include=["nnunet_alice", "nnunet_alice.*"]),
+        "nnunet_alice.trainers",
+        "nnunet_alice.planners",
+    ],
+    package_dir={
+        "nnunet_alice": "nnunet_alice",
+        "nnunet_alice.trainers": "trainers",
+        "nnunet_alice.planners": "planners",
+    },
+    install_requires=[
+        "torch>=2.1.2",
+        "nnunetv2>=2.8.1,<2.9",
+        "batchgenerators>=0.25.1",
+        "batchgeneratorsv2>=0.3.2",
+        "SimpleITK>=2.2.1",
+        "numpy>=1.24",
+        # What nnunetv2 brings anyway, named because we import it ourselves.
+        "blosc2>=3.3.2",
+        "matplotlib",
+        "pandas",
+        "scipy",
+        "tqdm",
+    ],
+    extras_require={"test": ["pytest>=8"], "dev": ["pytest>=8", "ruff>=0.6", "mypy>=1.11"]},
+    entry_points={"console_scripts": ["nnunet_alice=nnunet_alice.cli.main:main"]},
+)
