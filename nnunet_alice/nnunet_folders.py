@@ -40,7 +40,7 @@ def dataset_name(dataset: int | str) -> str:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         folder = os.environ.get(variable)
         if folder and Path(folder).is_dir():
-            names |= {entry.name for entry in Path(folder).iterdir() if entry.is_dir() and entry.name.startswith(prefix)}
+            names |= {entry.name for entry in Path(folder).glob(f"{prefix}*") if entry.is_dir()}
     if not names:
         raise InputError(f"No dataset with number {int(dataset)} in nnUNet_raw or nnUNet_preprocessed.")
     if len(names) > 1:
@@ -76,7 +76,7 @@ class PreprocessedDataset:
         found = cls(dataset_name(dataset), plans_name, configuration)
         if not (found.base / f"{plans_name}.json").is_file():
             raise NotPreparedError(
-                f"{found.base} has no plans {plans_name}.json; run: nnunet_alice plan -d {found.number} -pl AlicePlanner"
+                f"{found.base} has no plans {plans_name}.json; run: nnunet_alice plan -d {found.number}"
             )
         if configuration not in found.plans["configurations"]:
             known = ", ".join(found.plans["configurations"])
