@@ -1,0 +1,308 @@
+"""The losses of Alice (section 3.2 to 3.4), one function for each equation, and the centre of the teacher's outputs.
+
+Logits are what the head or CASA gives, before any temperature. Everything is computed in at least float32, also under
+autocast: temperatures of 0.01 multiply rounding errors by 100. The teacher side never carries gradient.
+
+Teacher targets come in two forms: centred and sharpened (`centred_targets`, the paper's form), or balanced by
+`sinkhorn_targets`. The losses below use the first; the second goes through `soft_cross_entropy` and `swap_views`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_alice.methods.distributed import max_over_ranks, mean_over_ranks
+
+REFERENCE_WEIGHTS = (1.0, 1.0, 10.0)
+
+
+class AliceLosses(NamedTuple):
+    """Parts of the loss, unweighted scalars.
+
+    Attributes:
+        cls: ``L_cls``, self-distillation of the global embedding across matched views.
+        align: ``L_align``, self-distillation of the tokens that CASA aligned.
+        reconstruction: ``L_rec``, half the mean squared error of the reconstruction.
+    """
+
+    cls: Tensor
+    align: Tensor
+    reconstruction: Tensor
+
+    def total(self, weights: Sequence[float] = REFERENCE_WEIGHTS) -> Tensor:
+        """Weighted sum, ``1 L_cls + 1 L_align + 10 L_rec`` by default.
+
+        Args:
+            weights: Weights of cls, align and reconstruction.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            ValueError: If there are not three weights.
+        """
+        if len(weights) != 3:
+            raise ValueError(f"Expected the weights of cls, align and reconstruction, got {len(weights)} numbers.")
+        cls, align, reconstruction = weights
+        return cls * self.cls + align * self.align + reconstruction * self.reconstruction
+
+
+def centred_targets(teacher_logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """Targets of the teacher: ``softmax((t - c) / tau_t)``, detached.
+
+    Args:
+        teacher_logits: (..., K).
+        centre: (K,), see `Centre`.
+        temperature: tau_t.
+
+    Returns:
+        (..., K) probabilities, at least float32.
+
+    Raises:
+        ValueError: If the widths differ or the temperature is not positive.
+    """
+    if centre.shape != teacher_logits.shape[-1:]:
+        raise ValueError(f"A centre of shape {tuple(centre.shape)} does not fit logits {tuple(teacher_logits.shape)}.")
+    _check_temperature(temperature)
+    return torch.softmax((_wide(teacher_logits.detach()) - centre.detach()) / temperature, dim=-1)
+
+
+@torch.no_grad()
+def sinkhorn_targets(teacher_logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Targets of the teacher balanced over the prototypes (Sinkhorn-Knopp, as SwAV and DINOv2): instead of a centre.
+
+    ``exp(t / temperature)`` is scaled in turn so that all prototypes have the same share of the batch and all samples
+    are distributions. The batch of all ranks counts, whose numbers of rows may differ. The shares are equal by
+    construction, so the marginal entropy says nothing about collapse then. Computed in logarithms: no overflow.
+
+    Args:
+        teacher_logits: (N, K) of this rank.
+        temperature: Regularisation (epsilon of the papers).
+        iterations: Number of rounds; samples are scaled last.
+
+    Returns:
+        (N, K) probabilities, at least float32.
+
+    Raises:
+        ValueError: If the shape is not (N, K), the temperature is not positive or there are no iterations.
+    """
+    if teacher_logits.ndim != 2:
+        raise ValueError(f"teacher_logits must have shape (N, K), got {tuple(teacher_logits.shape)}.")
+    if iterations < 1:
+        raise ValueError(f"iterations must be positive, got {iterations}.")
+    _check_temperature(temperature)
+    log_plan = _wide(teacher_logits) / temperature
+    for _ in range(iterations):
+        local = log_plan.logsumexp(dim=0)
+        largest = max_over_ranks(local)
+        log_plan = log_plan - (largest + mean_over_ranks((local - largest).exp()).log())
+        log_plan = log_plan.log_softmax(dim=-1)
+    return log_plan.exp()
+
+
+def soft_cross_entropy(targets: Tensor, student_logits: Tensor, student_temperature: float) -> Tensor:
+    """``-sum targets * log_softmax(s / tau_s)``, averaged over everything but the prototypes.
+
+    Args:
+        targets: (..., K) probabilities of the teacher; no gradient flows into them.
+        student_logits: (..., K).
+        student_temperature: tau_s.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: If the shapes differ or the temperature is not positive.
+    """
+    if targets.shape != student_logits.shape:
+        raise ValueError(
+            "Teacher and student must have the same shape, "
+            f"got {tuple(targets.shape)} and {tuple(student_logits.shape)}."
+        )
+    _check_temperature(student_temperature)
+    log_probabilities = torch.log_softmax(_wide(student_logits) / student_temperature, dim=-1)
+    return -(targets.detach() * log_probabilities).sum(dim=-1).mean()
+
+
+def distillation_cross_entropy(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    centre: Tensor,
+    teacher_temperature: float,
+    student_temperature: float,
+) -> Tensor:
+    """``H(t, s) = -sum softmax((t - c) / tau_t) * log_softmax(s / tau_s)``, mean over the samples.
+
+    Args:
+        teacher_logits: (..., K); detached.
+        student_logits: (..., K).
+        centre: (K,).
+        teacher_temperature: tau_t.
+        student_temperature: tau_s.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: If shapes do not fit or a temperature is not positive.
+    """
+    return soft_cross_entropy(
+        centred_targets(teacher_logits, centre, teacher_temperature), student_logits, student_temperature
+    )
+
+
+def swap_views(x: Tensor) -> Tensor:
+    """Exchange the halves of a batch, first B queries, then B anchors: every view meets its matched view.
+
+    Args:
+        x: (2B, ...).
+
+    Returns:
+        (2B, ...), first the B anchors, then the B queries.
+
+    Raises:
+        ValueError: If the number of rows is odd or zero.
+    """
+    if x.shape[0] == 0 or x.shape[0] % 2:
+        raise ValueError(f"Expected B query and B anchor views, got {x.shape[0]} rows.")
+    return x.roll(x.shape[0] // 2, dims=0)
+
+
+def cross_view_loss(
+    teacher_cls: Tensor,
+    student_cls: Tensor,
+    centre: Tensor,
+    teacher_temperature: float,
+    student_temperature: float,
+) -> Tensor:
+    """``L_cls``: mean over the two ordered pairs of different views of ``H(T_cls[view q], S_cls[view v])``.
+
+    Args:
+        teacher_cls: (2B, K), first the queries, then the anchors; row b and row B + b show the same anatomy.
+        student_cls: (2B, K), in the same order.
+        centre: (K,).
+        teacher_temperature: tau_t.
+        student_temperature: tau_s.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: If shapes do not fit or a temperature is not positive.
+    """
+    _check_axes("cls logits", "(2B, K)", 2, teacher_cls, student_cls)
+    return distillation_cross_entropy(
+        swap_views(teacher_cls), student_cls, centre, teacher_temperature, student_temperature
+    )
+
+
+def alignment_loss(
+    teacher: Tensor, student: Tensor, centre: Tensor, teacher_temperature: float, student_temperature: float
+) -> Tensor:
+    """``L_align``: mean over the two views of ``H(T~[view v], S~[view v])``, averaged over tokens.
+
+    Args:
+        teacher: (2B, T, K), the teacher's tokens aligned by CASA; detached, so CASA learns from the student's side.
+        student: (2B, T, K), the student's.
+        centre: (K,).
+        teacher_temperature: tau_t.
+        student_temperature: tau_s.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: If shapes do not fit or a temperature is not positive.
+    """
+    _check_axes("aligned tokens", "(2B, T, K)", 3, teacher, student)
+    return distillation_cross_entropy(teacher, student, centre, teacher_temperature, student_temperature)
+
+
+def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
+    """``L_rec``: half the mean squared error over all voxels, masked or not.
+
+    Args:
+        reconstruction: (2B, C, *patch), from the masked views.
+        image: (2B, C, *patch), the views without mask.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if reconstruction.shape != image.shape:
+        # Broadcasting would hide it.
+        raise ValueError(
+            "Reconstruction and image must have the same shape, "
+            f"got {tuple(reconstruction.shape)} and {tuple(image.shape)}."
+        )
+    return 0.5 * (_wide(reconstruction) - _wide(image)).square().mean()
+
+
+class Centre(nn.Module):
+    """Centre of the teacher's outputs: EMA of their mean over the batches of all ranks.
+
+    Subtracting it keeps any one prototype from taking over. It starts at zero and is part of the state dict.
+
+    Attributes:
+        value: Buffer (K,), float32.
+        momentum: Share of the old centre that stays.
+    """
+
+    value: Tensor
+
+    def __init__(self, prototypes: int, momentum: float = 0.9):
+        """Create the centre.
+
+        Args:
+            prototypes: K.
+            momentum: Share of the old centre that stays, in [0, 1].
+
+        Raises:
+            ValueError: If ``momentum`` is outside [0, 1].
+        """
+        super().__init__()
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(prototypes))
+
+    @torch.no_grad()
+    def update(self, teacher_outputs: Tensor) -> None:
+        """``c <- m c + (1 - m) * mean``: call it once a step, after the loss has used the old centre.
+
+        With a process group, every rank has to call it; ranks may hold different numbers of rows.
+
+        Args:
+            teacher_outputs: (..., K) logits of this rank.
+
+        Raises:
+            ValueError: If the width is not K, or there are no rows.
+        """
+        if teacher_outputs.ndim < 2 or teacher_outputs.shape[-1] != self.value.shape[0] or not teacher_outputs.numel():
+            raise ValueError(
+                f"teacher_outputs must have shape (..., {self.value.shape[0]}), got {tuple(teacher_outputs.shape)}."
+            )
+        rows = _wide(teacher_outputs).flatten(0, -2)
+        # Sum and number of rows travel together: one collective, and right for unequal batches.
+        sums = mean_over_ranks(torch.cat([rows.sum(dim=0), rows.new_tensor([float(rows.shape[0])])]))
+        self.value.lerp_((sums[:-1] / sums[-1]).to(self.value.dtype), 1.0 - self.momentum)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """``x`` in at least float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_temperature(temperature: float) -> None:
+    if temperature <= 0:
+        raise ValueError(f"A temperature must be positive, got {temperature}.")
+
+
+def _check_axes(what: str, expected: str, ndim: int, *tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.ndim != ndim:
+            raise ValueError(f"Expected {what} of shape {expected}, got {tuple(tensor.shape)}.")

@@ -1,0 +1,64 @@
+"""The only place of `methods` that talks to other processes; everything here is a no-op in a single process."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 without an initialised process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Mean of ``x`` over all ranks, with gradient; ``x`` itself in a single process.
+
+    Every rank has to call it the same number of times, in the same order. The gradient is the one of the *sum* of all
+    ranks' losses, so that the parameter gradients, which DDP averages over the ranks, are those of the mean loss.
+
+    Args:
+        x: Tensor of the same shape and dtype on every rank.
+
+    Returns:
+        Tensor of the same shape, equal on all ranks.
+    """
+    ranks = world_size()
+    return x if ranks == 1 else _SumOverRanks.apply(x) / ranks
+
+
+def max_over_ranks(x: Tensor) -> Tensor:
+    """Elementwise maximum of ``x`` over all ranks, without gradient; ``x`` itself, detached, in a single process.
+
+    Args:
+        x: Tensor of the same shape and dtype on every rank.
+
+    Returns:
+        Tensor of the same shape, equal on all ranks.
+    """
+    return x.detach() if world_size() == 1 else _reduced(x.detach(), dist.ReduceOp.MAX)
+
+
+def _reduced(x: Tensor, operation: Any) -> Tensor:
+    """All-reduce of a copy of ``x``."""
+    result = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result, op=operation)
+    return result
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose backward is an all-reduce: every rank's output depends on every rank's input.
+
+    Own code, because torch deprecates its own version (``torch.distributed.nn.functional``).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _reduced(x, dist.ReduceOp.SUM)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return _reduced(grad_output, dist.ReduceOp.SUM)
