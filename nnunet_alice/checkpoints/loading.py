@@ -1,0 +1,122 @@
+"""Open checkpoints without running what is in them.
+
+A ``.pth`` file is a pickle, and a pickle may call any function when it is opened. Here only data is read: tensors,
+plain Python values and the few types that nnU-Net's own ``save_checkpoint`` puts beside them (numpy scalars;
+``torch.device`` is data to torch already). A file that asks for anything else is refused, unless its author is trusted.
+"""
+
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_alice.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+#: where torch and nnU-Net keep the network's tensors, and what wrappers put in front of their names
+WEIGHTS_KEY = "network_weights"
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Args:
+        path: a file of ours, of nnU-Net or of nnssl.
+        trust: open it as an ordinary pickle, which runs whatever code the file contains. Only for files whose author
+            you would let use your account.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not a checkpoint, or would run code (and ``trust`` is off).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} {'is a folder, not a checkpoint' if path.is_dir() else 'does not exist'}.")
+    if trust:
+        logger.warning("Opening %s with --trust: code in it, if there is any, runs now.", path)
+    try:
+        with torch.serialization.safe_globals(_stock_types()):
+            content = torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        raise _unpickling_error(path, error) from None
+    except (
+        Exception
+    ) as error:  # torch reports broken files as RuntimeError, EOFError, ValueError, KeyError, OSError, ...
+        raise CheckpointError(
+            f"{path} is truncated or not a checkpoint ({_first_line(error)}); copy or download it again."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__} instead of a checkpoint's dict.")
+    return dict(content)
+
+
+def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Tensors of the network in a loaded checkpoint, without the prefixes of DDP and ``torch.compile``.
+
+    Args:
+        checkpoint: from ``load_checkpoint``.
+        path: its file, for the error message.
+
+    Raises:
+        CheckpointError: there is no ``network_weights``, it is empty, or it holds something else than tensors.
+    """
+    weights = checkpoint.get(WEIGHTS_KEY)
+    if not isinstance(weights, Mapping) or not weights:
+        found = ", ".join(str(key) for key in list(checkpoint)[:8]) or "nothing"
+        raise CheckpointError(
+            f"{path} has no '{WEIGHTS_KEY}' (it holds: {found}); give a checkpoint of this package, nnU-Net or nnssl."
+        )
+    strange = [name for name, value in weights.items() if not (isinstance(name, str) and torch.is_tensor(value))]
+    if strange:
+        raise CheckpointError(f"'{WEIGHTS_KEY}' of {path} holds {strange[0]!r}, which is not a tensor.")
+    return {_without_wrappers(name): tensor for name, tensor in weights.items()}
+
+
+def _without_wrappers(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _stock_types() -> list:
+    """What ``nnUNetTrainer.save_checkpoint`` writes beside plain data: numpy scalars, by numpy 1's and numpy 2's names.
+
+    Building these runs no foreign code: a scalar is made of a dtype and bytes.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(kind)) for kind in ("?", "b", "h", "i", "l", "q", "B", "H", "I", "L", "Q", "e", "f", "d")}
+    return [
+        (scalar, "numpy._core.multiarray.scalar"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        *sorted(dtypes, key=lambda kind: kind.__name__),
+    ]
+
+
+def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
+    """Tell a file that asks for code from one that is broken."""
+    asked = re.search(r"GLOBAL ([A-Za-z_]\w*(?:\.\w+)+)", str(error))  # the words of torch's weights-only unpickler
+    if asked:
+        return CheckpointError(
+            f"{path} was refused: opening it would run '{asked.group(1)}', which is no plain data; "
+            "pass --trust only if you trust its author with your account."
+        )
+    if zipfile.is_zipfile(path):
+        return CheckpointError(
+            f"{path} was refused: it holds more than plain data ({_first_line(error)}); "
+            "pass --trust only if you trust its author with your account."
+        )
+    return CheckpointError(f"{path} is truncated or not a checkpoint; copy or download it again.")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,205 @@
+"""Loading: stock and own checkpoints open, code in a pickle never runs, broken files are named."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.errors import CheckpointError
+
+PLANS = {
+    "dataset_name": "Dataset900_X",
+    "plans_name": "nnUNetPlans",
+    "continue_training": False,
+    "label_manager": "LabelManager",
+    "configurations": {
+        "3d_fullres": {
+            "data_identifier": "x_3d",
+            "batch_size": 2,
+            "patch_size": [8, 8, 8],
+            "spacing": [1.0, 1.0, 1.0],
+            "batch_dice": False,
+            "architecture": {
+                "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                "arch_kwargs": {
+                    "n_stages": 2,
+                    "features_per_stage": [2, 4],
+                    "conv_op": "torch.nn.modules.conv.Conv3d",
+                    "kernel_sizes": [[3, 3, 3]] * 2,
+                    "strides": [[1, 1, 1], [2, 2, 2]],
+                    "n_conv_per_stage": [1, 1],
+                    "n_conv_per_stage_decoder": [1],
+                    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                    "norm_op_kwargs": {"affine": True},
+                    "nonlin": "torch.nn.LeakyReLU",
+                },
+                "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+            },
+        }
+    },
+}
+
+
+def stock_checkpoint(folder: Path, monkeypatch) -> Path:
+    """What ``nnUNetTrainer.save_checkpoint`` really writes after one epoch."""
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+
+    class Folder(str):
+        def is_set(self):
+            return True
+
+    monkeypatch.setattr(module, "nnUNet_results", Folder(folder / "results"))
+    monkeypatch.setattr(module, "nnUNet_preprocessed", Folder(folder / "preprocessed"))
+    (folder / "preprocessed/Dataset900_X/x_3d").mkdir(parents=True)
+    (folder / "preprocessed/Dataset900_X/x_3d/case.b2nd").touch()
+    dataset_json = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    trainer = module.nnUNetTrainer(dict(PLANS), "3d_fullres", 0, dataset_json, torch.device("cpu"))
+    trainer.initialize()
+    values = {"train_losses": np.float32(1), "val_losses": np.float32(1), "lrs": 0.1, "mean_fg_dice": np.float64(0.5)}
+    for key, value in values.items():
+        trainer.logger.log(key, value, 0)
+    trainer.logger.log("dice_per_class_or_region", [np.float32(0.5)], 0)
+    trainer._best_ema = np.float64(0.5)
+    trainer.save_checkpoint(str(folder / "stock.pth"))
+    return folder / "stock.pth"
+
+
+def test_a_checkpoint_that_stock_nnunet_wrote_opens_without_trust(tmp_path, monkeypatch):
+    path = stock_checkpoint(tmp_path, monkeypatch)
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(path), "stock files no longer need an allow-list"
+    checkpoint = load_checkpoint(path)
+    expected = torch.load(path, weights_only=False)
+    assert checkpoint["_best_ema"] == 0.5 and checkpoint["init_args"]["plans"] == expected["init_args"]["plans"]
+    assert checkpoint["init_args"]["device"] == torch.device("cpu")
+    weights = network_weights(checkpoint, path)
+    assert weights.keys() == expected["network_weights"].keys()
+    assert all(torch.equal(weights[key], value) for key, value in expected["network_weights"].items())
+
+
+def test_the_allow_list_is_not_left_open(tmp_path):
+    save_checkpoint({"network_weights": {"w": torch.ones(2)}}, tmp_path / "c.pth")
+    before = torch.serialization.get_safe_globals()
+    load_checkpoint(tmp_path / "c.pth")
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_scalars_of_numpy_1_open(tmp_path):
+    torch.save({"a": np.float64(0.25), "b": np.int64(3), "c": np.float32(2)}, tmp_path / "c.pth", pickle_protocol=2)
+    import zipfile
+
+    old = tmp_path / "old.pth"
+    with zipfile.ZipFile(tmp_path / "c.pth") as source, zipfile.ZipFile(old, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b"numpy._core.", b"numpy.core."))
+    assert load_checkpoint(old) == {"a": 0.25, "b": 3, "c": 2}
+
+
+class Malicious:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("write", ["zip", "legacy", "pickle"])
+def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path, write):
+    path, touched = tmp_path / "bad.pth", tmp_path / "touched"
+    content = {"network_weights": {"w": torch.ones(2)}, "extra": Malicious(touched)}
+    if write == "pickle":
+        path.write_bytes(pickle.dumps({"extra": content["extra"]}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=write == "zip")
+    with pytest.raises(CheckpointError, match=r"bad\.pth was refused.*mkdir.*--trust") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value) and not touched.exists()
+
+
+def test_trust_opens_it_and_then_the_code_runs(tmp_path):
+    path, touched = tmp_path / "bad.pth", tmp_path / "touched"
+    torch.save({"network_weights": {"w": torch.ones(2)}, "extra": Malicious(touched)}, path)
+    assert torch.equal(load_checkpoint(path, trust=True)["network_weights"]["w"], torch.ones(2))
+    assert touched.exists()
+
+
+def test_a_whole_module_is_refused(tmp_path):
+    torch.save({"network_weights": nn.Linear(2, 2)}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=r"c\.pth was refused.*Linear"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("trust", [False, True])
+def test_truncated_files_are_named(tmp_path, share, legacy, trust):
+    path = tmp_path / "c.pth"
+    torch.save({"network_weights": {"w": torch.ones(5000)}}, path, _use_new_zipfile_serialization=not legacy)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"c\.pth is truncated or not a checkpoint") as caught:
+        load_checkpoint(path, trust=trust)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG\r\n\x1a\n" + bytes(100), b"hello\n", b"{}", bytes(1000), b"PK\x03\x04 not a zip"]
+)
+def test_other_files_are_named(tmp_path, content):
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"c\.pth (is truncated or )?not a checkpoint") as caught:
+        load_checkpoint(tmp_path / "c.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_checkpoint(tmp_path / "no.pth")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load_checkpoint(tmp_path)
+
+
+def test_no_dict(tmp_path):
+    torch.save(torch.ones(2), tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="holds a Tensor"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ({"state_dict": {}, "epoch": 3}, r"c\.pth has no 'network_weights' \(it holds: state_dict, epoch\)"),
+        ({}, "it holds: nothing"),
+        ({"network_weights": {}}, "no 'network_weights'"),
+        ({"network_weights": [1]}, "no 'network_weights'"),
+        ({"network_weights": {"w": 3}}, "'w', which is not a tensor"),
+    ],
+)
+def test_missing_keys_are_named(checkpoint, message):
+    with pytest.raises(CheckpointError, match=message):
+        network_weights(checkpoint, "c.pth")
+
+
+def test_prefixes_of_wrappers_are_taken_off():
+    weights = {"module._orig_mod.encoder.w": torch.ones(1), "_orig_mod.b": torch.ones(2), "modules.c": torch.ones(3)}
+    assert list(network_weights({"network_weights": weights}, "c.pth")) == ["encoder.w", "b", "modules.c"]
+
+
+def test_refusal_does_not_hang_on_what_was_imported_before(tmp_path):
+    """The malicious file is opened by a fresh process, as the command line would."""
+    torch.save({"extra": Malicious(tmp_path / "touched")}, tmp_path / "bad.pth")
+    code = (
+        "from nnunet_alice.checkpoints.loading import load_checkpoint\n"
+        f"try:\n    load_checkpoint({str(tmp_path / 'bad.pth')!r})\n"
+        "except Exception as error:\n    print(type(error).__name__)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "CheckpointError" and not (tmp_path / "touched").exists()
