@@ -1,0 +1,16 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real test data (see its README); the test is skipped where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("NNUNET_ALICE_TEST_DATA") or default)
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set NNUNET_ALICE_TEST_DATA to the folder that holds it")
+    return folder
