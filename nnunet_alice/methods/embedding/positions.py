@@ -1,0 +1,85 @@
+"""Where the voxels of crops and of their feature maps lie in millimetres, and what a map says at such a place.
+
+Positions are millimetres of the volume, (z, y, x), voxel (0, 0, 0) at the origin. A feature at index i of a map with
+stride s stands for the block of s input voxels that begins at voxel i * s, so its place is the middle of that block,
+``(i + 0.5) * s - 0.5`` voxels: the convention of ``align_corners=False``, by which the paper's reference code brings
+maps and positions to one size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def feature_affine(crop_affine: Tensor, stride: Sequence[int]) -> Tensor:
+    """Affine from indices of a feature map to millimetres.
+
+    Args:
+        crop_affine: (V, 4, 4), voxel of the crop -> mm in its volume, of V crops.
+        stride: (3,) stride of the map relative to the crop.
+
+    Returns:
+        (V, 4, 4), index of the map -> mm.
+    """
+    index_to_voxel = torch.eye(4, dtype=crop_affine.dtype, device=crop_affine.device)
+    for axis, s in enumerate(stride):
+        index_to_voxel[axis, axis] = s
+        index_to_voxel[axis, 3] = (s - 1) / 2
+    return crop_affine @ index_to_voxel
+
+
+def map_positions_mm(affine: Tensor, shape: Sequence[int]) -> Tensor:
+    """Positions of all voxels of a map.
+
+    Args:
+        affine: (V, 4, 4), index -> mm.
+        shape: (3,) size of the map.
+
+    Returns:
+        (V, N, 3) mm, in the order of ``map.flatten(2)``.
+    """
+    axes = [torch.arange(n, dtype=affine.dtype, device=affine.device) for n in shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    return apply_affine(affine, index.expand(len(affine), -1, -1))
+
+
+def apply_affine(affine: Tensor, points: Tensor) -> Tensor:
+    """Transform (V, Q, 3) points by (V, 4, 4) affines."""
+    return points @ affine[:, :3, :3].transpose(1, 2) + affine[:, None, :3, 3]
+
+
+def inside_volume(positions_mm: Tensor, extent_mm: Tensor) -> Tensor:
+    """Which positions lie between the first and the last voxel centre of their volume.
+
+    Args:
+        positions_mm: (V, N, 3).
+        extent_mm: (V, 3), ``(shape - 1) * spacing`` of each volume.
+
+    Returns:
+        bool (V, N). Everything else shows padding, in whole or in part.
+    """
+    tolerance = 1e-3
+    return ((positions_mm >= -tolerance) & (positions_mm <= extent_mm[:, None] + tolerance)).all(dim=2)
+
+
+def sample_map(descriptors: Tensor, affine: Tensor, points_mm: Tensor) -> Tensor:
+    """Descriptors at points between the voxels: trilinear, made unit vectors again.
+
+    Beyond the outermost voxel centres of the map its border value holds (within half a stride of the crop's edge).
+
+    Args:
+        descriptors: (V, D, z, y, x), unit length along axis 1.
+        affine: (V, 4, 4), index of the map -> mm.
+        points_mm: (V, Q, 3).
+
+    Returns:
+        (V, Q, D), unit length.
+    """
+    index = apply_affine(torch.linalg.inv(affine.double()), points_mm.double()).to(descriptors.dtype)
+    size = torch.tensor(descriptors.shape[2:], dtype=descriptors.dtype, device=descriptors.device)
+    # grid_sample wants (x, y, z) in [-1, 1] from edge to edge of the map.
+    normalised = ((2 * index + 1) / size - 1).flip(-1)[:, :, None, None]
+    sampled = F.grid_sample(descriptors, normalised, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.normalize(sampled[..., 0, 0].transpose(1, 2), dim=2)
