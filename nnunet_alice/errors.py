@@ -15,3 +15,7 @@ class NotPreparedError(AliceError):
 
 class CheckpointError(AliceError):
     """A checkpoint is unreadable, incomplete, unsafe or of another family."""
+
+
+class NonFiniteLossError(AliceError):
+    """The loss became NaN or infinite; the message names the cases."""

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import blosc2
+
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json
+
+#: memory-mapped files crash on Windows, says nnU-Net
+_MMAP_MODE = None if os.name == "nt" else "r"
 
 
 def nnunet_folder(variable: str) -> Path:
@@ -141,8 +146,12 @@ class PreprocessedDataset:
         return list(self._dataset.identifiers)
 
     def image(self, case: str):
-        """Image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read.
-
-        The segmentation is opened by nnU-Net's loader but never read.
-        """
+        """Image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part."""
+        path = self.folder / f"{case}.b2nd"
+        if path.is_file():  # not through nnU-Net's loader, which opens the labels and reads all properties as well
+            return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode=_MMAP_MODE)
         return self._dataset.load_case(case)[0]
+
+    def shape(self, case: str) -> tuple[int, ...]:
+        """Shape of a case's preprocessed array without channels, (z, y, x) voxels."""
+        return tuple(self.image(case).shape[1:])

@@ -1,0 +1,115 @@
+"""What our pretraining checkpoints say about themselves, and what is checked before a run continues from one."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from nnunet_alice import __version__
+from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.nnssl import adaptation_plan
+from nnunet_alice.errors import CheckpointError
+
+#: entries that a checkpoint needs for continuing
+_NEEDED = ("network_weights", "model_state", "optimizer_state", "logging", "history", "current_epoch", "pretraining")
+
+
+def describe_run(
+    *,
+    method: str,
+    trainer_name: str,
+    plans: dict,
+    configuration: str,
+    dataset_json: dict,
+    num_input_channels: int,
+    hyper_parameters: dict,
+    epochs_done: int,
+    trained: Mapping[str, bool],
+    matching: str | None,
+    fold: int | str,
+) -> dict[str, Any]:
+    """Entries that tell where weights come from: ``pretraining`` (ours) and ``nnssl_adaptation_plan`` (upstream's).
+
+    Args:
+        method: e.g. ``Alice``.
+        trainer_name: class that trained.
+        plans: the plans, whole.
+        configuration: e.g. ``3d_fullres``.
+        dataset_json: of the pretraining dataset.
+        num_input_channels: of the network.
+        hyper_parameters: settings of the run, plain types.
+        epochs_done: finished epochs.
+        trained: part of the network (``encoder``, ``decoder``) -> whether it was trained.
+        matching: provider of matched views.
+        fold: fold of the run; with ``all`` pretraining saw every image of its dataset.
+    """
+    return {
+        "pretraining": {
+            "method": method,
+            "trainer": trainer_name,
+            "version": __version__,
+            "plans": plans,
+            "plans_name": plans["plans_name"],
+            "configuration": configuration,
+            "dataset_name": plans["dataset_name"],
+            "dataset_json": dataset_json,
+            "fold": fold,
+            "num_input_channels": num_input_channels,
+            "hyper_parameters": hyper_parameters,
+            "epochs_done": epochs_done,
+            "trained": dict(trained),
+            "matching": matching,
+        },
+        "nnssl_adaptation_plan": adaptation_plan(plans, configuration, num_input_channels),
+    }
+
+
+def read_for_resume(
+    path: str | os.PathLike,
+    method: str,
+    hyper_parameters: Mapping[str, Any],
+    network_weights: Mapping[str, torch.Tensor],
+) -> dict[str, Any]:
+    """Read a checkpoint that the same run wrote, and make sure that it did.
+
+    Args:
+        path: the checkpoint.
+        method: of the trainer that continues.
+        hyper_parameters: of the trainer that continues.
+        network_weights: of the trainer that continues, for their names and shapes.
+
+    Raises:
+        CheckpointError: the file is damaged, or comes from another method, network or other settings.
+    """
+    checkpoint = load_checkpoint(path)
+    missing = [name for name in _NEEDED if name not in checkpoint]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(missing)} and cannot be continued; "
+            "to start from its weights use -pretrained_weights instead of --c."
+        )
+    run = checkpoint["pretraining"]
+    if run["method"] != method:
+        raise CheckpointError(f"{path} was trained with {run['method']}, not {method}; start without --c.")
+    for name, shape in ((name, weight.shape) for name, weight in network_weights.items()):
+        weight = checkpoint["network_weights"].get(name)
+        if weight is None or weight.shape != shape:
+            raise CheckpointError(f"{path} holds another network ('{name}' does not fit); start without --c.")
+    changed = [
+        f"{name} was {run['hyper_parameters'].get(name)!r} and is {value!r}"
+        for name, value in hyper_parameters.items()
+        if not _same(run["hyper_parameters"].get(name), value)
+    ]
+    if changed:
+        raise CheckpointError(f"{path} comes from a run with other settings: {'; '.join(changed)}; start without --c.")
+    return checkpoint
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality that does not tell tuples from lists."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return one == other

@@ -1,0 +1,209 @@
+"""Alice: student and teacher around one U-Net, and everything they are trained by (paper, sec. 3)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_alice.methods.alice.casa import CASA
+from nnunet_alice.methods.alice.head import AliceHead, HeadOutputs, view_descriptors
+from nnunet_alice.methods.alice.losses import (
+    AliceLosses,
+    Centre,
+    alignment_loss,
+    cross_view_loss,
+    reconstruction_loss,
+)
+from nnunet_alice.methods.alice.settings import AliceSettings
+from nnunet_alice.methods.diagnostics import conditional_entropy, embedding_spread, marginal_entropy
+from nnunet_alice.methods.ema import frozen_copy, update_ema
+from nnunet_alice.methods.taps import TappedUNet, freeze_unused_output_layers
+
+
+class StudentOutputs(NamedTuple):
+    """What the student gives for 2B masked views.
+
+    Attributes:
+        reconstruction: (2B, C, *patch) or None.
+        cls: (2B, K) logits of the views, or None.
+        encoder_tokens: (2B, T_E, K) logits or None.
+        aligned: (2B, T_E, K) ``S~``, encoder tokens after CASA, or None.
+    """
+
+    reconstruction: Tensor | None
+    cls: Tensor | None
+    encoder_tokens: Tensor | None
+    aligned: Tensor | None
+
+
+class AliceStep(NamedTuple):
+    """Result of one step.
+
+    Attributes:
+        loss: scalar to minimise.
+        parts: named scalars, detached: each loss and each sign of life.
+        reconstruction: (2B, C, *patch) detached, or None.
+        descriptors: (2B, 8 C_E) teacher's descriptors of the views, or None without a teacher.
+        token_codes: (2B, T_E) prototype that each aligned target token prefers, or None without alignment.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    reconstruction: Tensor | None
+    descriptors: Tensor | None
+    token_codes: Tensor | None
+
+
+class AliceStudent(nn.Module):
+    """Network, head and CASA: all that gets gradients, in one forward pass (one module to wrap for DDP).
+
+    Args:
+        network: nnU-Net network whose output has as many channels as its input.
+        settings: what to learn from.
+    """
+
+    def __init__(self, network: nn.Module, settings: AliceSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = TappedUNet(network)
+        freeze_unused_output_layers(network)
+        self.head = self.casa = None
+        if settings.distils:
+            channels = network.encoder.output_channels
+            self.head = AliceHead(channels[-1], channels[-2], settings)
+        if settings.alignment and settings.casa:
+            self.casa = CASA(settings.prototypes, settings.attention_heads)
+
+    def forward(self, masked: Tensor, clean: Tensor) -> StudentOutputs:
+        """See the masked views (2B, C, *patch); the clean ones only where ``settings.unmasked_view`` says so."""
+        settings = self.settings
+        maps = self.backbone(masked, None if settings.reconstruction else 1)
+        if self.head is None:
+            return StudentOutputs(maps.output, None, None, None)
+        heads = self.head(maps.bottleneck, maps.decoder[0], tokens=settings.alignment)
+        cls = heads.cls
+        if settings.contrast and settings.unmasked_view:
+            cls = self.head(self.backbone(clean, 0).bottleneck, tokens=False).cls
+        aligned = heads.encoder_tokens
+        if self.casa is not None:
+            aligned = self.casa(heads.encoder_tokens, heads.decoder_tokens)
+        return StudentOutputs(maps.output, cls, heads.encoder_tokens, aligned)
+
+
+class AliceTeacher(nn.Module):
+    """Moving average of the student's network and head; sees unmasked views, never gets a gradient."""
+
+    def __init__(self, student: AliceStudent) -> None:
+        super().__init__()
+        self.backbone = frozen_copy(student.backbone)
+        self.head = frozen_copy(student.head)
+        self.tokens = student.settings.alignment
+
+    @torch.no_grad()
+    def forward(self, views: Tensor) -> tuple[HeadOutputs, Tensor]:
+        """Head outputs and bottleneck of unmasked views; only the first decoder stage runs, nothing needs more."""
+        maps = self.backbone(views, 1 if self.tokens else 0)
+        decoder = maps.decoder[0] if self.tokens else None
+        return self.head(maps.bottleneck, decoder, tokens=self.tokens), maps.bottleneck
+
+    @torch.no_grad()
+    def follow(self, student: AliceStudent, momentum: float) -> None:
+        """theta_t <- m theta_t + (1 - m) theta_s, for network and head."""
+        update_ema(self.backbone, student.backbone, momentum)
+        update_ema(self.head, student.head, momentum)
+
+
+class Alice(nn.Module):
+    """Student, teacher, centres and the loss that joins them.
+
+    Args:
+        network: nnU-Net network whose output has as many channels as its input; trained in place.
+        settings: what to learn from.
+    """
+
+    def __init__(self, network: nn.Module, settings: AliceSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.student = AliceStudent(network, settings)
+        self.teacher = AliceTeacher(self.student) if settings.distils else None
+        self.centre_cls = Centre(settings.prototypes, settings.centre_momentum)
+        self.centre_alignment = Centre(settings.prototypes, settings.centre_momentum)
+
+    def restart_teacher(self) -> None:
+        """Make the teacher equal to the student (after weights were loaded into the network)."""
+        if self.teacher is not None:
+            self.teacher.follow(self.student, 0.0)
+
+    def compute(
+        self,
+        views: Tensor,
+        mask: Tensor,
+        teacher_temperature: float,
+        student: Callable[[Tensor, Tensor], StudentOutputs] | None = None,
+        update_centres: bool = True,
+    ) -> AliceStep:
+        """Losses and signs of life of one batch.
+
+        Args:
+            views: (2B, C, *patch), first B query views, then their B anchor views.
+            mask: (2B, *patch) bool, True where the student is blind.
+            teacher_temperature: tau_t.
+            student: the student as wrapped for DDP; None for the plain one.
+            update_centres: move the centres by this batch (not in validation).
+        """
+        settings = self.settings
+        outputs = (student or self.student)(views.masked_fill(mask.unsqueeze(1), 0), views)
+        zero = views.new_zeros((), dtype=torch.float32)
+        cls = alignment = reconstruction = zero
+        parts: dict[str, Tensor] = {}
+        descriptors = token_codes = None
+        if self.teacher is not None:
+            target, bottleneck = self.teacher(views)
+            descriptors = view_descriptors(bottleneck)
+            temperatures = (teacher_temperature, settings.student_temperature)
+            if settings.contrast:
+                centre = self.centre_cls.value.clone()
+                cls = cross_view_loss(target.cls, outputs.cls, centre, *temperatures)
+                parts |= _signs_of_life("cls", target.cls, centre, teacher_temperature)
+                parts["spread"] = embedding_spread(target.embedding)
+            if settings.alignment:
+                aligned = self._aligned_target(outputs.encoder_tokens, target)
+                token_codes = aligned.argmax(-1)
+                centre = self.centre_alignment.value.clone()
+                alignment = alignment_loss(aligned, outputs.aligned, centre, *temperatures)
+                parts |= _signs_of_life("align", aligned.flatten(0, 1), centre, teacher_temperature)
+            if update_centres:
+                if settings.contrast:
+                    self.centre_cls.update(target.cls)
+                if settings.alignment:
+                    self.centre_alignment.update(aligned)
+            parts["centre_norm"] = self.centre_cls.value.norm()
+        if settings.reconstruction:
+            reconstruction = reconstruction_loss(outputs.reconstruction, views)
+        losses = AliceLosses(cls, alignment, reconstruction)
+        loss = losses.total((settings.cls_weight, settings.alignment_weight, settings.reconstruction_weight))
+        named = {f"loss_{name}": value.detach() for name, value in losses._asdict().items()}
+        rebuilt = None if outputs.reconstruction is None else outputs.reconstruction.detach()
+        return AliceStep(loss, {"loss": loss.detach(), **named, **parts}, rebuilt, descriptors, token_codes)
+
+    @torch.no_grad()
+    def _aligned_target(self, student_tokens: Tensor, target: HeadOutputs) -> Tensor:
+        """``T~``: the teacher's tokens gathered by the student's encoder tokens; no gradient passes."""
+        if self.student.casa is None:
+            return target.encoder_tokens
+        return self.student.casa(student_tokens.detach(), target.decoder_tokens)
+
+    @torch.no_grad()
+    def describe(self, views: Tensor) -> Tensor:
+        """Descriptors (B, 8 C_E) of unmasked views, by the teacher, or by the network where there is no teacher."""
+        backbone = self.student.backbone if self.teacher is None else self.teacher.backbone
+        return view_descriptors(backbone(views, 0).bottleneck)
+
+
+def _signs_of_life(name: str, logits: Tensor, centre: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Entropies (nats) of the teacher's targets: low conditional and high marginal entropy is alive."""
+    return {
+        f"conditional_entropy_{name}": conditional_entropy(logits, centre, temperature),
+        f"marginal_entropy_{name}": marginal_entropy(logits, centre, temperature),
+    }

@@ -1,0 +1,74 @@
+"""All numbers of Alice in one place, with the paper's values and why ours differ."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class AliceSettings:
+    """What Alice learns from and how (notation of the paper, sec. 3).
+
+    The defaults are the form that lives on InstanceNorm U-Nets; :meth:`paper` gives the literal one, which collapses
+    there (``docs/alice.md`` has both measured).
+
+    Attributes:
+        contrast: learn from the two views of a pair (``L_cls``).
+        alignment: learn from tokens (``L_align``).
+        casa: align tokens by cross-attention before they are compared; without it encoder tokens are compared as
+            they are, as in iBOT.
+        reconstruction: learn to reconstruct masked voxels (``L_rec``).
+        grid_pooling: average the bottleneck in 2 x 2 x 2 parts and concatenate, where the paper takes one global
+            average. After InstanceNorm a global average is the channel's bias, the same for every volume.
+        batch_norm: normalise the head's inputs over the batch, pooled features per channel, tokens per token index
+            and channel. Without it all views drift to one embedding, and tokens are told apart by their index.
+        unmasked_view: compute ``L_cls`` from an extra encoder pass of the student over the unmasked views.
+        hidden_dim: width of the head's hidden layers; None takes 8 times the bottleneck's channels, at most 2048.
+        bottleneck_dim: width of the head's output before the prototypes.
+        prototypes: K, number of prototypes and width of the tokens that CASA sees.
+        attention_heads: heads of CASA.
+        max_tokens: encoder tokens per axis at most, decoder tokens at most twice that; larger maps are averaged.
+            The paper's crops of 64 give 2 and 4; nnU-Net's patches can give more than tokens are worth.
+        student_temperature: tau_s.
+        teacher_temperature: tau_t at the start and at the end of its warm-up.
+        teacher_warmup_epochs: epochs over which tau_t moves.
+        centre_momentum: of the centres' moving average.
+        cls_weight: weight of ``L_cls``.
+        alignment_weight: weight of ``L_align``.
+        reconstruction_weight: weight of ``L_rec``.
+        mask_ratio: share of blocks hidden from the student.
+    """
+
+    contrast: bool = True
+    alignment: bool = True
+    casa: bool = True
+    reconstruction: bool = True
+    grid_pooling: bool = True
+    batch_norm: bool = True
+    unmasked_view: bool = False
+    hidden_dim: int | None = None
+    bottleneck_dim: int = 256
+    prototypes: int = 512
+    attention_heads: int = 8
+    max_tokens: int = 4
+    student_temperature: float = 0.1
+    teacher_temperature: tuple[float, float] = (0.04, 0.04)
+    teacher_warmup_epochs: int = 30
+    centre_momentum: float = 0.9
+    cls_weight: float = 1.0
+    alignment_weight: float = 1.0
+    reconstruction_weight: float = 10.0
+    mask_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not (self.contrast or self.alignment or self.reconstruction):
+            raise ValueError("Alice needs at least one of contrast, alignment and reconstruction to learn from.")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}.")
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is needed."""
+        return self.contrast or self.alignment
+
+    def paper(self) -> "AliceSettings":
+        """These settings with the paper's literal pooling, normalisation and temperatures."""
+        return replace(self, grid_pooling=False, batch_norm=False, teacher_temperature=(0.008, 0.01))

@@ -1,0 +1,140 @@
+"""Pairs of points that show the same anatomy in two cases: where the two views of a pair are cropped."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnunet_alice.anatomy.matching import Matcher
+from nnunet_alice.errors import InputError
+from nnunet_alice.views.cropping import share_inside
+
+#: points matched at once; the first acceptable one is taken, so that most draws need one small batch
+_DRAWS_AT_ONCE = 10
+
+
+@dataclass(frozen=True)
+class PointPair:
+    """Query point in case A and its counterpart, the anchor point, in case B.
+
+    Attributes:
+        case_a: case of the query view.
+        case_b: case of the anchor view.
+        point_a: (3,) voxels of A's preprocessed array, (z, y, x).
+        point_b: (3,) voxels of B's preprocessed array, (z, y, x).
+        score: score of the match.
+        draws: how many points were drawn until this one.
+        accepted: False where no draw was acceptable and both views had to come from case A.
+    """
+
+    case_a: str
+    case_b: str
+    point_a: np.ndarray
+    point_b: np.ndarray
+    score: float
+    draws: int
+    accepted: bool
+
+
+class MatchedPairs:
+    """Draws matched points of two different cases (Alice, sec. 3.1).
+
+    A point is drawn in the body of A and matched into B; it is kept when the match scores at least the matcher's
+    threshold and both crops show enough of their volumes. After ``max_draws`` points another B is drawn. When
+    ``max_partners`` cases B gave nothing, both views come from A, at the same point, and the pair says so.
+
+    Args:
+        matcher: finds counterparts and body points.
+        cases: cases to draw from; those that the matcher does not know are left out.
+        patch_size: (3,) crop size in voxels.
+        shape_of: case -> (3,) shape of its preprocessed array.
+        min_inside: share of a crop that has to lie inside its volume. The paper crops from whole-body CT and needs
+            no such rule; in tightly cropped volumes padding would otherwise tell where a view comes from.
+        max_draws: points drawn for one pair of cases (the paper's 100).
+        max_partners: cases B tried for one case A.
+
+    Raises:
+        InputError: fewer than two cases are left.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        cases: Sequence[str],
+        patch_size: Sequence[int],
+        shape_of: Callable[[str], Sequence[int]],
+        *,
+        min_inside: float = 0.5,
+        max_draws: int = 100,
+        max_partners: int = 10,
+    ) -> None:
+        known = set(matcher.cases)
+        self.cases = sorted(case for case in cases if case in known)
+        if len(self.cases) < 2:
+            raise InputError(
+                f"Matched views need at least two cases, but only {len(self.cases)} of {len(cases)} can be matched "
+                f"by the {matcher.name}; add cases, or look into the report of nnunet_alice anatomy."
+            )
+        self.matcher = matcher
+        self.patch_size = tuple(patch_size)
+        self.shape_of = shape_of
+        self.min_inside = min_inside
+        self.max_draws = max_draws
+        self.max_partners = max_partners
+
+    def draw(self, rng: np.random.Generator) -> PointPair:
+        """Draw one pair; the same state of ``rng`` gives the same pair."""
+        index_a = int(rng.integers(len(self.cases)))
+        case_a = self.cases[index_a]
+        draws = 0
+        for _ in range(self.max_partners):
+            index_b = int(rng.integers(len(self.cases) - 1))
+            case_b = self.cases[index_b + (index_b >= index_a)]
+            for _ in range(0, self.max_draws, _DRAWS_AT_ONCE):
+                points = self.matcher.body_points(case_a, _DRAWS_AT_ONCE, rng)
+                matches = self.matcher.match(case_a, case_b, points)
+                good = (matches.scores >= self.matcher.threshold) & self._shows_enough(case_a, points)
+                good[good] = self._shows_enough(case_b, matches.points_vox[good])
+                if good.any():
+                    first = int(np.argmax(good))
+                    return PointPair(
+                        case_a,
+                        case_b,
+                        points[first],
+                        matches.points_vox[first],
+                        float(matches.scores[first]),
+                        draws + first + 1,
+                        True,
+                    )
+                draws += _DRAWS_AT_ONCE
+        point = self.matcher.body_points(case_a, 1, rng)[0]
+        return PointPair(case_a, case_a, point, point, 1.0, draws, False)
+
+    def _shows_enough(self, case: str, points: np.ndarray) -> np.ndarray:
+        return share_inside(points, self.shape_of(case), self.patch_size) >= self.min_inside
+
+
+class SameVolumePairs:
+    """Ablation: both views come from one volume, two overlapping crops, as in contrastive learning before Alice.
+
+    Args:
+        matcher: gives body points.
+        cases: cases to draw from.
+        patch_size: (3,) crop size in voxels.
+        shift: largest shift between the two crops on every axis, as a share of the patch.
+    """
+
+    def __init__(self, matcher: Matcher, cases: Sequence[str], patch_size: Sequence[int], shift: float = 0.25) -> None:
+        known = set(matcher.cases)
+        self.cases = sorted(case for case in cases if case in known)
+        if not self.cases:
+            raise InputError("No case to draw views from; look into the report of nnunet_alice anatomy.")
+        self.matcher = matcher
+        self.reach = np.asarray(patch_size) * shift
+
+    def draw(self, rng: np.random.Generator) -> PointPair:
+        """Draw one pair; the same state of ``rng`` gives the same pair."""
+        case = self.cases[int(rng.integers(len(self.cases)))]
+        point = self.matcher.body_points(case, 1, rng)[0]
+        shifted = point + rng.uniform(-self.reach, self.reach)
+        return PointPair(case, case, point, shifted, 1.0, 1, True)

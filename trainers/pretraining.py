@@ -1,0 +1,467 @@
+"""What every pretraining trainer shares: folders, loaders, epochs, records, checkpoints, resume.
+
+A method's trainer subclasses :class:`PretrainingTrainer` and fills in the hooks marked "hook"; the epoch loop stays
+nnU-Net's own ``run_training``.
+"""
+
+import os
+from collections.abc import Mapping
+from time import time
+from typing import Protocol
+
+import torch
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.anatomy.matching import Matcher
+from nnunet_alice.anatomy.providers import open_matcher
+from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
+from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.errors import InputError, NonFiniteLossError, NotPreparedError
+from nnunet_alice.methods.distributed import mean_over_ranks
+from nnunet_alice.methods.schedules import cosine, warmup_cosine
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.pictures.progress import draw_progress
+from nnunet_alice.training.history import MetricsHistory, mean_metrics
+from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
+from nnunet_alice.views.loader import NumberedBatches, start_loader
+
+
+class StepResult(Protocol):
+    """What a method gives for one batch: a scalar loss, and named scalars for the log that begin with ``loss``."""
+
+    loss: torch.Tensor
+    parts: Mapping[str, torch.Tensor]
+
+
+class PretrainingTrainer(nnUNetTrainer):
+    """Base of the trainers that learn from unlabelled volumes. Labels are never read.
+
+    Class attributes are the settings; a variant is a subclass that changes some. ``<Trainer>_<N>epochs`` needs no
+    class (:func:`nnunet_alice.training.variants.epochs_variant`).
+
+    Attributes:
+        method: name of the method in logs and checkpoints.
+        epochs: number of epochs.
+        iterations: training iterations an epoch.
+        seed: of weights, views and dropout. The same command gives the same run on the CPU.
+        learning_rate: peak learning rate of AdamW.
+        final_learning_rate: learning rate at the end of the cosine.
+        warmup_share: share of the run over which the learning rate rises (the paper's 50 of 1000 epochs).
+        weight_decay_range: weight decay at start and end, by a cosine; none on biases and norms.
+        max_gradient_norm: every parameter's gradient is clipped to this norm.
+        save_every: epochs between two writings of ``checkpoint_latest.pth``.
+        pictures_every: epochs between two sets of pictures of what the network sees.
+    """
+
+    method = "pretraining"
+    epochs = 1000
+    iterations = 250
+    seed = 12345
+    learning_rate = 1e-3
+    final_learning_rate = 1e-6
+    warmup_share = 0.05
+    weight_decay_range = (0.04, 0.4)
+    max_gradient_norm = 3.0
+    save_every = 10
+    pictures_every = 5
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's exact signature
+    ) -> None:
+        save_every = self.save_every
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if len(self.configuration_manager.patch_size) != 3:
+            raise InputError(
+                f"{type(self).__name__} needs a 3D configuration, not '{configuration}'; use for example 3d_fullres."
+            )
+        self.save_every = save_every
+        self.num_epochs = self.epochs
+        self.num_iterations_per_epoch = self.iterations
+        self.initial_lr = self.learning_rate
+        self.enable_deep_supervision = False
+        self.dataset = PreprocessedDataset.find(
+            self.plans_manager.dataset_name, self.plans_manager.plans_name, configuration
+        )
+        self.history = MetricsHistory()
+        self.model: nn.Module | None = None
+        self.matcher: Matcher | None = None
+        self.step = 0
+        self._resumed = False
+        self._train_metrics: dict[str, float] = {}
+        self._validation_metrics: dict[str, float] = {}
+
+    # ------------------------------------------------------------------------------------------------ hooks
+
+    def build_model(self, network: nn.Module) -> nn.Module:
+        """Hook: the method's module around the network of the plans; its submodule ``student`` gets the gradients."""
+        raise NotImplementedError
+
+    def make_batches(self, cases: list[str], training: bool):
+        """Hook: ``make_batch`` for :class:`NumberedBatches` over these cases."""
+        raise NotImplementedError
+
+    def compute(self, batch: dict, training: bool) -> StepResult:
+        """Hook: loss and named parts of one batch that is on the trainer's device."""
+        raise NotImplementedError
+
+    def after_backward(self) -> None:
+        """Hook: before the optimiser's step, e.g. to drop gradients."""
+
+    def after_step(self) -> None:
+        """Hook: after the optimiser's step, e.g. to move the teacher."""
+
+    def before_training(self) -> None:
+        """Hook: once before the first epoch of a run that is not continued."""
+
+    def validation_outputs(self, batch: dict, result: StepResult) -> dict:
+        """Hook: what :meth:`validation_metrics` needs of one validation batch."""
+        return {}
+
+    def validation_metrics(self, outputs: list[dict]) -> dict[str, float]:
+        """Hook: metrics of a whole validation epoch."""
+        return {}
+
+    def epoch_warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """Hook: what looks wrong in an epoch's metrics, one sentence each."""
+        return []
+
+    def draw_pictures(self) -> None:
+        """Hook: pictures of what the network sees; called on rank 0 every ``pictures_every`` epochs."""
+
+    def hyper_parameters(self) -> dict:
+        """Hook: settings for the checkpoint, plain types."""
+        names = ("epochs", "iterations", "seed", "learning_rate", "final_learning_rate", "warmup_share")
+        names += ("weight_decay_range", "max_gradient_norm")
+        return {name: getattr(self, name) for name in names} | {"batch_size": self.batch_size}
+
+    def trained_parts(self) -> dict[str, bool]:
+        """Hook: which parts of the network were trained: ``encoder``, ``decoder``."""
+        raise NotImplementedError
+
+    # --------------------------------------------------------------------------------------------- building
+
+    def initialize(self) -> None:
+        """Build network, model and optimiser; as nnU-Net's, but for a network that reconstructs its input."""
+        if self.was_initialized:
+            raise RuntimeError("initialize() was called on a trainer that is initialised already.")
+        self._set_batch_size_and_oversample()
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        torch.manual_seed(self.seed)
+        self.network = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.num_input_channels,
+            self.enable_deep_supervision,
+        )
+        self.model = self.build_model(self.network).to(self.device)
+        self.wrapped_student = self.model.student
+        if self.is_ddp:
+            self.wrapped_student = DDP(self.model.student, device_ids=[self.local_rank])
+        if self._do_i_compile():
+            self.print_to_log_file("Using torch.compile...")
+            self.compile_model()
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self.was_initialized = True
+        self.logger.update_config({"hparas": self.hyper_parameters()})
+
+    def compile_model(self) -> None:
+        """Hook: compile in place (``Module.compile``), so that the weights keep their names."""
+        self.model.student.backbone.compile()
+
+    def configure_optimizers(self):
+        """AdamW on all that gets gradients; rates are set before every step."""
+        optimizer = torch.optim.AdamW(decay_groups(self.model.student), lr=self.learning_rate)
+        return optimizer, None
+
+    def get_dataloaders(self):
+        """Loaders of views for training and validation; prepares matching first where that was not done."""
+        train_cases, validation_cases = self.do_split()
+        self.matcher = self._on_one_rank_first(self.open_matcher)
+        self.print_to_log_file(f"Views are matched by the {self.matcher.name} ({len(self.matcher.cases)} cases).")
+        if len(set(validation_cases) & set(self.matcher.cases)) < 2:
+            self.print_to_log_file("Fewer than two validation cases can be matched: validating on training cases.")
+            validation_cases = train_cases
+        processes = get_allowed_n_proc_DA()
+        pin_memory = self.device.type == "cuda"
+        train = NumberedBatches(
+            self.make_batches(train_cases, training=True),
+            seed=self.seed,
+            rank=self.local_rank,
+            start=self.current_epoch * self.num_iterations_per_epoch,
+        )
+        validation = NumberedBatches(
+            self.make_batches(validation_cases, training=False),
+            seed=self.seed + 1,
+            rank=self.local_rank,
+            period=self.num_val_iterations_per_epoch,
+        )
+        # One validation worker at most: more would each start in the middle of the fixed validation batches.
+        return (
+            start_loader(train, processes, pin_memory),
+            start_loader(validation, min(processes, 1), pin_memory),
+        )
+
+    def open_matcher(self) -> Matcher:
+        """The best matcher that was prepared; prepares the atlas where none was."""
+        try:
+            return open_matcher(self.dataset)
+        except NotPreparedError:
+            self.print_to_log_file(
+                "No anatomy was prepared for this dataset: registering every case to an atlas now. "
+                "Next time run nnunet_alice anatomy before, to look at the registrations first."
+            )
+            prepare_atlas(self.dataset, default_num_processes)
+            return open_matcher(self.dataset)
+
+    def _on_one_rank_first(self, work):
+        """Let rank 0 do work that writes files, then the others, who find it done."""
+        if not self.is_ddp:
+            return work()
+        result = work() if self.local_rank == 0 else None
+        dist.barrier()
+        return work() if result is None else result
+
+    # --------------------------------------------------------------------------------------------- training
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.num_epochs * self.num_iterations_per_epoch
+
+    def on_train_start(self) -> None:
+        """As nnU-Net's; then the hook for new runs."""
+        super().on_train_start()
+        if not self._resumed:
+            self.before_training()
+
+    def on_train_epoch_start(self) -> None:
+        """Announce the epoch and seed dropout by its number, so that a continued run draws the same."""
+        self.model.train()
+        torch.manual_seed(self.seed + 1000 * (self.current_epoch + 1) + self.local_rank)
+        self.print_to_log_file("")
+        self.print_to_log_file(f"Epoch {self.current_epoch}")
+        self.print_to_log_file(f"Current learning rate: {self.scheduled_learning_rate():.3e}")
+
+    def scheduled_learning_rate(self) -> float:
+        """Learning rate of the current step: linear warm-up, then cosine."""
+        warmup = max(1, round(self.warmup_share * self.total_steps))
+        return warmup_cosine(self.step, self.total_steps, warmup, self.learning_rate, end=self.final_learning_rate)
+
+    def autocast(self):
+        """Mixed precision on CUDA, as nnU-Net decides."""
+        return torch.autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context()
+
+    def to_device(self, batch: dict) -> dict:
+        """The batch with its tensors on the trainer's device."""
+        return {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+
+    def train_step(self, batch: dict) -> dict:
+        """One optimiser step.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite; the message names the cases of the batch.
+        """
+        batch = self.to_device(batch)
+        set_learning_rate(self.optimizer, self.scheduled_learning_rate())
+        set_weight_decay(self.optimizer, cosine(self.step, self.total_steps, *self.weight_decay_range))
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            result = self.compute(batch, training=True)
+        loss = result.loss
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(self._non_finite_message(batch))
+        scaler = self.grad_scaler
+        if scaler is None:
+            loss.backward()
+        else:
+            scaler.scale(loss).backward()
+            scaler.unscale_(self.optimizer)
+        self.after_backward()
+        clip_each_gradient(self.model.student.parameters(), self.max_gradient_norm)
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        self.after_step()
+        self.step += 1
+        return {"parts": result.parts, "views": len(batch["data"]), "pairs": batch.get("pairs", ())}
+
+    def _non_finite_message(self, batch: dict) -> str:
+        cases = sorted({case for pair in batch.get("pairs", ()) for case in (pair.case_a, pair.case_b)})
+        return (
+            f"The loss is not finite in epoch {self.current_epoch}, on the cases {', '.join(cases)}: look at their "
+            f"intensities or lower the learning rate, then continue with --c from the last checkpoint in "
+            f"{self.output_folder}."
+        )
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Mean of the epoch's metrics over steps and ranks."""
+        self._train_metrics = self._over_ranks(mean_metrics(output["parts"] for output in train_outputs))
+        pairs = [pair for output in train_outputs for pair in output["pairs"]]
+        if pairs:
+            self._train_metrics |= self._over_ranks(
+                {
+                    "match_score": sum(pair.score for pair in pairs) / len(pairs),
+                    "accepted_at_first_draw": sum(pair.draws == 1 for pair in pairs) / len(pairs),
+                    "unmatched_pairs": sum(not pair.accepted for pair in pairs) / len(pairs),
+                }
+            )
+        self._views = sum(output["views"] for output in train_outputs) * (dist.get_world_size() if self.is_ddp else 1)
+        self._train_end = time()
+
+    def on_validation_epoch_start(self) -> None:
+        """Evaluation mode: dropout off."""
+        self.model.eval()
+
+    def validation_step(self, batch: dict) -> dict:
+        """Metrics and outputs of one validation batch."""
+        batch = self.to_device(batch)
+        with self.autocast():
+            result = self.compute(batch, training=False)
+            return {"parts": result.parts, **self.validation_outputs(batch, result)}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Mean of the losses, and the method's own metrics of the whole epoch."""
+        metrics = {f"val_{name}": value for name, value in mean_metrics(o["parts"] for o in val_outputs).items()}
+        losses = {name: value for name, value in metrics.items() if name.startswith("val_loss")}
+        self._validation_metrics = self._over_ranks(losses | self.validation_metrics(val_outputs))
+
+    def _over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Mean over ranks of metrics that every rank has."""
+        if not self.is_ddp or not metrics:
+            return metrics
+        values = mean_over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device))
+        return dict(zip(metrics, values.tolist(), strict=True))
+
+    def on_epoch_end(self) -> None:
+        """Log, warn, draw and save."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        started = self.logger.get_value("epoch_start_timestamps", step=-1)
+        row = {"epoch": self.current_epoch, **self._train_metrics, **self._validation_metrics}
+        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        row["seconds"] = time() - started
+        row["views_per_second"] = self._views / max(self._train_end - started, 1e-9)
+        self.history.append(row)
+        self.logger.log("train_losses", row["loss"], self.current_epoch)
+        self.logger.log("val_losses", row["val_loss"], self.current_epoch)
+        self.logger.log("lrs", row["lr"], self.current_epoch)
+        for logger in self.logger.loggers:  # external ones such as W&B; nnU-Net's own knows only Dice
+            for name, value in row.items():
+                logger.log(name, value, self.current_epoch)
+        for name, value in row.items():
+            if name != "epoch":
+                self.print_to_log_file(f"{name} {value:.6g}")
+        for warning in self.epoch_warnings(row):
+            self.print_to_log_file(f"WARNING: {warning}.")
+        if self.local_rank == 0:
+            self.history.write_csv(os.path.join(self.output_folder, "metrics.csv"))
+            draw_progress(self.history, os.path.join(self.output_folder, "progress.png"))
+            if self.current_epoch % self.pictures_every == 0 or self.current_epoch == self.num_epochs - 1:
+                self.draw_pictures()
+        last = self.current_epoch == self.num_epochs - 1
+        if (self.current_epoch + 1) % self.save_every == 0 and not last:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        self.current_epoch += 1
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write the checkpoint, whole or not at all: what stock nnU-Net loads, and what ``--c`` needs."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        save_checkpoint(
+            {
+                "network_weights": self.network.state_dict(),
+                "model_state": self.model_state(),
+                "optimizer_state": self.optimizer.state_dict(),
+                "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+                "logging": self.logger.get_checkpoint(),
+                "history": self.history.rows,
+                "_best_ema": None,
+                "current_epoch": self.current_epoch + 1,
+                "init_args": self.my_init_kwargs,
+                "trainer_name": type(self).__name__,
+                "inference_allowed_mirroring_axes": None,
+                **describe_run(
+                    method=self.method,
+                    trainer_name=type(self).__name__,
+                    plans=self.plans_manager.plans,
+                    configuration=self.configuration_name,
+                    dataset_json=self.dataset_json,
+                    num_input_channels=self.num_input_channels,
+                    hyper_parameters=self.hyper_parameters(),
+                    epochs_done=self.current_epoch + 1,
+                    trained=self.trained_parts(),
+                    matching=self.matcher.name if self.matcher is not None else None,
+                    fold=self.fold,
+                ),
+            },
+            filename,
+        )
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """Everything of the model that is not the network itself (which is saved under its own name)."""
+        own = {id(parameter) for parameter in self.network.state_dict(keep_vars=True).values()}
+        state = self.model.state_dict(keep_vars=True)
+        return {name: value.detach() for name, value in state.items() if id(value) not in own}
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Continue a run (``--c``).
+
+        Raises:
+            CheckpointError: the file is damaged, or was made by another method, network or length of run.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = read_for_resume(
+            filename_or_checkpoint, self.method, self.hyper_parameters(), self.network.state_dict()
+        )
+        self.network.load_state_dict(checkpoint["network_weights"])
+        self.model.load_state_dict({**self.model.state_dict(), **checkpoint["model_state"]})
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self.history = MetricsHistory(checkpoint["history"])
+        self.current_epoch = checkpoint["current_epoch"]
+        self.step = self.current_epoch * self.num_iterations_per_epoch
+        self._resumed = True
+
+    # ------------------------------------------------------------------- parts of nnU-Net that do not apply
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Nothing to switch: pretraining uses one output."""
+
+    def plot_network_architecture(self) -> None:
+        """Nothing to plot: nnU-Net's plot needs a package that no longer works."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Say what to do next; there is no segmentation to validate after pretraining."""
+        checkpoint = os.path.join(self.output_folder, "checkpoint_final.pth")
+        self.print_to_log_file(
+            f"Pretraining has no segmentation to validate. What the checkpoint holds and how to fine-tune from it: "
+            f"nnunet_alice inspect {checkpoint}"
+        )
