@@ -165,13 +165,13 @@ def test_fine_negatives_are_drawn_among_the_hardest_beyond_the_ignored_radius():
                 for m in (fine, coarse)
             ]
             similarity, allowed = [], []
-            for c in (crop, other):
+            for c in range(4):
                 at_fine = sample_map(coarse.values[c : c + 1], coarse.affine[c : c + 1], positions[c : c + 1])[0]
                 for voxel, position in enumerate(positions[c]):
                     s = ask[0] @ fine.values[c].flatten(1)[:, voxel] + ask[1] @ at_fine[voxel]
                     far = math.dist(point.tolist(), position.tolist()) > SETTINGS.fine_ignore_mm
                     similarity.append(s)
-                    allowed.append(far and bool(fine.valid[c, voxel]))
+                    allowed.append(c in (crop, other) and far and bool(fine.valid[c, voxel]))
                     ignored += not far
             candidates = hard_set(torch.stack(similarity), allowed, SETTINGS.fine_hardest)
             drawn = chosen[crop, q][present[crop, q]].tolist()
@@ -193,13 +193,13 @@ def test_coarse_negatives_leave_out_whatever_could_be_a_positive():
             point = queries.points_mm[crop, q]
             ask = sample_map(coarse.values[crop : crop + 1], coarse.affine[crop : crop + 1], point[None, None])[0, 0]
             similarity, allowed = [], []
-            for c in (crop, other):
+            for c in range(4):
                 for voxel, position in enumerate(positions[c]):
                     near = math.dist(point.tolist(), position.tolist()) < SETTINGS.coarse_ignore_mm
                     level = abs(point[0] - position[0]) < SETTINGS.coarse_ignore_z_mm
                     above_in_z += bool(near and not level)
                     similarity.append(ask @ coarse.values[c].flatten(1)[:, voxel])
-                    allowed.append(not (near and level) and bool(coarse.valid[c, voxel]))
+                    allowed.append(c in (crop, other) and not (near and level) and bool(coarse.valid[c, voxel]))
             candidates = hard_set(torch.stack(similarity), allowed, SETTINGS.coarse_hardest)
             drawn = chosen[crop, q][present[crop, q]].tolist()
             assert set(drawn) <= candidates and len(set(drawn)) == len(drawn)
@@ -226,13 +226,13 @@ def test_fine_loss_equals_the_loop_over_its_own_negatives():
     queries = draw_queries(fine, SETTINGS, generator())
     parts = fine_loss(fine, coarse, queries, SETTINGS, generator(2))
     chosen, _ = fine_negatives(fine, coarse, queries, SETTINGS, generator(2))
+    everything = fine.values.flatten(2).transpose(1, 2).reshape(-1, 5)
     losses, hits = [], []
     for crop, q in query_rows(queries):
         other = (crop + 2) % 4
         point = queries.points_mm[crop, q][None, None]
         ask, key = (sample_map(fine.values[c : c + 1], fine.affine[c : c + 1], point)[0, 0] for c in (crop, other))
-        both = torch.cat([fine.values[crop].flatten(1), fine.values[other].flatten(1)], dim=1)
-        negatives = [ask @ both[:, i] for i in chosen[crop, q]]
+        negatives = [ask @ everything[i] for i in chosen[crop, q]]
         logits = torch.stack([ask @ key, *negatives]) / SETTINGS.temperature
         losses.append(F.cross_entropy(logits[None], torch.tensor([0])))
         hits.append(bool(logits[0] > logits[1:].max()))
@@ -257,8 +257,7 @@ def test_coarse_loss_equals_the_loop_over_its_own_negatives():
         other = (crop + 2) % 4
         point = queries.points_mm[crop, q][None, None]
         ask, key = (sample_map(coarse.values[c : c + 1], coarse.affine[c : c + 1], point)[0, 0] for c in (crop, other))
-        both = torch.cat([coarse.values[crop].flatten(1), coarse.values[other].flatten(1)], dim=1)
-        negatives = [ask @ both[:, i] for i in chosen[crop, q][present[crop, q]]]
+        negatives = [ask @ everything[i] for i in chosen[crop, q][present[crop, q]]]
         negatives += [ask @ everything[i] for i in foreign[crop]]
         logits = torch.stack([ask @ key, *negatives]) / SETTINGS.temperature
         losses.append(F.cross_entropy(logits[None], torch.tensor([0])))

@@ -178,35 +178,35 @@ def fine_negatives(
     """Choose fine negatives: valid voxels of both crops beyond the ignored radius, at random among the hardest.
 
     The mean of fine and coarse cosine ranks them; coarse descriptors are interpolated at the fine voxels. Without
-    gradient, one crop at a time, so that memory holds the (Q, 2 N) similarities of one crop only.
+    gradient, one pair at a time, so that memory holds the (2 Q, 2 N) similarities of one pair only.
 
     Returns:
-        indices (V, Q, K) into the fine voxels of crop v followed by those of its partner, and which are present.
+        indices (V, Q, K) into the fine voxels of all crops, crop by crop, and which of them are present.
     """
+    shape, pairs = fine.values.shape[2:], len(fine.values) // 2
+    count = fine.valid.shape[1]
+    indices, present = [], []
     with torch.no_grad():
-        positions = map_positions_mm(fine.affine, fine.values.shape[2:])
+        positions = map_positions_mm(fine.affine, shape)
         query_fine = sample_map(fine.values, fine.affine, queries.points_mm)
         query_coarse = sample_map(coarse.values, coarse.affine, queries.points_mm)
-        half = len(positions) // 2
-        indices, present = [], []
-        for pair in range(half):
-            members = [pair, pair + half]
-            coarse_there = sample_map(coarse.values[members], coarse.affine[members], positions[members])
-            for crop, other in (members, members[::-1]):
-                order = [crop, other] == members
-                candidates = torch.cat([positions[crop], positions[other]])
-                allowed = torch.cat([fine.valid[crop], fine.valid[other]])
-                fine_both = torch.cat([fine.values[crop].flatten(1), fine.values[other].flatten(1)], dim=1)
-                coarse_both = torch.cat(list(coarse_there if order else coarse_there.flip(0)))
-                similarity = query_fine[crop] @ fine_both + query_coarse[crop] @ coarse_both.T
-                far = _distances(queries.points_mm[crop], candidates) > settings.fine_ignore_mm
-                chosen, there = _draw_hardest(
-                    similarity, far & allowed, settings.fine_hardest, settings.fine_negatives, generator
-                )
-                indices.append(chosen)
-                present.append(there)
-        # The loop went pair by pair; rows go back to the order of the crops.
-        return _unpair(indices), _unpair(present)
+        for pair in range(pairs):
+            crops = torch.tensor([pair, pair + pairs], device=positions.device)
+            # Both maps cover the same crop, so resizing is sampling at the fine voxels, only faster.
+            coarse_there = F.normalize(F.interpolate(coarse.values[crops], shape, mode="trilinear"), dim=1)
+            both = torch.cat([fine.values[crops], coarse_there], dim=1).flatten(2)
+            asked = torch.cat([query_fine[crops], query_coarse[crops]], dim=2).flatten(0, 1)
+            similarity = torch.cat([asked @ both[0], asked @ both[1]], dim=1)
+            far = _distances(queries.points_mm[crops].flatten(0, 1), positions[crops].flatten(0, 1))
+            allowed = (far > settings.fine_ignore_mm) & fine.valid[crops].flatten()
+            chosen, there = _draw_hardest(
+                similarity, allowed, settings.fine_hardest, settings.fine_negatives, generator
+            )
+            # From "first crop of the pair, then second" to "all crops".
+            chosen = crops[chosen // count] * count + chosen % count
+            indices.append(chosen.unflatten(0, (2, -1)))
+            present.append(there.unflatten(0, (2, -1)))
+    return torch.stack(indices, dim=1).flatten(0, 1), torch.stack(present, dim=1).flatten(0, 1)
 
 
 def fine_loss(
@@ -222,16 +222,12 @@ def fine_loss(
         generator: source of randomness.
     """
     chosen, present = fine_negatives(fine, coarse, queries, settings, generator)
-    query = sample_map(fine.values, fine.affine, queries.points_mm)
-    key = sample_map(partner(fine.values), partner(fine.affine), queries.points_mm)
-    voxels = fine.values.flatten(2)
-    # (V, 2 N, D): own voxels, then the partner's. Only the chosen ones are compared with gradient: the gradient of
-    # all (Q, 2 N) similarities would be the largest tensor of the training step.
-    table = torch.cat([voxels, partner(voxels)], dim=2).transpose(1, 2)
-    rows = torch.arange(len(table), device=table.device)[:, None, None] * table.shape[1]
-    negatives = F.embedding(chosen + rows, table.reshape(-1, table.shape[2]))
-    similarity = torch.einsum("vqd,vqkd->vqk", query, negatives)
-    return _parts((query * key).sum(dim=2), similarity, present, queries.present, settings.temperature)
+    # Only the chosen voxels are compared with gradient: the gradient of all (Q, 2 N) similarities would be the
+    # largest tensor of the training step.
+    negatives = F.embedding(chosen, _table(fine))
+    query, positive = _ask(fine, queries)
+    similarity = (negatives @ query[..., None])[..., 0]
+    return _parts(positive, similarity, present, queries.present, settings.temperature)
 
 
 def coarse_negatives(
@@ -240,20 +236,24 @@ def coarse_negatives(
     """Choose coarse negatives of the pair: valid voxels of both crops that could not be positives, of the hardest.
 
     Returns:
-        indices (V, Q, K) into the coarse voxels of crop v followed by those of its partner, and which are present.
+        indices (V, Q, K) into the coarse voxels of all crops, crop by crop, and which of them are present.
     """
     with torch.no_grad():
         query = sample_map(coarse.values, coarse.affine, queries.points_mm)
         positions = map_positions_mm(coarse.affine, coarse.values.shape[2:])
         both = torch.cat([positions, partner(positions)], dim=1)
-        allowed = torch.cat([coarse.valid, partner(coarse.valid)], dim=1)
         voxels = coarse.values.flatten(2)
         similarity = query @ torch.cat([voxels, partner(voxels)], dim=2)
         near = _distances(queries.points_mm, both) < settings.coarse_ignore_mm
         near &= (queries.points_mm[:, :, None, 0] - both[:, None, :, 0]).abs() < settings.coarse_ignore_z_mm
-        return _draw_hardest(
-            similarity, ~near & allowed[:, None], settings.coarse_hardest, settings.coarse_negatives, generator
+        allowed = ~near & torch.cat([coarse.valid, partner(coarse.valid)], dim=1)[:, None]
+        chosen, present = _draw_hardest(
+            similarity, allowed, settings.coarse_hardest, settings.coarse_negatives, generator
         )
+        # From "own crop, then partner" to "all crops".
+        crops, count = coarse.valid.shape
+        own = torch.arange(crops, device=chosen.device)[:, None, None]
+        return torch.where(chosen < count, own, partner(own)) * count + chosen % count, present
 
 
 def global_negatives(coarse: DescriptorMap, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -265,7 +265,8 @@ def global_negatives(coarse: DescriptorMap, count: int, generator: torch.Generat
         generator: source of randomness.
 
     Returns:
-        indices (V, K) into the voxels of all crops, crop by crop, and which are present (none with a single volume).
+        indices (V, K) into the coarse voxels of all crops, crop by crop, and which of them are present (none with a
+        single volume).
     """
     crops, voxels = coarse.valid.shape
     volume = torch.arange(crops, device=coarse.valid.device) % (crops // 2)
@@ -285,16 +286,27 @@ def coarse_loss(
         generator: source of randomness.
     """
     chosen, present = coarse_negatives(coarse, queries, settings, generator)
-    query = sample_map(coarse.values, coarse.affine, queries.points_mm)
-    key = sample_map(partner(coarse.values), partner(coarse.affine), queries.points_mm)
-    voxels = coarse.values.flatten(2)
-    own = (query @ torch.cat([voxels, partner(voxels)], dim=2)).gather(2, chosen)
-    if settings.global_negatives and len(voxels) > 2:
+    query, positive = _ask(coarse, queries)
+    table = _table(coarse)
+    # A coarse map is small: all similarities at once cost less than gathering descriptors.
+    similarity = (query @ table.T).gather(2, chosen)
+    if settings.global_negatives and len(coarse.values) > 2:
         foreign, there = global_negatives(coarse, settings.global_negatives, generator)
-        table = voxels.transpose(1, 2).reshape(-1, voxels.shape[1])
-        own = torch.cat([own, query @ F.embedding(foreign, table).transpose(1, 2)], dim=2)
+        similarity = torch.cat([similarity, query @ F.embedding(foreign, table).transpose(1, 2)], dim=2)
         present = torch.cat([present, there[:, None].expand(-1, present.shape[1], -1)], dim=2)
-    return _parts((query * key).sum(dim=2), own, present, queries.present, settings.temperature)
+    return _parts(positive, similarity, present, queries.present, settings.temperature)
+
+
+def _table(descriptors: DescriptorMap) -> Tensor:
+    """Descriptors of all voxels of all crops, (V * N, D)."""
+    return descriptors.values.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _ask(descriptors: DescriptorMap, queries: Queries) -> tuple[Tensor, Tensor]:
+    """Descriptors of the queries (V, Q, D) and their cosine with the partner's descriptors at the same place (V, Q)."""
+    query = sample_map(descriptors.values, descriptors.affine, queries.points_mm)
+    key = sample_map(partner(descriptors.values), partner(descriptors.affine), queries.points_mm)
+    return query, (query * key).sum(dim=2)
 
 
 def _parts(positive: Tensor, negatives: Tensor, present: Tensor, asked: Tensor, temperature: float) -> ContrastParts:
@@ -336,8 +348,3 @@ def _draw_hardest(
     top, candidates = similarity.topk(min(hardest, similarity.shape[-1]), dim=-1, sorted=False)
     drawn, present = _draw(top > -torch.inf, count, generator)
     return candidates.gather(-1, drawn), present
-
-
-def _unpair(rows: list[Tensor]) -> Tensor:
-    """Stack rows listed pair by pair (crop, partner, crop, ...) in the order of the crops: firsts, then seconds."""
-    return torch.stack(rows[0::2] + rows[1::2])
