@@ -4,13 +4,10 @@ Nothing here knows Hounsfield units, because nnU-Net's preprocessed cases are z-
 surrounds a body touches the border of the volume, is darker than the body and much more uniform than it.
 """
 
-import logging
 import math
 
 import numpy as np
 from scipy import ndimage
-
-logger = logging.getLogger(__name__)
 
 #: Cells of the grid that the mask is computed on: about this size (mm), and no more than so many.
 CELL_MM = 3.5

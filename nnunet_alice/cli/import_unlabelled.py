@@ -1,0 +1,46 @@
+"""Make an nnU-Net dataset of a folder of unlabelled volumes, without copying an image.
+
+Reads NIfTI (.nii, .nii.gz), NRRD (.nrrd) and MetaImage (.mha), sub-folders included; no raw DICOM: convert it first.
+With one channel, a case is one file; with several, files are named as nnU-Net names them: case_0000, case_0001, ...
+Volumes that cannot be used are left out and named with the reason, on screen and in import_report.json. Run it again
+after adding or mending files: only what is new is read."""
+
+import argparse
+
+EXAMPLE = "nnunet_alice import -i /data/scans -d 900 -n Torso --channel CT -np 8"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("-i", dest="folder", required=True, metavar="FOLDER", help="folder of unlabelled volumes")
+    parser.add_argument(
+        "-d", dest="dataset_id", required=True, type=int, metavar="ID", help="number of the new dataset"
+    )
+    parser.add_argument("-n", dest="name", required=True, metavar="NAME", help="name of the new dataset")
+    parser.add_argument(
+        "--channel",
+        dest="channels",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="what the volumes are: CT, MRI, ...; several names for several channels. nnU-Net normalises by this name",
+    )
+    parser.add_argument(
+        "-np", dest="num_processes", type=int, default=4, metavar="N", help="processes (default: %(default)s)"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if any volume was left out")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Import and say what happened."""
+    from nnunet_alice.data.unlabelled import import_unlabelled
+
+    report = import_unlabelled(
+        args.folder, args.dataset_id, args.name, args.channels, args.num_processes, strict=args.strict
+    )
+    print(
+        f"{len(report.imported)} cases in {report.folder} ({report.checked} read now), "
+        f"{len(report.left_out)} left out; details: {report.file}"
+    )
+    print(f"Next: nnunet_alice plan -d {args.dataset_id} [--target ID] -np {args.num_processes}")
