@@ -1,0 +1,204 @@
+"""Finding counterparts in the indices of learned descriptors: one matrix product a batch, then a step between points.
+
+Paper: Yan et al., TMI 2022, sec. III-C: the counterpart of a point is where the mean of fine and coarse cosine is
+highest, and that mean is the score. Deviation: the reference convolves the query's descriptor over dense embedding
+volumes of hundreds of MB; ours searches the compact index and then fits a parabola to the similarity along each axis
+through the best grid point. A query's own descriptor is interpolated from the index of its case.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.spatial import KDTree
+
+from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
+from nnunet_alice.anatomy.index import CaseIndex, IndexStore
+from nnunet_alice.anatomy.matching import Matches
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+#: Matches that score below it are drawn again: the threshold of Alice (sec. 3.1).
+THRESHOLD = 0.7
+#: similarities held at once: 64 MB
+_BLOCK_SIMILARITIES = 16_000_000
+
+
+class IndexSearch:
+    """Searches the index of one case.
+
+    Args:
+        index: descriptors of the case.
+    """
+
+    def __init__(self, index: CaseIndex) -> None:
+        self.index = index
+        self.dimension = index.fine.shape[1]
+        # Scaled so that one dot product of joined descriptors is the mean of both cosines.
+        self._table = np.concatenate([_unit(index.fine), _unit(index.coarse)], axis=1)
+        self._table *= np.float32(np.sqrt(0.5))
+
+    def describe(self, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Descriptors at any points of this case, trilinear between the grid points around each.
+
+        A point without a grid point around it (at the skin) takes the nearest one's.
+
+        Args:
+            points_vox: (Q, 3) voxels, (z, y, x).
+
+        Returns:
+            joined descriptors (Q, 2 D) float32 for :meth:`match`, and bool (Q,): False for points farther from the
+            body grid than the diagonal of a grid cell, about whose anatomy the index says nothing.
+        """
+        points_vox = np.asarray(points_vox, dtype=float).reshape(-1, 3)
+        rows, weights = self.index.grid.corners(points_vox)
+        known = weights.sum(axis=1) > 0
+        lost = np.flatnonzero(~known)
+        if len(lost):
+            spacing = np.asarray(self.index.spacing)
+            reach_mm = float(np.linalg.norm(np.asarray(self.index.grid.step_vox) * spacing))
+            distance, nearest = self._tree.query(points_vox[lost] * spacing)
+            close = distance <= reach_mm
+            rows[lost, 0], weights[lost, 0] = nearest, 1
+            known[lost] = close
+        joined = np.zeros((len(rows), 2 * self.dimension), dtype=np.float32)
+        for corner in range(8):
+            joined += weights[:, corner, None].astype(np.float32) * self._table[rows[:, corner]]
+        fine, coarse = joined[:, : self.dimension], joined[:, self.dimension :]
+        return np.concatenate([_unit(fine), _unit(coarse)], axis=1) * np.float32(np.sqrt(0.5)), known
+
+    def match(self, descriptors: np.ndarray, known: np.ndarray | None = None) -> Matches:
+        """Counterparts in this case of points with these descriptors.
+
+        Args:
+            descriptors: (Q, 2 D) float32 from :meth:`describe` of another index.
+            known: bool (Q,) from there; queries that are not known get NaN and score ``-inf``.
+        """
+        count = len(descriptors)
+        points, scores = np.empty((count, 3)), np.empty(count)
+        block = max(1, _BLOCK_SIMILARITIES // len(self._table))
+        for first in range(0, count, block):
+            part = slice(first, first + block)
+            points[part], scores[part] = self._match_block(descriptors[part])
+        if known is not None:
+            points[~known], scores[~known] = np.nan, -np.inf
+        return Matches(points, scores)
+
+    def _match_block(self, descriptors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        similarity = descriptors @ self._table.T
+        best = similarity.argmax(axis=1)
+        peak = similarity[np.arange(len(best)), best].astype(float)
+        neighbours = self.index.grid.axis_neighbours(best)
+        around = similarity[np.arange(len(best))[:, None, None], neighbours].astype(float)
+        offset, gain = _parabola_peak(around[..., 0], peak[:, None], around[..., 1])
+        # At the rim of the body one side is missing: no step along that axis.
+        whole = (neighbours >= 0).all(axis=2)
+        step = np.asarray(self.index.grid.step_vox)
+        points = self.index.grid.points_vox[best] + np.where(whole, offset, 0) * step
+        return points, np.minimum(peak + np.where(whole, gain, 0).sum(axis=1), 1.0)
+
+    @cached_property
+    def _tree(self) -> KDTree:
+        return KDTree(self.index.grid.points_vox * np.asarray(self.index.spacing))
+
+
+class EmbeddingMatcher:
+    """Matches points by learned descriptors; implements ``matching.Matcher``.
+
+    Memory is bounded: at most ``open_indices`` indices are held, each twice its file's size (20 MB at most).
+
+    Args:
+        dataset: preprocessed dataset with indices.
+        checkpoint: SHA-256 of the checkpoint that the indices must come from; None accepts whichever made them.
+        threshold: matches that score below are not to be trusted.
+        open_indices: cases held in memory.
+
+    Raises:
+        NotPreparedError: there are no indices, or stale ones.
+    """
+
+    name = "embedding"
+
+    def __init__(
+        self,
+        dataset: PreprocessedDataset,
+        *,
+        checkpoint: str | None = None,
+        threshold: float = THRESHOLD,
+        open_indices: int = 8,
+    ) -> None:
+        self.store = IndexStore(dataset)
+        self.fingerprint = self.store.fingerprint(checkpoint)
+        self.threshold = threshold
+        there = set(self.store.cases())
+        self.cases = tuple(case for case in dataset.cases() if case in there)
+        self._searches = _Bounded(open_indices)
+        self._geometries = _Bounded(4 * open_indices)
+
+    def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
+        """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x).
+
+        Raises:
+            NotPreparedError: the index of a case is missing, damaged or stale.
+        """
+        return self.search(case_b).match(*self.search(case_a).describe(points_vox))
+
+    def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
+        return self._geometry(case).body_points(count, rng)
+
+    def search(self, case: str) -> IndexSearch:
+        """The opened index of a case.
+
+        Raises:
+            NotPreparedError: it is missing, damaged or stale.
+        """
+        return self._searches.get(case, lambda: IndexSearch(self.store.read(case, self.fingerprint)))
+
+    def _geometry(self, case: str) -> CaseGeometry:
+        return self._geometries.get(case, lambda: load_geometry(self.store.dataset, case))
+
+
+class _Bounded:
+    """The most recently used things, by name; pickled empty, so that workers open what they need."""
+
+    def __init__(self, size: int) -> None:
+        if size < 2:
+            raise ValueError(f"A matcher needs at least 2 cases open at once, got {size}.")
+        self.size = size
+        self._held: OrderedDict[str, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._held:
+            while len(self._held) >= self.size:
+                self._held.popitem(last=False)
+            self._held[name] = make()
+        self._held.move_to_end(name)
+        return self._held[name]
+
+    def __getstate__(self) -> dict:
+        return {"size": self.size, "_held": OrderedDict()}
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of unit length, float32."""
+    vectors = vectors.astype(np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _parabola_peak(before: np.ndarray, middle: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Peak of the parabola through three samples one step apart, of which the middle one is the highest.
+
+    Returns:
+        place of the peak in steps from the middle, in [-0.5, 0.5], and its height above the middle sample; both 0
+        where the three are equal.
+    """
+    curvature = 2 * middle - before - behind
+    slope = behind - before
+    offset = np.divide(slope, 2 * curvature, out=np.zeros_like(slope), where=curvature > 1e-9)
+    offset = np.clip(offset, -0.5, 0.5)
+    return offset, slope * offset / 4

@@ -1,0 +1,76 @@
+"""Small preprocessed datasets on disk, and descriptors whose right matches are known, for tests of matching."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+
+def write_preprocessed(
+    base: Path,
+    images: Mapping[str, np.ndarray],
+    spacing: Sequence[float],
+    segmentations: Mapping[str, np.ndarray] | None = None,
+    properties: Mapping[str, dict] | None = None,
+    transpose_forward: Sequence[int] = (0, 1, 2),
+) -> PreprocessedDataset:
+    """Write (C, z, y, x) images as nnU-Net's preprocessing leaves them; ``base`` has to be ``nnUNet_preprocessed``."""
+    folder = base / "Dataset900_Small"
+    (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True, exist_ok=True)
+    labels = {"background": 0, "front": 1, "back": 2}
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "spacing": list(spacing),
+        "patch_size": [16, 16, 16],
+        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+    }
+    plans = {
+        "plans_name": "nnUNetPlans",
+        "dataset_name": folder.name,
+        "transpose_forward": list(transpose_forward),
+        "transpose_backward": np.argsort(transpose_forward).tolist(),
+        "configurations": {"3d_fullres": configuration},
+    }
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    for case, image in images.items():
+        seg = (segmentations or {}).get(case, np.zeros((1, *image.shape[1:])))
+        nnUNetDatasetBlosc2.save_case(
+            image.astype(np.float32),
+            seg.astype(np.int16),
+            (properties or {}).get(case, {}),
+            str(folder / "nnUNetPlans_3d_fullres" / case),
+            chunks=image.shape,
+            blocks=image.shape,
+            chunks_seg=(1, *image.shape[1:]),
+            blocks_seg=(1, *image.shape[1:]),
+        )
+    return PreprocessedDataset(folder.name, "nnUNetPlans", "3d_fullres")
+
+
+def ball(shape: Sequence[int], spacing: Sequence[float], radius_mm: float, seed: int = 0) -> np.ndarray:
+    """(1, *shape) image of a bright textured ball in dark air."""
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
+    distance = np.sqrt(sum(g**2 for g in np.meshgrid(*axes, indexing="ij")))
+    texture = np.random.default_rng(seed).normal(scale=0.05, size=shape)
+    return (np.where(distance < radius_mm, 1.0, -2.0) + texture)[None].astype(np.float32)
+
+
+class FourierField:
+    """Unit descriptors that change smoothly with the place, by random Fourier features.
+
+    The cosine of two places d mm apart is about ``exp(-d^2 / (2 length^2))``.
+    """
+
+    def __init__(self, dimension: int, length_mm: float, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.frequencies = rng.normal(size=(3, dimension)) / length_mm
+        self.phases = rng.uniform(0, 2 * np.pi, dimension)
+
+    def __call__(self, points_mm: np.ndarray) -> np.ndarray:
+        values = np.cos(points_mm @ self.frequencies + self.phases)
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
