@@ -43,4 +43,5 @@ def run(args: argparse.Namespace) -> None:
         f"{len(report.imported)} cases in {report.folder} ({report.checked} read now), "
         f"{len(report.left_out)} left out; details: {report.file}"
     )
-    print(f"Next: nnunet_alice plan -d {args.dataset_id} [--target ID] -np {args.num_processes}")
+    print(f"Next: nnunet_alice plan -d {args.dataset_id} -np {args.num_processes}")
+    print("(with --target ID to pretrain for a labelled dataset with that dataset's own plans)")

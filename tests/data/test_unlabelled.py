@@ -361,6 +361,13 @@ def test_whole_files_of_many_kinds_are_read(tmp_path):
             assert (sitk.GetArrayFromImage(read_volume(path)) == array).all()
 
 
+def test_real_scans(raw, real_data):
+    report = run(real_data / "ct")
+    assert report.imported == ["torso_ct", "torso_ct_slab"]
+    assert list(report.left_out) == ["torso_ct_slab_seg"]
+    assert all(0.6 < report.cases[case]["body_share"] < 0.7 for case in report.imported)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_nnunet_preprocesses_a_dataset_of_mixed_formats_and_orientations(raw, tmp_path, monkeypatch):
     # nnU-Net's own functions, whose worker processes are threads here: each process would import torch anew.
