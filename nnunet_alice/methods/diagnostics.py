@@ -89,7 +89,7 @@ def embedding_spread(x: Tensor) -> Tensor:
     """
     if x.ndim != 2 or x.shape[0] < 2:
         raise ValueError(f"Expected (N, D) with at least 2 samples, got {tuple(x.shape)}.")
-    directions = F.normalize(x.to(torch.float64), dim=-1)
+    directions = F.normalize(x.float(), dim=-1)
     return directions.std(dim=0, correction=0).mean() * x.shape[1] ** 0.5
 
 

@@ -288,7 +288,7 @@ class Centre(nn.Module):
             )
         rows = _wide(teacher_outputs).flatten(0, -2)
         # Sum and number of rows travel together: one collective, and right for unequal batches.
-        sums = mean_over_ranks(torch.cat([rows.sum(dim=0), rows.new_tensor([float(rows.shape[0])])]))
+        sums = mean_over_ranks(torch.cat([rows.sum(dim=0), rows.new_full((1,), float(rows.shape[0]))]))
         self.value.lerp_((sums[:-1] / sums[-1]).to(self.value.dtype), 1.0 - self.momentum)
 
 

@@ -89,7 +89,7 @@ def _normalise(x: Tensor, eps: float) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         # Rows of a rank's batch: a mean of per-rank means would be wrong where ranks hold unequal numbers of rows.
-        rows = mean_over_ranks(values.new_tensor(float(x.shape[0])))
+        rows = mean_over_ranks(values.new_full((), float(x.shape[0])))
         # Two passes: the mean of squares minus the squared mean loses all digits where the spread is small.
         centred = values - mean_over_ranks(values.sum(dim=0)) / rows
         variance = mean_over_ranks(centred.square().sum(dim=0)) / rows

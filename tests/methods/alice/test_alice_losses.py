@@ -90,6 +90,12 @@ class TestDistillationCrossEntropy:
         want = (predicted - centred_targets(teacher, centre, 0.04)) / 0.1 / 4
         torch.testing.assert_close(student.grad, want)
 
+    def test_each_half_stops_the_teachers_gradient_by_itself(self):
+        teacher, student = cosines(4, 6).requires_grad_(), cosines(4, 6).requires_grad_()
+        assert not centred_targets(teacher, torch.zeros(6).requires_grad_(), 0.04).requires_grad
+        soft_cross_entropy(torch.softmax(teacher, dim=-1), student, 0.1).backward()
+        assert teacher.grad is None and student.grad is not None
+
     def test_low_precision_inputs_and_autocast_are_computed_in_float32(self):
         teacher, student = cosines(4, 6).bfloat16(), cosines(4, 6).bfloat16()
         with torch.autocast("cpu", dtype=torch.bfloat16):
