@@ -1,0 +1,54 @@
+"""Torso phantoms: a parametric body, subjects that are known smooth deformations of it, CT-like volumes, and the
+true counterpart of every body point between any two subjects."""
+
+from nnunet_alice.data.phantom.anatomy import LABELS
+from nnunet_alice.data.phantom.body import Appearance
+from nnunet_alice.data.phantom.deformation import Bump, Deformation
+from nnunet_alice.data.phantom.disease import DISEASES, Disease, Lesion
+from nnunet_alice.data.phantom.files import (
+    TRUTH_FILE,
+    label_table,
+    load_subject,
+    load_subjects,
+    read_truth,
+    write_dataset,
+    write_subjects,
+)
+from nnunet_alice.data.phantom.rendering import Phantom, render
+from nnunet_alice.data.phantom.subject import (
+    FIELDS_OF_VIEW,
+    Subject,
+    corresponding_point,
+    labels_at,
+    make_disease,
+    make_population,
+    make_subject,
+    sample_points,
+)
+
+__all__ = [
+    "DISEASES",
+    "FIELDS_OF_VIEW",
+    "LABELS",
+    "TRUTH_FILE",
+    "Appearance",
+    "Bump",
+    "Deformation",
+    "Disease",
+    "Lesion",
+    "Phantom",
+    "Subject",
+    "corresponding_point",
+    "label_table",
+    "labels_at",
+    "load_subject",
+    "load_subjects",
+    "make_disease",
+    "make_population",
+    "make_subject",
+    "read_truth",
+    "render",
+    "sample_points",
+    "write_dataset",
+    "write_subjects",
+]
