@@ -1,0 +1,278 @@
+"""Carry a pretrained U-Net over to other plans, and say for every tensor what became of it.
+
+The result holds every tensor of the target network under its own name and shape, so that nnU-Net's
+``-pretrained_weights`` accepts it. Encoder stages are matched by number (from the input), decoder stages by the
+resolution that they work at: a deeper target gets fresh stages at the bottom, a shallower one leaves the lowest out.
+Segmentation layers stay fresh (nnU-Net would not load them anyway).
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from nnunet_alice.checkpoints.adapting import Adapted, adapt
+from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, load_checkpoint
+from nnunet_alice.checkpoints.nnssl import PLAN_KEY, adaptation_plan, unet_weights
+from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
+from nnunet_alice.files import atomic_write, read_json
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("all", "encoder")
+
+_DECODER = re.compile(r"decoder\.(stages|transpconvs|seg_layers)\.(\d+)\.(.*)")
+_HEAD = ".seg_layers."
+#: first convolution of a residual and of a plain encoder
+_INPUT_CONVOLUTIONS = ("encoder.stem.convs.0.conv.weight", "encoder.stages.0.0.convs.0.conv.weight")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What became of every tensor of the target network.
+
+    Attributes:
+        table: one row a tensor (a tensor with several names once) with the columns ``tensor``, ``part`` (encoder,
+            decoder, head), ``source_tensor``, ``source_shape``, ``target_shape``, ``status`` (loaded, adapted, fresh),
+            ``how`` (rules, or why fresh), ``parameters``, ``carried`` (elements that stem from the source).
+    """
+
+    table: pd.DataFrame
+
+    def share(self, part: str | None = None) -> float:
+        """Share of the parameters of a part (all parts by default) that stem from the source, 0 to 1."""
+        rows = self.table if part is None else self.table[self.table["part"] == part]
+        total = int(rows["parameters"].sum())
+        return int(rows["carried"].sum()) / total if total else 0.0
+
+
+def transfer_weights(
+    source: Mapping[str, torch.Tensor], target: nn.Module, image_channels: int | None = None, parts: str = "all"
+) -> Transfer:
+    """Put the pretrained tensors into a freshly built network, in place, wherever they fit or can be made to fit.
+
+    Args:
+        source: from ``unet_weights``.
+        target: one of nnU-Net's U-Nets, as initialised.
+        image_channels: how many of the target's input channels are images (all by default; fewer in a cascade).
+        parts: ``all``, or ``encoder`` to leave the decoder fresh.
+
+    Raises:
+        CheckpointError: the encoders are of different families, the source holds NaN or infinity, or nothing of the
+            encoder fits. The network is then unchanged.
+        InputError: unknown ``parts``, or the target is not a U-Net.
+    """
+    if parts not in PARTS:
+        raise InputError(f"--parts {parts} is not one of {', '.join(PARTS)}.")
+    tensors = dict(target.named_parameters()) | dict(target.named_buffers())  # each tensor under its first name only
+    _check_families(source, tensors)
+    depths = _stages(source), _stages(tensors)
+    rows, results = [], {}
+    for name, fresh in tensors.items():
+        source_name = _source_name(name, source, *depths)
+        adapted = _adapt_one(name, source.get(source_name or ""), fresh.detach(), image_channels, parts)
+        if adapted.tensor is not None:
+            results[name] = adapted.tensor
+        rows.append(_row(name, source_name, source, fresh, adapted))
+    result = Transfer(pd.DataFrame(rows))
+    if not result.table.loc[result.table["part"] == "encoder", "carried"].sum():
+        why = result.table.loc[result.table["part"] == "encoder", "how"].mode().iloc[0]
+        raise CheckpointError(f"Nothing of the checkpoint's encoder fits these plans ({why}).")
+    with torch.no_grad():
+        for name, tensor in results.items():
+            tensors[name].copy_(tensor)
+    if result.share("encoder") < 0.5:
+        logger.warning(
+            "Only %.0f %% of the encoder's parameters are carried; see the table.", 100 * result.share("encoder")
+        )
+    return result
+
+
+def transfer_checkpoint(
+    checkpoint: str | os.PathLike,
+    dataset: int | str,
+    plans_name: str,
+    configuration: str,
+    output: str | os.PathLike,
+    parts: str = "all",
+    trust: bool = False,
+    seed: int = 0,
+) -> Transfer:
+    """Make of a checkpoint one that ``nnUNetv2_train -pretrained_weights`` accepts for the given plans.
+
+    Writes ``output`` and, beside it, the table as ``.csv``.
+
+    Args:
+        checkpoint: of ours, nnU-Net or nnssl.
+        dataset: target dataset, number or name; it needs plans, not preprocessed cases.
+        plans_name: e.g. ``nnUNetPlans``.
+        configuration: e.g. ``3d_fullres``.
+        output: file to write.
+        parts: ``all`` or ``encoder``.
+        trust: see ``load_checkpoint``.
+        seed: for what stays fresh.
+
+    Raises:
+        CheckpointError: unreadable, of another family, or nothing fits.
+        InputError: unknown configuration, or ``output`` would overwrite ``checkpoint``.
+        NotPreparedError: the target dataset has no plans.
+    """
+    output = Path(output)
+    if output.suffix == ".csv" or output.resolve() == Path(checkpoint).resolve():
+        raise InputError(f"{output} cannot be the output; name a new .pth file.")
+    plans, dataset_json = _target(dataset, plans_name, configuration)
+    loaded = load_checkpoint(checkpoint, trust)
+    source = unet_weights(loaded, checkpoint)
+    image_channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, channels = build_network(plans, configuration, dataset_json)
+    try:
+        result = transfer_weights(source, network, image_channels, parts)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint} cannot go to {plans_name} {configuration}: {error}") from None
+    content = {
+        WEIGHTS_KEY: network.state_dict(),
+        PLAN_KEY: adaptation_plan(plans, configuration, channels),
+        "citations": loaded.get("citations", []),
+        "transferred_from": {
+            "file": Path(checkpoint).name,
+            "trainer_name": loaded.get("trainer_name"),
+            "share": result.share(),
+            "share_of_encoder": result.share("encoder"),
+        },
+    }
+    with atomic_write(output.with_suffix(".csv")) as temporary:
+        result.table.to_csv(temporary, index=False)
+    save_checkpoint(content, output)
+    return result
+
+
+def build_network(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]):
+    """The network that stock nnU-Net trains for these plans, freshly initialised, and its number of input channels."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(dict(plans))
+    settings = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, settings, dataset_json)
+    network = get_network_from_plans(
+        settings.network_arch_class_name,
+        settings.network_arch_init_kwargs,
+        settings.network_arch_init_kwargs_req_import,
+        channels,
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        deep_supervision=True,
+    )
+    return network, channels
+
+
+def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[dict, dict]:
+    """Plans and dataset.json of the target dataset."""
+    name = dataset_name(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / name
+    if not (folder / f"{plans_name}.json").is_file():
+        raise NotPreparedError(
+            f"{folder} has no plans {plans_name}.json; run: nnUNetv2_plan_and_preprocess -d {int(name[7:10])}"
+        )
+    plans = read_json(folder / f"{plans_name}.json")
+    if configuration not in plans["configurations"]:
+        known = ", ".join(plans["configurations"])
+        raise InputError(f"{plans_name}.json has no configuration '{configuration}'; it has: {known}.")
+    dataset_json = folder / "dataset.json"
+    if not dataset_json.is_file():
+        dataset_json = nnunet_folder("nnUNet_raw") / name / "dataset.json"
+    return plans, read_json(dataset_json)
+
+
+def _check_families(source: Iterable[str], target: Iterable[str]) -> None:
+    has, wants = _family(source), _family(target)
+    if wants is None:
+        raise InputError("The plans' network is not one of nnU-Net's U-Nets; transfer knows only those.")
+    if has != wants:
+        raise CheckpointError(
+            f"it holds a {has or 'network of another kind'} and the plans want a {wants}; "
+            f"pretrain with plans of the same family, or plan this dataset with the planner of the checkpoint's."
+        )
+
+
+def _family(names: Iterable[str]) -> str | None:
+    """Kind of encoder, by the names of its tensors."""
+    names = [name for name in names if name.startswith("encoder.stages.")]
+    if any(re.match(r"encoder\.stages\.\d+\.blocks\.\d+\.conv3\.", name) for name in names):
+        return "residual encoder with bottleneck blocks"
+    if any(re.match(r"encoder\.stages\.\d+\.blocks\.\d+\.conv2\.", name) for name in names):
+        return "residual encoder"
+    if any(re.match(r"encoder\.stages\.\d+\.\d+\.convs\.\d+\.", name) for name in names):
+        return "plain encoder"
+    return None
+
+
+def _stages(names: Iterable[str]) -> int:
+    """Number of encoder stages."""
+    found = (re.match(r"encoder\.stages\.(\d+)\.", name) for name in names)
+    return 1 + max(int(match.group(1)) for match in found if match)
+
+
+def _source_name(name: str, source: Mapping[str, torch.Tensor], source_stages: int, target_stages: int) -> str | None:
+    """Name in the source of what the target calls ``name``; None if it is not there.
+
+    nnU-Net counts decoder stages from the bottleneck: stage j of n-1 works at the resolution of encoder stage n-2-j.
+    """
+    decoder = _DECODER.fullmatch(name)
+    if decoder:
+        kind, index, rest = decoder.groups()
+        name = f"decoder.{kind}.{int(index) + source_stages - target_stages}.{rest}"
+    if name in source:
+        return name
+    # a residual block's projection stands behind the pooling, if there is pooling
+    other = re.sub(r"\.skip\.([01])\.", lambda match: f".skip.{1 - int(match.group(1))}.", name)
+    return other if other in source else None
+
+
+def _adapt_one(
+    name: str, source: torch.Tensor | None, fresh: torch.Tensor, image_channels: int | None, parts: str
+) -> Adapted:
+    if _HEAD in name:
+        return Adapted(None, 0, "segmentation layers are trained anew")
+    if parts == "encoder" and not name.startswith("encoder."):
+        return Adapted(None, 0, "only the encoder was asked for")
+    if source is None:
+        return Adapted(None, 0, "not in the source")
+    if not torch.isfinite(source).all():
+        raise CheckpointError(f"'{name}' holds NaN or infinity: its training diverged.")
+    return adapt(
+        source.to(fresh),
+        fresh,
+        transposed=".transpconvs." in name and name.endswith("weight") and fresh.ndim > 1,
+        image_channels=(image_channels or fresh.shape[1]) if name in _INPUT_CONVOLUTIONS else None,
+        concatenated=bool(re.fullmatch(r"decoder\.stages\.\d+\.convs\.0\.conv\.weight", name)),
+    )
+
+
+def _row(name: str, source_name: str | None, source: Mapping, fresh: torch.Tensor, adapted: Adapted) -> dict[str, Any]:
+    def shape(tensor):
+        return "x".join(map(str, tensor.shape)) or "scalar"
+
+    status = "fresh" if adapted.tensor is None else "adapted" if adapted.how else "loaded"
+    return {
+        "tensor": name,
+        "part": "head" if _HEAD in name else name.split(".")[0],
+        "source_tensor": source_name or "",
+        "source_shape": shape(source[source_name]) if source_name else "",
+        "target_shape": shape(fresh),
+        "status": status,
+        "how": adapted.how,
+        "parameters": fresh.numel(),
+        "carried": adapted.carried,
+    }

@@ -1,0 +1,271 @@
+"""Transfer: every pair of networks, what each keeps, nnU-Net's own loader, the table's totals, refusals."""
+
+import contextlib
+import io
+import itertools
+import json
+import re
+
+import pandas as pd
+import pytest
+import torch
+
+from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.nnssl import PLAN_KEY, unet_weights
+from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.checkpoints.transfer import transfer_checkpoint, transfer_weights
+from nnunet_alice.cli.main import main
+from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
+
+#: stages of source and target in every combination; anisotropy and channels run through theirs beside them
+DEPTHS = list(itertools.product(range(4, 8), repeat=2))
+CHANNELS = list(itertools.product(range(1, 5), repeat=2))
+CASES = [
+    (kind, depths, channels, (i % 2 == 0, i // 2 % 2 == 0))
+    for kind in ("plain", "residual")
+    for i, (depths, channels) in enumerate(
+        zip(DEPTHS, CHANNELS[::-1] if kind == "plain" else CHANNELS[5:] + CHANNELS[:5], strict=True)
+    )
+]
+
+
+def source_of(network) -> dict:
+    """Weights of a network whose every parameter was moved away from its initialisation."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return unet_weights({"network_weights": network.state_dict()}, "source.pth")
+
+
+def features(network, image):
+    """Last decoder features (before the segmentation layer) and the encoder's outputs."""
+    kept = []
+    hook = network.decoder.stages[-1].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    skips = network.encoder(image)
+    network.decoder(skips)
+    hook.remove()
+    return kept[0], skips
+
+
+def load_with_stock(network, content, folder):
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    save_checkpoint(content, folder / "adapted.pth")
+    with contextlib.redirect_stdout(io.StringIO()):
+        load_pretrained_weights(network, str(folder / "adapted.pth"))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("kind", "depths", "channels", "anisotropic"), CASES)
+def test_every_pair_is_accepted_by_stock_nnunet(
+    kind, depths, channels, anisotropic, make_plans, make_network, tmp_path
+):
+    blocks = "n_conv_per_stage" if kind == "plain" else "n_blocks_per_stage"
+    source_plans, target_plans = (  # one block a stage: building the networks takes most of the time
+        make_plans(kind, n, a, width=1, **{blocks: [1] * n, "n_conv_per_stage_decoder": [1] * (n - 1)})
+        for n, a in zip(depths, anisotropic, strict=True)
+    )
+    source = source_of(make_network(source_plans, channels[0]))
+    target = make_network(target_plans, channels[1], classes=5)
+    before = {name: parameter.detach().clone() for name, parameter in target.named_parameters()}
+    result = transfer_weights(source, target)
+    table = result.table.set_index("tensor")
+
+    fresh_target = make_network(target_plans, channels[1], classes=5)
+    written = target.state_dict()
+    load_with_stock(fresh_target, {"network_weights": written}, tmp_path)
+    fine_tuned = fresh_target.state_dict()
+    for name, weight in fine_tuned.items():
+        assert ".seg_layers." in name or torch.equal(weight, written[name])
+        if name.startswith("encoder."):
+            assert torch.equal(weight, fine_tuned["decoder." + name])
+
+    # the table, recomputed: which tensors exist on both sides, how many elements they have
+    shift = depths[0] - depths[1]
+    carried = 0
+    for name, parameter in target.named_parameters():
+        twin = re.sub(r"(?<=^decoder\.)(\w+)\.(\d+)", lambda m: f"{m.group(1)}.{int(m.group(2)) + shift}", name)
+        row = table.loc[name]
+        if ".seg_layers." in name or twin not in source:
+            assert row["status"] == "fresh" and torch.equal(parameter, before[name])
+        else:
+            assert row["status"] == ("loaded" if source[twin].shape == parameter.shape else "adapted"), name
+            assert (row["how"] == "") == (row["status"] == "loaded")
+            assert row["status"] == "adapted" or torch.equal(parameter, source[twin])
+            assert not torch.equal(parameter, before[name])
+            carried += parameter.numel()
+    assert table["carried"].sum() == carried
+    assert table["parameters"].sum() == sum(p.numel() for p in target.parameters())
+    assert len(table) == len(list(target.parameters())) and set(table["status"]) <= {"loaded", "adapted", "fresh"}
+    assert result.share() == carried / sum(p.numel() for p in target.parameters())
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_equal_plans_give_the_same_function(kind, make_plans, make_network):
+    plans = make_plans(kind, 4, anisotropic=True)
+    network, target = make_network(plans, 2), make_network(plans, 2)
+    result = transfer_weights(source_of(network), target)
+    image = torch.rand(1, 2, 16, 32, 32)
+    assert torch.equal(features(network, image)[0], features(target, image)[0])
+    assert result.share("encoder") == result.share("decoder") == 1 and result.share("head") == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("channels", [(1, 3), (3, 1), (2, 4)])
+def test_equal_channels_give_the_same_features(kind, channels, make_plans, make_network):
+    plans = make_plans(kind, 4)
+    network, target = (make_network(plans, n) for n in channels)
+    transfer_weights(source_of(network), target)
+    image = torch.rand(1, 1, 16, 16, 16)
+    old, new = (
+        features(net, image.expand(-1, n, -1, -1, -1))[0] for net, n in zip((network, target), channels, strict=True)
+    )
+    assert torch.allclose(old, new, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_wider_networks_compute_the_old_features_beside_new_ones(kind, make_plans, make_network):
+    network, target = make_network(make_plans(kind, 4, width=2)), make_network(make_plans(kind, 4, width=3))
+    result = transfer_weights(source_of(network), target)
+    image = torch.rand(1, 1, 16, 16, 16)
+    old, new = features(network, image), features(target, image)
+    assert torch.allclose(old[0], new[0][:, :2], atol=1e-4)
+    for before, after in zip(old[1], new[1], strict=True):
+        assert torch.allclose(before, after[:, : before.shape[1]], atol=1e-4)
+    encoder = [p for name, p in network.named_parameters() if name.startswith("encoder.")]
+    assert result.table.query("part == 'encoder'")["carried"].sum() == sum(p.numel() for p in encoder)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("depths", [(4, 5), (5, 4)])
+def test_other_depths_keep_the_shared_encoder_stages(kind, depths, make_plans, make_network):
+    network, target = (make_network(make_plans(kind, n)) for n in depths)
+    transfer_weights(source_of(network), target)
+    image = torch.rand(1, 1, 32, 32, 32)
+    old, new = features(network, image)[1], features(target, image)[1]
+    assert all(torch.equal(a, b) for a, b in zip(old[: min(depths)], new[: min(depths)], strict=True))
+
+
+def test_more_and_fewer_blocks_and_missing_projections(make_plans, make_network):
+    source = source_of(make_network(make_plans("residual", 4, n_blocks_per_stage=[1, 3, 2, 2])))
+    target = make_network(make_plans("residual", 4, n_blocks_per_stage=[2, 2, 2, 2], features_per_stage=[2, 2, 4, 8]))
+    table = transfer_weights(source, target).table.set_index("tensor")
+    assert table.loc["encoder.stages.0.blocks.1.conv1.conv.weight", "how"] == "not in the source"
+    assert table.loc["encoder.stages.1.blocks.1.conv1.conv.weight", "how"] == "fewer features than the source"
+    assert table.loc["encoder.stages.0.blocks.0.conv1.conv.weight", "status"] == "loaded"
+
+
+def test_a_projection_is_found_before_and_behind_pooling(make_plans, make_network):
+    strides = [[1] * 3, [2] * 3, [1] * 3, [2] * 3]
+    source = source_of(make_network(make_plans("residual", 4)))
+    target = make_network(make_plans("residual", 4, strides=strides))
+    table = transfer_weights(source, target).table.set_index("tensor")
+    row = table.loc["encoder.stages.2.blocks.0.skip.0.conv.weight"]
+    assert row["status"] == "loaded" and row["source_tensor"] == "encoder.stages.2.blocks.0.skip.1.conv.weight"
+
+
+def test_2d_and_3d(make_plans, make_network):
+    for dims in ((2, 3), (3, 2)):
+        source = source_of(make_network(make_plans(dim=dims[0])))
+        result = transfer_weights(source, make_network(make_plans(dim=dims[1])))
+        assert result.share("encoder") == 1 and f"{dims[0]}D to {dims[1]}D" in result.table["how"].str.cat()
+
+
+def test_encoder_only(make_plans, make_network):
+    plans = make_plans()
+    target = make_network(plans)
+    decoder = {name: w.clone() for name, w in target.decoder.stages.state_dict().items()}
+    result = transfer_weights(source_of(make_network(plans)), target, parts="encoder")
+    assert result.share("encoder") == 1 and result.share("decoder") == 0
+    assert all(torch.equal(w, decoder[name]) for name, w in target.decoder.stages.state_dict().items())
+    with pytest.raises(InputError, match="--parts stem"):
+        transfer_weights({}, target, parts="stem")
+
+
+def test_cascade_ignores_the_previous_stage_at_first(make_plans, make_network):
+    plans = make_plans()
+    network, target = make_network(plans, 1), make_network(plans, 3)
+    transfer_weights(source_of(network), target, image_channels=1)
+    image, prior = torch.rand(1, 1, 16, 16, 16), torch.rand(1, 2, 16, 16, 16)
+    assert torch.allclose(features(network, image)[0], features(target, torch.cat((image, prior), 1))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [("plain", "residual"), ("residual", "plain")])
+def test_other_families_are_refused_and_nothing_changes(kinds, make_plans, make_network):
+    source, target = source_of(make_network(make_plans(kinds[0]))), make_network(make_plans(kinds[1]))
+    before = {name: w.clone() for name, w in target.state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"holds a {kinds[0]} encoder and the plans want a {kinds[1]} encoder"):
+        transfer_weights(source, target)
+    assert all(torch.equal(w, before[name]) for name, w in target.state_dict().items())
+
+
+def test_nothing_that_fits_and_nan_are_errors(make_plans, make_network):
+    source, target = source_of(make_network(make_plans(width=4))), make_network(make_plans(width=2))
+    before = {name: w.clone() for name, w in target.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"Nothing of the checkpoint's encoder fits.*fewer features"):
+        transfer_weights(source, target)
+    bad = source_of(make_network(make_plans(width=2)))
+    bad["encoder.stages.1.0.convs.0.conv.bias"][0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"stages\.1\.0\.convs\.0\.conv\.bias.*NaN"):
+        transfer_weights(bad, target)
+    with pytest.raises(InputError, match="not one of nnU-Net's U-Nets"):
+        transfer_weights(bad, torch.nn.Linear(2, 2))
+    assert all(torch.equal(w, before[name]) for name, w in target.state_dict().items())
+
+
+@pytest.fixture
+def target_dataset(tmp_path, monkeypatch, make_plans):
+    """A planned dataset with three channels, in the folder that nnUNet_preprocessed names."""
+    folder = tmp_path / "preprocessed" / "Dataset900_Test"
+    folder.mkdir(parents=True)
+    (folder / "nnUNetPlans.json").write_text(json.dumps(make_plans("plain", 5, anisotropic=True)))
+    labels = {"background": 0, "a": 1, "b": 2}
+    channels = {"0": "T1", "1": "T2", "2": "FLAIR"}
+    (folder / "dataset.json").write_text(json.dumps({"channel_names": channels, "labels": labels}))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    return folder
+
+
+def test_the_command_writes_checkpoint_and_table(target_dataset, tmp_path, make_plans, make_network, capsys):
+    source = make_network(make_plans("plain", 4))
+    source_of(source)
+    save_checkpoint({"network_weights": source.state_dict(), "trainer_name": "AliceTrainer"}, tmp_path / "in.pth")
+    command = ["transfer", "-i", str(tmp_path / "in.pth"), "-d", "900", "-o", str(tmp_path / "out.pth")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "encoder.stages.0.0.convs.0.conv.weight" in printed and "of the encoder's" in printed
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert f"{(table['status'] == 'fresh').sum()} tensors fresh" in printed
+    row = table.set_index("tensor").loc["encoder.stages.0.0.convs.0.conv.weight"]
+    assert row["how"] == "kernel 3x3x3 to 1x3x3, 1 to 3 input channels" and row["target_shape"] == "2x3x1x3x3"
+
+    checkpoint = load_checkpoint(tmp_path / "out.pth")
+    target = make_network(make_plans("plain", 5, anisotropic=True), 3, classes=3)
+    load_with_stock(target, checkpoint, tmp_path)
+    assert checkpoint[PLAN_KEY]["pretrain_num_input_channels"] == 3
+    assert checkpoint["transferred_from"]["trainer_name"] == "AliceTrainer"
+    assert main(command) == 0  # the same seed gives the same file, fresh tensors included
+    again = load_checkpoint(tmp_path / "out.pth")["network_weights"]
+    assert all(torch.equal(w, again[name]) for name, w in checkpoint["network_weights"].items())
+
+
+def test_the_command_tells_errors_in_one_sentence(target_dataset, tmp_path, make_plans, make_network, capsys):
+    save_checkpoint({"network_weights": make_network(make_plans("residual")).state_dict()}, tmp_path / "in.pth")
+    assert main(["transfer", "-i", str(tmp_path / "in.pth"), "-d", "900", "-o", str(tmp_path / "out.pth")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "in.pth cannot go to nnUNetPlans 3d_fullres: it holds a residual" in message
+    assert not (tmp_path / "out.pth").exists() and not (tmp_path / "out.csv").exists()
+    arguments = {"checkpoint": tmp_path / "in.pth", "dataset": 900, "plans_name": "nnUNetPlans"}
+    arguments["output"] = tmp_path / "o.pth"
+    with pytest.raises(InputError, match=r"no configuration '2d'; it has: 3d_base, 3d_fullres"):
+        transfer_checkpoint(**arguments, configuration="2d")
+    with pytest.raises(NotPreparedError, match=r"no plans No\.json; run: nnUNetv2_plan_and_preprocess -d 900"):
+        transfer_checkpoint(**arguments | {"plans_name": "No"}, configuration="3d_fullres")
+    with pytest.raises(InputError, match="cannot be the output"):
+        transfer_checkpoint(**arguments | {"output": tmp_path / "in.pth"}, configuration="3d_fullres")
