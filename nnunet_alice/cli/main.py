@@ -17,9 +17,11 @@ from nnunet_alice.errors import AliceError
 COMMANDS: dict[str, tuple[str, str]] = {
     "trainers": ("trainers", "print the folder for nnUNet_extTrainer, or list all trainers"),
     "import": ("import_unlabelled", "make an nnU-Net dataset of a folder of unlabelled volumes"),
+    "convert_btcv": ("convert_btcv", "make an nnU-Net dataset of BTCV's 30 abdominal CTs, with the common splits"),
     "plan": ("plan", "plan and preprocess an unlabelled dataset, with the plans of a target dataset or its own"),
     "anatomy": ("anatomy", "find out where in the body every case lies, so that views can be matched"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds and how to fine-tune from it"),
+    "transfer": ("transfer", "fit a pretrained checkpoint to other plans, for -pretrained_weights"),
     "demo": ("demo", "the whole workflow on phantoms, in minutes"),
 }
 
