@@ -1,5 +1,6 @@
 """Saving: plain content, no wasted room, and never a half-written file."""
 
+import itertools
 import os
 import random
 import signal
@@ -144,24 +145,27 @@ def test_old_parts_of_killed_savers_are_removed_recent_and_foreign_ones_not(tmp_
 def test_kill_at_any_moment_leaves_a_readable_checkpoint(tmp_path):
     path = tmp_path / "latest.pth"
     draw = random.Random(0)
-    save_checkpoint({"step": 0, "tensors": [torch.zeros(5000) for _ in range(20)]}, path)
-    advanced = 0
+    step = 0
     for _ in range(60):
-        before = torch.load(path, weights_only=True)["step"]
+        saved, tell = os.pipe()
         child = os.fork()
         if child == 0:
             try:  # the child must never come back into pytest
-                for step in range(before + 1, before + 10**6):
-                    content = {"step": step, "tensors": [torch.full((5000,), float(step)) for _ in range(20)]}
+                for number in itertools.count(step + 1):
+                    tensors = [torch.full((5000,), float(number)) for _ in range(20)]
+                    content = {"step": number, "tensors": tensors}
                     save_checkpoint(content, path)
+                    os.write(tell, b".")
             finally:
                 os._exit(1)
-        time.sleep(draw.uniform(0.001, 0.04))
+        os.close(tell)
+        assert os.read(saved, 1), "the child failed before its first save"
+        time.sleep(draw.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the child failed before it was killed"
+        os.close(saved)
         after = torch.load(path, weights_only=True)
-        assert after["step"] >= before
-        assert all(torch.equal(t, torch.full((5000,), float(after["step"]))) for t in after["tensors"])
-        advanced += after["step"] > before
-    assert advanced > 0, "no child ever finished a save: the test proves nothing"
+        assert after["step"] > step
+        step = after["step"]
+        assert all(torch.equal(tensor, torch.full((5000,), float(step))) for tensor in after["tensors"])
     assert len(list(tmp_path.iterdir())) > 1, "no child was killed inside a save: the test proves nothing"
