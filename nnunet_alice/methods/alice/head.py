@@ -66,13 +66,13 @@ class AliceHead(nn.Module):
         embedding = self.mlp.embed(self.view_norm(pool_view(bottleneck, self.grid)))
         encoder_tokens = decoder_tokens = None
         if tokens:
-            encoder_tokens = self._token_logits(bottleneck, self.encoder_lift, self.max_tokens)
+            encoder_tokens = self._token_logits(bottleneck, self.encoder_lift)
             if decoder is not None:
-                decoder_tokens = self._token_logits(decoder, self.decoder_lift, 2 * self.max_tokens)
+                decoder_tokens = self._token_logits(decoder, self.decoder_lift)
         return HeadOutputs(self.mlp.cls_logits(embedding), embedding, encoder_tokens, decoder_tokens)
 
-    def _token_logits(self, features: Tensor, lift: nn.Linear, max_per_axis: int) -> Tensor:
-        size = [min(length, max_per_axis) for length in features.shape[2:]]
+    def _token_logits(self, features: Tensor, lift: nn.Linear) -> Tensor:
+        size = [min(length, self.max_tokens) for length in features.shape[2:]]
         tokens = functional.adaptive_avg_pool3d(features, size).flatten(2).transpose(1, 2)
         return self.mlp.token_logits(self.mlp.embed(lift(self.token_norm(tokens))))
 

@@ -25,8 +25,9 @@ class AliceSettings:
         bottleneck_dim: width of the head's output before the prototypes.
         prototypes: K, number of prototypes and width of the tokens that CASA sees.
         attention_heads: heads of CASA.
-        max_tokens: encoder tokens per axis at most, decoder tokens at most twice that; larger maps are averaged.
-            The paper's crops of 64 give 2 and 4; nnU-Net's patches can give more than tokens are worth.
+        max_tokens: tokens per axis at most, of encoder and of decoder; larger maps are averaged. The paper's crops of
+            64 voxels give 2 and 4; nnU-Net's patches and strides would give up to 10 and 20, and the head would then
+            cost more than the network.
         student_temperature: tau_s.
         teacher_temperature: tau_t at the start and at the end of its warm-up.
         teacher_warmup_epochs: epochs over which tau_t moves.
