@@ -1,0 +1,105 @@
+"""Between the voxels of a preprocessed array and the scanner's millimetres, as a viewer shows them.
+
+World coordinates are (x, y, z) mm in the LPS convention of DICOM and ITK (x to the patient's left, y to the back, z to
+the head), whatever reader nnU-Net used. nnU-Net preprocesses by transposing, cropping and resampling, in this order,
+and keeps what is needed to undo it in the properties of a case.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+
+class PreparedCases:
+    """Properties and segmentations of preprocessed cases, which ``PreprocessedDataset`` itself never reads.
+
+    Args:
+        dataset: the preprocessed dataset.
+    """
+
+    def __init__(self, dataset: PreprocessedDataset) -> None:
+        self.dataset = dataset
+
+    @cached_property
+    def _loader(self):
+        return infer_dataset_class(str(self.dataset.folder))(str(self.dataset.folder))
+
+    def segmentation(self, case: str) -> np.ndarray:
+        """Labels (z, y, x) of a case. For measuring only, never for training."""
+        return np.asarray(self._loader.load_case(case)[1][0])
+
+    def world_affine(self, case: str) -> np.ndarray:
+        """(4, 4) affine from (z, y, x) voxels of the preprocessed array to (x, y, z) world mm of a case.
+
+        Raises:
+            InputError: nnU-Net's reader kept no geometry of the file (e.g. TIFF).
+        """
+        properties = self._loader.load_case(case)[3]
+        try:
+            return world_affine(properties, self.dataset.plans["transpose_forward"], self.shape(case))
+        except KeyError as error:
+            raise InputError(
+                f"Case {case}: its properties hold no {error}, so voxels cannot be told in world mm."
+            ) from None
+
+    def shape(self, case: str) -> tuple[int, ...]:
+        """(3,) shape of the preprocessed array."""
+        return tuple(int(n) for n in self.dataset.image(case).shape[1:])
+
+
+def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Affine from voxels of a preprocessed array to world mm.
+
+    Args:
+        properties: what nnU-Net stored beside the case.
+        transpose_forward: of the plans; axis i of the preprocessed array is axis ``transpose_forward[i]`` of the file.
+        shape: (3,) of the preprocessed array.
+
+    Returns:
+        (4, 4), (z, y, x, 1) -> (x, y, z, 1), LPS.
+
+    Raises:
+        KeyError: the properties lack what is needed.
+    """
+    cropped = np.asarray(properties["shape_after_cropping_and_before_resampling"], dtype=float)
+    lower = np.asarray(properties["bbox_used_for_cropping"], dtype=float)[:, 0]
+    # Resampling keeps the outer faces of the first and last voxel in place: (i + 0.5) * ratio - 0.5.
+    ratio = cropped / np.asarray(shape, dtype=float)
+    to_transposed = np.diag([*ratio, 1.0])
+    to_transposed[:3, 3] = 0.5 * ratio - 0.5 + lower
+    to_file = np.zeros((4, 4))
+    to_file[3, 3] = 1
+    for axis, source in enumerate(transpose_forward):
+        to_file[source, axis] = 1
+    return _file_affine(properties) @ to_file @ to_transposed
+
+
+def to_world(affine: np.ndarray, points_vox: np.ndarray) -> np.ndarray:
+    """(N, 3) voxels (z, y, x) to (N, 3) world mm (x, y, z)."""
+    return points_vox @ affine[:3, :3].T + affine[:3, 3]
+
+
+def to_voxels(affine: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
+    """(N, 3) world mm (x, y, z) to (N, 3) voxels (z, y, x)."""
+    return np.linalg.solve(affine[:3, :3], (points_mm - affine[:3, 3]).T).T
+
+
+def _file_affine(properties: Mapping) -> np.ndarray:
+    """(4, 4) from (z, y, x) voxels of the array that the reader gave to LPS (x, y, z)."""
+    affine = np.eye(4)
+    if "sitk_stuff" in properties:
+        stuff = properties["sitk_stuff"]
+        affine[:3, :3] = np.asarray(stuff["direction"]).reshape(3, 3) * np.asarray(stuff["spacing"])
+        affine[:3, 3] = stuff["origin"]
+    else:
+        stuff = properties["nibabel_stuff"]
+        # nibabel speaks RAS.
+        ras = np.asarray(stuff["reoriented_affine"] if "reoriented_affine" in stuff else stuff["original_affine"])
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ ras
+    reverse_axes = np.eye(4)[[2, 1, 0, 3]]
+    return affine @ reverse_axes

@@ -1,0 +1,59 @@
+"""World coordinates of preprocessed voxels: a blob put somewhere in a file is found there again after preprocessing."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
+from scipy import ndimage
+from small_datasets import write_preprocessed
+
+from nnunet_alice.anatomy.world import PreparedCases, to_voxels, to_world, world_affine
+from nnunet_alice.errors import InputError
+
+TARGET_SPACING = (2.0, 1.5, 1.0)
+
+
+def blob_file(path, direction):
+    """Smooth blob in a frame of zeros that nnU-Net crops away; returns the blob's centre in LPS mm."""
+    array = np.zeros((30, 40, 50), dtype=np.float32)
+    grids = np.meshgrid(*map(np.arange, array.shape), indexing="ij")
+    at = (13.0, 22.0, 31.0)
+    array[4:28, 6:38, 8:47] = 0.01
+    array += 100 * np.exp(-sum((g - a) ** 2 for g, a in zip(grids, at, strict=True)) / 18) * (array > 0)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((1.2, 0.9, 3.0))
+    image.SetOrigin((-20.0, 35.0, 110.0))
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+    return np.array(image.TransformContinuousIndexToPhysicalPoint(at[::-1]))
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient])
+@pytest.mark.parametrize("direction", [(1, 0, 0, 0, 1, 0, 0, 0, 1), (0, -1, 0, 1, 0, 0, 0, 0, -1)])
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
+def test_world_position_survives_reading_transposing_cropping_and_resampling(tmp_path, reader, direction, transpose):
+    expected = blob_file(tmp_path / "case.nii.gz", direction)
+    data, properties = reader().read_images([str(tmp_path / "case.nii.gz")])
+    # what nnU-Net's preprocessor does, in its order
+    data = data.transpose([0, *(axis + 1 for axis in transpose)])
+    spacing = [properties["spacing"][axis] for axis in transpose]
+    data, _, properties["bbox_used_for_cropping"] = crop_to_nonzero(data, None)
+    properties["shape_after_cropping_and_before_resampling"] = data.shape[1:]
+    shape = compute_new_shape(data.shape[1:], spacing, TARGET_SPACING)
+    data = resample_data_or_seg_to_shape(data, shape, spacing, TARGET_SPACING, order=3)
+    affine = world_affine(properties, transpose, data.shape[1:])
+    found = np.array(ndimage.center_of_mass(np.where(data[0] > 20, data[0], 0)))
+    assert np.linalg.norm(to_world(affine, found[None])[0] - expected) < 0.3
+    np.testing.assert_allclose(to_voxels(affine, to_world(affine, found[None])), found[None])
+
+
+def test_properties_without_geometry_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    image = np.zeros((1, 8, 8, 8))
+    known = {"shape_after_cropping_and_before_resampling": (8, 8, 8), "bbox_used_for_cropping": [[0, 8]] * 3}
+    cases = PreparedCases(write_preprocessed(tmp_path, {"c0": image}, (1, 1, 1), properties={"c0": known}))
+    with pytest.raises(InputError, match=r"Case c0.*nibabel_stuff"):
+        cases.world_affine("c0")
