@@ -1,0 +1,83 @@
+"""What a checkpoint holds, in words and numbers that a user can act on."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.errors import CheckpointError
+
+
+def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Description of one of our pretraining checkpoints: name -> text, number or list of lines.
+
+    Raises:
+        CheckpointError: the file is damaged or was not written by a pretraining trainer of this package.
+    """
+    checkpoint = load_checkpoint(path)
+    run = checkpoint.get("pretraining")
+    if run is None:
+        raise CheckpointError(
+            f"{path} was not written by a pretraining trainer of nnunet_alice; "
+            "its weights may still fit: nnunet_alice transfer adapts other nnU-Net and nnssl checkpoints."
+        )
+    plans = run["plans"]
+    configuration = plans["configurations"][run["configuration"]]
+    settings = run["hyper_parameters"]
+    weights = checkpoint["network_weights"]
+    parameters = {
+        part: sum(tensor.numel() for name, tensor in weights.items() if name.startswith(f"{part}."))
+        - sum(tensor.numel() for name, tensor in weights.items() if name.startswith(f"{part}.encoder."))
+        for part in ("encoder", "decoder")
+    }
+    trained = [
+        f"{part} ({count:,} parameters): "
+        + ("trained; seg_layers are not carried on" if part == "decoder" else "trained")
+        if run["trained"][part]
+        else f"{part} ({count:,} parameters): NOT trained, at its initial values"
+        for part, count in parameters.items()
+    ]
+    everything = run["fold"] == "all"
+    return {
+        "method": f"{run['method']} ({run['trainer']}, nnunet_alice {run['version']})",
+        "epochs": f"{run['epochs_done']} of {settings['epochs']}, {settings['iterations']} iterations each",
+        "dataset": f"{run['dataset_name']} ({run['dataset_json'].get('numTraining', '?')} cases), fold {run['fold']}: "
+        + ("every case was seen" if everything else "the fold's validation cases were not seen"),
+        "views matched by": run["matching"] or "nothing",
+        "plans": f"{run['plans_name']}, configuration {run['configuration']}",
+        "network": configuration["architecture"]["network_class_name"].rsplit(".", 1)[-1],
+        "patch size": _voxels(configuration["patch_size"]),
+        "spacing": _millimetres(configuration["spacing"]),
+        "normalisation": ", ".join(configuration["normalization_schemes"]),
+        "channels": ", ".join(map(str, run["dataset_json"].get("channel_names", {}).values())),
+        "trained": trained,
+        "fine-tune": _fine_tuning(path, run),
+    }
+
+
+def _voxels(size: list[int]) -> str:
+    return " x ".join(map(str, size)) + " voxels (z, y, x)"
+
+
+def _millimetres(size: list[float]) -> str:
+    return " x ".join(f"{value:g}" for value in size) + " mm (z, y, x)"
+
+
+def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
+    """Commands that fine-tune from this checkpoint."""
+    origin = run["plans"].get("moved_from")
+    weights = f"-pretrained_weights {Path(path).resolve()}"
+    if origin is not None:
+        target = int(origin["dataset"][7:10])
+        return [f"nnUNetv2_train {target} {run['configuration']} 0 -p {origin['plans_name']} {weights}"]
+    moved, number = f"{run['plans_name']}_from{run['dataset_name'][7:10]}", int(run["dataset_name"][7:10])
+    transfer = f"nnunet_alice transfer -i {Path(path).resolve()} -d TARGET -p nnUNetPlans -c {run['configuration']}"
+    return [
+        "with the plans of this checkpoint on your labelled dataset TARGET (its number):",
+        "nnUNetv2_extract_fingerprint -d TARGET",
+        f"nnUNetv2_move_plans_between_datasets -s {number} -t TARGET -sp {run['plans_name']} -tp {moved}",
+        f"nnUNetv2_preprocess -d TARGET -plans_name {moved} -c {run['configuration']}",
+        f"nnUNetv2_train TARGET {run['configuration']} 0 -p {moved} {weights}",
+        "or with other plans:",
+        f"{transfer} -o adapted.pth",
+    ]
