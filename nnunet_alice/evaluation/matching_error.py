@@ -76,8 +76,8 @@ class CentroidQuestions:
 class PhantomQuestions:
     """Asks for random body points of phantoms, whose true counterparts are known.
 
-    Only points whose counterpart lies in the array of B are asked, so that every question has an answer. A pair of
-    cases is always asked the same points.
+    Only points whose counterpart lies in the array of B are asked, so that every question has an answer. Points are
+    named by whether both scans have the same kind of field of view. A pair of cases is always asked the same points.
 
     Args:
         cases: geometry of the preprocessed cases.
@@ -105,7 +105,9 @@ class PhantomQuestions:
         truth = self.truth(case_a, case_b, points)
         shape = np.asarray(self.cases.shape(case_b))
         shown = ((truth >= 0) & (truth <= shape - 1)).all(axis=1)
-        return Questions(["body"] * int(shown.sum()), points[shown], truth[shown])
+        same = self.subjects[case_a].field_of_view == self.subjects[case_b].field_of_view
+        name = "same field of view" if same else "other field of view"
+        return Questions([name] * int(shown.sum()), points[shown], truth[shown])
 
     def truth(self, case_a: str, case_b: str, points_vox: np.ndarray) -> np.ndarray:
         """True counterparts (N, 3), voxels of B's array, perhaps outside of it."""

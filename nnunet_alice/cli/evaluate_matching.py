@@ -1,0 +1,103 @@
+"""Measure how far matches are off, in mm, for every matching method that is prepared, side by side.
+
+On phantoms (a truth.json in the raw dataset, or --truth) random body points are matched and compared with their true
+counterparts. On a labelled dataset the centroid of each label is matched, and its distance to the centroid of the same
+label in the other case is the error. Labels are used for measuring only. Writes errors.csv (every match), summary.csv
+and cumulative_error.png.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "nnunet_alice evaluate_matching -d 4 -p nnUNetPlans -c 3d_fullres --pairs 2000"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of the dataset")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans [%(default)s]")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="3D configuration [%(default)s]")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=("embedding", "atlas", "relative"),
+        help="what to compare [all that are prepared]",
+    )
+    parser.add_argument("--pairs", type=int, metavar="N", help="ordered pairs drawn at random [all]")
+    parser.add_argument("--seed", type=int, default=0, help="of pairs and points [%(default)s]")
+    parser.add_argument("--truth", type=Path, metavar="FILE", help="truth.json of phantoms [that of the raw dataset]")
+    parser.add_argument("--points", type=int, default=50, metavar="N", help="phantoms: points a pair [%(default)s]")
+    parser.add_argument("--labels", type=int, nargs="+", metavar="LABEL", help="labels to measure [all]")
+    parser.add_argument("-o", type=Path, metavar="FOLDER", help="output [matching/ beside the anatomy of the dataset]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write, draw."""
+    from nnunet_alice.evaluation.matchers import open_matchers, shared_cases
+    from nnunet_alice.evaluation.matching_error import matching_errors, ordered_pairs, summarise
+    from nnunet_alice.files import atomic_write
+    from nnunet_alice.nnunet_folders import PreprocessedDataset
+    from nnunet_alice.pictures.matching import draw_cumulative_error
+
+    dataset = PreprocessedDataset.find(args.d, args.p, args.c)
+    matchers = open_matchers(dataset, args.methods)
+    ask, cases = _questions(args, dataset, matchers, shared_cases(matchers))
+    pairs = ordered_pairs(cases, args.pairs, args.seed)
+    errors = matching_errors(matchers, pairs, ask, dataset.spacing)
+    folder = args.o or dataset.anatomy_folder / "matching"
+    overall, detailed = summarise(errors), summarise(errors, ("point", "matcher"))
+    print(f"Errors of {len(errors) // len(matchers)} points of {len(pairs)} ordered pairs of {len(cases)} cases:")
+    print(overall.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    if errors["point"].nunique() > 1:
+        print(detailed.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    overall.insert(0, "point", "all")
+    for name, table in (("errors.csv", errors), ("summary.csv", _joined(overall, detailed))):
+        with atomic_write(folder / name) as temporary:
+            table.to_csv(temporary, index=False)
+    draw_cumulative_error(errors, folder / "cumulative_error.png", title=dataset.name)
+    print(f"Tables and plot: {folder}")
+    return 0
+
+
+def _joined(overall, detailed):
+    import pandas as pd
+
+    return pd.concat([overall, detailed], ignore_index=True)
+
+
+def _questions(args: argparse.Namespace, dataset, matchers, cases: list[str]):
+    """What to ask and of which cases: the truth of phantoms if there is one, else label centroids."""
+    from nnunet_alice.anatomy.world import PreparedCases
+    from nnunet_alice.data.phantom import load_subjects
+    from nnunet_alice.errors import InputError
+    from nnunet_alice.evaluation.matching_error import CentroidQuestions, PhantomQuestions
+    from nnunet_alice.files import read_json
+
+    prepared = PreparedCases(dataset)
+    truth = args.truth or _raw_truth(dataset.name)
+    if truth is not None and args.labels is None:
+        subjects = load_subjects(truth)
+        known = [case for case in cases if case in subjects]
+        if len(known) < 2:
+            raise InputError(f"{truth} knows {len(known)} of the {len(cases)} cases of {dataset.name}; two are needed.")
+        return PhantomQuestions(prepared, subjects, matchers[0].body_points, args.points, args.seed), known
+    labels = read_json(dataset.base / "dataset.json")["labels"]
+    if set(labels) <= {"background", "body"}:
+        raise InputError(
+            f"{dataset.name} has no labels but a body mask, whose centroid is no anatomy; measure on a labelled "
+            "dataset with the same plans, or give --truth of phantoms."
+        )
+    return CentroidQuestions(prepared, args.labels), cases
+
+
+def _raw_truth(dataset_name: str) -> Path | None:
+    """Truth file in the raw dataset, if there is one."""
+    from nnunet_alice.data.phantom import TRUTH_FILE
+    from nnunet_alice.errors import InputError
+    from nnunet_alice.nnunet_folders import nnunet_folder
+
+    try:
+        path = nnunet_folder("nnUNet_raw") / dataset_name / TRUTH_FILE
+    except InputError:  # the variable is not set, and nothing else here needs it
+        return None
+    return path if path.is_file() else None

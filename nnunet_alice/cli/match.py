@@ -1,0 +1,70 @@
+"""Find one point of a case in other cases.
+
+Prints a table, best score first: voxels (z, y, x) of the preprocessed arrays and world mm (x, y, z; LPS, as ITK and
+DICOM give them). Rows whose score is below the method's threshold are marked as not trusted. The picture shows the
+query slice beside the best matches.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "nnunet_alice match -d 900 -p nnUNetPlans -c 3d_fullres --from CASE_A --point 40 60 55 --to all"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of the dataset")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans [%(default)s]")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="3D configuration [%(default)s]")
+    parser.add_argument("--from", dest="source", required=True, metavar="CASE", help="case of the point")
+    parser.add_argument(
+        "--point", required=True, type=float, nargs=3, metavar=("Z", "Y", "X"), help="voxels of the preprocessed array"
+    )
+    parser.add_argument("--world", action="store_true", help="--point is X Y Z in world mm instead")
+    parser.add_argument("--to", nargs="+", default=["all"], metavar="CASE", help="cases to search, or all [all]")
+    parser.add_argument(
+        "--method",
+        choices=("embedding", "atlas", "relative"),
+        help="how to match [the first of these that is prepared]",
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the whole table there")
+    parser.add_argument("-o", type=Path, metavar="PNG", help="picture [match_CASE.png]")
+    parser.add_argument("--show", type=int, default=6, metavar="N", help="matches in the picture [%(default)s]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Match, print, draw."""
+    from nnunet_alice.anatomy.world import PreparedCases
+    from nnunet_alice.errors import InputError
+    from nnunet_alice.evaluation.match_table import match_point
+    from nnunet_alice.evaluation.matchers import open_matchers
+    from nnunet_alice.files import atomic_write
+    from nnunet_alice.nnunet_folders import PreprocessedDataset
+    from nnunet_alice.pictures.matching import PointSlices, draw_matches
+
+    dataset = PreprocessedDataset.find(args.d, args.p, args.c)
+    cases = PreparedCases(dataset)
+    matcher = open_matchers(dataset, [args.method] if args.method else None)[0]
+    targets = [case for case in matcher.cases if case != args.source] if args.to == ["all"] else args.to
+    point, table = match_point(matcher, cases, args.source, args.point, targets, world=args.world)
+    if not len(table):
+        raise InputError("No case could be matched; see the messages above.")
+    voxel = " ".join(f"{value:.1f}" for value in point)
+    print(f"Counterparts of voxel ({voxel}) of {args.source}, by {matcher.name} (trusted from {matcher.threshold:g}):")
+    print(table.to_string(index=False, max_rows=40, float_format=lambda value: f"{value:.2f}"))
+    if args.csv:
+        with atomic_write(args.csv) as temporary:
+            table.to_csv(temporary, index=False)
+        print(f"Table: {args.csv}")
+    shown = table[table["z_vox"].notna()].head(args.show)
+    slices = [
+        PointSlices.cut(
+            dataset.image(row.case), [row.z_vox, row.y_vox, row.x_vox], f"{row.case}\nscore {row.score:.2f}"
+        )
+        for row in shown.itertuples()
+    ]
+    picture = args.o or Path(f"match_{args.source}.png")
+    query = PointSlices.cut(dataset.image(args.source), point, f"{args.source}\nquery")
+    draw_matches(query, slices, dataset.spacing, picture)
+    print(f"Picture: {picture}")
+    return 0
