@@ -62,3 +62,28 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         return _reduced(grad_output, dist.ReduceOp.SUM)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of all ranks, one rank after the other, without gradient; ``x`` itself (detached) in a single process.
+
+    Args:
+        x: (n, ...); n may differ between ranks (nnU-Net's batch is not always divisible), the rest may not.
+
+    Returns:
+        (sum of n, ...), equal on all ranks.
+    """
+    x = x.detach()
+    ranks = world_size()
+    if ranks == 1:
+        return x
+    count = torch.tensor([x.shape[0]], device=x.device)
+    counts = [torch.empty_like(count) for _ in range(ranks)]
+    dist.all_gather(counts, count)
+    sizes = [int(size) for size in counts]
+    # all_gather wants equal shapes: short ranks are filled up, and cut again on arrival.
+    padded = x.new_zeros(max(sizes), *x.shape[1:])
+    padded[: x.shape[0]] = x
+    gathered = [torch.empty_like(padded) for _ in range(ranks)]
+    dist.all_gather(gathered, padded)
+    return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])

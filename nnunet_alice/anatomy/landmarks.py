@@ -1,0 +1,250 @@
+"""Landmarks of DrasCLR: a grid of patches over the region of interest of the atlas, and where they lie in a case.
+
+Points are in mm from the centre of voxel (0, 0, 0), axes (z, y, x), as everywhere in `nnunet_alice.anatomy`.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, write_json
+
+#: Raised when the stored form changes.
+VERSION = 1
+
+
+def to_locations(points_mm: np.ndarray, shape: Iterable[int], spacing: Iterable[float]) -> np.ndarray:
+    """Atlas coordinates that the networks see: the atlas array, border voxels included, spans [-1, 1] on each axis.
+
+    Args:
+        points_mm: (N, 3) points of the atlas.
+        shape: voxels of the atlas.
+        spacing: its voxel size in mm.
+
+    Returns:
+        (N, 3) float64; beyond [-1, 1] for points outside of the atlas.
+    """
+    spacing = np.asarray(spacing, dtype=float)
+    return 2 * (np.asarray(points_mm) / spacing + 0.5) / np.asarray(shape, dtype=float) - 1
+
+
+@dataclass(frozen=True)
+class CaseLandmarks:
+    """The landmarks that a case shows.
+
+    Attributes:
+        landmarks: (M,) int64, their numbers, ascending.
+        points_vox: (M, 3) float64, where they lie in the case's array, sub-voxel, within [-0.5, shape - 0.5].
+    """
+
+    landmarks: np.ndarray
+    points_vox: np.ndarray
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Landmarks on an atlas.
+
+    Attributes:
+        points_mm: (L, 3) float64, centres of the patches.
+        atlas_shape: voxels of the atlas.
+        atlas_spacing: its voxel size in mm.
+        patch_mm: edge of a patch.
+        step_mm: distance of neighbours on the grid, up to rounding to voxels.
+    """
+
+    points_mm: np.ndarray
+    atlas_shape: tuple[int, int, int]
+    atlas_spacing: tuple[float, float, float]
+    patch_mm: float
+    step_mm: float
+
+    def __len__(self) -> int:
+        return len(self.points_mm)
+
+    @cached_property
+    def locations(self) -> np.ndarray:
+        """(L, 3) float32 atlas coordinates in [-1, 1], see `to_locations`."""
+        return to_locations(self.points_mm, self.atlas_shape, self.atlas_spacing).astype(np.float32)
+
+    def neighbours(self, k: int) -> np.ndarray:
+        """Numbers of the k landmarks nearest in mm to each: (L, k) int64, nearest first, lower number first in a tie.
+
+        Raises:
+            InputError: there are not k other landmarks, or k is not positive.
+        """
+        if not 1 <= k < len(self):
+            raise InputError(
+                f"{k} neighbours were asked for, but each of the {len(self)} landmarks has {len(self) - 1}; lay the "
+                "landmarks with a smaller step."
+            )
+        # Neighbours of a grid come in ties (six at one step), and a tree breaks them as it likes. All that lie within
+        # the distance of the k-th are fetched, rounding included, and sorted by distance and number.
+        tree = cKDTree(self.points_mm)
+        reach = tree.query(self.points_mm, k + 1)[0][:, -1]
+        nearest = np.empty((len(self), k), dtype=np.int64)
+        for number, found in enumerate(tree.query_ball_point(self.points_mm, reach + 1e-6)):
+            others = np.array([other for other in found if other != number])
+            distances = np.linalg.norm(self.points_mm[others] - self.points_mm[number], axis=1)
+            nearest[number] = others[np.lexsort((others, np.round(distances, 6)))[:k]]
+        return nearest
+
+    def in_case(self, case_to_atlas: np.ndarray, shape: Iterable[int], spacing: Iterable[float]) -> CaseLandmarks:
+        """Landmarks that lie in a case's array; the others are dropped.
+
+        Args:
+            case_to_atlas: 4 x 4 affine, homogeneous case mm (z, y, x, 1) -> atlas mm, as registration gives it.
+            shape: voxels of the case's preprocessed array.
+            spacing: its voxel size in mm.
+
+        Raises:
+            InputError: the affine is not a finite, invertible 4 x 4 affine.
+        """
+        points_mm = apply_affine(invert_affine(case_to_atlas), self.points_mm)
+        points_vox = points_mm / np.asarray(spacing, dtype=float)
+        inside = ((points_vox >= -0.5) & (points_vox <= np.asarray(shape) - 0.5)).all(axis=1)
+        return CaseLandmarks(np.flatnonzero(inside), points_vox[inside])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the landmarks as JSON."""
+        content = {
+            "version": VERSION,
+            "axes": "z, y, x; mm from the centre of the atlas voxel (0, 0, 0)",
+            "atlas_shape": list(self.atlas_shape),
+            "atlas_spacing": list(self.atlas_spacing),
+            "patch_mm": self.patch_mm,
+            "step_mm": self.step_mm,
+            "points_mm": self.points_mm.tolist(),
+        }
+        write_json(path, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Landmarks":
+        """Read landmarks that `save` wrote.
+
+        Raises:
+            InputError: the file is missing, no landmarks file or of another version.
+        """
+        content = read_json(path)
+        try:
+            version = content["version"]
+            points_mm = np.asarray(content["points_mm"], dtype=float)
+            landmarks = cls(
+                points_mm,
+                tuple(int(n) for n in content["atlas_shape"]),
+                tuple(float(s) for s in content["atlas_spacing"]),
+                float(content["patch_mm"]),
+                float(content["step_mm"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is no landmarks file ({error!r}); delete it and lay them again.") from None
+        if version != VERSION or points_mm.ndim != 2 or points_mm.shape[1] != 3 or not np.isfinite(points_mm).all():
+            raise InputError(f"{path} is of another version or damaged; delete it and lay the landmarks again.")
+        return landmarks
+
+
+def lay_landmarks(
+    region: np.ndarray,
+    spacing: Iterable[float],
+    patch_mm: float = 32.0,
+    step_mm: float = 26.0,
+    min_share: float = 0.1,
+) -> Landmarks:
+    """Cover a region of interest of the atlas with patches on a grid (DrasCLR, Section 3.1).
+
+    The grid is centred on the region's bounding box and just covers it (the reference anchors it at a corner of the
+    volume; centred, both sides of a symmetric region are treated alike). A patch is kept where more than ``min_share``
+    of it lies in the region; what sticks out of the atlas does not.
+
+    Args:
+        region: (z, y, x), nonzero in the region of interest: body, a label, a lung mask.
+        spacing: voxel size of the atlas in mm.
+        patch_mm: edge of a patch.
+        step_mm: distance between neighbouring patches.
+        min_share: in [0, 1).
+
+    Returns:
+        the landmarks, sorted by z, y, x.
+
+    Raises:
+        InputError: the region is empty or not 3-D, a length is not positive, or no patch holds enough of the region.
+    """
+    region = np.asarray(region) != 0
+    spacing = np.asarray(tuple(spacing), dtype=float)
+    if region.ndim != 3 or spacing.shape != (3,) or not region.any():
+        raise InputError(f"The region of interest must be a 3D mask with voxels in it, got shape {region.shape}.")
+    if not (patch_mm > 0 and step_mm > 0 and 0 <= min_share < 1):
+        raise InputError(
+            f"Patch and step must be positive and the share in [0, 1), got {patch_mm} mm, {step_mm} mm, {min_share}."
+        )
+    patch_vox = np.maximum(1, np.round(patch_mm / spacing)).astype(int)
+    starts = [
+        _starts(np.flatnonzero(region.any(axis=tuple({0, 1, 2} - {axis}))), patch_vox[axis], step_mm / spacing[axis])
+        for axis in range(3)
+    ]
+    share = _patch_sums(region, starts, patch_vox) / patch_vox.prod()
+    corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1)[share > min_share]
+    centres_vox = corners + (patch_vox - 1) / 2
+    # With a step far beyond the patch, the outermost centres may leave the array.
+    inside = ((centres_vox >= -0.5) & (centres_vox <= np.asarray(region.shape) - 0.5)).all(axis=1)
+    if not inside.any():
+        raise InputError(
+            f"No patch of {patch_mm:g} mm lies with more than {min_share:.0%} in the region of interest; choose a "
+            "smaller patch."
+        )
+    return Landmarks(
+        centres_vox[inside] * spacing, region.shape, tuple(spacing.tolist()), float(patch_mm), float(step_mm)
+    )
+
+
+def count_cases(seen: Iterable[CaseLandmarks], num_landmarks: int) -> np.ndarray:
+    """How many cases see each landmark: (L,) int64."""
+    counts = np.zeros(num_landmarks, dtype=np.int64)
+    for case in seen:
+        counts[case.landmarks] += 1
+    return counts
+
+
+def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map points (N, 3) by a homogeneous 4 x 4 affine."""
+    return np.asarray(points, dtype=float) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def invert_affine(affine: np.ndarray) -> np.ndarray:
+    """Inverse of a 4 x 4 affine.
+
+    Raises:
+        InputError: it is not finite, not 4 x 4, its last row is not (0, 0, 0, 1), or it has no inverse.
+    """
+    affine = np.asarray(affine, dtype=float)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.allclose(affine[3], (0, 0, 0, 1)):
+        raise InputError(f"An affine must be 4 x 4 and finite with last row 0 0 0 1, got {affine.tolist()}.")
+    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError("An affine that flattens space cannot be inverted; register the case again.")
+    return np.linalg.inv(affine)
+
+
+def _starts(occupied: np.ndarray, patch: int, step: float) -> np.ndarray:
+    """First voxels of the patches along an axis that cover voxels ``occupied[0]`` to ``occupied[-1]``, centred."""
+    first, extent = occupied[0], occupied[-1] - occupied[0] + 1
+    count = max(1, int(np.ceil((extent - patch) / step - 1e-9)) + 1)
+    overhang = ((count - 1) * step + patch - extent) / 2
+    return np.round(first - overhang + step * np.arange(count)).astype(int)
+
+
+def _patch_sums(region: np.ndarray, starts: list[np.ndarray], patch: np.ndarray) -> np.ndarray:
+    """Voxels of the region in each patch of the grid, by a summed-area table; outside of the array there are none."""
+    table = np.zeros(np.add(region.shape, 1), dtype=np.int32 if region.size < 2**31 else np.int64)
+    table[1:, 1:, 1:] = region
+    for axis in range(3):
+        np.cumsum(table, axis=axis, out=table)
+    for axis in range(3):
+        low = np.clip(starts[axis], 0, region.shape[axis])
+        high = np.clip(starts[axis] + patch[axis], 0, region.shape[axis])
+        table = table.take(high, axis=axis) - table.take(low, axis=axis)
+    return table

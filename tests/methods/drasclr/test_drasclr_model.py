@@ -1,0 +1,250 @@
+"""The DrasCLR model: parts of a step recomputed by hand, queues, key encoder, two gloo ranks."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_alice.methods.distributed import gather_rows
+from nnunet_alice.methods.drasclr.conditional import LocationGroups, UnconditionedEncoder
+from nnunet_alice.methods.drasclr.conversion import to_conditional
+from nnunet_alice.methods.drasclr.losses import drasclr_loss
+from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
+from nnunet_alice.methods.drasclr.queue import LandmarkQueues
+
+DIM, LANDMARKS, SIZE = 8, 3, 6
+
+
+def make_encoder():
+    return nn.Sequential(
+        nn.Conv3d(1, 4, 3, 2, 1), nn.InstanceNorm3d(4, affine=True), nn.LeakyReLU(), nn.Conv3d(4, 6, 3, 1, 1)
+    )
+
+
+def make_model(conditional=True, cells=1, **settings):
+    torch.manual_seed(0)
+    plain = make_encoder()
+    encoder = to_conditional(plain, 3, location_gain=1.0) if conditional else UnconditionedEncoder(plain)
+    embedder = PatchEmbedder(encoder, 6, dim=DIM, cells=cells).double()
+    return DrasCLRModel(embedder, LandmarkQueues(LANDMARKS, SIZE, DIM), **settings)
+
+
+def make_batch(batch=4, k=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "view": draw(batch, 1, 6, 6, 6),
+        "second_view": draw(batch, 1, 6, 6, 6),
+        "location": draw(3).tanh(),
+        "neighbours": draw(k, batch, 1, 6, 6, 6),
+        "neighbour_locations": draw(k, 3).tanh(),
+        "subjects": torch.arange(batch) + 10 * seed,
+    }
+
+
+def embed(embedder, patches, location):
+    """One patch at a time."""
+    return torch.cat([embedder(patch[None], LocationGroups(location[None], (1,))) for patch in patches])
+
+
+@pytest.mark.parametrize("batch_negatives", [False, True])
+def test_parts_of_a_step_are_those_computed_patch_by_patch(batch_negatives):
+    model, batch = make_model(batch_negatives=batch_negatives, beta=0.5, temperature=0.3), make_batch()
+    queued = nn.functional.normalize(torch.randn(5, DIM), dim=1)
+    model.queues.enqueue(1, queued, torch.tensor([0, 77, 77, 2, 77]))
+    losses = model(landmark=1, **batch)
+    query = embed(model.query, batch["view"], batch["location"])
+    key = embed(model.key, batch["second_view"], batch["location"])
+    around = torch.stack(
+        [embed(model.query, batch["neighbours"][j], batch["neighbour_locations"][j]) for j in range(2)]
+    )
+    # Subjects 0 and 2 meet their own older keys, and each its own new one.
+    negatives, ignore = queued.half().double(), torch.zeros(4, 5, dtype=torch.bool)
+    ignore[0, 0] = ignore[2, 3] = True
+    if batch_negatives:
+        negatives, ignore = torch.cat([negatives, key]), torch.cat([ignore, torch.eye(4, dtype=torch.bool)], dim=1)
+    expected = drasclr_loss(query, key, negatives, around, temperature=0.3, beta=0.5, ignore=ignore)
+    for name, value in expected._asdict().items():
+        torch.testing.assert_close(getattr(losses, name), value, msg=name)
+
+
+def test_keys_enter_after_the_loss_and_only_in_training():
+    model, batch = make_model(batch_negatives=False), make_batch()
+    first = model(landmark=2, **batch)
+    assert float(first.total.detach()) == 0 and first.local_accuracy.isnan()
+    key = embed(model.key, batch["second_view"], batch["location"])
+    torch.testing.assert_close(model.queues.negatives(2), key.half())
+    assert model.queues.negative_subjects(2).tolist() == [0, 1, 2, 3]
+    assert model.queues.filled.tolist() == [0, 0, 4]
+    second = model(landmark=2, **make_batch(seed=1))
+    assert float(second.total.detach()) > 0
+    model.eval()
+    model(landmark=0, **batch)
+    assert model.queues.filled.tolist() == [0, 0, 6]
+
+
+def test_only_the_query_encoder_learns_and_the_key_encoder_follows():
+    model, batch = make_model(), make_batch()
+    assert not any(parameter.requires_grad for parameter in model.key.parameters())
+    model(landmark=0, **batch).total.backward()
+    assert all(parameter.grad is not None for parameter in model.query.parameters())
+    # All but the bias in front of the instance normalisation, which takes it away again.
+    assert all(p.grad.abs().max() > 0 for n, p in model.query.named_parameters() if "encoder.0.bias" not in n)
+    with torch.no_grad():
+        for parameter in model.query.parameters():
+            parameter += 1
+    before = copy.deepcopy(model.key.state_dict())
+    model.update_key_encoder(0.9)
+    for name, value in model.key.state_dict().items():
+        torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * model.query.state_dict()[name])
+
+
+def test_locations_matter_unless_ablated():
+    def embeddings(model):
+        batch = make_batch()
+        here, there = (LocationGroups(torch.full((1, 3), v, dtype=torch.float64), (4,)) for v in (-1.0, 1.0))
+        return model.query(batch["view"], here), model.query(batch["view"], there)
+
+    one, two = embeddings(make_model())
+    assert (one - two).abs().max() > 1e-3
+    one, two = embeddings(make_model(conditional=False))
+    assert torch.equal(one, two)
+
+
+def test_without_neighbours_the_regional_term_is_left_out():
+    model, batch = make_model(), make_batch()
+    del batch["neighbours"], batch["neighbour_locations"]
+    losses = model(landmark=0, **batch)
+    assert float(losses.total.detach()) == pytest.approx(float(losses.local)) and float(losses.regional) == 0
+
+
+def test_cells_keep_where_in_the_patch_something_is():
+    x = make_batch()["view"]
+    locations = LocationGroups(torch.zeros(1, 3, dtype=torch.float64), (4,))
+    assert make_model().query.features(x, locations).shape == (4, 6)
+    model = make_model(cells=3)
+    features = model.query.features(x, locations)
+    maps = model.query.encoder(x, locations)
+    torch.testing.assert_close(features, maps.flatten(1))
+
+
+def test_resume_gives_the_same_next_step():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.query.parameters(), lr=0.1)
+    for seed in range(3):
+        optimizer.zero_grad()
+        model(landmark=1, **make_batch(seed=seed)).total.backward()
+        optimizer.step()
+        model.update_key_encoder(0.9)
+    twin = make_model()
+    twin.load_state_dict(model.state_dict())
+    one, two = (m(landmark=1, **make_batch(seed=4)) for m in (model, twin))
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_works_under_autocast():
+    model = make_model()
+    model.query.float(), model.key.float()
+    batch = {name: value if name == "subjects" else value.float() for name, value in make_batch().items()}
+    model(landmark=0, **batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(landmark=0, **batch)
+    exact = model.eval()(landmark=0, **batch)
+    losses.total.backward()
+    assert losses.total.dtype == torch.float32 and float(exact.total.detach()) > 0
+    assert all(parameter.grad.isfinite().all() for parameter in model.query.parameters())
+
+
+def test_contrast_can_be_learned():
+    """Subjects that differ by their texture are told apart after a few steps."""
+    torch.manual_seed(3)
+    textures = torch.randn(12, 1, 6, 6, 6, dtype=torch.float64)
+    model = make_model(cells=3)
+    optimizer = torch.optim.Adam(model.query.parameters(), lr=3e-3)
+    location = torch.zeros(3, dtype=torch.float64)
+    history = []
+    for _ in range(60):
+        chosen = torch.randperm(12)[:6]
+        one, two = (textures[chosen] + 0.1 * torch.randn(6, 1, 6, 6, 6) for _ in range(2))
+        losses = model(one, two, location, 0, subjects=chosen)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        model.update_key_encoder(0.9)
+        history.append(float(losses.local))
+    assert sum(history[-5:]) < 0.5 * sum(history[2:7])
+
+
+def test_bad_input():
+    model, batch = make_model(), make_batch()
+    with pytest.raises(ValueError, match="one shape"):
+        model(landmark=0, **(batch | {"second_view": batch["view"][:2]}))
+    with pytest.raises(ValueError, match="Neighbours must be"):
+        model(landmark=0, **(batch | {"neighbour_locations": None}))
+    with pytest.raises(ValueError, match="neighbour locations"):
+        model(landmark=0, **(batch | {"neighbour_locations": torch.zeros(3, 3)}))
+    with pytest.raises(IndexError, match="no landmark 3"):
+        model(landmark=3, **batch)
+    with pytest.raises(ValueError, match="batch normalisation"):
+        DrasCLRModel(PatchEmbedder(nn.BatchNorm3d(2), 2), LandmarkQueues(1, 2))
+    with pytest.raises(ValueError, match="positive"):
+        PatchEmbedder(make_encoder(), 6, cells=0)
+
+
+def rows_of(batch, rows):
+    """The part of a batch that a rank sees."""
+    shared = {name: batch[name] for name in ("location", "neighbour_locations")}
+    own = {name: batch[name][rows] for name in ("view", "second_view", "subjects")}
+    return shared | own | {"neighbours": batch["neighbours"][:, rows]}
+
+
+def rank_main(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    try:
+        model = make_model(batch_negatives=False)
+        wrapped = DistributedDataParallel(model)
+        for seed in range(2):
+            model.zero_grad()
+            batch = make_batch(seed=seed)
+            wrapped(landmark=1, **rows_of(batch, slice(2 * rank, 2 * rank + 2))).total.backward()
+        results = {
+            "gradients": {name: p.grad for name, p in model.query.named_parameters()},
+            "queues": copy.deepcopy(model.queues.state_dict()),
+            "rows": gather_rows(torch.arange(3.0)[: 1 + 2 * rank] + 10 * rank),
+            "empty": gather_rows(torch.ones(2 * rank, 3)),
+        }
+        # Ranks may be at different landmarks.
+        wrapped(landmark=2 * rank, **rows_of(batch, slice(2 * rank, 2 * rank + 2)))
+        results["apart"] = copy.deepcopy(model.queues.state_dict())
+        torch.save(results, f"{folder}/rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
+def test_two_ranks_give_the_gradient_and_the_queues_of_one_process(tmp_path):
+    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    model = make_model(batch_negatives=False)
+    for seed in range(2):
+        model.zero_grad()
+        model(landmark=1, **make_batch(seed=seed)).total.backward()
+    for results in ranks:
+        for name, parameter in model.query.named_parameters():
+            torch.testing.assert_close(results["gradients"][name], parameter.grad, msg=name)
+        for name, value in model.queues.state_dict().items():
+            torch.testing.assert_close(results["queues"][name], value, msg=name)
+        assert results["rows"].tolist() == [0, 10, 11, 12]
+        assert results["empty"].shape == (2, 3)
+        assert results["apart"]["filled"].tolist() == [2, 6, 2]
+    for name, value in ranks[0]["apart"].items():
+        assert torch.equal(value, ranks[1]["apart"][name])
