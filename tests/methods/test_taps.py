@@ -1,0 +1,42 @@
+"""The tapped pass gives what the network gives, and the maps on the way."""
+
+import pytest
+import torch
+from tiny_networks import tiny_unet
+from torch import nn
+
+from nnunet_alice.methods.taps import TappedUNet, freeze_unused_output_layers
+
+
+@pytest.mark.parametrize("family", ["plain", "residual"])
+@pytest.mark.parametrize("strides", [(1, 2, 2), (1, (1, 2, 2), 2)])
+def test_output_is_the_networks_own(family, strides):
+    network = tiny_unet(family, channels=2, strides=strides)
+    x = torch.randn(2, 2, 8, 16, 12)
+    maps = TappedUNet(network)(x)
+    torch.testing.assert_close(maps.output, network(x), rtol=0, atol=0)
+    torch.testing.assert_close(maps.bottleneck, network.encoder(x)[-1], rtol=0, atol=0)
+    assert len(maps.decoder) == 2
+    torch.testing.assert_close(network.decoder.seg_layers[-1](maps.decoder[-1]), maps.output, rtol=0, atol=0)
+
+
+def test_a_shorter_pass_gives_the_same_first_maps_and_no_output():
+    network = tiny_unet()
+    x = torch.randn(1, 1, 8, 8, 8)
+    whole, first, none = (TappedUNet(network)(x, stages) for stages in (None, 1, 0))
+    torch.testing.assert_close(first.decoder[0], whole.decoder[0], rtol=0, atol=0)
+    assert first.output is None and len(first.decoder) == 1
+    assert none.output is None and none.decoder == ()
+
+
+def test_every_trained_parameter_gets_a_gradient():
+    network = tiny_unet()
+    freeze_unused_output_layers(network)
+    TappedUNet(network)(torch.randn(1, 1, 8, 8, 8)).output.square().sum().backward()
+    missing = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_other_networks_are_refused():
+    with pytest.raises(TypeError, match="PlainConvUNet or ResidualEncoderUNet"):
+        TappedUNet(nn.Sequential(nn.Conv3d(1, 1, 1)))

@@ -1,0 +1,108 @@
+"""Batches are functions of seed, rank and number, whoever makes them."""
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_alice.views.augmentation import augment, mild_intensity_augmentation
+from nnunet_alice.views.cropping import crop_centred
+from nnunet_alice.views.loader import MatchedViews, NumberedBatches, start_loader
+from nnunet_alice.views.masking import block_shape
+from nnunet_alice.views.pairs import PointPair
+
+PATCH = (8, 12, 16)
+
+
+class RandomPairs:
+    """Random points of two volumes."""
+
+    def draw(self, rng):
+        a, b = rng.uniform(0, 20, size=(2, 3))
+        return PointPair("a", "b", a, b, 0.9, 1, True)
+
+
+def volumes():
+    rng = np.random.default_rng(0)
+    return {case: rng.normal(size=(2, 20, 22, 24)).astype(np.float32) for case in "ab"}
+
+
+def views(transform=None):
+    return MatchedViews(RandomPairs(), volumes().__getitem__, PATCH, 3, mask_ratio=0.75, transform=transform)
+
+
+def batches(transform=None, **options):
+    return NumberedBatches(views(transform), seed=5, **options)
+
+
+def same(one, two):
+    return torch.equal(one["data"], two["data"]) and torch.equal(one["mask"], two["mask"])
+
+
+def test_a_batch_holds_query_then_anchor_views_around_the_points():
+    batch = next(batches())
+    assert batch["data"].shape == (6, 2, *PATCH) and batch["mask"].shape == (6, *PATCH)
+    images = volumes()
+    for index, pair in enumerate(batch["pairs"]):
+        np.testing.assert_array_equal(batch["data"][index], crop_centred(images["a"], pair.point_a, PATCH))
+        np.testing.assert_array_equal(batch["data"][3 + index], crop_centred(images["b"], pair.point_b, PATCH))
+
+
+def test_every_view_has_its_own_mask_of_the_right_share():
+    batch = next(batches())
+    blocks = np.prod([-(-p // b) for p, b in zip(PATCH, block_shape(PATCH), strict=True)])
+    share = batch["mask"].float().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(share, torch.full((6,), round(0.75 * blocks) / blocks))
+    assert len({mask.numpy().tobytes() for mask in batch["mask"]}) == 6
+
+
+def test_continuing_at_a_batch_gives_what_the_whole_run_gave():
+    transform = mild_intensity_augmentation(1.0)
+    whole = [batch for batch, _ in zip(batches(transform), range(5), strict=False)]
+    later = [batch for batch, _ in zip(batches(transform, start=3), range(2), strict=False)]
+    assert all(map(same, whole[3:], later))
+    assert not same(whole[0], whole[1])
+
+
+def test_ranks_and_seeds_see_other_batches():
+    first = next(batches())
+    assert not same(first, next(batches(rank=1)))
+    assert not same(first, next(NumberedBatches(views(), seed=6)))
+
+
+def test_numbers_wrap_around():
+    loader = batches(period=2)
+    drawn = [next(loader) for _ in range(4)]
+    assert same(drawn[0], drawn[2]) and same(drawn[1], drawn[3]) and not same(drawn[0], drawn[1])
+
+
+def test_worker_processes_deliver_the_same_batches_in_the_same_order():
+    expected = [next(loader) for loader in [batches(mild_intensity_augmentation(1.0))] for _ in range(5)]
+    loader = start_loader(batches(mild_intensity_augmentation(1.0)), num_processes=2, pin_memory=False)
+    try:
+        assert all(same(next(loader), batch) for batch in expected)
+    finally:
+        loader._finish()
+
+
+def test_augmentation_is_mild_repeatable_and_leaves_global_randomness_alone():
+    view = volumes()["a"]
+    transform = mild_intensity_augmentation(1.0)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    one, two, other = (augment(view.copy(), transform, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    correlation = np.corrcoef(one.numpy().ravel(), view.ravel())[0, 1]
+    assert 0.8 < correlation < 1 - 1e-6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failing_batch_is_not_swallowed(workers):
+    def broken(number, rng):
+        raise RuntimeError("no such voxel")
+
+    loader = start_loader(NumberedBatches(broken, seed=0), workers, False)
+    with pytest.raises(RuntimeError):
+        next(loader)
