@@ -73,8 +73,8 @@ def _remove_stale_parts(path: Path) -> None:
             continue  # somebody else removed it, or it is not ours to remove: no reason to lose this checkpoint
 
 
-def _plain(value: Any, name: str, copies: dict[tuple, torch.Tensor]) -> Any:
-    """Recursive part of ``plain``; ``copies`` maps a piece of memory to its copy."""
+def _plain(value: Any, name: str, copies: dict[tuple, tuple[torch.Tensor, torch.Tensor]]) -> Any:
+    """Recursive part of ``plain``; ``copies`` maps a piece of memory to its tensor and the copy."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool):
@@ -103,13 +103,15 @@ def _plain_key(key: Any, name: str) -> Any:
     return _plain(key, f"{name}[{key!r}] (the key itself)", {})
 
 
-def _plain_tensor(tensor: torch.Tensor, name: str, copies: dict[tuple, torch.Tensor]) -> torch.Tensor:
+def _plain_tensor(
+    tensor: torch.Tensor, name: str, copies: dict[tuple, tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise _refused(name, "sparse, quantized or meta tensor")
     tensor = tensor.detach()
     memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-    if tensor.numel() and memory in copies:
-        return copies[memory]
+    if memory in copies:
+        return copies[memory][1]
     if tensor.device.type == "cpu":
         copy = tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
     else:
@@ -118,7 +120,7 @@ def _plain_tensor(tensor: torch.Tensor, name: str, copies: dict[tuple, torch.Ten
             copy = copy.clone()
     if type(copy) is not torch.Tensor:  # other subclasses would be pickled by class
         copy = copy.as_subclass(torch.Tensor)
-    copies[memory] = copy
+    copies[memory] = tensor, copy  # the tensor is kept too: freed memory would be given to the next one
     return copy
 
 

@@ -38,8 +38,10 @@ def run(args: argparse.Namespace) -> None:
     result = transfer_checkpoint(
         args.input, args.dataset, args.plans, args.configuration, args.output, args.parts, args.trust, args.seed
     )
-    columns = ["tensor", "source_shape", "target_shape", "status", "how"]
-    print(result.table[columns].to_string(index=False, justify="left"))
+    table = result.table[["tensor", "source_shape", "target_shape", "status", "how"]]
+    widths = [max(len(name), int(table[name].str.len().max())) for name in table]
+    for row in (table.columns, *table.itertuples(index=False)):
+        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
     print()
     counts = result.table["status"].value_counts()
     print(", ".join(f"{counts.get(status, 0)} tensors {status}" for status in ("loaded", "adapted", "fresh")))

@@ -82,6 +82,14 @@ def test_the_copy_is_independent_of_the_network():
     assert copy["w"].tolist() == [1.0] * 4
 
 
+def test_tensors_made_on_the_fly_are_not_mixed_up():
+    class Lazy(dict):
+        def items(self):
+            return ((number, torch.full((1000,), float(number))) for number in range(20))
+
+    assert all((tensor == number).all() for number, tensor in plain(Lazy()).items())
+
+
 def test_same_memory_is_saved_once_and_views_take_only_their_room(tmp_path):
     weight = torch.rand(100_000)
     save_checkpoint({"encoder": weight, "decoder.encoder": weight}, tmp_path / "shared.pth")
