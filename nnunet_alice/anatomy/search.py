@@ -6,18 +6,19 @@ volumes of hundreds of MB; ours searches the compact index and then fits a parab
 through the best grid point. A query's own descriptor is interpolated from the index of its case.
 """
 
+import logging
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from scipy.spatial import KDTree
 
-from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.index import CaseIndex, IndexStore
-from nnunet_alice.anatomy.matching import Matches
+from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
+from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+logger = logging.getLogger(__name__)
 
 #: Matches that score below it are drawn again: the threshold of Alice (sec. 3.1).
 THRESHOLD = 0.7
@@ -103,7 +104,7 @@ class IndexSearch:
         return KDTree(self.index.grid.points_vox * np.asarray(self.index.spacing))
 
 
-class EmbeddingMatcher:
+class EmbeddingMatcher(GeometryMatcher):
     """Matches points by learned descriptors; implements ``matching.Matcher``.
 
     Memory is bounded: at most ``open_indices`` indices are held, each twice its file's size (20 MB at most).
@@ -128,13 +129,25 @@ class EmbeddingMatcher:
         threshold: float = THRESHOLD,
         open_indices: int = 8,
     ) -> None:
+        if open_indices < 2:
+            raise ValueError(f"A match opens 2 indices, so open_indices must be at least 2, not {open_indices}.")
         self.store = IndexStore(dataset)
         self.fingerprint = self.store.fingerprint(checkpoint)
+        there, existing = set(self.store.cases()), dataset.cases()
+        super().__init__(dataset, [case for case in existing if case in there])
+        if len(self.cases) < 2:
+            raise NotPreparedError(
+                f"{self.store.folder} holds indices of {len(self.cases)} of {len(existing)} cases; "
+                f"run: {self.store.command}"
+            )
+        if len(self.cases) < len(existing):
+            logger.warning(
+                "%d of %d cases have no index yet and are left out; run: %s",
+                len(existing) - len(self.cases), len(existing), self.store.command,
+            )  # fmt: skip
         self.threshold = threshold
-        there = set(self.store.cases())
-        self.cases = tuple(case for case in dataset.cases() if case in there)
-        self._searches = _Bounded(open_indices)
-        self._geometries = _Bounded(4 * open_indices)
+        self.open_indices = open_indices
+        self._searches: OrderedDict[str, IndexSearch] = OrderedDict()
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
         """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x).
@@ -144,44 +157,35 @@ class EmbeddingMatcher:
         """
         return self.search(case_b).match(*self.search(case_a).describe(points_vox))
 
-    def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
-        return self._geometry(case).body_points(count, rng)
-
     def search(self, case: str) -> IndexSearch:
         """The opened index of a case.
 
         Raises:
             NotPreparedError: it is missing, damaged or stale.
         """
-        return self._searches.get(case, lambda: IndexSearch(self.store.read(case, self.fingerprint)))
-
-    def _geometry(self, case: str) -> CaseGeometry:
-        return self._geometries.get(case, lambda: load_geometry(self.store.dataset, case))
-
-
-class _Bounded:
-    """The most recently used things, by name; pickled empty, so that workers open what they need."""
-
-    def __init__(self, size: int) -> None:
-        if size < 2:
-            raise ValueError(f"A matcher needs at least 2 cases open at once, got {size}.")
-        self.size = size
-        self._held: OrderedDict[str, Any] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def get(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._held:
-            while len(self._held) >= self.size:
-                self._held.popitem(last=False)
-            self._held[name] = make()
-        self._held.move_to_end(name)
-        return self._held[name]
+        if case not in self._searches:
+            # Room first: the bound holds while the next index is read, too.
+            while len(self._searches) >= self.open_indices:
+                self._searches.popitem(last=False)
+            self._searches[case] = IndexSearch(self.store.read(case, self.fingerprint))
+        self._searches.move_to_end(case)
+        return self._searches[case]
 
     def __getstate__(self) -> dict:
-        return {"size": self.size, "_held": OrderedDict()}
+        return {**super().__getstate__(), "_searches": OrderedDict()}
+
+
+def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
+    """Whether a dataset has indices that can be used; the log says so when it has unusable ones."""
+    store = IndexStore(dataset)
+    if not store.description_file.is_file():
+        return False
+    try:
+        store.fingerprint()
+    except NotPreparedError as error:
+        logger.warning("%s", error)
+        return False
+    return len(store.cases()) >= 2
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

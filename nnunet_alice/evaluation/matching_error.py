@@ -183,8 +183,9 @@ def matching_errors(
         spacing_mm: (3,) voxel size of the preprocessed arrays, (z, y, x).
 
     Returns:
-        one row a matcher and question: ``matcher, case_a, case_b, point, score, error_mm``; the error is infinite
-        where the matcher found no counterpart.
+        one row a matcher and question: ``matcher, case_a, case_b, point, score, error_mm``. A point that a matcher
+        gives is measured even where it scores ``-inf`` (no counterpart in B's body), which favours no method; the
+        error is infinite where it gives none.
 
     Raises:
         InputError: no pair could be asked.
@@ -201,7 +202,6 @@ def matching_errors(
             continue
         for matcher, matches in zip(matchers, answers, strict=True):
             error_mm = np.linalg.norm((matches.points_vox - questions.truth_vox) * spacing, axis=1)
-            found = np.isfinite(error_mm) & (matches.scores > -np.inf)
             tables.append(
                 pd.DataFrame(
                     {
@@ -210,7 +210,7 @@ def matching_errors(
                         "case_b": case_b,
                         "point": list(questions.names),
                         "score": matches.scores,
-                        "error_mm": np.where(found, error_mm, np.inf),
+                        "error_mm": np.where(np.isfinite(error_mm), error_mm, np.inf),
                     }
                 )
             )
@@ -225,8 +225,8 @@ def matching_errors(
 def summarise(errors: pd.DataFrame, by: Sequence[str] = ("matcher",)) -> pd.DataFrame:
     """One row a group: number of points, share matched, mean, median and 90th percentile in mm, shares within.
 
-    A point without a match counts as infinitely wrong in median, percentile and shares; the mean is that of the
-    matched points.
+    A match is what scores above ``-inf``. A question to which no point was given counts as infinitely wrong in median,
+    percentile and shares; the mean is that of the others.
 
     Args:
         errors: from :func:`matching_errors`.
@@ -235,11 +235,11 @@ def summarise(errors: pd.DataFrame, by: Sequence[str] = ("matcher",)) -> pd.Data
     rows = []
     for key, group in errors.groupby(list(by), sort=False):
         error = group["error_mm"].to_numpy()
-        matched = np.isfinite(error)
+        given = np.isfinite(error)
         row = dict(zip(by, key, strict=True)) | {
             "points": len(error),
-            "matched": matched.mean(),
-            "mean_mm": error[matched].mean() if matched.any() else np.inf,
+            "matched": (group["score"] > -np.inf).mean(),
+            "mean_mm": error[given].mean() if given.any() else np.inf,
             "median_mm": _quantile(error, 0.5),
             "p90_mm": _quantile(error, 0.9),
         }

@@ -1,6 +1,7 @@
 """Search in indices: against a loop over all points, with descriptors whose right matches are known."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from small_datasets import FourierField, ball, write_preprocessed
 
 from nnunet_alice.anatomy.cases import load_geometry
 from nnunet_alice.anatomy.index import CaseIndex, Fingerprint, IndexStore, index_grid
-from nnunet_alice.anatomy.search import EmbeddingMatcher, IndexSearch, _parabola_peak
+from nnunet_alice.anatomy.search import EmbeddingMatcher, IndexSearch, _parabola_peak, embedding_is_prepared
 from nnunet_alice.errors import NotPreparedError
 
 SPACING = (4.0, 1.0, 1.5)
@@ -155,6 +156,8 @@ def test_a_bounded_number_of_indices_is_open(matcher):
     for case in ("b", "c", "a", "b"):
         matcher.match("a", case, points)
         assert len(matcher._searches) <= 2
+    with pytest.raises(ValueError, match="at least 2"):
+        EmbeddingMatcher(matcher.dataset, open_indices=1)
     opened = matcher.search("b")
     assert matcher.search("b") is opened
     copy = pickle.loads(pickle.dumps(matcher))
@@ -168,8 +171,31 @@ def test_a_matcher_needs_indices_of_the_asked_checkpoint(dataset, matcher, tmp_p
         EmbeddingMatcher(dataset, checkpoint="b" * 64)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     bare = write_preprocessed(tmp_path, {"a": ball((16, 60, 40), SPACING, 27)}, SPACING)
+    assert not embedding_is_prepared(bare)
     with pytest.raises(NotPreparedError, match="--method embedding"):
         EmbeddingMatcher(bare)
+
+
+def test_prepared_means_usable_indices_of_two_cases(dataset, tmp_path, monkeypatch, caplog):
+    assert embedding_is_prepared(dataset)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    images = {case: ball((16, 60, 40), SPACING, 27) for case in "ab"}
+    other = write_preprocessed(tmp_path, images, SPACING)
+    store, fingerprint = IndexStore(other), Fingerprint.of(other, "a" * 64, DIMENSION)
+    store.begin(fingerprint, "checkpoint_final.pth")
+    geometry = load_geometry(other, "a")
+    grid = index_grid(geometry, DIMENSION, STEP_MM)
+    places = canonical("a", grid.points_vox)
+    index = CaseIndex(geometry.shape, geometry.spacing, grid, FINE(places), COARSE(places))
+    store.write("a", index, fingerprint)
+    assert not embedding_is_prepared(other)
+    with pytest.raises(NotPreparedError, match="1 of 2 cases"):
+        EmbeddingMatcher(other)
+    store.write("b", index, fingerprint)
+    assert embedding_is_prepared(other)
+    store.begin(replace(fingerprint, plans="otherPlans"), "checkpoint_final.pth")
+    assert not embedding_is_prepared(other)
+    assert "stale" in caplog.text
 
 
 def test_descriptors_between_grid_points_come_close_to_the_true_ones(matcher):

@@ -94,15 +94,16 @@ def test_a_pair_that_one_matcher_cannot_work_on_is_left_out_for_all(cases, caplo
 
 def test_summary_of_hand_values_counts_missing_matches_as_wrong():
     errors = pd.DataFrame({"matcher": ["m"] * 5 + ["n"], "error_mm": [1.0, 4.0, 8.0, 15.0, np.inf, 30.0]})
+    errors["score"] = [0.9, 0.8, 0.7, -np.inf, -np.inf, 0.0]
     table = summarise(errors).set_index("matcher")
     row = table.loc["m"]
-    assert (row["points"], row["matched"], row["mean_mm"], row["median_mm"]) == (5, 0.8, 7.0, 8.0)
+    assert (row["points"], row["matched"], row["mean_mm"], row["median_mm"]) == (5, 0.6, 7.0, 8.0)
     assert row["p90_mm"] == np.inf
     assert (row["within_5_mm"], row["within_10_mm"], row["within_20_mm"]) == (0.4, 0.6, 0.8)
     assert table.loc["n", "within_20_mm"] == 0
-    finite = pd.DataFrame({"matcher": "m", "error_mm": np.random.default_rng(0).random(37)})
+    finite = pd.DataFrame({"matcher": "m", "error_mm": np.random.default_rng(0).random(37), "score": 1.0})
     assert summarise(finite)["p90_mm"][0] == pytest.approx(np.quantile(finite["error_mm"], 0.9))
-    lost = pd.DataFrame({"matcher": "m", "error_mm": [np.inf, np.inf]})
+    lost = pd.DataFrame({"matcher": "m", "error_mm": [np.inf, np.inf], "score": -np.inf})
     assert summarise(lost)["median_mm"][0] == np.inf
 
 
