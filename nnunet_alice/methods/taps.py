@@ -65,11 +65,15 @@ class TappedUNet(nn.Module):
         return UNetMaps(skips[-1], tuple(maps), output)
 
 
-def freeze_unused_output_layers(network: nn.Module) -> None:
-    """Take the segmentation layers of all but the last decoder stage out of training; no pass of ours uses them.
+def freeze_unused_decoder(network: nn.Module, decoder_stages: int | None = None) -> None:
+    """Take out of training what a pass of ``decoder_stages`` decoder stages (None: all, and the output) never uses.
 
-    nnU-Net builds one for every stage so that weights load whatever deep supervision says. Left trainable they
-    would make DistributedDataParallel wait for gradients that never come.
+    nnU-Net builds a segmentation layer for every stage so that weights load whatever deep supervision says; only the
+    last is ever used here. Left trainable, such parts would make DistributedDataParallel wait for gradients that
+    never come.
     """
-    for layer in network.decoder.seg_layers[:-1]:
-        layer.requires_grad_(False)
+    decoder = network.decoder
+    used = len(decoder.stages) if decoder_stages is None else decoder_stages
+    output_layers = decoder.seg_layers[:-1] if decoder_stages is None else decoder.seg_layers
+    for module in (*decoder.stages[used:], *decoder.transpconvs[used:], *output_layers):
+        module.requires_grad_(False)

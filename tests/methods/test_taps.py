@@ -5,7 +5,7 @@ import torch
 from tiny_networks import tiny_unet
 from torch import nn
 
-from nnunet_alice.methods.taps import TappedUNet, freeze_unused_output_layers
+from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
 
 
 @pytest.mark.parametrize("family", ["plain", "residual"])
@@ -29,12 +29,15 @@ def test_a_shorter_pass_gives_the_same_first_maps_and_no_output():
     assert none.output is None and none.decoder == ()
 
 
-def test_every_trained_parameter_gets_a_gradient():
+@pytest.mark.parametrize("stages", [None, 0, 1, 2])
+def test_exactly_the_parameters_in_use_are_trained(stages):
     network = tiny_unet()
-    freeze_unused_output_layers(network)
-    TappedUNet(network)(torch.randn(1, 1, 8, 8, 8)).output.square().sum().backward()
-    missing = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
-    assert missing == []
+    freeze_unused_decoder(network, stages)
+    maps = TappedUNet(network)(torch.randn(1, 1, 8, 8, 8), stages)
+    (maps.bottleneck.square().sum() + sum(m.square().sum() for m in maps.decoder)).backward(retain_graph=True)
+    if maps.output is not None:
+        maps.output.square().sum().backward()
+    assert all(p.requires_grad == (p.grad is not None) for p in network.parameters())
 
 
 def test_other_networks_are_refused():

@@ -49,11 +49,12 @@ class AliceHead(nn.Module):
         self.token_norm = TokenBatchNorm() if settings.batch_norm else nn.Identity()
         self.mlp = PrototypeHead(width, hidden, settings.bottleneck_dim, settings.prototypes)
         if settings.alignment:
-            self.encoder_lift = nn.Linear(encoder_channels, width)
-            self.decoder_lift = nn.Linear(decoder_channels, width)
-            for lift in (self.encoder_lift, self.decoder_lift):
-                nn.init.trunc_normal_(lift.weight, std=0.02)
-                nn.init.zeros_(lift.bias)
+            self.encoder_lift = _lift(encoder_channels, width)
+        if settings.aligns_decoder:
+            self.decoder_lift = _lift(decoder_channels, width)
+        # What no loss reads must not wait for gradients: DistributedDataParallel would hang.
+        self.mlp.last_layer_cls.requires_grad_(settings.contrast)
+        self.mlp.last_layer_tokens.requires_grad_(settings.alignment)
 
     def forward(self, bottleneck: Tensor, decoder: Tensor | None = None, tokens: bool = True) -> HeadOutputs:
         """Logits of views and, with ``tokens``, of tokens.
@@ -75,6 +76,14 @@ class AliceHead(nn.Module):
         size = [min(length, self.max_tokens) for length in features.shape[2:]]
         tokens = functional.adaptive_avg_pool3d(features, size).flatten(2).transpose(1, 2)
         return self.mlp.token_logits(self.mlp.embed(lift(self.token_norm(tokens))))
+
+
+def _lift(channels: int, width: int) -> nn.Linear:
+    """Linear layer that brings tokens to the width of the views (paper, sec. 3.2)."""
+    lift = nn.Linear(channels, width)
+    nn.init.trunc_normal_(lift.weight, std=0.02)
+    nn.init.zeros_(lift.bias)
+    return lift
 
 
 def pool_view(bottleneck: Tensor, grid: int) -> Tensor:

@@ -18,7 +18,7 @@ from nnunet_alice.methods.alice.losses import (
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import conditional_entropy, embedding_spread, marginal_entropy
 from nnunet_alice.methods.ema import frozen_copy, update_ema
-from nnunet_alice.methods.taps import TappedUNet, freeze_unused_output_layers
+from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
 
 
 class StudentOutputs(NamedTuple):
@@ -67,21 +67,23 @@ class AliceStudent(nn.Module):
         super().__init__()
         self.settings = settings
         self.backbone = TappedUNet(network)
-        freeze_unused_output_layers(network)
+        freeze_unused_decoder(network, settings.decoder_stages)
         self.head = self.casa = None
         if settings.distils:
             channels = network.encoder.output_channels
             self.head = AliceHead(channels[-1], channels[-2], settings)
-        if settings.alignment and settings.casa:
+        if settings.aligns_decoder:
             self.casa = CASA(settings.prototypes, settings.attention_heads)
+            nn.init.constant_(self.casa.norm_feedforward.weight, settings.alignment_gain)
 
     def forward(self, masked: Tensor, clean: Tensor) -> StudentOutputs:
         """See the masked views (2B, C, *patch); the clean ones only where ``settings.unmasked_view`` says so."""
         settings = self.settings
-        maps = self.backbone(masked, None if settings.reconstruction else 1)
+        maps = self.backbone(masked, settings.decoder_stages)
         if self.head is None:
             return StudentOutputs(maps.output, None, None, None)
-        heads = self.head(maps.bottleneck, maps.decoder[0], tokens=settings.alignment)
+        decoder = maps.decoder[0] if settings.aligns_decoder else None
+        heads = self.head(maps.bottleneck, decoder, tokens=settings.alignment)
         cls = heads.cls
         if settings.contrast and settings.unmasked_view:
             cls = self.head(self.backbone(clean, 0).bottleneck, tokens=False).cls
@@ -98,14 +100,14 @@ class AliceTeacher(nn.Module):
         super().__init__()
         self.backbone = frozen_copy(student.backbone)
         self.head = frozen_copy(student.head)
-        self.tokens = student.settings.alignment
+        self.settings = student.settings
 
     @torch.no_grad()
     def forward(self, views: Tensor) -> tuple[HeadOutputs, Tensor]:
         """Head outputs and bottleneck of unmasked views; only the first decoder stage runs, nothing needs more."""
-        maps = self.backbone(views, 1 if self.tokens else 0)
-        decoder = maps.decoder[0] if self.tokens else None
-        return self.head(maps.bottleneck, decoder, tokens=self.tokens), maps.bottleneck
+        maps = self.backbone(views, int(self.settings.aligns_decoder))
+        decoder = maps.decoder[0] if self.settings.aligns_decoder else None
+        return self.head(maps.bottleneck, decoder, tokens=self.settings.alignment), maps.bottleneck
 
     @torch.no_grad()
     def follow(self, student: AliceStudent, momentum: float) -> None:

@@ -25,6 +25,9 @@ class AliceSettings:
         bottleneck_dim: width of the head's output before the prototypes.
         prototypes: K, number of prototypes and width of the tokens that CASA sees.
         attention_heads: heads of CASA.
+        alignment_gain: initial gain of CASA's last LayerNorm. Its outputs are the logits of ``L_align``; at gain 1 their
+            standard deviation is 1, where the other logits are cosines of about 0.06, and the temperatures made for
+            cosines turn them into one-hot targets (loss 26 against ln K = 6.2, and rising).
         max_tokens: tokens per axis at most, of encoder and of decoder; larger maps are averaged. The paper's crops of
             64 voxels give 2 and 4; nnU-Net's patches and strides would give up to 10 and 20, and the head would then
             cost more than the network.
@@ -49,6 +52,7 @@ class AliceSettings:
     bottleneck_dim: int = 256
     prototypes: int = 512
     attention_heads: int = 8
+    alignment_gain: float = 0.1
     max_tokens: int = 4
     student_temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.04, 0.04)
@@ -70,6 +74,17 @@ class AliceSettings:
         """Whether a teacher is needed."""
         return self.contrast or self.alignment
 
+    @property
+    def aligns_decoder(self) -> bool:
+        """Whether decoder tokens are used: CASA gathers them, nothing else reads them."""
+        return self.alignment and self.casa
+
+    @property
+    def decoder_stages(self) -> int | None:
+        """Decoder stages that the student runs; None for all and the output."""
+        return None if self.reconstruction else int(self.aligns_decoder)
+
     def paper(self) -> "AliceSettings":
-        """These settings with the paper's literal pooling, normalisation and temperatures."""
-        return replace(self, grid_pooling=False, batch_norm=False, teacher_temperature=(0.008, 0.01))
+        """These settings with the paper's literal pooling, normalisation, gain and temperatures."""
+        literal = {"grid_pooling": False, "batch_norm": False, "alignment_gain": 1.0}
+        return replace(self, **literal, teacher_temperature=(0.008, 0.01))
