@@ -1,0 +1,139 @@
+"""Plan and preprocess an unlabelled dataset for pretraining.
+
+With --target, the plans of a labelled dataset move onto the unlabelled one: same network, patch, spacing and
+normalisation, so that the pretrained weights fit the target as they are. Without it, a planner (-pl) plans from
+the unlabelled data alone. In the plans, batch_size is the number of pairs of views of a step.
+"""
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+
+EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
+PACKAGE = "nnunet_alice.planners"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of the unlabelled dataset")
+    parser.add_argument("--target", metavar="DATASET", help="dataset to fine-tune on later, whose plans are used")
+    parser.add_argument(
+        "--target_plans", default="nnUNetPlans", metavar="PLANS", help="plans of the target [%(default)s]"
+    )
+    parser.add_argument(
+        "-pl",
+        metavar="PLANNER",
+        help="without --target: AlicePlanner [default], AlicePlannerResEncM, ...ResEncL, ...ResEncXL",
+    )
+    parser.add_argument(
+        "-gpu_memory_target",
+        type=_positive(float),
+        metavar="GB",
+        help="GPU memory of a step [the target's, or the planner's]",
+    )
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="3D configuration [%(default)s]")
+    parser.add_argument(
+        "-overwrite_plans_name", metavar="NAME", help="name of the plans [PLANS_from<target>, or the planner's]"
+    )
+    parser.add_argument("--no_preprocess", action="store_true", help="write the plans and stop")
+    parser.add_argument("-np", type=_positive(int), metavar="N", help="processes [as nnU-Net, at most one a processor]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, preprocess what is missing, and print the next commands."""
+    from nnunet_alice.data.planning import default_processes, ensure_fingerprint
+    from nnunet_alice.data.preprocessing import preprocess_cases
+
+    if args.target is not None and args.pl is not None:
+        raise InputError("--target brings its own plans and -pl makes new ones; give only one of them.")
+    name = dataset_name(args.d)
+    processes = args.np or default_processes()
+    _check_before_work(args)
+    ensure_fingerprint(name, processes)
+    planned = _plan(args, name)
+    print(
+        f"Plans {planned.plans_name}, {args.c}: patch {'x'.join(map(str, planned.patch_size))} voxels of "
+        f"{' x '.join(f'{s:.3g}' for s in planned.spacing)} mm (z, y, x), {planned.pairs} pairs of views a step, "
+        f"about {planned.gigabytes:.1f} GB of GPU memory."
+    )
+    if not args.no_preprocess:
+        outcome = preprocess_cases(name, planned.plans_name, args.c, processes)
+        print(f"Preprocessed: {outcome.done} now, {outcome.kept} before, {len(outcome.failed)} failed.")
+    _print_next(args, name, planned.plans_name)
+    return 0
+
+
+def _positive(kind: type):
+    def parse(text: str):
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def _planners() -> dict[str, type]:
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    from nnunet_alice.discovery import classes_in
+
+    return classes_in(PACKAGE, ExperimentPlanner)
+
+
+def _check_before_work(args: argparse.Namespace) -> None:
+    """Wrong names are said before the fingerprint takes its hours."""
+    if args.pl is not None and args.pl not in _planners():
+        raise InputError(f"There is no planner '{args.pl}'; -pl takes: {', '.join(_planners())}.")
+    if args.target is not None:
+        dataset_name(args.target)
+
+
+def _plan(args: argparse.Namespace, name: str):
+    from nnunet_alice.data.planning import move_target_plans, plan_from_data
+
+    planners = _planners()
+    if args.target is None:
+        planner = planners[args.pl or "AlicePlanner"]
+        return plan_from_data(name, planner, args.c, args.gpu_memory_target, args.overwrite_plans_name)
+    return move_target_plans(
+        name,
+        dataset_name(args.target),
+        args.target_plans,
+        args.c,
+        planners.values(),
+        args.gpu_memory_target,
+        args.overwrite_plans_name,
+    )
+
+
+def _results_folder() -> Path:
+    with contextlib.suppress(InputError):
+        return nnunet_folder("nnUNet_results")
+    return Path("$nnUNet_results")
+
+
+def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
+    """The commands that follow, ready to be pasted."""
+    number = int(name[7:10])
+    checkpoint = _results_folder() / name / f"AliceTrainer__{plans}__{args.c}" / "fold_all" / "checkpoint_final.pth"
+    print("\nNext:")
+    if args.no_preprocess:
+        print(f"  nnUNetv2_preprocess -d {number} -plans_name {plans} -c {args.c}")
+    print("  # optional: the trainer prepares the anatomy itself where this was not run")
+    print(f"  nnunet_alice anatomy -d {number} -p {plans} -c {args.c}")
+    print("  export nnUNet_extTrainer=$(nnunet_alice trainers)")
+    print(f"  nnUNetv2_train {number} {args.c} all -tr AliceTrainer -p {plans}")
+    if args.target is None:
+        print("  # then, for a labelled dataset T that nnU-Net has planned already: it takes over these plans")
+        print(f"  nnUNetv2_move_plans_between_datasets -s {number} -t T -sp {plans} -tp {plans}")
+        print(f"  nnUNetv2_preprocess -d T -plans_name {plans} -c {args.c}")
+        print(f"  nnUNetv2_train T {args.c} 0 -p {plans} -pretrained_weights {checkpoint}")
+    else:
+        print("  # then fine-tune with the target's own plans")
+        target = int(dataset_name(args.target)[7:10])
+        print(f"  nnUNetv2_train {target} {args.c} 0 -p {args.target_plans} -pretrained_weights {checkpoint}")

@@ -1,0 +1,215 @@
+"""nnU-Net's preprocessing, case by case: what is done is kept, and a bad case stops no other.
+
+nnU-Net's own loop empties the folder first, ends with the first case that fails, and sends ``dataset.json`` to its
+workers once a case. This one runs the same preprocessor on each case and writes the same files. It leaves out
+``gt_segmentations``: a body mask is no truth to validate against.
+"""
+
+import functools
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_alice.errors import AliceError, InputError, NotPreparedError
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.parallel import map_cases
+
+logger = logging.getLogger(__name__)
+
+#: What of a configuration decides the preprocessed voxels.
+_RECIPE_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+#: Normalisations that look at nothing but the image itself.
+_SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+#: In the order of writing: a case counts as there once its image is.
+_SUFFIXES = (".pkl", "_seg.b2nd", ".b2nd")
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """Outcome of :func:`preprocess_cases`.
+
+    Attributes:
+        done: number of cases preprocessed now.
+        kept: number of cases that were there already.
+        failed: reason for each case that failed.
+    """
+
+    done: int
+    kept: int
+    failed: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to find everything else; ``run`` is another number in every run."""
+
+    dataset: str
+    plans_file: Path
+    configuration: str
+    folder: Path
+    run: int
+
+
+def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
+    """Files of every case of a raw dataset: ``{case: {"images": [...], "label": ...}}`` with absolute paths.
+
+    Raises:
+        NotPreparedError: the raw dataset does not exist.
+        InputError: it holds no case.
+    """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    folder = nnunet_folder("nnUNet_raw") / dataset
+    if not (folder / "dataset.json").is_file():
+        command = f"nnunet_alice import -i FOLDER -d {int(dataset[7:10])} -n {dataset[11:]}"
+        raise NotPreparedError(f"{folder} holds no dataset.json; run: {command}")
+    cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
+    if not cases:
+        raise InputError(f"{folder / 'dataset.json'} names no case; import volumes into it first.")
+    return cases
+
+
+def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_processes: int) -> Preprocessed:
+    """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
+
+    Cases that are there stay when the stored recipe (spacing, normalisation, resampling...) equals that of the plans
+    and no raw file is newer; with another or unknown recipe the folder is emptied first, as nnU-Net does. Cases that
+    the dataset no longer names are removed, because fold ``all`` would train on them. The outcome is kept in
+    ``<data identifier>_preprocessing.json`` beside the folder.
+
+    Args:
+        dataset: full name of the dataset.
+        plans_name: identifier of its plans.
+        configuration: configuration of the plans.
+        num_processes: processes to use; 1 works in this process.
+
+    Raises:
+        AliceError: no case could be preprocessed.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    base = nnunet_folder("nnUNet_preprocessed") / dataset
+    plans = read_json(base / f"{plans_name}.json")
+    manager = PlansManager(plans).get_configuration(configuration)
+    folder, report = base / manager.data_identifier, base / f"{manager.data_identifier}_preprocessing.json"
+    cases = raw_cases(dataset)
+    recipe = _recipe(plans, manager.configuration)
+    _clear_if_different(folder, report, recipe)
+    _remove_unnamed(folder, cases)
+    missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
+    kept = len(cases) - len(missing)
+    if not missing:
+        logger.info("All %d cases in %s are preprocessed with these plans already.", kept, folder)
+        return Preprocessed(0, kept, {})
+    if kept:
+        logger.info("%d of %d cases are preprocessed already and stay.", kept, len(cases))
+    write_json(report, {"recipe": recipe, "failed": {}})
+    partial = _partial_folder(folder)
+    partial.mkdir(parents=True)
+    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, time.time_ns())
+    failed = {}
+    for case, outcome in map_cases(_preprocess_case, job, missing, num_processes, "Preprocessing"):
+        if isinstance(outcome, Exception):
+            failed[case] = _one_line(outcome)
+            logger.warning("Case %s could not be preprocessed and is left out: %s", case, failed[case])
+    shutil.rmtree(partial)
+    write_json(report, {"recipe": recipe, "failed": failed})
+    if len(failed) == len(cases):
+        case, reason = next(iter(failed.items()))
+        raise AliceError(f"No case of {dataset} could be preprocessed; case {case}: {reason} (all in {report}).")
+    return Preprocessed(len(missing) - len(failed), kept, failed)
+
+
+def _recipe(plans: dict, configuration: dict) -> dict:
+    """All that decides the preprocessed voxels; statistics only where a normalisation uses them."""
+    recipe = {key: configuration[key] for key in _RECIPE_KEYS}
+    recipe |= {key: plans[key] for key in ("image_reader_writer", "transpose_forward")}
+    if not _SELF_CONTAINED.issuperset(configuration["normalization_schemes"]):
+        recipe["intensities"] = plans["foreground_intensity_properties_per_channel"]
+    return recipe
+
+
+def _clear_if_different(folder: Path, report: Path, recipe: dict) -> None:
+    """Empty the folder unless it was made by this recipe; leftovers of a killed run go in any case."""
+    shutil.rmtree(_partial_folder(folder), ignore_errors=True)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        known = read_json(report).get("recipe")
+    except InputError:
+        known = None
+    if known != recipe:
+        reason = "there is no record of how it was made" if known is None else "it was made by other plans"
+        logger.info("%s is preprocessed anew: %s.", folder, reason)
+        shutil.rmtree(folder)
+
+
+def _remove_unnamed(folder: Path, cases: dict) -> None:
+    """Remove preprocessed cases that the dataset does not name (any more)."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    if not folder.is_dir():
+        return
+    for case in sorted(set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) - set(cases)):
+        logger.info("Case %s is no longer in dataset.json; its preprocessed files are removed.", case)
+        for suffix in reversed(_SUFFIXES):
+            (folder / f"{case}{suffix}").unlink(missing_ok=True)
+
+
+def _is_current(folder: Path, case: str, files: dict) -> bool:
+    """The case is whole, and none of its raw files is newer."""
+    try:
+        made = min((folder / f"{case}{suffix}").stat().st_mtime for suffix in _SUFFIXES)
+        return made >= max(os.stat(path).st_mtime for path in (*files["images"], files["label"]))
+    except FileNotFoundError:
+        # A missing raw file is reported by the attempt to read it.
+        return False
+
+
+def _partial_folder(folder: Path) -> Path:
+    """Where cases are written before they are whole; nnU-Net looks at files only, not at folders in here."""
+    return folder / ".partial"
+
+
+def _preprocess_case(job: _Job, case: str) -> None:
+    """Preprocess one case and move its files to their place, the image last."""
+    cases, dataset_json, plans, configuration, preprocessor = _tools(job)
+    partial = _partial_folder(job.folder)
+    preprocessor.run_case_save(
+        str(partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
+    )
+    for suffix in _SUFFIXES:
+        os.replace(partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(job: _Job) -> tuple:
+    """Plans, files and preprocessor, read once a process and run."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset_json = read_json(nnunet_folder("nnUNet_raw") / job.dataset / "dataset.json")
+    dataset_json.pop("dataset", None)
+    plans = PlansManager(str(job.plans_file))
+    configuration = plans.get_configuration(job.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessor
+
+
+def _one_line(error: Exception) -> str:
+    """First line of an error's text, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

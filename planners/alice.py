@@ -1,0 +1,205 @@
+"""Plans for pretraining with Alice from unlabelled data alone, on top of nnU-Net's planners.
+
+What differs from nnU-Net's plans of the same data:
+
+- ``batch_size`` is the number of *pairs of views* of a step, sized for a student and a teacher within the memory
+  target (see :mod:`nnunet_alice.data.memory`). At least four pairs, since the heads normalise over the batch; the
+  patch shrinks until they fit. More pairs than cases are never planned.
+- every axis of the patch is made of at least four whole blocks of the mask
+  (:func:`nnunet_alice.views.masking.block_shape`) and stays divisible by the network's total stride.
+
+Spacing, normalisation, network and the 2D configuration are nnU-Net's own decisions, and all classes named in the plans
+are nnU-Net's, so that every nnU-Net command reads them.
+"""
+
+import warnings
+from collections.abc import Sequence
+from math import prod
+
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+    nnUNetPlannerResEncM,
+    nnUNetPlannerResEncXL,
+)
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+from nnunet_alice.data.memory import (
+    MemoryReference,
+    NetworkCost,
+    network_cost,
+    pair_budget,
+    pairs_in_memory,
+)
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.views.masking import FEWEST_BLOCKS, block_shape
+
+
+def maskable_patch(patch_size: Sequence[int], strides: Sequence[Sequence[int]], min_edge_vox: int) -> tuple[int, ...]:
+    """Nearest patch that splits into whole mask blocks, at least four along every axis.
+
+    Smaller is preferred (it never takes more memory); an axis grows only when nothing smaller will do, as with three
+    slices. The number of poolings does not change: an axis stays divisible by its total stride, and at least
+    ``min_edge_vox`` voxels long at the bottleneck.
+
+    Args:
+        patch_size: voxels, (z, y, x).
+        strides: pooling of each stage, (z, y, x).
+        min_edge_vox: shortest edge of a feature map.
+    """
+    result = []
+    for axis, length in enumerate(patch_size):
+        stride = prod(int(stage[axis]) for stage in strides)
+        smaller = range(int(length), min_edge_vox * stride - 1, -stride)
+        larger = range(int(length), max(int(length), FEWEST_BLOCKS * stride) + stride, stride)
+        result.append(next(n for n in (*smaller, *larger) if _has_whole_blocks(n)))
+    return tuple(result)
+
+
+def _has_whole_blocks(length: int) -> bool:
+    (block,) = block_shape([length])
+    return length % block == 0 and length // block >= FEWEST_BLOCKS
+
+
+class PairPlanning:
+    """What the planners below add to a planner of nnU-Net (mix in before it).
+
+    Attributes:
+        minimum_pairs: fewest pairs of views in a step.
+        standard_plans_name: identifier of the plans.
+        standard_gigabytes: memory target where none is given, GB.
+    """
+
+    minimum_pairs = 4
+    standard_plans_name: str
+    standard_gigabytes: float = 8
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float | None = None,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: Sequence[float] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        with warnings.catch_warnings():
+            # nnU-Net warns about every memory target but its own; here it is a plain option.
+            warnings.simplefilter("ignore")
+            super().__init__(
+                dataset_name_or_id,
+                gpu_memory_target_in_gb or self.standard_gigabytes,
+                preprocessor_name,
+                plans_name or self.standard_plans_name,
+                overwrite_target_spacing,
+                suppress_transpose,
+            )
+
+    @property
+    def memory_reference(self) -> MemoryReference:
+        """nnU-Net's measurement that this planner's estimates are held against."""
+        return MemoryReference(
+            self.UNet_reference_val_3d, self.UNet_reference_val_corresp_bs_3d, self.UNet_reference_val_corresp_GB
+        )
+
+    def cost(self, architecture: dict, patch_size: Sequence[int]) -> NetworkCost:
+        """Size of a network of this dataset's channels at a patch size."""
+        channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
+        return network_cost(architecture, patch_size, len(channels), len(self.dataset_json["labels"]))
+
+    def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
+        """Pairs of views per step: what fits, not more than there are cases, but never fewer than ``minimum``.
+
+        Args:
+            cost: size of the network at the patch.
+            gigabytes: memory target, GB.
+            minimum: fewest pairs, ``minimum_pairs`` if not given.
+        """
+        fitting = min(pairs_in_memory(cost, self.memory_reference, gigabytes), len(self.dataset))
+        return max(fitting, self.minimum_pairs if minimum is None else minimum)
+
+    def static_estimate_VRAM_usage(
+        self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+    ):
+        """Estimate that makes nnU-Net shrink the patch until ``minimum_pairs`` pairs fit (3D only).
+
+        nnU-Net compares the number with its reference for the memory target; ours is above that reference exactly
+        when the pairs take more than the target. (A static method in nnU-Net, but called on the instance.)
+
+        Raises:
+            InputError: not even a small patch fits the memory target.
+        """
+        architecture = {
+            "network_class_name": arch_class_name,
+            "arch_kwargs": arch_kwargs,
+            "_kw_requires_import": arch_kwargs_req_import,
+        }
+        cost = network_cost(architecture, patch_size, input_channels, output_channels)
+        if len(patch_size) == 2:
+            return cost.elements
+        reference = self.memory_reference
+        available = pair_budget(cost, reference, self.UNet_vram_target_GB)
+        needed = self.minimum_pairs * cost.pair_elements
+        if needed > available and max(patch_size) <= 4 * self.UNet_featuremap_min_edge_length:
+            smallest = "x".join(str(int(n)) for n in patch_size)
+            raise InputError(
+                f"{self.minimum_pairs} pairs of views do not fit into {self.UNet_vram_target_GB:g} GB even with "
+                f"patches of {smallest} voxels; raise -gpu_memory_target."
+            )
+        target = reference.elements * self.UNet_vram_target_GB / reference.gigabytes
+        return target * needed / max(available, 1.0)
+
+    def get_plans_for_configuration(self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache):
+        """nnU-Net's configuration; in 3D with a patch for block masks and pairs of views for a batch."""
+        plan = super().get_plans_for_configuration(
+            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+        )
+        if len(spacing) == 3:
+            architecture = plan["architecture"]
+            plan["patch_size"] = maskable_patch(
+                plan["patch_size"], architecture["arch_kwargs"]["strides"], self.UNet_featuremap_min_edge_length
+            )
+            plan["batch_size"] = self.pairs(self.cost(architecture, plan["patch_size"]), self.UNet_vram_target_GB)
+        return plan
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Full resolution is the same for all planners below, as in nnU-Net: preprocessed cases are shared."""
+        if configuration_name in ("2d", "3d_fullres") and self.plans_identifier == self.standard_plans_name:
+            return f"{AlicePlanner.standard_plans_name}_{configuration_name}"
+        return f"{self.plans_identifier}_{configuration_name}"
+
+    def save_plans(self, plans: dict) -> None:
+        """Write the plans, whole or not at all; configurations that somebody added by hand are kept, as in nnU-Net."""
+        recursive_fix_for_json_export(plans)
+        path = nnunet_folder("nnUNet_preprocessed") / self.dataset_name / f"{self.plans_identifier}.json"
+        if path.is_file():
+            plans["configurations"] = {**read_json(path)["configurations"], **plans["configurations"]}
+        write_json(path, plans)
+
+
+class AlicePlanner(PairPlanning, ExperimentPlanner):
+    """Plans for Alice with nnU-Net's PlainConvUNet; 8 GB unless told otherwise."""
+
+    standard_plans_name = "AlicePlans"
+
+
+class AlicePlannerResEncM(PairPlanning, nnUNetPlannerResEncM):
+    """Plans for Alice with a residual encoder, for GPUs of 9 to 11 GB."""
+
+    standard_plans_name = "AliceResEncUNetMPlans"
+
+
+class AlicePlannerResEncL(PairPlanning, nnUNetPlannerResEncL):
+    """Plans for Alice with a residual encoder, for GPUs of 24 GB."""
+
+    standard_plans_name = "AliceResEncUNetLPlans"
+    standard_gigabytes = 24
+
+
+class AlicePlannerResEncXL(PairPlanning, nnUNetPlannerResEncXL):
+    """Plans for Alice with a residual encoder, for GPUs of 40 GB."""
+
+    standard_plans_name = "AliceResEncUNetXLPlans"
+    standard_gigabytes = 40

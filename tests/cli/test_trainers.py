@@ -1,0 +1,67 @@
+"""`trainers`: a folder that the shell can take, and a list that comes from looking."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_alice.cli.main import main
+from nnunet_alice.discovery import classes_in, package_folder, summary
+
+TRAINERS = Path(__file__).resolve().parents[2] / "trainers"
+
+
+def test_stdout_is_the_folder_and_nothing_else():
+    result = subprocess.run(
+        [sys.executable, "-m", "nnunet_alice.cli.main", "trainers"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.endswith("\n") and result.stdout.count("\n") == 1
+    assert Path(result.stdout.strip()).is_dir()
+    assert Path(result.stdout.strip()) == package_folder("nnunet_alice.trainers")
+
+
+def test_list_names_the_trainers_and_the_pattern(capsys):
+    if not (TRAINERS / "alice.py").is_file():
+        pytest.skip("trainers/alice.py does not exist")
+    assert main(["trainers", "--list"]) == 0
+    *rows, pattern = filter(None, capsys.readouterr().out.splitlines())
+    table = dict(row.split(maxsplit=1) for row in rows)
+    assert {"AliceTrainer", "AliceTrainer_noCASA", "AliceTrainer_smoke"} <= set(table)
+    assert "PretrainingTrainer" not in table and "nnUNetTrainer" not in table
+    assert all(len(text) > 10 for text in table.values())
+    assert "_<N>epochs" in pattern
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of two modules, and its base class."""
+    folder = tmp_path / "found_by_looking"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("class InInit(dict): pass\n")
+    (folder / "first.py").write_text(
+        "import abc, collections\nfrom collections import OrderedDict\n"
+        'class B(dict):\n    """\n    Does b.\n\n    More.\n    """\n'
+        "class A(B): pass\nclass _Hidden(B): pass\nclass Other: pass\n"
+        "class Abstract(dict, abc.ABC):\n    @abc.abstractmethod\n    def f(self): ...\n"
+    )
+    (folder / "second.py").write_text(
+        'from found_by_looking.first import B\nclass C(B):\n    "Does c."\nAlias = C\nnumber = 3\n'
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "found_by_looking"
+    for name in [name for name in sys.modules if name.startswith("found_by_looking")]:
+        del sys.modules[name]
+
+
+def test_classes_are_those_defined_in_the_modules(package):
+    found = classes_in(package, dict)
+    assert list(found) == ["B", "A", "C"]
+    assert all(issubclass(cls, dict) for cls in found.values())
+
+
+def test_summary_is_the_first_line_of_the_own_docstring(package):
+    found = classes_in(package, dict)
+    assert summary(found["B"]) == "Does b."
+    assert summary(found["C"]) == "Does c."
+    assert summary(found["A"]) == ""
