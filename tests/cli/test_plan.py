@@ -1,12 +1,15 @@
 """`plan`, end to end by `main`: a target's plans on unlabelled data, plans of one's own, and what goes wrong."""
 
 import json
+import multiprocessing
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -215,19 +218,19 @@ def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
                 raise OSError("disk full")
         replace(source, target)
 
-    monkeypatch.setattr(preprocessing.os, "replace", fail_at_the_second)
-    assert plan("--target", "4") == 0
-    monkeypatch.undo()
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
-        monkeypatch.setenv(variable, str(datasets.parent / variable))
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocessing.os, "replace", fail_at_the_second)
+        assert plan("--target", "4") == 0
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["b", "c"]
     assert not (datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres" / ".partial").exists()
     assert plan("--target", "4") == 0
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == list(CASES)
 
 
-def test_fingerprint_is_extracted_and_a_bad_case_left_out(datasets, caplog):
-    """The one run of nnU-Net's extraction here: it spawns processes, which takes seconds."""
+def test_fingerprint_is_extracted_and_a_bad_case_left_out(datasets, caplog, monkeypatch):
+    """nnU-Net's own extraction, with forked instead of spawned processes, which would take many seconds to start."""
+    forking = SimpleNamespace(get_context=lambda method: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(fingerprint_extractor, "multiprocessing", forking)
     path = datasets / UNLABELLED / "dataset_fingerprint.json"
     path.write_text("{ half a file")
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
