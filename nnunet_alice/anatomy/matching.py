@@ -1,9 +1,14 @@
 """The one interface for anatomical matching: points in case A, cases A and B -> points in B and scores."""
 
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
+from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,89 @@ class Matcher(Protocol):
     def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
         ...
+
+
+class GeometryMatcher:
+    """What matchers share that know the geometry of cases: body points, and a bounded number of opened cases.
+
+    Pickled without what it has open, so that workers open what they need.
+
+    Args:
+        dataset: the preprocessed dataset.
+        cases: names of the cases that can be matched.
+        open_cases: number of opened things kept; a case takes up to 2 MB.
+    """
+
+    def __init__(self, dataset: PreprocessedDataset, cases: Iterable[str], open_cases: int = 64) -> None:
+        self.dataset = dataset
+        self.cases = tuple(sorted(cases))
+        self._size = open_cases
+        self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
+
+    def geometry(self, case: str) -> CaseGeometry:
+        """Geometry of a case, computed and stored when it is not there yet."""
+        return self._recent(("geometry", case), lambda: load_geometry(self.dataset, case))
+
+    def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
+        return self.geometry(case).body_points(count, rng)
+
+    def _recent(self, key: tuple[str, str], make: Callable[[], Any]) -> Any:
+        """What was made for ``key``, if it is still among the most recently used."""
+        if key not in self._open:
+            self._open[key] = make()
+            if len(self._open) > self._size:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+class RelativePositionMatcher(GeometryMatcher):
+    """Baseline: the counterpart lies at the same share of B's array along each axis. Implements ``Matcher``.
+
+    It knows nothing of how good a match is: every match in B's body scores 0, its threshold.
+
+    Args:
+        dataset: the preprocessed dataset.
+    """
+
+    name = "relative position"
+    threshold = 0.0
+
+    def __init__(self, dataset: PreprocessedDataset) -> None:
+        super().__init__(dataset, dataset.cases())
+
+    def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
+        """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x)."""
+        there = self.geometry(case_b)
+        share = (np.asarray(points_vox, dtype=np.float64) + 0.5) / self.geometry(case_a).shape
+        found = share * there.shape - 0.5
+        return Matches(found, np.where(there.in_body(found), 0.0, -np.inf))
+
+
+class SameVolumeMatcher(GeometryMatcher):
+    """Ablation: a point's counterpart is itself, in the same case; no other case can be asked. Implements ``Matcher``.
+
+    Args:
+        dataset: the preprocessed dataset.
+    """
+
+    name = "same volume"
+    threshold = 1.0
+
+    def __init__(self, dataset: PreprocessedDataset) -> None:
+        super().__init__(dataset, dataset.cases())
+
+    def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
+        """The points themselves, with score 1.
+
+        Raises:
+            ValueError: the cases are not the same.
+        """
+        if case_a != case_b:
+            raise ValueError(f"The same-volume matcher was asked to match {case_a} with {case_b}.")
+        points = np.array(points_vox, dtype=np.float64)
+        return Matches(points, np.ones(len(points)))

@@ -1,0 +1,167 @@
+"""What an atlas leaves on disk, beside the preprocessed cases: who is the atlas, one file a case, one report.
+
+``<data_identifier>_anatomy/atlas/atlas.json`` names the atlas case and what it was made from (the fingerprint),
+``atlas/cases/<case>.json`` holds one registration and ``atlas/report.json`` the outcome of all. Every file carries the
+fingerprint: what does not fit it belongs to another atlas and is made again.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+#: Raised when the registration or its stored form changes: older registrations are made again.
+VERSION = 1
+#: Outcomes of a case: used for matching; registered but not to be trusted; not registered at all.
+OK, POOR, FAILED = "ok", "poor", "failed"
+
+
+@dataclass(frozen=True)
+class AtlasRecord:
+    """Outcome of one case.
+
+    Attributes:
+        case: its name.
+        status: ``ok``, ``poor`` or ``failed``.
+        reason: why it is not ok; empty otherwise.
+        quality: see :class:`nnunet_alice.anatomy.registration.Registration`; 0 when failed.
+        seconds: that the registration took.
+        affine: (4, 4) as nested lists, case mm (z, y, x) -> atlas mm; None when failed.
+        correlation: part of the quality.
+        overlap: part of the quality.
+    """
+
+    case: str
+    status: str
+    reason: str = ""
+    quality: float = 0.0
+    seconds: float = 0.0
+    affine: list[list[float]] | None = None
+    correlation: float = 0.0
+    overlap: float = 0.0
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """``affine`` as a (4, 4) float64 array.
+
+        Raises:
+            InputError: the registration failed.
+        """
+        if self.affine is None:
+            raise InputError(f"Case {self.case} has no registration to the atlas: {self.reason}")
+        return np.asarray(self.affine, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class AtlasReport:
+    """Outcome of all cases.
+
+    Attributes:
+        atlas_case: name of the atlas.
+        fingerprint: what the registrations were made from.
+        records: case -> its record (without ``affine`` when read from the report's file).
+    """
+
+    atlas_case: str
+    fingerprint: dict
+    records: dict[str, AtlasRecord] = field(default_factory=dict)
+
+    def named(self, status: str) -> list[AtlasRecord]:
+        """Records of one status, worst first."""
+        chosen = [record for record in self.records.values() if record.status == status]
+        return sorted(chosen, key=lambda record: (record.quality, record.case))
+
+
+class AtlasFiles:
+    """Paths, reading and writing of the files of one dataset's atlas."""
+
+    def __init__(self, dataset: PreprocessedDataset) -> None:
+        self.dataset = dataset
+        self.folder = dataset.anatomy_folder / "atlas"
+
+    @property
+    def atlas_file(self) -> Path:
+        """Names the atlas case."""
+        return self.folder / "atlas.json"
+
+    @property
+    def report_file(self) -> Path:
+        """Outcome of all cases; written last, so that it stands for a finished atlas."""
+        return self.folder / "report.json"
+
+    @property
+    def picture(self) -> Path:
+        """Where the picture of the registrations belongs."""
+        return self.folder / "atlas.png"
+
+    def fingerprint(self, atlas_case: str) -> dict:
+        """What registrations to this atlas depend on."""
+        return {
+            "version": VERSION,
+            "plans": self.dataset.plans_name,
+            "configuration": self.dataset.configuration,
+            "spacing": list(self.dataset.spacing),
+            "atlas_case": atlas_case,
+        }
+
+    def atlas_case(self) -> str | None:
+        """Name of the atlas that was chosen before and still fits the dataset; None if there is none."""
+        if not self.atlas_file.is_file():
+            return None
+        content = read_json(self.atlas_file)
+        case = content.get("atlas_case")
+        return case if content.get("fingerprint") == self.fingerprint(case) else None
+
+    def write_atlas(self, atlas_case: str, grid_spacing_mm: tuple[float, ...]) -> None:
+        """Name the atlas; from now on a report of another one counts no more."""
+        fingerprint = self.fingerprint(atlas_case)
+        content = {"atlas_case": atlas_case, "grid_spacing_mm": list(grid_spacing_mm), "fingerprint": fingerprint}
+        write_json(self.atlas_file, content)
+
+    def case_file(self, case: str) -> Path:
+        """Registration of one case."""
+        return self.folder / "cases" / f"{case}.json"
+
+    def read_record(self, case: str, fingerprint: dict) -> AtlasRecord | None:
+        """Registration of a case to the atlas of this fingerprint; None if missing, damaged or of another atlas."""
+        path = self.case_file(case)
+        if not path.is_file():
+            return None
+        try:
+            content = read_json(path)
+            if content.pop("fingerprint") != fingerprint:
+                return None
+            return AtlasRecord(**content)
+        except (InputError, KeyError, TypeError, AttributeError):
+            return None
+
+    def write_record(self, record: AtlasRecord, fingerprint: dict) -> None:
+        """Store the registration of a case."""
+        write_json(self.case_file(record.case), {**asdict(record), "fingerprint": fingerprint})
+
+    def write_report(self, report: AtlasReport) -> None:
+        """Store the outcome of all cases, without their affine maps."""
+        records = {case: asdict(record) for case, record in sorted(report.records.items())}
+        for record in records.values():
+            del record["case"], record["affine"]
+        counts = {status: len(report.named(status)) for status in (OK, POOR, FAILED)}
+        content = {"atlas_case": report.atlas_case, "fingerprint": report.fingerprint, "counts": counts}
+        write_json(self.report_file, {**content, "cases": records})
+
+    def read_report(self) -> AtlasReport | None:
+        """The report, if there is one that fits the dataset and the chosen atlas as they are now."""
+        if not self.report_file.is_file():
+            return None
+        try:
+            content = read_json(self.report_file)
+            atlas_case, fingerprint = content["atlas_case"], content["fingerprint"]
+            if atlas_case != self.atlas_case() or fingerprint != self.fingerprint(atlas_case):
+                return None
+            records = {case: AtlasRecord(case=case, **entry) for case, entry in content["cases"].items()}
+        except (InputError, KeyError, TypeError, AttributeError):
+            return None
+        return AtlasReport(atlas_case, fingerprint, records)

@@ -1,0 +1,53 @@
+"""Which matcher to use: the best one that was prepared for a dataset."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.anatomy.matching import Matcher
+from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A kind of matcher that has to be prepared for a dataset.
+
+    Attributes:
+        name: the matcher's name.
+        is_prepared: whether its files are there and fit the dataset.
+        open: opens the matcher.
+    """
+
+    name: str
+    is_prepared: Callable[[PreprocessedDataset], bool]
+    open: Callable[[PreprocessedDataset], Matcher]
+
+
+#: Best first: the first one that is prepared is used.
+PROVIDERS: list[Provider] = [
+    Provider("atlas", lambda dataset: AtlasFiles(dataset).read_report() is not None, AtlasMatcher),
+]
+
+
+def open_matcher(dataset: PreprocessedDataset, num_processes: int | None = None) -> Matcher:
+    """Open the best matcher that was prepared for a dataset.
+
+    Args:
+        dataset: the preprocessed dataset.
+        num_processes: when nothing is prepared, register all cases to an atlas with so many processes; None does not.
+
+    Raises:
+        NotPreparedError: nothing is prepared; the message names the command.
+    """
+    for provider in PROVIDERS:
+        if provider.is_prepared(dataset):
+            return provider.open(dataset)
+    if num_processes is None:
+        raise NotPreparedError(
+            f"No anatomy was prepared for {dataset.folder}; run: "
+            f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
+        )
+    prepare_atlas(dataset, num_processes)
+    return AtlasMatcher(dataset)

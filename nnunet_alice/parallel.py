@@ -1,0 +1,101 @@
+"""The same work for every case in several processes, where no case can stop the others."""
+
+import concurrent.futures
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
+
+from nnunet_alice.errors import AliceError
+
+
+def map_cases(
+    function: Callable[[Any, Any], Any], shared: Any, cases: Sequence, num_processes: int, description: str
+) -> Iterator[tuple[Any, Any]]:
+    """Call ``function(shared, case)`` for every case and yield (case, result) as they finish, with a progress bar.
+
+    Processes are spawned, so ``function`` must be importable and ``shared`` picklable. An exception is yielded as the
+    result of its case. When a process dies (killed for memory, a crash in a library), the cases that were in work are
+    tried again one by one, each in its own process; only the one that dies again fails.
+
+    Args:
+        function: work on one case.
+        shared: what every call needs; keep it small.
+        cases: names of the cases, or anything else picklable that says what a case is.
+        num_processes: processes; with 1 everything runs in this process, without that safety net.
+        description: text of the progress bar.
+
+    Yields:
+        (case, result or Exception), in the order of finishing.
+    """
+    with tqdm(total=len(cases), desc=description, disable=None) as bar:
+        work = _serial if num_processes <= 1 or len(cases) <= 1 else _parallel
+        for case, outcome in work(function, shared, cases, num_processes):
+            bar.update()
+            yield case, outcome
+
+
+def _serial(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any]]:
+    for case in cases:
+        try:
+            outcome = function(shared, case)
+        except Exception as error:
+            outcome = error
+        yield case, outcome
+
+
+def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any]]:
+    waiting = iter(cases)
+    broken = True
+    pool = None
+    try:
+        while True:
+            if broken:
+                pool, broken = _pool(min(num_processes, len(cases))), False
+            suspects = yield from _drain(pool, function, shared, waiting, 2 * num_processes)
+            if not suspects:
+                return
+            broken = True
+            pool.shutdown(wait=False)
+            for case in suspects:
+                with _pool(1) as own:
+                    try:
+                        outcome = own.submit(function, shared, case).result()
+                    except BrokenProcessPool:
+                        outcome = AliceError(f"{case}: the process died, perhaps for want of memory.")
+                    except Exception as error:
+                        outcome = error
+                yield case, outcome
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _drain(pool, function, shared, waiting, in_flight) -> Iterator[tuple[Any, Any]]:
+    """Yield outcomes until ``waiting`` is used up; returns the cases that were in work when a process died."""
+    running = {}
+    while True:
+        for case in itertools.islice(waiting, in_flight - len(running)):
+            try:
+                running[pool.submit(function, shared, case)] = case
+            except BrokenProcessPool:
+                return [*running.values(), case]
+        if not running:
+            return []
+        done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in done:
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                # Results that arrived before the death are kept; all others are suspects.
+                finished = [f for f in done if f in running and f.exception() is None]
+                for good in finished:
+                    yield running.pop(good), good.result()
+                return list(running.values())
+            yield running.pop(future), error if error is not None else future.result()
+
+
+def _pool(num_processes: int) -> concurrent.futures.ProcessPoolExecutor:
+    return concurrent.futures.ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn"))
