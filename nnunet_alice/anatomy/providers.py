@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.matching import Matcher
+from nnunet_alice.anatomy.search import EmbeddingMatcher, embedding_is_prepared
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
@@ -27,6 +28,7 @@ class Provider:
 
 #: Best first: the first one that is prepared is used.
 PROVIDERS: list[Provider] = [
+    Provider("embedding", embedding_is_prepared, EmbeddingMatcher),
     Provider("atlas", lambda dataset: AtlasFiles(dataset).read_report() is not None, AtlasMatcher),
 ]
 

@@ -7,10 +7,12 @@ through the best grid point. A query's own descriptor is interpolated from the i
 """
 
 import logging
+import math
 from collections import OrderedDict
 from functools import cached_property
 
 import numpy as np
+import torch
 from scipy.spatial import KDTree
 
 from nnunet_alice.anatomy.index import CaseIndex, IndexStore
@@ -36,9 +38,13 @@ class IndexSearch:
     def __init__(self, index: CaseIndex) -> None:
         self.index = index
         self.dimension = index.fine.shape[1]
-        # Scaled so that one dot product of joined descriptors is the mean of both cosines.
-        self._table = np.concatenate([_unit(index.fine), _unit(index.coarse)], axis=1)
-        self._table *= np.float32(np.sqrt(0.5))
+        # Scaled so that one dot product of joined descriptors is the mean of both cosines. Stored descriptors are unit
+        # vectors up to half precision; torch widens them several times faster than numpy, and most of the time of a
+        # match between two unopened cases is spent here.
+        table = torch.empty(len(index.fine), 2 * self.dimension)
+        table[:, : self.dimension] = torch.from_numpy(index.fine)
+        table[:, self.dimension :] = torch.from_numpy(index.coarse)
+        self._table = table.mul_(math.sqrt(0.5)).numpy()
 
     def describe(self, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Descriptors at any points of this case, trilinear between the grid points around each.
@@ -67,7 +73,7 @@ class IndexSearch:
         for corner in range(8):
             joined += weights[:, corner, None].astype(np.float32) * self._table[rows[:, corner]]
         fine, coarse = joined[:, : self.dimension], joined[:, self.dimension :]
-        return np.concatenate([_unit(fine), _unit(coarse)], axis=1) * np.float32(np.sqrt(0.5)), known
+        return np.concatenate([_unit(fine), _unit(coarse)], axis=1) * np.float32(math.sqrt(0.5)), known
 
     def match(self, descriptors: np.ndarray, known: np.ndarray | None = None) -> Matches:
         """Counterparts in this case of points with these descriptors.
@@ -189,8 +195,7 @@ def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of unit length, float32."""
-    vectors = vectors.astype(np.float32)
+    """Rows of unit length."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 

@@ -9,6 +9,7 @@ from small_datasets import FourierField, ball, write_preprocessed
 
 from nnunet_alice.anatomy.cases import load_geometry
 from nnunet_alice.anatomy.index import CaseIndex, Fingerprint, IndexStore, index_grid
+from nnunet_alice.anatomy.providers import open_matcher
 from nnunet_alice.anatomy.search import EmbeddingMatcher, IndexSearch, _parabola_peak, embedding_is_prepared
 from nnunet_alice.errors import NotPreparedError
 
@@ -178,6 +179,7 @@ def test_a_matcher_needs_indices_of_the_asked_checkpoint(dataset, matcher, tmp_p
 
 def test_prepared_means_usable_indices_of_two_cases(dataset, tmp_path, monkeypatch, caplog):
     assert embedding_is_prepared(dataset)
+    assert open_matcher(dataset).name == "embedding"
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     images = {case: ball((16, 60, 40), SPACING, 27) for case in "ab"}
     other = write_preprocessed(tmp_path, images, SPACING)
