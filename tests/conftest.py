@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# nnU-Net's default of 8 processes would be spawned, and torch imported in each, for three tiny cases.
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -191,10 +191,11 @@ class Alice(nn.Module):
 
     @torch.no_grad()
     def _aligned_target(self, student_tokens: Tensor, target: HeadOutputs) -> Tensor:
-        """``T~``: the teacher's tokens gathered by the student's encoder tokens; no gradient passes."""
+        """``T~``: the teacher's decoder tokens gathered by encoder tokens; no gradient passes."""
         if self.student.casa is None:
             return target.encoder_tokens
-        return self.student.casa(student_tokens.detach(), target.decoder_tokens)
+        query = student_tokens if self.settings.shared_query else target.encoder_tokens
+        return self.student.casa(query, target.decoder_tokens)
 
     @torch.no_grad()
     def describe(self, views: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ class AliceSettings:
         bottleneck_dim: width of the head's output before the prototypes.
         prototypes: K, number of prototypes and width of the tokens that CASA sees.
         attention_heads: heads of CASA.
+        shared_query: let the student's encoder tokens ask for the teacher's tokens, too, as the paper does. Behind
+            CASA's residual both sides then hold the same query, and ``L_align`` is solved without looking at the image
+            (0.03 nats after 50 iterations, dropout off); the teacher's own tokens have to be predicted.
         alignment_gain: initial gain of CASA's last LayerNorm. Its outputs are the logits of ``L_align``; at gain 1 their
             standard deviation is 1, where the other logits are cosines of about 0.06, and the temperatures made for
             cosines turn them into one-hot targets (loss 26 against ln K = 6.2, and rising).
@@ -52,6 +55,7 @@ class AliceSettings:
     bottleneck_dim: int = 256
     prototypes: int = 512
     attention_heads: int = 8
+    shared_query: bool = False
     alignment_gain: float = 0.1
     max_tokens: int = 4
     student_temperature: float = 0.1
@@ -86,5 +90,5 @@ class AliceSettings:
 
     def paper(self) -> "AliceSettings":
         """These settings with the paper's literal pooling, normalisation, gain and temperatures."""
-        literal = {"grid_pooling": False, "batch_norm": False, "alignment_gain": 1.0}
+        literal = {"grid_pooling": False, "batch_norm": False, "shared_query": True, "alignment_gain": 1.0}
         return replace(self, **literal, teacher_temperature=(0.008, 0.01))

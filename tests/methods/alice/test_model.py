@@ -52,8 +52,9 @@ def entropy_loss(teacher, student, centre, tau_t=0.04, tau_s=0.1):
     return total / len(rows)
 
 
-def test_the_step_is_what_the_paper_says():
-    model = model_of(SETTINGS)
+@pytest.mark.parametrize("shared_query", [True, False])
+def test_the_step_is_what_the_paper_says(shared_query):
+    model = model_of(replace(SETTINGS, shared_query=shared_query))
     model.centre_cls.value.copy_(0.1 * torch.randn(16))
     model.centre_alignment.value.copy_(0.1 * torch.randn(16))
     centre_cls, centre_align = model.centre_cls.value.clone(), model.centre_alignment.value.clone()
@@ -70,7 +71,7 @@ def test_the_step_is_what_the_paper_says():
     swapped = torch.cat([target.cls[3:], target.cls[:3]])
     expected_cls = entropy_loss(swapped, heads.cls, centre_cls)
     aligned_student = student.casa(heads.encoder_tokens, heads.decoder_tokens)
-    aligned_teacher = student.casa(heads.encoder_tokens, target.decoder_tokens)
+    aligned_teacher = student.casa((heads if shared_query else target).encoder_tokens, target.decoder_tokens)
     expected_align = entropy_loss(aligned_teacher, aligned_student, centre_align)
     expected_rec = 0.5 * ((maps.output.double() - views.double()) ** 2).mean()
     torch.testing.assert_close(step.parts["loss_cls"].double(), expected_cls.detach(), rtol=1e-4, atol=1e-5)

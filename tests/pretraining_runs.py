@@ -1,0 +1,122 @@
+"""Small preprocessed datasets of phantoms, with plans that nnU-Net's trainers take, for tests of trainers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_alice.data.phantom import make_subject, render
+
+DATASET = "Dataset900_Small"
+PLANS = "nnUNetPlans"
+_NETWORK = "dynamic_network_architectures.architectures.unet."
+
+
+def architecture(family: str, strides: Sequence, features: Sequence[int]) -> dict:
+    """Entry ``architecture`` of the plans, as nnU-Net's planners write it."""
+    stages = len(features)
+    arguments = {
+        "n_stages": stages,
+        "features_per_stage": list(features),
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": list(strides),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
+        "n_conv_per_stage" if family == "PlainConvUNet" else "n_blocks_per_stage": [1] * stages,
+    }
+    return {
+        "network_class_name": _NETWORK + family,
+        "arch_kwargs": arguments,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def write_run(
+    base: Path,
+    images: Mapping[str, np.ndarray],
+    *,
+    spacing: Sequence[float] = (16.0, 16.0, 16.0),
+    patch_size: Sequence[int] = (16, 16, 16),
+    batch_size: int = 2,
+    family: str = "PlainConvUNet",
+    strides: Sequence = ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+    features: Sequence[int] = (4, 6, 8),
+) -> Path:
+    """Write images (C, z, y, x) as a preprocessed dataset below ``base`` (``nnUNet_preprocessed``).
+
+    Returns:
+        the dataset's folder.
+    """
+    folder = base / DATASET
+    cases = folder / f"{PLANS}_3d_fullres"
+    cases.mkdir(parents=True)
+    channels = next(iter(images.values())).shape[0]
+    configuration = {
+        "data_identifier": cases.name,
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": batch_size,
+        "patch_size": list(patch_size),
+        "median_image_size_in_voxels": list(patch_size),
+        "spacing": list(spacing),
+        "normalization_schemes": ["CTNormalization"] * channels,
+        "use_mask_for_norm": [False] * channels,
+        "batch_dice": False,
+        "architecture": architecture(family, strides, features),
+    }
+    plans = {
+        "dataset_name": DATASET,
+        "plans_name": PLANS,
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "configurations": {"2d": {**configuration, "patch_size": list(patch_size[1:])}, "3d_fullres": configuration},
+    }
+    dataset = {
+        "channel_names": {str(channel): "CT" for channel in range(channels)},
+        "labels": {"background": 0, "body": 1},
+        "numTraining": len(images),
+        "file_ending": ".nii.gz",
+    }
+    (folder / f"{PLANS}.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    for case, image in images.items():
+        nnUNetDatasetBlosc2.save_case(
+            image.astype(np.float32),
+            np.zeros((1, *image.shape[1:]), dtype=np.int16),
+            {"spacing": list(spacing)},
+            str(cases / case),
+            chunks=image.shape,
+            blocks=image.shape,
+            chunks_seg=(1, *image.shape[1:]),
+            blocks_seg=(1, *image.shape[1:]),
+        )
+    return folder
+
+
+def phantom_images(count: int, channels: int = 1, spacing_mm=16.0) -> dict[str, np.ndarray]:
+    """Normalised phantoms (C, z, y, x); further channels are the first one inverted, darker each."""
+    images = {}
+    for seed in range(count):
+        image = (np.clip(render(make_subject(seed), spacing_mm).image, -1000, 600) + 200) / 400
+        images[f"case{seed}"] = np.stack([image * (-0.8) ** channel for channel in range(channels)])
+    return images
+
+
+def make_trainer(trainer_class: type, base: Path, fold="all", configuration: str = "3d_fullres", **plans_too):
+    """A trainer on the dataset that :func:`write_run` wrote, as ``nnUNetv2_train -device cpu`` makes it."""
+    folder = base / DATASET
+    plans = json.loads((folder / f"{PLANS}.json").read_text()) | {"continue_training": False} | plans_too
+    dataset = json.loads((folder / "dataset.json").read_text())
+    return trainer_class(plans, configuration, fold, dataset, torch.device("cpu"))

@@ -1,0 +1,258 @@
+"""AliceTrainer on small phantoms: runs, resumes to the bit, stops when it must, reads no label."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from pretraining_runs import make_trainer, phantom_images, write_run
+
+from nnunet_alice.checkpoints.inspection import describe_checkpoint
+from nnunet_alice.cli.main import main
+from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError
+from nnunet_alice.trainers import alice
+
+SMALL = {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 16, "attention_heads": 2}
+
+
+def variant(base=alice.AliceTrainer, name="AliceTrainer_test", **attributes):
+    """A trainer with a small head and a short run."""
+    own = {"epochs": 2, "iterations": 2, "retrieval_candidates": 4, "settings": replace(base.settings, **SMALL)}
+    return type(name, (base,), own | attributes)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """nnU-Net's folders, in-process loading."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return tmp_path
+
+
+@pytest.fixture
+def small_run(folders):
+    """Four phantoms, preprocessed."""
+    write_run(folders / "preprocessed", phantom_images(4))
+    return folders / "preprocessed"
+
+
+def run(trainer):
+    """What nnUNetv2_train calls."""
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return Path(trainer.output_folder)
+
+
+def test_a_run_leaves_what_it_promises(small_run):
+    trainer = make_trainer(variant(), small_run)
+    folder = run(trainer)
+    files = {path.name for path in folder.iterdir()}
+    assert {"checkpoint_final.pth", "metrics.csv", "progress.png", "views.png", "debug.json"} <= files
+    assert "checkpoint_latest.pth" not in files
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    promised = {
+        *("loss", "loss_cls", "loss_align", "loss_reconstruction", "val_loss", "lr", "seconds", "views_per_second"),
+        *("conditional_entropy_cls", "marginal_entropy_cls", "conditional_entropy_align", "spread", "centre_norm"),
+        *("retrieval_top1", "retrieval_top5", "match_score", "accepted_at_first_draw", "token_index_information"),
+    }
+    assert promised <= rows[0].keys() and len(rows) == 2
+    assert all(math.isfinite(float(row[name])) for row in rows for name in promised)
+    log = next(folder.glob("training_log*.txt")).read_text()
+    assert "matched by the atlas" in log and "No anatomy was prepared" in log and "nnunet_alice inspect" in log
+    assert all(f"{name} " in log for name in promised)
+
+
+def test_checkpoint_is_plain_and_stock_nnunet_starts_from_it(small_run):
+    folder = run(make_trainer(variant(), small_run))
+    path = folder / "checkpoint_final.pth"
+    saved = torch.load(path, weights_only=True)
+    assert saved["init_args"]["plans"]["plans_name"] == "nnUNetPlans" and saved["trainer_name"] == "AliceTrainer_test"
+    stock = make_trainer(nnUNetTrainer, small_run)
+    stock.initialize()
+    before = {name: value.clone() for name, value in stock.network.state_dict().items()}
+    load_pretrained_weights(stock.network, str(path))
+    for name, value in stock.network.state_dict().items():
+        expected = before[name] if ".seg_layers." in name else saved["network_weights"][name]
+        assert torch.equal(value, expected), name
+
+
+def same_content(one, two) -> bool:
+    """Equality to the bit of nested checkpoints."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two) if one.dtype != torch.float32 else one.numpy().tobytes() == two.numpy().tobytes()
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same_content(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same_content, one, two))
+    return one == two
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the trainer catches it."""
+
+
+def test_four_epochs_equal_two_a_kill_and_two_more(small_run, monkeypatch):
+    wholes = run(make_trainer(variant(epochs=4), small_run)) / "checkpoint_final.pth"
+    expected = torch.load(wholes, weights_only=True)
+    wholes.unlink()
+
+    killed = variant(epochs=4, save_every=2)
+    trainer = make_trainer(killed, small_run)
+    start = trainer.on_train_epoch_start
+
+    def kill_in_third_epoch():
+        if trainer.current_epoch == 2:
+            raise Killed
+        start()
+
+    monkeypatch.setattr(trainer, "on_train_epoch_start", kill_in_third_epoch)
+    with pytest.raises(Killed):
+        trainer.run_training()
+    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    continued = make_trainer(killed, small_run, continue_training=True)
+    continued.load_checkpoint(str(latest))
+    assert continued.current_epoch == 2
+    run(continued)
+    resumed = torch.load(wholes, weights_only=True)
+    for part in ("network_weights", "model_state", "optimizer_state"):
+        assert same_content(expected[part], resumed[part]), part
+    timing = {"seconds", "views_per_second"}
+    strip = [{k: v for k, v in row.items() if k not in timing} for row in expected["history"]]
+    assert strip == [{k: v for k, v in row.items() if k not in timing} for row in resumed["history"]]
+
+
+def test_the_same_command_gives_the_same_run(small_run):
+    one, two = (torch.load(run(make_trainer(variant(), small_run)) / "checkpoint_final.pth") for _ in range(2))
+    assert same_content(one["network_weights"], two["network_weights"])
+
+
+def test_continuing_with_other_settings_or_method_is_refused(small_run):
+    path = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"
+    with pytest.raises(CheckpointError, match="epochs was 2 and is 7"):
+        make_trainer(variant(epochs=7), small_run).load_checkpoint(str(path))
+    with pytest.raises(CheckpointError, match="trained with Alice, not Other"):
+        make_trainer(variant(method="Other"), small_run).load_checkpoint(str(path))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError):
+        make_trainer(variant(), small_run).load_checkpoint(str(path))
+
+
+def test_labels_are_never_read(small_run):
+    for labels in small_run.glob("*/*/*_seg.b2nd"):
+        labels.write_bytes(b"not labels")
+    for properties in small_run.glob("*/*/*.pkl"):
+        properties.write_bytes(b"not properties")
+    assert (run(make_trainer(variant(), small_run)) / "checkpoint_final.pth").is_file()
+
+
+def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_run):
+    class Poisoned(variant(epochs=3, save_every=1)):
+        def compute(self, batch, training):
+            if self.current_epoch == 2:
+                batch["data"][0, 0, 0, 0, 0] = math.nan
+            return super().compute(batch, training)
+
+    trainer = make_trainer(Poisoned, small_run)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2.*case\d.*--c"):
+        trainer.run_training()
+    folder = Path(trainer.output_folder)
+    saved = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
+    assert saved["current_epoch"] == 2 and not (folder / "checkpoint_final.pth").exists()
+    assert all(torch.isfinite(weight).all() for weight in saved["network_weights"].values())
+
+
+@pytest.mark.parametrize(
+    "base",
+    ["AliceTrainer_noCASA", "AliceTrainer_noContrast", "AliceTrainer_noReconstruction", "AliceTrainer_sameVolume"]
+    + ["AliceTrainer_paper"],
+)
+def test_ablations_run_and_say_what_they_trained(small_run, base):
+    path = run(make_trainer(variant(getattr(alice, base), base), small_run)) / "checkpoint_final.pth"
+    description = describe_checkpoint(path)
+    decoder = next(line for line in description["trained"] if line.startswith("decoder"))
+    assert ("NOT trained" in decoder) == (base == "AliceTrainer_noReconstruction")
+    metrics = torch.load(path, weights_only=True)["history"][-1]
+    assert ("spread" in metrics) == (base != "AliceTrainer_noContrast")
+    assert metrics["loss_reconstruction"] == 0 or base != "AliceTrainer_noReconstruction"
+    assert metrics["retrieval_top5"] >= metrics["retrieval_top1"]
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        {"family": "ResidualEncoderUNet"},
+        {"patch_size": (8, 32, 32), "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)), "spacing": (32.0, 8.0, 8.0)},
+        {"patch_size": (48, 48, 48)},  # larger than the volumes
+        {"channels": 3},
+    ],
+    ids=["residual", "anisotropic", "small volumes", "three channels"],
+)
+def test_other_plans(folders, plans):
+    spacing = plans.get("spacing", (16.0, 16.0, 16.0))
+    images = phantom_images(3, plans.pop("channels", 1), spacing)
+    write_run(folders / "preprocessed", images, **plans)
+    trainer = make_trainer(variant(epochs=1), folders / "preprocessed")
+    run(trainer)
+    assert all(map(math.isfinite, trainer.history.rows[0].values()))
+
+
+def test_what_cannot_work_gets_one_sentence(folders, small_run):
+    with pytest.raises(InputError, match="needs a 3D configuration, not '2d'"):
+        make_trainer(variant(), small_run, configuration="2d")
+    for case in ("case1", "case2", "case3"):
+        for path in small_run.glob(f"*/*/{case}*"):
+            path.unlink()
+    with pytest.raises(AliceError, match="two"):
+        run(make_trainer(variant(), small_run))
+
+
+def test_validation_cases_of_a_fold_are_held_out(small_run):
+    splits = [{"train": ["case0", "case1"], "val": ["case2", "case3"]}]
+    next(small_run.iterdir()).joinpath("splits_final.json").write_text(json.dumps(splits))
+    seen = {True: set(), False: set()}
+
+    class Spy(variant()):
+        def compute(self, batch, training):
+            seen[training] |= {case for pair in batch["pairs"] for case in (pair.case_a, pair.case_b)}
+            return super().compute(batch, training)
+
+    run(make_trainer(Spy, small_run, fold=0))
+    assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
+
+
+def test_pretraining_may_start_from_weights(small_run):
+    """As nnUNetv2_train -pretrained_weights does it; the teacher starts there, too."""
+    path = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"
+    trainer = make_trainer(variant(learning_rate=0.0), small_run)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(path))
+    trainer.on_train_start()
+    weights = torch.load(path, weights_only=True)["network_weights"]
+    for name, value in trainer.model.teacher.backbone.network.state_dict().items():
+        assert ".seg_layers." in name or torch.equal(value, weights[name])
+
+
+def test_inspect_prints_everything(small_run, capsys):
+    path = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"
+    assert main(["inspect", str(path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("Alice (AliceTrainer_test", "2 of 2", "every case was seen", "16 x 16 x 16 voxels", "CT", "atlas"):
+        assert words in printed
+    assert f"-pretrained_weights {path}" in printed
+    path.write_bytes(b"nothing")
+    assert main(["inspect", str(path)]) == 1 and str(path) in capsys.readouterr().err
+
+
+def test_variants_are_found_by_name():
+    assert alice.AliceTrainer_7epochs.epochs == 7 and alice.AliceTrainer_noCASA_30epochs.settings.casa is False
+    assert (alice.AliceTrainer_smoke.epochs, alice.AliceTrainer_smoke.iterations) == (2, 2)
+    assert not hasattr(alice, "AliceTrainer_manyepochs")
