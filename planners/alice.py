@@ -185,6 +185,30 @@ class AlicePlanner(PairPlanning, ExperimentPlanner):
     standard_plans_name = "AlicePlans"
 
 
+class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
+    """Plans for trying things out without a GPU: 8 to 64 features, patches of at most 24 voxels a side, 4 pairs."""
+
+    standard_plans_name = "AliceSmallPlans"
+    UNet_base_num_features = 8
+    UNet_max_features_3d = 64
+    largest_patch_vox = 24**3
+
+    def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
+        """Always ``minimum_pairs``: time is short here, not memory."""
+        return self.minimum_pairs
+
+    def static_estimate_VRAM_usage(
+        self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+    ):
+        """Estimate that makes nnU-Net shrink the patch to ``largest_patch_vox`` voxels, whatever memory there is."""
+        estimate = super().static_estimate_VRAM_usage(
+            patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+        )
+        if len(patch_size) == 3 and prod(patch_size) > self.largest_patch_vox:
+            return max(estimate, 2 * self.UNet_reference_val_3d * self.UNet_vram_target_GB)
+        return estimate
+
+
 class AlicePlannerResEncM(PairPlanning, nnUNetPlannerResEncM):
     """Plans for Alice with a residual encoder, for GPUs of 9 to 11 GB."""
 

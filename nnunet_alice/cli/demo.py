@@ -1,0 +1,49 @@
+"""The whole workflow on phantoms: import, plan, anatomy, pretraining, fine-tuning, and the same without pretraining.
+
+Takes about 10 minutes on two CPU cores and needs no GPU and no data. Every step runs the command that you would type;
+their output is in the folder's logs.
+"""
+
+import argparse
+
+EXAMPLE = "nnunet_alice demo -o nnunet_alice_demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument(
+        "-o", default="nnunet_alice_demo", metavar="DIR", help="new folder for everything [%(default)s]"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms [%(default)s]")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the demo and print its table."""
+    from nnunet_alice.demo import Demo, DemoSize
+
+    demo = Demo(args.o, DemoSize(), args.seed, lambda step: print(f"... {step}", flush=True))
+    report = demo.run()
+    size = demo.size
+    print("\nCommands that ran (environment and logs in the folder):")
+    for command in report.commands:
+        print(f"  {command}")
+    print("\nSeconds")
+    for step, seconds in report.seconds.items():
+        print(f"  {seconds:7.0f}  {step}")
+    print(f"  {sum(report.seconds.values()):7.0f}  in all")
+    print(
+        f"\nDice on {size.test} test phantoms that no training saw ({size.training} labelled and {size.unlabelled} "
+        f"unlabelled phantoms for training, {size.finetuning} in both runs)"
+    )
+    runs = list(report.dice)
+    print(f"  {'organ':14}" + "".join(f"{run:>14}" for run in runs))
+    for organ in report.dice[runs[0]]:
+        print(f"  {organ:14}" + "".join(f"{report.dice[run][organ]:14.3f}" for run in runs))
+    print(f"  {'mean':14}" + "".join(f"{_mean(report.dice[run]):14.3f}" for run in runs))
+    print("\nPictures")
+    for name, path in report.pictures.items():
+        print(f"  {name}: {path}")
+
+
+def _mean(dice: dict[str, float]) -> float:
+    return sum(dice.values()) / len(dice)
