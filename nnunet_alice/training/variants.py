@@ -1,16 +1,37 @@
-"""Trainers that differ by one number, made when nnU-Net asks for them by name instead of a class each."""
+"""Trainers that differ by a few numbers, made when nnU-Net asks for them by name instead of a class each."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-_EPOCHS = re.compile(r"(?P<base>\w+)_(?P<epochs>\d+)epochs?")
+
+@dataclass(frozen=True)
+class _Suffix:
+    """One ending of a trainer's name: the class attribute that it sets, and how its text becomes a value."""
+
+    pattern: re.Pattern
+    attribute: str
+    value: Callable[[str], Any]
+
+
+_SUFFIXES = (
+    _Suffix(re.compile(r"(\d+)epochs?"), "epochs", int),
+    _Suffix(re.compile(r"(\d+)iterations?"), "iterations", int),
+    _Suffix(re.compile(r"lr(\d+(?:\.\d+)?(?:e-?\d+)?)"), "learning_rate", float),
+    _Suffix(re.compile(r"keep(\d+(?:-\d+)*)"), "keep_at", lambda text: tuple(map(int, text.split("-")))),
+    _Suffix(re.compile(r"seed(\d+)"), "seed", int),
+)
+#: endings whose numbers must be above 0
+_POSITIVE = ("epochs", "iterations", "learning_rate")
 
 
 def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
     """Class ``<Trainer>_<N>epochs``: a trainer of ``namespace`` that runs N epochs.
 
-    Meant as a module's ``__getattr__``: nnU-Net finds trainers by ``hasattr(module, name)``.
+    Further endings, in any order and each once, where the trainer has the attribute: ``_<N>iterations`` (an epoch),
+    ``_lr<X>`` (peak learning rate, e.g. ``_lr3e-3``), ``_seed<N>``, ``_keep<P>-<P>`` (per cent of the run at which
+    checkpoints are kept). Meant as a module's ``__getattr__``: nnU-Net finds trainers by ``hasattr(module, name)``.
 
     Args:
         name: the attribute that was asked for.
@@ -19,11 +40,27 @@ def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
     Raises:
         AttributeError: the name is no such variant of a class in the module.
     """
-    match = _EPOCHS.fullmatch(name)
-    base = namespace.get(match["base"]) if match else None
     module = namespace["__name__"]
-    epochs = int(match["epochs"]) if match else 0
-    if not isinstance(base, type) or base.__module__ != module or not hasattr(base, "epochs") or epochs < 1:
+    base_name, settings = _read(name)
+    base = namespace.get(base_name) if settings else None
+    known = isinstance(base, type) and base.__module__ == module and all(hasattr(base, key) for key in settings)
+    if not known or any(settings.get(key, 1) <= 0 for key in _POSITIVE):
         raise AttributeError(f"module '{module}' has no attribute '{name}'")
-    summary = f"{base.__name__} for {epochs} epochs."
-    return type(name, (base,), {"epochs": epochs, "__module__": module, "__doc__": summary})
+    summary = f"{base.__name__} with {', '.join(f'{key} {value}' for key, value in settings.items())}."
+    return type(name, (base,), {**settings, "__module__": module, "__doc__": summary})
+
+
+def _read(name: str) -> tuple[str, dict[str, Any]]:
+    """Name without its endings, and the attributes that the endings set (none if one comes twice)."""
+    settings: dict[str, Any] = {}
+    rest = name
+    while True:
+        base, _, last = rest.rpartition("_")
+        found = [(suffix, match[1]) for suffix in _SUFFIXES if (match := suffix.pattern.fullmatch(last))]
+        if not base or not found:
+            return rest, settings
+        suffix, text = found[0]
+        if suffix.attribute in settings:
+            return name, {}
+        settings[suffix.attribute] = suffix.value(text)
+        rest = base

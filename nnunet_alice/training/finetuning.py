@@ -1,0 +1,141 @@
+"""Parts of fine-tuning: learning rates over the run and over the network, and whether weights were loaded at all."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.methods.schedules import linear
+
+_SEGMENTATION = ".seg_layers."
+_STAGE = re.compile(r"encoder\.stages\.(\d+)\.")
+
+
+def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float = 0.9) -> float:
+    """Linear warm-up, then nnU-Net's polynomial decay.
+
+    ``peak * (step + 1) / warmup`` while ``step < warmup``, then
+    ``peak * (1 - (step - warmup) / (total - warmup)) ** exponent``; 0 from ``total`` on. No step has rate 0, so that
+    none is wasted.
+
+    Args:
+        step: optimiser step, from 0.
+        total: steps of the run.
+        warmup: steps of the rise; 0 for nnU-Net's own schedule.
+        peak: highest learning rate.
+        exponent: of the decay; nnU-Net's is 0.9.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * linear(step - warmup, total - warmup, 1.0, 0.0) ** exponent
+
+
+@dataclass(frozen=True)
+class FineTuneSchedule:
+    """Peak learning rate over a run, with an optional first phase in which only the decoder learns.
+
+    The first phase warms up and stays at the peak; then the whole network warms up again and decays.
+
+    Attributes:
+        total: steps of the run.
+        warmup: steps of each rise.
+        peak: highest learning rate.
+        decoder_only: steps of the first phase; 0 for none.
+    """
+
+    total: int
+    warmup: int
+    peak: float
+    decoder_only: int = 0
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of a step."""
+        if step < self.decoder_only:
+            return min(self.peak, self.peak * (step + 1) / max(1, self.warmup))
+        whole = self.total - self.decoder_only
+        return warmup_poly(step - self.decoder_only, whole, min(self.warmup, whole), self.peak)
+
+
+class GroupRates:
+    """Gives every parameter group its learning rate: the schedule's, times the group's ``scale``.
+
+    It stands where nnU-Net expects a scheduler (``step(epoch)`` before each epoch), and moves within epochs by ``set``.
+
+    Args:
+        optimizer: its groups have an entry ``scale``.
+        schedule: step -> learning rate.
+        iterations: steps an epoch.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], iterations: int) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.iterations = iterations
+
+    def step(self, epoch: int) -> None:
+        """Set the rates of the first step of an epoch."""
+        self.set(epoch * self.iterations)
+
+    def set(self, step: int) -> None:
+        """Set the rates of a step of the run."""
+        rate = self.schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a parameter, by its first name in the network, belongs to the encoder."""
+    return name.startswith("encoder.")
+
+
+def layer_groups(network: nn.Module, encoder_decay: float) -> list[dict]:
+    """Parameter groups with lower learning rates towards the input.
+
+    Encoder stage s of S (and the stem as stage 0) gets the scale ``encoder_decay ** (S - s)``, everything else 1. The
+    group of scale 1 comes first: its rate is the one that nnU-Net logs.
+
+    Args:
+        network: one of nnU-Net's U-Nets. Parameters without gradient are left out.
+        encoder_decay: above 0, at most 1; 1 gives all the same rate.
+
+    Returns:
+        dicts with ``params`` and ``scale``; the names are in ``names``.
+
+    Raises:
+        InputError: the decay is out of range, or the network has no encoder stages to decay over.
+    """
+    if not 0 < encoder_decay <= 1:
+        raise InputError(f"The layer-wise decay is {encoder_decay}; it lies above 0 and at most at 1.")
+    parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    stages = [int(match[1]) for name, _ in network.named_parameters() if (match := _STAGE.match(name))]
+    if not stages and encoder_decay < 1:
+        raise InputError(
+            "This network has no encoder stages; a layer-wise learning rate needs one of nnU-Net's U-Nets."
+        )
+    depth = max(stages, default=-1) + 1
+    groups: dict[float, dict] = {1.0: {"params": [], "names": [], "scale": 1.0}}
+    for name, value in parameters.items():
+        match = _STAGE.match(name)
+        scale = encoder_decay ** (depth - int(match[1] if match else 0)) if is_encoder(name) else 1.0
+        group = groups.setdefault(scale, {"params": [], "names": [], "scale": scale})
+        group["params"].append(value)
+        group["names"].append(name)
+    return [group for group in groups.values() if group["params"]]
+
+
+def fingerprints(network: nn.Module) -> dict[str, str]:
+    """Digest of each parameter that ``-pretrained_weights`` would replace (all but the segmentation layers')."""
+    return {
+        name: hashlib.blake2b(value.detach().float().cpu().numpy().tobytes(), digest_size=16).hexdigest()
+        for name, value in network.named_parameters()
+        if _SEGMENTATION not in name
+    }
+
+
+def replaced(before: Mapping[str, str], network: nn.Module) -> list[str]:
+    """Names of the parameters that are not what they were when ``before`` was taken."""
+    return [name for name, digest in fingerprints(network).items() if before[name] != digest]

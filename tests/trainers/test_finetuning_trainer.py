@@ -1,0 +1,256 @@
+"""FineTuneTrainer on a small labelled dataset: trains, continues, freezes, and never hides where it started."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.discovery import package_folder
+from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.trainers import finetuning
+
+TRAIN, TEST = ["case00", "case01"], ["case02"]
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """Three labelled cases, one of them held out."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    stay_in_process(monkeypatch)
+    folder = write_labelled(tmp_path / "preprocessed", 3)
+    write_splits(folder, (TRAIN, TEST))
+    return folder
+
+
+def variant(name: str, **attributes) -> type:
+    """A short trainer by its name, as nnU-Net asks for it."""
+    return type(name, (getattr(finetuning, name),), attributes)
+
+
+def short(name="FineTuneTrainer", epochs=2, iterations=2, endings="_seed1", **attributes) -> type:
+    """A trainer of a few steps."""
+    return variant(f"{name}_{epochs}epochs_{iterations}iterations{endings}", **attributes)
+
+
+def weights_file(dataset, path: Path) -> Path:
+    """Pretrained weights for the dataset's network."""
+    trainer = make_finetuner(short(endings="_seed77"), dataset)
+    trainer.initialize()
+    save_checkpoint({"network_weights": trainer.network.state_dict()}, path)
+    return path
+
+
+def start(trainer, weights: Path | None = None):
+    """What nnUNetv2_train does before training."""
+    trainer.initialize()
+    if weights is not None:
+        load_pretrained_weights(trainer.network, str(weights))
+    return trainer
+
+
+def copy_of(trainer) -> dict:
+    return {name: value.detach().clone() for name, value in trainer.bare_network.named_parameters()}
+
+
+def changed(trainer, before: dict) -> set[str]:
+    return {name for name, value in trainer.bare_network.named_parameters() if not torch.equal(value, before[name])}
+
+
+def log_of(trainer) -> str:
+    return Path(trainer.log_file).read_text()
+
+
+def test_everything_but_the_schedule_is_stock(dataset):
+    ours, stock = make_finetuner(finetuning.FineTuneTrainer, dataset), make_finetuner(nnUNetTrainer, dataset)
+    for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "enable_deep_supervision"):
+        assert getattr(ours, name) == getattr(stock, name), name
+    ours.initialize()
+    stock.initialize()
+    (group,) = ours.optimizer.param_groups
+    for name in ("momentum", "nesterov", "weight_decay"):
+        assert group[name] == stock.optimizer.param_groups[0][name]
+    assert type(ours.loss) is type(stock.loss)
+    assert finetuning.FineTuneTrainer_scratch.learning_rate == stock.initial_lr
+    own = vars(finetuning.FineTuneTrainer)
+    stock_parts = ("_build_loss", "get_training_transforms", "get_dataloaders", "build_network_architecture")
+    assert not any(name in own for name in stock_parts)
+
+
+def test_rates_of_every_step_follow_the_formula(dataset, monkeypatch):
+    trainer = start(make_finetuner(short(epochs=4, iterations=5, warmup_share=0.2), dataset))
+    seen = []
+    real = nnUNetTrainer.train_step
+    monkeypatch.setattr(
+        nnUNetTrainer,
+        "train_step",
+        lambda self, batch: seen.append(self.optimizer.param_groups[0]["lr"]) or real(self, batch),
+    )
+    trainer.run_training()
+    expected = [1e-3 * (step + 1) / 4 for step in range(4)] + [1e-3 * (1 - step / 16) ** 0.9 for step in range(16)]
+    assert seen == pytest.approx(expected)
+
+
+def test_a_run_validates_the_kept_checkpoints_too(dataset, tmp_path):
+    trainer = start(
+        make_finetuner(short(epochs=4, endings="_keep25-50_seed1"), dataset), weights_file(dataset, tmp_path / "w.pth")
+    )
+    trainer.run_training()
+    final = copy_of(trainer)
+    trainer.perform_actual_validation()
+    assert not changed(trainer, final)
+    folder = Path(trainer.output_folder)
+    epochs = {}
+    for name in ("25", "50", "final"):
+        epochs[name] = torch.load(folder / f"checkpoint_{name}.pth", weights_only=False)["current_epoch"]
+    assert epochs == {"25": 1, "50": 2, "final": 4}
+    for part in ("at_25", "at_50", "."):
+        summary = json.loads((folder / part / "validation" / "summary.json").read_text())
+        assert [Path(case["prediction_file"]).name for case in summary["metric_per_case"]] == ["case02.nii.gz"]
+    record = json.loads((folder / "start.json").read_text())
+    assert record["pretrained"] is True and record["settings"]["keep_at"] == [25, 50]
+    assert "Starts from pretrained weights" in log_of(trainer) and "WARNING" not in log_of(trainer)
+
+
+def test_kept_weights_are_the_checkpoints_and_go_back(dataset):
+    trainer = start(make_finetuner(short(epochs=2, endings="_keep50"), dataset))
+    trainer.run_training()
+    final = copy_of(trainer)
+    kept = torch.load(Path(trainer.output_folder) / "checkpoint_50.pth", weights_only=False)["network_weights"]
+    with trainer._kept_weights(50):
+        assert all(torch.equal(value, kept[name]) for name, value in trainer.network.state_dict().items())
+        assert changed(trainer, final) and trainer.output_folder.endswith("at_50")
+    assert not changed(trainer, final)
+
+
+@pytest.mark.parametrize(
+    ("name", "with_weights", "expected"),
+    [
+        ("FineTuneTrainer", False, "WARNING: no pretrained weights were loaded"),
+        ("FineTuneTrainer", True, "Starts from pretrained weights"),
+        ("FineTuneTrainer_scratch", False, "Starts from random weights"),
+        ("FineTuneTrainer_scratch", True, "WARNING: FineTuneTrainer_scratch"),
+    ],
+)
+def test_the_log_says_where_the_run_starts(dataset, tmp_path, name, with_weights, expected):
+    weights = weights_file(dataset, tmp_path / "w.pth") if with_weights else None
+    trainer = start(make_finetuner(short(name), dataset), weights)
+    record = trainer._describe_start()
+    assert expected in log_of(trainer) and record["pretrained"] is with_weights
+    assert ("WARNING" in log_of(trainer)) == ("WARNING" in expected)
+
+
+def test_a_frozen_encoder_stays_and_the_decoder_learns(dataset, tmp_path):
+    trainer = start(
+        make_finetuner(short("FineTuneTrainer_freezeEncoder"), dataset), weights_file(dataset, tmp_path / "w")
+    )
+    before = copy_of(trainer)
+    trainer.run_training()
+    moved = changed(trainer, before)
+    assert moved and all(name.startswith("decoder.") for name in moved)
+    held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert not held & {id(parameter) for parameter in trainer.bare_network.encoder.parameters()}
+
+
+def test_a_random_encoder_is_not_frozen(dataset):
+    trainer = start(make_finetuner(short("FineTuneTrainer_freezeEncoder"), dataset))
+    with pytest.raises(InputError, match="freeze a random encoder"):
+        trainer.run_training()
+
+
+def test_decoder_first_frees_the_encoder_in_time(dataset, tmp_path, monkeypatch):
+    short_phase = short("FineTuneTrainer_decoderFirst", epochs=4, decoder_first_share=0.5)
+    trainer = start(make_finetuner(short_phase, dataset), weights_file(dataset, tmp_path / "w.pth"))
+    encoder = {name for name, _ in trainer.bare_network.named_parameters() if name.startswith("encoder.")}
+    before, moved = copy_of(trainer), {}
+    end = trainer.on_epoch_end
+
+    def look():
+        moved[trainer.current_epoch] = changed(trainer, before)
+        end()
+
+    monkeypatch.setattr(trainer, "on_epoch_end", look)
+    trainer.run_training()
+    assert moved[0] and not moved[0] & encoder and not moved[1] & encoder
+    assert encoder <= moved[2]
+
+
+def test_continuing_equals_running_through(dataset, monkeypatch):
+    """Killed in the third of four epochs, inside the phase after the decoder's own."""
+    kind = short("FineTuneTrainer_decoderFirst", epochs=4, decoder_first_share=0.25, save_every=2)
+    whole = start(make_finetuner(kind, dataset))
+    whole.run_training()
+    expected = copy_of(whole)
+    (Path(whole.output_folder) / "checkpoint_final.pth").unlink()
+
+    killed = start(make_finetuner(kind, dataset))
+    real = killed.on_train_epoch_start
+
+    def kill():
+        if killed.current_epoch == 2:
+            raise KeyboardInterrupt
+        real()
+
+    monkeypatch.setattr(killed, "on_train_epoch_start", kill)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run_training()
+    continued = make_finetuner(kind, dataset, continue_training=True)
+    continued.load_checkpoint(str(Path(killed.output_folder) / "checkpoint_latest.pth"))
+    assert continued.current_epoch == 2
+    continued.run_training()
+    assert not changed(continued, expected)
+    assert "Continues a run that started with pretrained weights: False" in log_of(continued)
+
+
+def test_equal_seeds_give_equal_weights_and_batches(dataset):
+    ends = []
+    for endings in ("_seed1", "_seed1", "_seed2"):
+        trainer = start(make_finetuner(short(endings=endings), dataset))
+        trainer.run_training()
+        ends.append(copy_of(trainer))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+
+
+def test_a_checkpoint_is_whole_or_the_old_one(dataset, monkeypatch):
+    trainer = start(make_finetuner(short(), dataset))
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    old = path.read_bytes()
+
+    def half(content, filename):
+        Path(filename).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(str(path))
+    assert path.read_bytes() == old
+    path.write_bytes(old[: len(old) // 2])
+    with pytest.raises(CheckpointError, match="cannot be continued"):
+        make_finetuner(short(), dataset).load_checkpoint(str(path))
+    trainer.disable_checkpointing = True
+    path.unlink()
+    trainer.save_checkpoint(str(path))
+    assert not path.exists()
+
+
+def test_senseless_settings_are_refused(dataset):
+    with pytest.raises(InputError, match="between 1 and 99"):
+        make_finetuner(short(endings="_keep25-100"), dataset)
+
+
+def test_nnunet_finds_every_variant_by_name(monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_extTrainer", str(package_folder("nnunet_alice.trainers")))
+    for name in ("FineTuneTrainer_scratch", "FineTuneTrainer_freezeEncoder_8epochs_lr3e-4_keep25-50_seed1"):
+        assert recursive_find_trainer_class_by_name(name).__name__ == name
+    names = [name for name in vars(finetuning) if re.fullmatch("FineTuneTrainer.*", name)]
+    assert len(names) == 5

@@ -1,0 +1,311 @@
+"""Fine-tuning and its fair baseline: everything as in stock nnU-Net, but for learning rates and what is trained when.
+
+``FineTuneTrainer`` wants ``-pretrained_weights``; ``FineTuneTrainer_scratch`` is the same class for training from
+scratch. All exist as ``<Trainer>_<N>epochs``, and with the other endings of
+:func:`nnunet_alice.training.variants.epochs_variant`.
+"""
+
+import os
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.training.finetuning import (
+    FineTuneSchedule,
+    GroupRates,
+    fingerprints,
+    is_encoder,
+    layer_groups,
+    replaced,
+)
+from nnunet_alice.training.variants import epochs_variant
+
+
+class FineTuneTrainer(nnUNetTrainer):
+    """Fine-tune from -pretrained_weights: warm-up, then nnU-Net's decay at a tenth of its learning rate.
+
+    Network, loss, deep supervision, augmentation and validation are stock nnU-Net's. Beside the log lies
+    ``start.json``: whether weights were loaded, and the settings.
+
+    Attributes:
+        epochs: number of epochs.
+        iterations: training iterations an epoch; a fifth as many for validation, as in stock nnU-Net.
+        learning_rate: peak; the default is that of nnU-Net's own fine-tuning of pretrained networks (1e-3).
+        warmup_share: share of the run over which the rate rises linearly (50 of 1000 epochs).
+        decoder_first_share: share of the run at its start in which the encoder stands still.
+        encoder_decay: every encoder stage towards the input learns slower by this factor.
+        freeze_encoder: never train the encoder.
+        keep_at: per cent of the run at which checkpoints are kept (``checkpoint_25.pth``) and validated, too
+            (``at_25/validation``): how fast a start pays off.
+        seed: of weights and, with ``nnUNet_n_proc_DA=0``, of batches and augmentation; None leaves all to chance as
+            stock nnU-Net does. (Augmentation in worker processes is always seeded by chance.)
+        save_every: epochs between two writings of ``checkpoint_latest.pth``.
+        expects_weights: warn if none were loaded (True) or if some were (False).
+    """
+
+    epochs = 1000
+    iterations = 250
+    learning_rate = 1e-3
+    warmup_share = 0.05
+    decoder_first_share = 0.0
+    encoder_decay = 1.0
+    freeze_encoder = False
+    keep_at: tuple[int, ...] = ()
+    seed: int | None = None
+    save_every = 10
+    expects_weights = True
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's exact signature
+    ) -> None:
+        save_every = self.save_every
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.save_every = save_every
+        self.num_epochs = self.epochs
+        self.num_iterations_per_epoch = self.iterations
+        self.num_val_iterations_per_epoch = max(1, round(self.iterations / 5))
+        self.initial_lr = self.learning_rate
+        self._step = 0
+        self._resumed = False
+        self._initial: dict[str, str] = {}
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        if not all(0 < percent < 100 for percent in self.keep_at):
+            raise InputError(f"Checkpoints are kept between 1 and 99 per cent of the run, not at {self.keep_at}.")
+        if not 0 <= self.decoder_first_share < 1:
+            raise InputError(f"decoder_first_share is {self.decoder_first_share}; it lies between 0 and 1.")
+
+    # --------------------------------------------------------------------------------------------- building
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and ``torch.compile``."""
+        network = self.network.module if isinstance(self.network, DDP) else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @property
+    def decoder_epochs(self) -> int:
+        """Epochs at the start in which only the decoder learns."""
+        return 0 if self.freeze_encoder else round(self.decoder_first_share * self.num_epochs)
+
+    def initialize(self) -> None:
+        """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded."""
+        self._seed(0)
+        super().initialize()
+        self._initial = fingerprints(self.bare_network)
+
+    def configure_optimizers(self):
+        """nnU-Net's SGD on groups of layers; the encoder leaves it when frozen."""
+        network = self.bare_network
+        stands = self.freeze_encoder or self.decoder_epochs > 0
+        if stands and not any(is_encoder(name) for name, _ in network.named_parameters()):
+            raise InputError(f"{type(self).__name__} freezes the encoder, and this network has none.")
+        if self.freeze_encoder:
+            self._encoder_learns(False)  # and so leaves the optimiser
+        groups = layer_groups(network, self.encoder_decay)
+        if stands:
+            self._encoder_learns(False)  # before DDP looks which parameters will have gradients
+        groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+        optimizer = torch.optim.SGD(
+            groups, lr=self.learning_rate, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+        )
+        total = self.num_epochs * self.num_iterations_per_epoch
+        schedule = FineTuneSchedule(
+            total=total,
+            warmup=round(self.warmup_share * total),
+            peak=self.learning_rate,
+            decoder_only=self.decoder_epochs * self.num_iterations_per_epoch,
+        )
+        return optimizer, GroupRates(optimizer, schedule, self.num_iterations_per_epoch)
+
+    def _encoder_learns(self, learns: bool) -> None:
+        """Switch the encoder's gradients."""
+        for name, parameter in self.bare_network.named_parameters():
+            if is_encoder(name):
+                parameter.requires_grad_(learns)
+
+    def _seed(self, number: int) -> None:
+        if self.seed is not None:
+            value = 1_000_003 * self.seed + 1009 * number + self.local_rank
+            torch.manual_seed(value)
+            np.random.seed(value % 2**32)  # noqa: NPY002  nnU-Net's loader draws from the global generator
+            random.seed(value)
+
+    # --------------------------------------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """As nnU-Net's; then say from which weights the run starts, and refuse to freeze random ones."""
+        if not self.was_initialized:
+            self.initialize()
+        start = self._describe_start()
+        super().on_train_start()
+        if self.local_rank == 0:
+            write_json(os.path.join(self.output_folder, "start.json"), start)
+
+    def _describe_start(self) -> dict:
+        """Whether weights were loaded, of this run or the one that it continues; says so in the log."""
+        name, path = type(self).__name__, os.path.join(self.output_folder, "start.json")
+        if self._resumed:
+            start = read_json(path) if os.path.isfile(path) else {"pretrained": None}
+            self.print_to_log_file(f"Continues a run that started with pretrained weights: {start['pretrained']}.")
+            return start
+        changed = replaced(self._initial, self.bare_network)
+        pretrained = bool(changed)
+        if pretrained:
+            self.print_to_log_file(f"Starts from pretrained weights: {len(changed)} of {len(self._initial)} tensors.")
+        else:
+            self.print_to_log_file("Starts from random weights.")
+        if self.freeze_encoder and not pretrained:
+            raise InputError(f"{name} would freeze a random encoder: give -pretrained_weights.")
+        if pretrained and not self.expects_weights:
+            self.print_to_log_file(
+                f"WARNING: {name} is meant for training from scratch but was given -pretrained_weights: its learning "
+                "rate is that of scratch. Use FineTuneTrainer to fine-tune."
+            )
+        if not pretrained and self.expects_weights:
+            self.print_to_log_file(
+                f"WARNING: no pretrained weights were loaded, {name} trains FROM SCRATCH. Give -pretrained_weights, "
+                "or use FineTuneTrainer_scratch, which has scratch's learning rate."
+            )
+        names = ("epochs", "iterations", "learning_rate", "warmup_share", "decoder_first_share", "encoder_decay")
+        settings = {key: getattr(self, key) for key in (*names, "freeze_encoder", "keep_at", "seed")}
+        return {"trainer": name, "pretrained": pretrained, "tensors_loaded": len(changed), "settings": settings}
+
+    def on_train_epoch_start(self) -> None:
+        """As nnU-Net's; switch phases, and keep the norms of a standing encoder as they are."""
+        self._seed(1 + self.current_epoch)
+        learns = not self.freeze_encoder and self.current_epoch >= self.decoder_epochs
+        if self.decoder_epochs:
+            self._switch_encoder(learns)
+        super().on_train_epoch_start()
+        if not learns:
+            self.bare_network.encoder.eval()
+        self._step = self.current_epoch * self.num_iterations_per_epoch
+
+    def _switch_encoder(self, learns: bool) -> None:
+        """Start or end the decoder's own phase; DDP has to be told anew which gradients to expect."""
+        encoder = [value for name, value in self.bare_network.named_parameters() if is_encoder(name)]
+        if encoder[0].requires_grad == learns:
+            return
+        self._encoder_learns(learns)
+        self.print_to_log_file("The encoder learns from now on." if learns else "The encoder stands still.")
+        if self.is_ddp:
+            self.network = DDP(self.network.module, device_ids=[self.local_rank])
+
+    def train_step(self, batch: dict) -> dict:
+        """nnU-Net's, with the learning rates of this step."""
+        self.lr_scheduler.set(self._step)
+        self._step += 1
+        return super().train_step(batch)
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's; keeps a checkpoint where one was asked for."""
+        for percent in self.keep_at:
+            if self.current_epoch + 1 == self._kept_epoch(percent):
+                self.save_checkpoint(self._kept_file(percent))
+        super().on_epoch_end()
+
+    def _kept_epoch(self, percent: int) -> int:
+        return max(1, round(percent / 100 * self.num_epochs))
+
+    def _kept_file(self, percent: int) -> str:
+        return os.path.join(self.output_folder, f"checkpoint_{percent}.pth")
+
+    # ------------------------------------------------------------------------------ checkpoints, validation
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, whole or not at all."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        with atomic_write(filename) as temporary:
+            super().save_checkpoint(str(temporary))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net's; remembers that the run is continued.
+
+        Raises:
+            CheckpointError: the file is damaged or of another network.
+        """
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{filename_or_checkpoint} cannot be continued ({str(error).splitlines()[0]}); delete it and start "
+                "without --c."
+            ) from error
+        self._resumed = True
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's validation of the kept checkpoints (below ``at_<percent>``), then of the current weights."""
+        for percent in self.keep_at:
+            if os.path.isfile(self._kept_file(percent)):
+                self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
+                with self._kept_weights(percent):
+                    super().perform_actual_validation(save_probabilities)
+            else:
+                self.print_to_log_file(f"WARNING: {self._kept_file(percent)} is missing and not validated.")
+        super().perform_actual_validation(save_probabilities)
+
+    @contextmanager
+    def _kept_weights(self, percent: int):
+        """The network with a kept checkpoint's weights, and a folder of its own for what validation writes."""
+        network, folder = self.bare_network, self.output_folder
+        own = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        kept = load_checkpoint(self._kept_file(percent))
+        try:
+            network.load_state_dict(network_weights(kept, self._kept_file(percent)))
+            self.output_folder = os.path.join(folder, f"at_{percent}")
+            os.makedirs(self.output_folder, exist_ok=True)
+            if self.is_ddp:
+                dist.barrier()
+            yield
+        finally:
+            self.output_folder = folder
+            network.load_state_dict(own)
+
+
+class FineTuneTrainer_scratch(FineTuneTrainer):
+    """The baseline from scratch: the same class at stock nnU-Net's learning rate (0.01), without weights."""
+
+    learning_rate = 1e-2
+    expects_weights = False
+
+
+class FineTuneTrainer_decoderFirst(FineTuneTrainer):
+    """The decoder learns alone over the first tenth of the run, then the whole network warms up again."""
+
+    decoder_first_share = 0.1
+
+
+class FineTuneTrainer_layerDecay(FineTuneTrainer):
+    """Every encoder stage towards the input learns 0.75 times as fast as the next one."""
+
+    encoder_decay = 0.75
+
+
+class FineTuneTrainer_freezeEncoder(FineTuneTrainer):
+    """The pretrained encoder stays as it is; only the decoder learns."""
+
+    freeze_encoder = True
+
+
+def __getattr__(name: str) -> type:
+    """``<Trainer>_<N>epochs`` and the other endings of every trainer above."""
+    return epochs_variant(name, globals())
