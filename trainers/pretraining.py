@@ -56,7 +56,7 @@ class PretrainingTrainer(nnUNetTrainer):
         final_learning_rate: learning rate at the end of the cosine.
         warmup_share: share of the run over which the learning rate rises (the paper's 50 of 1000 epochs).
         weight_decay_range: weight decay at start and end, by a cosine; none on biases and norms.
-        max_gradient_norm: every parameter's gradient is clipped to this norm.
+        max_gradient_norm: every parameter's gradient is clipped to this norm; None does not clip.
         save_every: epochs between two writings of ``checkpoint_latest.pth``.
         pictures_every: epochs between two sets of pictures of what the network sees.
     """
@@ -69,7 +69,7 @@ class PretrainingTrainer(nnUNetTrainer):
     final_learning_rate = 1e-6
     warmup_share = 0.05
     weight_decay_range = (0.04, 0.4)
-    max_gradient_norm = 3.0
+    max_gradient_norm: float | None = 3.0
     save_every = 10
     pictures_every = 5
 
@@ -106,8 +106,12 @@ class PretrainingTrainer(nnUNetTrainer):
     # ------------------------------------------------------------------------------------------------ hooks
 
     def build_model(self, network: nn.Module) -> nn.Module:
-        """Hook: the method's module around the network of the plans; its submodule ``student`` gets the gradients."""
+        """Hook: the method's module around the network of the plans."""
         raise NotImplementedError
+
+    def trained_module(self) -> nn.Module:
+        """Hook: the part of the model that gets gradients and that DDP wraps."""
+        return self.model.student
 
     def make_batches(self, cases: list[str], training: bool):
         """Hook: ``make_batch`` for :class:`NumberedBatches` over these cases."""
@@ -141,6 +145,18 @@ class PretrainingTrainer(nnUNetTrainer):
     def draw_pictures(self) -> None:
         """Hook: pictures of what the network sees; called on rank 0 every ``pictures_every`` epochs."""
 
+    def cases_of(self, batch: dict) -> list[str]:
+        """Hook: names of the cases that a batch shows, for messages."""
+        return sorted({case for pair in batch.get("pairs", ()) for case in (pair.case_a, pair.case_b)})
+
+    def network_weights(self) -> dict[str, torch.Tensor]:
+        """Hook: weights of the plans' network as stock nnU-Net loads them."""
+        return self.network.state_dict()
+
+    def checkpoint_extras(self) -> dict:
+        """Hook: further entries of the checkpoint, plain types and tensors."""
+        return {}
+
     def hyper_parameters(self) -> dict:
         """Hook: settings for the checkpoint, plain types."""
         names = ("epochs", "iterations", "seed", "learning_rate", "final_learning_rate", "warmup_share")
@@ -170,9 +186,9 @@ class PretrainingTrainer(nnUNetTrainer):
             self.enable_deep_supervision,
         )
         self.model = self.build_model(self.network).to(self.device)
-        self.wrapped_student = self.model.student
+        self.wrapped_student = self.trained_module()
         if self.is_ddp:
-            self.wrapped_student = DDP(self.model.student, device_ids=[self.local_rank])
+            self.wrapped_student = DDP(self.wrapped_student, device_ids=[self.local_rank])
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile...")
             self.compile_model()
@@ -186,7 +202,7 @@ class PretrainingTrainer(nnUNetTrainer):
 
     def configure_optimizers(self):
         """AdamW on all that gets gradients; rates are set before every step."""
-        optimizer = torch.optim.AdamW(decay_groups(self.model.student), lr=self.learning_rate)
+        optimizer = torch.optim.AdamW(decay_groups(self.trained_module()), lr=self.learning_rate)
         return optimizer, None
 
     def get_dataloaders(self):
@@ -218,16 +234,24 @@ class PretrainingTrainer(nnUNetTrainer):
         )
 
     def open_matcher(self) -> Matcher:
-        """The best matcher that was prepared; prepares the atlas where none was."""
+        """The matcher that was prepared; prepares the atlas where none was."""
         try:
-            return open_matcher(self.dataset)
+            return self.open_prepared_matcher()
         except NotPreparedError:
             self.print_to_log_file(
                 "No anatomy was prepared for this dataset: registering every case to an atlas now. "
                 "Next time run nnunet_alice anatomy before, to look at the registrations first."
             )
             prepare_atlas(self.dataset, default_num_processes)
-            return open_matcher(self.dataset)
+            return self.open_prepared_matcher()
+
+    def open_prepared_matcher(self) -> Matcher:
+        """Hook: the best matcher that was prepared.
+
+        Raises:
+            NotPreparedError: none was.
+        """
+        return open_matcher(self.dataset)
 
     def _on_one_rank_first(self, work):
         """Let rank 0 do work that writes files, then the others, who find it done."""
@@ -296,7 +320,8 @@ class PretrainingTrainer(nnUNetTrainer):
             scaler.scale(loss).backward()
             scaler.unscale_(self.optimizer)
         self.after_backward()
-        clip_each_gradient(self.model.student.parameters(), self.max_gradient_norm)
+        if self.max_gradient_norm is not None:
+            clip_each_gradient(self.trained_module().parameters(), self.max_gradient_norm)
         if scaler is None:
             self.optimizer.step()
         else:
@@ -307,9 +332,9 @@ class PretrainingTrainer(nnUNetTrainer):
         return {"parts": result.parts, "views": len(batch["data"]), "pairs": batch.get("pairs", ())}
 
     def _non_finite_message(self, batch: dict) -> str:
-        cases = sorted({case for pair in batch.get("pairs", ()) for case in (pair.case_a, pair.case_b)})
+        cases = ", ".join(self.cases_of(batch))
         return (
-            f"The loss is not finite in epoch {self.current_epoch}, on the cases {', '.join(cases)}: look at their "
+            f"The loss is not finite in epoch {self.current_epoch}, on the cases {cases}: look at their "
             f"intensities or lower the learning rate, then continue with --c from the last checkpoint in "
             f"{self.output_folder}."
         )
@@ -394,7 +419,7 @@ class PretrainingTrainer(nnUNetTrainer):
             return
         save_checkpoint(
             {
-                "network_weights": self.network.state_dict(),
+                "network_weights": self.network_weights(),
                 "model_state": self.model_state(),
                 "optimizer_state": self.optimizer.state_dict(),
                 "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
@@ -418,6 +443,7 @@ class PretrainingTrainer(nnUNetTrainer):
                     matching=self.matcher.name if self.matcher is not None else None,
                     fold=self.fold,
                 ),
+                **self.checkpoint_extras(),
             },
             filename,
         )

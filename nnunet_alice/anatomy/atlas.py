@@ -125,7 +125,8 @@ class AtlasMatcher(GeometryMatcher):
     threshold = MIN_QUALITY
 
     def __init__(self, dataset: PreprocessedDataset) -> None:
-        command = f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration} --method atlas"
+        arguments = f"-d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
+        command = f"nnunet_alice anatomy {arguments} --method atlas"
         self.files = AtlasFiles(dataset)
         report = self.files.read_report()
         if report is None:
@@ -140,8 +141,8 @@ class AtlasMatcher(GeometryMatcher):
             )  # fmt: skip
         if len(good) < 2:
             raise NotPreparedError(
-                f"Only {len(good)} of {len(existing)} cases are registered well to the atlas {report.atlas_case}; look at "
-                f"{self.files.picture} and name a better atlas: {command} --atlas CASE"
+                f"Only {len(good)} of {len(existing)} cases are registered well to the atlas {report.atlas_case}; "
+                f"look at {self.files.picture} and name a better atlas: {command} --atlas CASE"
             )
         super().__init__(dataset, good)
         self.atlas_case = report.atlas_case

@@ -6,6 +6,8 @@ atlas, a learned index) starts from the same geometry.
 
 import logging
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -239,6 +241,6 @@ def _read(path: Path, case: str) -> CaseGeometry | None:
                 file["image"],
                 file["packed_body"],
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         logger.warning("%s is unreadable (%s) and is computed again.", path, error)
         return None

@@ -205,9 +205,13 @@ def _refine(case_image: sitk.Image, case_mask: sitk.Image, atlas_image: sitk.Ima
     shares = [min(1.0, _SAMPLES / (np.prod(size) / factor**3)) for factor in shrink]
     method.SetMetricSamplingPercentagePerLevel([float(share) for share in shares], _SEED)
     method.SetInterpolator(sitk.sitkLinear)
-    # Steps are in mm: at first of two cells, at last of a fiftieth of one.
+    # Steps are in mm: at first of half a cell (longer ones jump out of the right optimum: 3 of 10 known maps were missed
+    # with two cells, 1 with one cell, none of 16 with half a cell), at last of a two-hundredth.
     cell_mm = float(min(case_image.GetSpacing()))
-    method.SetOptimizerAsRegularStepGradientDescent(2 * cell_mm, cell_mm / 50, 80, 0.5, 1e-6)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=cell_mm / 2, minStep=cell_mm / 200, numberOfIterations=200, relaxationFactor=0.7,
+        gradientMagnitudeTolerance=1e-6,
+    )  # fmt: skip
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(shrink)
     method.SetSmoothingSigmasPerLevel([factor // 2 for factor in shrink])

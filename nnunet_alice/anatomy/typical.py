@@ -66,5 +66,5 @@ def describe(geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def _rough(array: np.ndarray) -> np.ndarray:
     factor = np.asarray(array.shape) / _ROUGH
     smooth = ndimage.uniform_filter(array.astype(np.float32), np.maximum(1, np.round(factor)).astype(int).tolist())
-    centres = [np.minimum((np.arange(_ROUGH) + 0.5) * f, n - 1).astype(int) for f, n in zip(factor, array.shape)]
+    centres = ((np.arange(_ROUGH) + 0.5) * factor[:, None]).astype(int)
     return smooth[np.ix_(*centres)].ravel()

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate_matching": ("evaluate_matching", "measure how far matches are off, every method side by side"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds and how to fine-tune from it"),
     "transfer": ("transfer", "fit a pretrained checkpoint to other plans, for -pretrained_weights"),
+    "export": ("export", "write a fine-tuned model for stock nnU-Net, after checking that the logits are the same"),
     "demo": ("demo", "the whole workflow on phantoms, in minutes"),
 }
 

@@ -258,12 +258,7 @@ def _write_eight_organs(files: dict[str, _Case], folder: Path) -> None:
         label.CopyInformation(source)
         path = folder / f"{case}{_ending(files[case].label)}"
         with atomic_write(path) as temporary:
-            named = temporary.with_name(f"{temporary.stem}_part{_ending(path)}")  # SimpleITK wants all of .nii.gz
-            try:
-                sitk.WriteImage(label, str(named))
-                os.replace(named, temporary)
-            finally:
-                named.unlink(missing_ok=True)
+            sitk.WriteImage(label, str(temporary))
         files[case].label = path.resolve()
 
 

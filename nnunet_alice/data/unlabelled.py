@@ -256,19 +256,13 @@ def _import_case(labels: str, candidate: Candidate) -> dict[str, Any]:
 def _write_label(label: sitk.Image, path: Path) -> None:
     """Write a label and make sure that it reads back on the same grid: NIfTI keeps directions in single precision."""
     with atomic_write(path) as temporary:
-        # SimpleITK chooses the format by the whole ending, of which the temporary name keeps only the last part.
-        written = temporary.with_name(temporary.name + LABEL_ENDING)
-        try:
-            sitk.WriteImage(label, str(written), True)
-            back = sitk.ImageFileReader()
-            back.SetFileName(str(written))
-            back.ReadImageInformation()
-            difference = grid_difference(label, back)
-            if difference:
-                raise InputError(f"its grid cannot be kept in a NIfTI label, which {difference}.")
-            os.replace(written, temporary)
-        finally:
-            written.unlink(missing_ok=True)
+        sitk.WriteImage(label, str(temporary), True)
+        back = sitk.ImageFileReader()
+        back.SetFileName(str(temporary))
+        back.ReadImageInformation()
+        difference = grid_difference(label, back)
+        if difference:
+            raise InputError(f"its grid cannot be kept in a NIfTI label, which {difference}.")
 
 
 def _remove_labels(report: ImportReport, known: dict[str, dict], keep: Sequence[str]) -> None:

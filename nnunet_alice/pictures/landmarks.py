@@ -54,7 +54,7 @@ def draw_landmarks(
         axes.imshow(atlas.image.take(atlas.grid_shape[axis] // 2, axis=axis), cmap="gray", extent=box)
         order = np.argsort(-share, kind="stable")  # rarely seen ones on top
         points = axes.scatter(
-            points_mm[order, column], points_mm[order, row], c=share[order], s=9, cmap="turbo_r", vmin=0, vmax=1
+            points_mm[order, column], points_mm[order, row], c=share[order], s=9, cmap="RdYlGn", vmin=0, vmax=1
         )
         middle = points_mm[np.argmin(np.linalg.norm(points_mm - points_mm.mean(axis=0), axis=1))]
         corner = (middle[column] - patch_mm / 2, middle[row] - patch_mm / 2)
@@ -64,7 +64,7 @@ def draw_landmarks(
         axes.set_title(name, fontsize=9)
         axes.set_axis_off()
     figure.colorbar(points, ax=panels, label="share of cases that show the landmark", shrink=0.8)
-    histogram.hist(seen, bins=min(30, cases + 1), range=(0, cases), color="tab:blue")
+    histogram.hist(seen, bins=min(30, cases + 1), range=(-0.5, cases + 0.5), color="tab:blue")
     histogram.set(xlabel=f"cases that show a landmark (of {cases})", ylabel="landmarks")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=90)

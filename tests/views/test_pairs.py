@@ -53,9 +53,7 @@ def test_the_first_acceptable_draw_is_taken():
     drawn = []
     while len(drawn) < pair.draws:
         drawn.extend(rng.uniform(0, 29, size=(10, 3)))
-    good = [
-        p[0] / 30 >= 0.6 and (share_inside(np.stack([p, p + 2]), SHAPE, (10, 10, 10)) >= 0.5).all() for p in drawn
-    ]
+    good = [p[0] / 30 >= 0.6 and (share_inside(np.stack([p, p + 2]), SHAPE, (10, 10, 10)) >= 0.5).all() for p in drawn]
     assert good.index(True) == pair.draws - 1
     np.testing.assert_array_equal(drawn[pair.draws - 1], pair.point_a)
 

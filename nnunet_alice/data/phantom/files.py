@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -183,10 +182,4 @@ def _write_nifti(path: Path, array: np.ndarray, phantom: Phantom) -> None:
     image.SetSpacing(phantom.spacing_mm[::-1])
     image.SetOrigin(phantom.origin_mm[::-1])
     with atomic_write(path) as temporary:
-        # SimpleITK knows a compressed NIfTI by both suffixes, and the temporary name has only the last.
-        named = temporary.with_name(f"{temporary.name}.nii.gz")
-        try:
-            sitk.WriteImage(image, str(named), useCompression=True)
-            os.replace(named, temporary)
-        finally:
-            named.unlink(missing_ok=True)
+        sitk.WriteImage(image, str(temporary), useCompression=True)
