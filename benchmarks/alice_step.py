@@ -1,0 +1,114 @@
+"""What a step of AliceTrainer costs beside the bare network passes, and whether the loader keeps up.
+
+    python benchmarks/alice_step.py -d 900 -p AlicePlans -c 3d_fullres --pairs 2 --repeats 5
+
+Needs a preprocessed dataset with nnU-Net's folders set. All passes of a comparison alternate within one run, so that
+a noisy machine disturbs both alike; medians are compared. Data loading is left out of the steps and timed on its own,
+in one process.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from nnunet_alice.files import read_json
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.trainers.alice import AliceTrainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", required=True)
+    parser.add_argument("-p", default="nnUNetPlans")
+    parser.add_argument("-c", default="3d_fullres")
+    parser.add_argument("-device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--pairs", type=int, help="pairs of views a step [the plans']")
+    parser.add_argument("--patch", type=int, nargs=3, help="patch in voxels [the plans']")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--unmasked_view", action="store_true", help="with the extra encoder pass over unmasked views")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    os.environ["nnUNet_n_proc_DA"] = "0"
+
+    trainer = make_trainer(args)
+    trainer.initialize()
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    trainer.before_training()
+    start = time.perf_counter()
+    batches = [next(trainer.dataloader_train) for _ in range(max(2, args.repeats))]
+    loading = (time.perf_counter() - start) / len(batches)
+
+    passes: dict[str, Callable[[dict], None]] = {
+        "bare: student forward + backward, teacher forward": lambda batch: bare_passes(trainer, batch, None),
+        "barest: the same, teacher only as far as it is read": lambda batch: bare_passes(trainer, batch, 1),
+        "AliceTrainer step": trainer.train_step,
+    }
+    seconds = measure(passes, batches, args.repeats, trainer.device)
+    views = len(batches[0]["data"])
+    step = seconds["AliceTrainer step"]
+    print(
+        f"{platform.processor() or platform.machine()}, {args.threads} thread(s), "
+        f"torch {torch.__version__}, {trainer.device}"
+    )
+    print(f"patch {tuple(batches[0]['data'].shape[2:])}, {views} views a step, unmasked view: {args.unmasked_view}")
+    for name, value in seconds.items():
+        print(f"{value:9.3f} s  {name}  (step / this = {step / value:.3f})")
+    print(f"loader alone: {views / loading:.2f} views/s in one process; network: {views / step:.2f} views/s;")
+    print(f"loader / network = {step / loading:.1f}")
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    if trainer.device.type == "cuda":
+        print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+
+
+def make_trainer(args: argparse.Namespace) -> AliceTrainer:
+    """The trainer on the plans, with another patch or batch if asked for."""
+    dataset = PreprocessedDataset.find(args.d, args.p, args.c)
+    plans = {**dataset.plans, "continue_training": False}
+    changes = {"batch_size": args.pairs, "patch_size": args.patch}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    configuration = {**plans["configurations"][args.c], **changes}
+    plans["configurations"] = {**plans["configurations"], args.c: configuration}
+    dataset_json = read_json(dataset.base / "dataset.json")
+    settings = replace(AliceTrainer.settings, unmasked_view=args.unmasked_view)
+    trainer_class = type("AliceTrainer_step", (AliceTrainer,), {"settings": settings})
+    return trainer_class(plans, args.c, "all", dataset_json, torch.device(args.device))
+
+
+def bare_passes(trainer: AliceTrainer, batch: dict, teacher_stages: int | None) -> None:
+    """The network passes that no implementation of Alice can avoid."""
+    views, mask = (batch[name].to(trainer.device) for name in ("data", "mask"))
+    trainer.network.zero_grad(set_to_none=True)
+    with trainer.autocast():
+        output = trainer.model.student.backbone(views.masked_fill(mask.unsqueeze(1), 0)).output
+        loss = 0.5 * (output.float() - views).square().mean()
+    loss.backward()
+    with torch.no_grad(), trainer.autocast():
+        trainer.model.teacher.backbone(views, teacher_stages)
+
+
+def measure(passes: dict, batches: list[dict], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each pass, in turns; the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for repeat in range(repeats + 1):
+        order = np.roll(list(passes), repeat)
+        for name in order:
+            start = time.perf_counter()
+            passes[name](batches[repeat % len(batches)])
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()
