@@ -206,13 +206,8 @@ class PretrainingTrainer(nnUNetTrainer):
         return optimizer, None
 
     def get_dataloaders(self):
-        """Loaders of views for training and validation; prepares matching first where that was not done."""
-        train_cases, validation_cases = self.do_split()
-        self.matcher = self._on_one_rank_first(self.open_matcher)
-        self.print_to_log_file(f"Views are matched by the {self.matcher.name} ({len(self.matcher.cases)} cases).")
-        if len(set(validation_cases) & set(self.matcher.cases)) < 2:
-            self.print_to_log_file("Fewer than two validation cases can be matched: validating on training cases.")
-            validation_cases = train_cases
+        """Loaders of views for training and validation; prepares what they need first where that was not done."""
+        train_cases, validation_cases = self.prepare_cases(*self.do_split())
         processes = get_allowed_n_proc_DA()
         pin_memory = self.device.type == "cuda"
         train = NumberedBatches(
@@ -232,6 +227,15 @@ class PretrainingTrainer(nnUNetTrainer):
             start_loader(train, processes, pin_memory),
             start_loader(validation, min(processes, 1), pin_memory),
         )
+
+    def prepare_cases(self, train_cases: list[str], validation_cases: list[str]) -> tuple[list[str], list[str]]:
+        """Hook: make ready what views need of these cases; returns those to train and to validate on."""
+        self.matcher = self._on_one_rank_first(self.open_matcher)
+        self.print_to_log_file(f"Views are matched by the {self.matcher.name} ({len(self.matcher.cases)} cases).")
+        if len(set(validation_cases) & set(self.matcher.cases)) < 2:
+            self.print_to_log_file("Fewer than two validation cases can be matched: validating on training cases.")
+            validation_cases = train_cases
+        return train_cases, validation_cases
 
     def open_matcher(self) -> Matcher:
         """The matcher that was prepared; prepares the atlas where none was."""
