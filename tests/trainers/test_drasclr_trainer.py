@@ -1,0 +1,296 @@
+"""DrasCLRTrainer on small phantoms: runs, resumes to the bit, carries plain weights on, reads no label."""
+
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+
+from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.anatomy.atlas_landmarks import prepare_landmarks
+from nnunet_alice.checkpoints.inspection import describe_checkpoint
+from nnunet_alice.errors import CheckpointError, InputError, NonFiniteLossError
+from nnunet_alice.methods.drasclr.conversion import plain_state_dict
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.trainers import drasclr, pretraining
+from nnunet_alice.trainers.drasclr import DrasCLRTrainer
+
+
+def variant(base=DrasCLRTrainer, name="DrasCLRTrainer_test", settings=None, **attributes):
+    """A trainer with a short run."""
+    own = {"epochs": 2, "iterations": 2, "validation_iterations": 2, "pictures_every": 100}
+    own["settings"] = replace(base.settings, dim=8, **(settings or {}))
+    return type(name, (base,), own | attributes)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Four phantoms, preprocessed, registered, with landmarks on a wide grid: once for all tests."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_preprocessed", str(folder))
+        write_run(folder, phantom_images(4))
+        dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
+        prepare_atlas(dataset, 1)
+        prepare_landmarks(dataset, patch_mm=100, step_mm=90)
+    return folder
+
+
+@pytest.fixture
+def small_run(prepared, tmp_path, monkeypatch):
+    """A copy to write to, in-process loading."""
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    shutil.copytree(prepared, tmp_path / "preprocessed")
+    return tmp_path / "preprocessed"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Most of a short run's time would go into drawing; one test draws."""
+    monkeypatch.setattr(pretraining, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(drasclr, "draw_landmark_views", lambda **_: None)
+
+
+def run(trainer) -> Path:
+    """What nnUNetv2_train calls."""
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return Path(trainer.output_folder)
+
+
+def same_content(one, two) -> bool:
+    """Equality to the bit of nested checkpoints."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == two.dtype and one.numpy().tobytes() == two.numpy().tobytes()
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same_content(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same_content, one, two))
+    return one == two
+
+
+def test_a_run_leaves_what_it_promises(small_run):
+    trainer = make_trainer(variant(), small_run)
+    folder = run(trainer)
+    files = {path.name for path in folder.iterdir()}
+    assert {"checkpoint_final.pth", "metrics.csv", "progress.png", "views.png", "debug.json"} <= files
+    assert "checkpoint_latest.pth" not in files
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses = {"loss", "loss_local", "loss_regional"}
+    accuracies = {"accuracy_local", "accuracy_regional"}
+    promised = losses | accuracies | {f"val_{name}" for name in losses | accuracies}
+    promised |= {"queue_fill", "spread", "lr", "seconds"}
+    assert promised <= rows[0].keys() and len(rows) == 2
+    assert all(math.isfinite(float(row[name])) for row in rows for name in promised)
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in accuracies)
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(float(row["loss_local"]) + float(row["loss_regional"]), rel=1e-4)
+    assert 0 < float(rows[0]["queue_fill"]) < float(rows[1]["queue_fill"])
+    log = next(folder.glob("training_log*.txt")).read_text()
+    landmarks, slots, dim = trainer.model.queues.keys.shape
+    assert slots == 4 and dim == 8
+    gigabytes = (landmarks * slots * (2 * dim + 4) + 16 * landmarks) / 1e9
+    assert f"{landmarks} landmarks" in log and f"take {gigabytes:.3g} GB" in log
+    assert "Crops of 8 x 8 x 8 voxels (128 x 128 x 128 mm), 2 x 2 x 2 voxels at the bottleneck" in log
+    assert "Features of the plain network against those of the conditional encoder: they differ by" in log
+
+
+def test_the_key_encoder_follows_and_the_queue_holds_the_batches(small_run, no_pictures):
+    trainer = make_trainer(variant(learning_rate=0.5), small_run)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    queues = trainer.model.queues
+    query, key = list(trainer.model.query.parameters()), list(trainer.model.key.parameters())
+    query_before, key_before = [q.clone() for q in query], [k.clone() for k in key]
+    assert all(map(torch.equal, query_before, key_before))
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(batch)
+    assert queues.filled[batch["landmark"]] == len(batch["subjects"]) and int(queues.filled.sum()) == len(
+        batch["cases"]
+    )
+    stored = queues.subjects[batch["landmark"], : len(batch["cases"])].tolist()
+    assert [trainer.places.cases[subject] for subject in stored] == batch["cases"]
+    momentum = max(0.0, 1 - 20 / trainer.total_steps)
+    assert not all(map(torch.equal, query_before, query))
+    for before, after, now in zip(key_before, key, query, strict=True):
+        torch.testing.assert_close(after, momentum * before + (1 - momentum) * now)
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        trainer.validation_step(next(trainer.dataloader_val))
+    assert int(queues.filled.sum()) == len(batch["cases"])
+
+
+def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(small_run, no_pictures):
+    trainer = make_trainer(variant(learning_rate=0.1), small_run)
+    path = run(trainer) / "checkpoint_final.pth"
+    saved = torch.load(path, weights_only=True)
+    expected = plain_state_dict(trainer.model.query.encoder, trainer.training_locations)
+    assert expected
+    for name, value in expected.items():
+        assert torch.equal(saved["network_weights"][f"encoder.{name}"], value), name
+        assert torch.equal(saved["network_weights"][f"decoder.encoder.{name}"], value), name
+    stock = make_trainer(nnUNetTrainer, small_run)
+    stock.initialize()
+    before = {name: value.clone() for name, value in stock.network.state_dict().items()}
+    load_pretrained_weights(stock.network, str(path))
+    for name, value in stock.network.state_dict().items():
+        wanted = before[name] if ".seg_layers." in name else saved["network_weights"][name]
+        assert torch.equal(value, wanted), name
+    # The decoder is as it was initialised, the encoder is not.
+    untrained = make_trainer(variant(), small_run)
+    untrained.initialize()
+    changed = {n for n, v in untrained.network_weights().items() if not torch.equal(v, saved["network_weights"][n])}
+    assert changed and all(".encoder." in f".{name}" for name in changed)
+    lines = describe_checkpoint(path)["trained"]
+    assert any(line.startswith("decoder") and "NOT trained" in line for line in lines)
+    assert any(line.startswith("encoder") and line.endswith("trained") for line in lines)
+    # What using the conditional encoder elsewhere needs.
+    extras = saved["drasclr"]
+    assert len(extras["landmarks"]["points_mm"]) == len(trainer.landmarks) and tuple(extras["crop_size"]) == (8, 8, 8)
+    assert 0 < extras["feature_difference"]["relative"] < math.inf
+    assert any(name.endswith("experts") for name in saved["model_state"])
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the trainer catches it."""
+
+
+def test_three_epochs_equal_two_a_kill_and_one_more(small_run, no_pictures, monkeypatch):
+    final = run(make_trainer(variant(epochs=3), small_run)) / "checkpoint_final.pth"
+    expected = torch.load(final, weights_only=True)
+    final.unlink()
+
+    killed = variant(epochs=3, save_every=2)
+    trainer = make_trainer(killed, small_run)
+    start = trainer.on_train_epoch_start
+
+    def kill_in_third_epoch():
+        if trainer.current_epoch == 2:
+            raise Killed
+        start()
+
+    monkeypatch.setattr(trainer, "on_train_epoch_start", kill_in_third_epoch)
+    with pytest.raises(Killed):
+        trainer.run_training()
+    continued = make_trainer(killed, small_run, continue_training=True)
+    continued.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    assert continued.current_epoch == 2 and int(continued.model.queues.filled.sum()) > 0
+    run(continued)
+    resumed = torch.load(final, weights_only=True)
+    for part in ("network_weights", "model_state", "optimizer_state", "drasclr"):
+        assert same_content(expected[part], resumed[part]), part
+    timing = {"seconds", "views_per_second"}
+    histories = [
+        [{k: v for k, v in row.items() if k not in timing} for row in c["history"]] for c in (expected, resumed)
+    ]
+    assert histories[0] == histories[1]
+
+
+def test_continuing_with_other_landmarks_is_refused(small_run, no_pictures):
+    path = run(make_trainer(variant(epochs=1), small_run)) / "checkpoint_final.pth"
+    prepare_landmarks(PreprocessedDataset(DATASET, PLANS, "3d_fullres"), patch_mm=100, step_mm=120)
+    with pytest.raises(CheckpointError, match=r"landmarks was .* and is .*--c"):
+        make_trainer(variant(epochs=1), small_run).load_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("name", ["DrasCLRTrainer_noLocation", "DrasCLRTrainer_noRegional", "DrasCLRTrainer_2experts"])
+def test_ablations(small_run, no_pictures, name):
+    trainer = make_trainer(variant(getattr(drasclr, name), name, epochs=1), small_run)
+    path = run(trainer) / "checkpoint_final.pth"
+    saved = torch.load(path, weights_only=True)
+    experts = {len(value) for key, value in saved["model_state"].items() if key.endswith(".experts")}
+    assert experts == {"DrasCLRTrainer_noLocation": set(), "DrasCLRTrainer_2experts": {2}}.get(name, {8})
+    row = saved["history"][0]
+    assert ("loss_regional" in row) == (name != "DrasCLRTrainer_noRegional") == ("accuracy_regional" in row)
+    if name == "DrasCLRTrainer_noLocation":
+        plain = trainer.model.query.encoder.encoder.state_dict()
+        assert all(torch.equal(saved["network_weights"][f"encoder.{key}"], value) for key, value in plain.items())
+    stock = make_trainer(nnUNetTrainer, small_run)
+    stock.initialize()
+    load_pretrained_weights(stock.network, str(path))
+
+
+def test_ablations_see_the_batches_of_the_whole_method(small_run, no_pictures):
+    sizes = set()
+    for base in (DrasCLRTrainer, drasclr.DrasCLRTrainer_noRegional, drasclr.DrasCLRTrainer_noLocation):
+        trainer = make_trainer(variant(base, largest_batch=3), small_run)
+        trainer.initialize()
+        sizes.add((trainer.batch_size, trainer.crop_size))
+    assert len(sizes) == 1
+
+
+def test_variants_by_name():
+    assert drasclr.DrasCLRTrainer_30epochs.epochs == 30
+    assert drasclr.DrasCLRTrainer_noLocation_5epochs.settings.conditional is False
+    assert drasclr.DrasCLRTrainer_smoke.epochs == drasclr.DrasCLRTrainer_smoke.iterations == 2
+
+
+def test_labels_are_never_read(small_run, no_pictures):
+    for labels in small_run.glob("*/*/*_seg.b2nd"):
+        labels.write_bytes(b"not labels")
+    for properties in small_run.glob("*/*/*.pkl"):
+        properties.write_bytes(b"not properties")
+    assert (run(make_trainer(variant(epochs=1), small_run)) / "checkpoint_final.pth").is_file()
+
+
+def test_starting_from_weights_starts_the_conditional_encoder_there(small_run, no_pictures):
+    trainer = make_trainer(variant(settings={"location_gain": 0.0}), small_run)
+    trainer.initialize()
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.add_(0.1)
+    trainer.on_train_start()
+    wanted = {name: value.clone() for name, value in trainer.network.encoder.state_dict().items()}
+    for name, value in plain_state_dict(trainer.model.query.encoder, trainer.training_locations).items():
+        torch.testing.assert_close(value, wanted[name])
+    assert same_content(dict(trainer.model.query.state_dict()), dict(trainer.model.key.state_dict()))
+
+
+def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
+    splits = [{"train": ["case0", "case1"], "val": ["case2", "case3"]}]
+    next(small_run.iterdir()).joinpath("splits_final.json").write_text(json.dumps(splits))
+    seen = {True: set(), False: set()}
+
+    class Spy(variant(epochs=1)):
+        def compute(self, batch, training):
+            seen[training] |= set(batch["cases"])
+            return super().compute(batch, training)
+
+    run(make_trainer(Spy, small_run, fold=0))
+    assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
+
+
+def test_a_non_finite_loss_names_the_cases(small_run, no_pictures):
+    class Poisoned(variant()):
+        def compute(self, batch, training):
+            batch["data"][0, 0, 0, 0, 0] = math.nan
+            return super().compute(batch, training)
+
+    with pytest.raises(NonFiniteLossError, match=r"epoch 0.*case\d, case\d.*--c"):
+        make_trainer(Poisoned, small_run).run_training()
+
+
+def test_without_preparation_it_prepares_and_says_so(small_run, no_pictures):
+    shutil.rmtree(next(small_run.glob("*/*_anatomy/atlas")))
+    dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
+    trainer = make_trainer(variant(), small_run)
+    trainer.initialize()
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "registering every case to an atlas" in log and "laying them over the body now" in log
+    assert trainer.landmarks.step_mm == 26 and (dataset.anatomy_folder / "atlas" / "landmarks.json").is_file()
+
+
+def test_a_2d_configuration_is_refused(small_run, no_pictures):
+    with pytest.raises(InputError, match="needs a 3D configuration, not '2d'"):
+        make_trainer(variant(), small_run, configuration="2d")
