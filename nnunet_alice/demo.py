@@ -98,7 +98,7 @@ class Demo:
         size = self.size
         self._time("make phantoms", self._make_phantoms)
         alice, plans = ["nnunet_alice"], ["-p", MOVED_PLANS, "-c", "3d_fullres"]
-        processes = ["-np", str(os.cpu_count() or 1)]
+        processes = ["-np", "1"]  # phantoms are small: starting another process takes longer than the work
         self._step(
             "import the unlabelled volumes",
             [*alice, "import", "-i", str(self.folder / "unlabelled"), "-d", str(UNLABELLED)]
@@ -109,7 +109,9 @@ class Demo:
         )
         target = ["--target", str(LABELLED), "--target_plans", TARGET_PLANS]
         self._step("plan the unlabelled dataset", [*alice, "plan", "-d", str(UNLABELLED), *target, *processes])
-        self._step("find the anatomy", [*alice, "anatomy", "-d", str(UNLABELLED), *plans, *processes])
+        self._step(
+            "find the anatomy", [*alice, "anatomy", "-d", str(UNLABELLED), *plans, "-np", str(os.cpu_count() or 1)]
+        )
         train = ["nnUNetv2_train", "-device", "cpu"]
         self._step(
             "pretrain with Alice",
