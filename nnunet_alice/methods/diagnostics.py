@@ -19,52 +19,32 @@ TIE_TOLERANCE = 1e-9
 
 
 @torch.no_grad()
-def conditional_entropy(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+def conditional_entropy(targets: Tensor) -> Tensor:
     """Mean entropy of the teacher's targets: 0 for one-hot targets, ln K for uniform ones, the dead state.
 
     Args:
-        logits: (..., K) of the teacher.
-        centre: (K,).
-        temperature: tau_t.
+        targets: (..., K) probabilities.
 
     Returns:
         Scalar in nats.
-
-    Raises:
-        ValueError: If the widths differ or the temperature is not positive.
     """
-    return _entropy(_targets(logits, centre, temperature)).mean()
+    return _entropy(targets).mean()
 
 
 @torch.no_grad()
-def marginal_entropy(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+def marginal_entropy(targets: Tensor) -> Tensor:
     """Entropy of the mean target: ln K when all prototypes are used alike, 0 when all samples share one.
 
     It is never below the conditional entropy; the difference is the information between sample and prototype. It is at
     most that entropy plus the logarithm of the number of samples. By construction near ln K with Sinkhorn targets.
 
     Args:
-        logits: (..., K) of the teacher.
-        centre: (K,).
-        temperature: tau_t.
+        targets: (..., K) probabilities.
 
     Returns:
         Scalar in nats.
-
-    Raises:
-        ValueError: If the widths differ or the temperature is not positive.
     """
-    targets = _targets(logits, centre, temperature)
     return _entropy(targets.reshape(-1, targets.shape[-1]).mean(dim=0))
-
-
-def _targets(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """``softmax((t - c) / tau_t)`` in float32."""
-    if centre.shape != logits.shape[-1:]:
-        raise ValueError(f"A centre of shape {tuple(centre.shape)} does not fit logits {tuple(logits.shape)}.")
-    if temperature <= 0:
-        raise ValueError(f"A temperature must be positive, got {temperature}.")
-    return torch.softmax((logits.float() - centre.float()) / temperature, dim=-1)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

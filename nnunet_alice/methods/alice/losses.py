@@ -126,33 +126,6 @@ def soft_cross_entropy(targets: Tensor, student_logits: Tensor, student_temperat
     return -(targets.detach() * log_probabilities).sum(dim=-1).mean()
 
 
-def distillation_cross_entropy(
-    teacher_logits: Tensor,
-    student_logits: Tensor,
-    centre: Tensor,
-    teacher_temperature: float,
-    student_temperature: float,
-) -> Tensor:
-    """``H(t, s) = -sum softmax((t - c) / tau_t) * log_softmax(s / tau_s)``, mean over the samples.
-
-    Args:
-        teacher_logits: (..., K); detached.
-        student_logits: (..., K).
-        centre: (K,).
-        teacher_temperature: tau_t.
-        student_temperature: tau_s.
-
-    Returns:
-        Scalar.
-
-    Raises:
-        ValueError: If shapes do not fit or a temperature is not positive.
-    """
-    return soft_cross_entropy(
-        centred_targets(teacher_logits, centre, teacher_temperature), student_logits, student_temperature
-    )
-
-
 def swap_views(x: Tensor) -> Tensor:
     """Exchange the halves of a batch, first B queries, then B anchors: every view meets its matched view.
 
@@ -170,54 +143,42 @@ def swap_views(x: Tensor) -> Tensor:
     return x.roll(x.shape[0] // 2, dims=0)
 
 
-def cross_view_loss(
-    teacher_cls: Tensor,
-    student_cls: Tensor,
-    centre: Tensor,
-    teacher_temperature: float,
-    student_temperature: float,
-) -> Tensor:
+def cross_view_loss(targets: Tensor, student_cls: Tensor, student_temperature: float) -> Tensor:
     """``L_cls``: mean over the two ordered pairs of different views of ``H(T_cls[view q], S_cls[view v])``.
 
     Args:
-        teacher_cls: (2B, K), first the queries, then the anchors; row b and row B + b show the same anatomy.
-        student_cls: (2B, K), in the same order.
-        centre: (K,).
-        teacher_temperature: tau_t.
+        targets: (2B, K) probabilities, the teacher's of each view; first the queries, then the anchors; row b and row
+            B + b show the same anatomy.
+        student_cls: (2B, K) logits, in the same order.
         student_temperature: tau_s.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: If shapes do not fit or a temperature is not positive.
+        ValueError: If shapes do not fit or the temperature is not positive.
     """
-    _check_axes("cls logits", "(2B, K)", 2, teacher_cls, student_cls)
-    return distillation_cross_entropy(
-        swap_views(teacher_cls), student_cls, centre, teacher_temperature, student_temperature
-    )
+    _check_axes("cls", "(2B, K)", 2, targets, student_cls)
+    return soft_cross_entropy(swap_views(targets), student_cls, student_temperature)
 
 
-def alignment_loss(
-    teacher: Tensor, student: Tensor, centre: Tensor, teacher_temperature: float, student_temperature: float
-) -> Tensor:
+def alignment_loss(targets: Tensor, student: Tensor, student_temperature: float) -> Tensor:
     """``L_align``: mean over the two views of ``H(T~[view v], S~[view v])``, averaged over tokens.
 
     Args:
-        teacher: (2B, T, K), the teacher's tokens aligned by CASA; detached, so CASA learns from the student's side.
-        student: (2B, T, K), the student's.
-        centre: (K,).
-        teacher_temperature: tau_t.
+        targets: (2B, T, K) probabilities of the teacher's tokens aligned by CASA; no gradient flows into them, so CASA
+            learns from the student's side.
+        student: (2B, T, K) logits of the student's.
         student_temperature: tau_s.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: If shapes do not fit or a temperature is not positive.
+        ValueError: If shapes do not fit or the temperature is not positive.
     """
-    _check_axes("aligned tokens", "(2B, T, K)", 3, teacher, student)
-    return distillation_cross_entropy(teacher, student, centre, teacher_temperature, student_temperature)
+    _check_axes("aligned tokens", "(2B, T, K)", 3, targets, student)
+    return soft_cross_entropy(targets, student, student_temperature)
 
 
 def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from nnunet_alice.methods.alice.losses import (
     AliceLosses,
     Centre,
     alignment_loss,
+    centred_targets,
     cross_view_loss,
     reconstruction_loss,
+    sinkhorn_targets,
 )
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import conditional_entropy, embedding_spread, marginal_entropy
@@ -163,18 +165,17 @@ class Alice(nn.Module):
         if self.teacher is not None:
             target, bottleneck = self.teacher(views)
             descriptors = view_descriptors(bottleneck)
-            temperatures = (teacher_temperature, settings.student_temperature)
             if settings.contrast:
-                centre = self.centre_cls.value.clone()
-                cls = cross_view_loss(target.cls, outputs.cls, centre, *temperatures)
-                parts |= _signs_of_life("cls", target.cls, centre, teacher_temperature)
+                targets = self._targets(target.cls, self.centre_cls, teacher_temperature)
+                cls = cross_view_loss(targets, outputs.cls, settings.student_temperature)
+                parts |= _signs_of_life("cls", targets)
                 parts["spread"] = embedding_spread(target.embedding)
             if settings.alignment:
                 aligned = self._aligned_target(outputs.encoder_tokens, target)
                 token_codes = aligned.argmax(-1)
-                centre = self.centre_alignment.value.clone()
-                alignment = alignment_loss(aligned, outputs.aligned, centre, *temperatures)
-                parts |= _signs_of_life("align", aligned.flatten(0, 1), centre, teacher_temperature)
+                targets = self._targets(aligned, self.centre_alignment, teacher_temperature)
+                alignment = alignment_loss(targets, outputs.aligned, settings.student_temperature)
+                parts |= _signs_of_life("align", targets)
             if update_centres:
                 if settings.contrast:
                     self.centre_cls.update(target.cls)
@@ -188,6 +189,12 @@ class Alice(nn.Module):
         named = {f"loss_{name}": value.detach() for name, value in losses._asdict().items()}
         rebuilt = None if outputs.reconstruction is None else outputs.reconstruction.detach()
         return AliceStep(loss, {"loss": loss.detach(), **named, **parts}, rebuilt, descriptors, token_codes)
+
+    def _targets(self, logits: Tensor, centre: Centre, temperature: float) -> Tensor:
+        """The teacher's targets (..., K) from its logits."""
+        if not self.settings.sinkhorn:
+            return centred_targets(logits, centre.value, temperature)
+        return sinkhorn_targets(logits.flatten(0, -2), temperature).view_as(logits)
 
     @torch.no_grad()
     def _aligned_target(self, student_tokens: Tensor, target: HeadOutputs) -> Tensor:
@@ -204,9 +211,9 @@ class Alice(nn.Module):
         return view_descriptors(backbone(views, 0).bottleneck)
 
 
-def _signs_of_life(name: str, logits: Tensor, centre: Tensor, temperature: float) -> dict[str, Tensor]:
+def _signs_of_life(name: str, targets: Tensor) -> dict[str, Tensor]:
     """Entropies (nats) of the teacher's targets: low conditional and high marginal entropy is alive."""
     return {
-        f"conditional_entropy_{name}": conditional_entropy(logits, centre, temperature),
-        f"marginal_entropy_{name}": marginal_entropy(logits, centre, temperature),
+        f"conditional_entropy_{name}": conditional_entropy(targets),
+        f"marginal_entropy_{name}": marginal_entropy(targets),
     }

@@ -20,6 +20,8 @@ class AliceSettings:
             average. After InstanceNorm a global average is the channel's bias, the same for every volume.
         batch_norm: normalise the head's inputs over the batch, pooled features per channel, tokens per token index
             and channel. Without it all views drift to one embedding, and tokens are told apart by their index.
+        sinkhorn: balance the teacher's targets over the prototypes by Sinkhorn-Knopp within the batch of all ranks
+            (SwAV, DINOv2); without it targets are centred and sharpened as in the paper, and drift to uniform ones.
         unmasked_view: compute ``L_cls`` from an extra encoder pass of the student over the unmasked views.
         hidden_dim: width of the head's hidden layers; None takes 8 times the bottleneck's channels, at most 2048.
         bottleneck_dim: width of the head's output before the prototypes.
@@ -28,9 +30,9 @@ class AliceSettings:
         shared_query: let the student's encoder tokens ask for the teacher's tokens, too, as the paper does. Behind
             CASA's residual both sides then hold the same query, and ``L_align`` is solved without looking at the image
             (0.03 nats after 50 iterations, dropout off); the teacher's own tokens have to be predicted.
-        alignment_gain: initial gain of CASA's last LayerNorm. Its outputs are the logits of ``L_align``; at gain 1 their
-            standard deviation is 1, where the other logits are cosines of about 0.06, and the temperatures made for
-            cosines turn them into one-hot targets (loss 26 against ln K = 6.2, and rising).
+        alignment_gain: initial gain of CASA's last LayerNorm. Its outputs are the logits of ``L_align``; at gain 1
+            their standard deviation is 1, where the other logits are cosines of about 0.06, and the temperatures made
+            for cosines turn them into one-hot targets (loss 26 against ln K = 6.2, and rising).
         max_tokens: tokens per axis at most, of encoder and of decoder; larger maps are averaged. The paper's crops of
             64 voxels give 2 and 4; nnU-Net's patches and strides would give up to 10 and 20, and the head would then
             cost more than the network.
@@ -50,6 +52,7 @@ class AliceSettings:
     reconstruction: bool = True
     grid_pooling: bool = True
     batch_norm: bool = True
+    sinkhorn: bool = True
     unmasked_view: bool = False
     hidden_dim: int | None = None
     bottleneck_dim: int = 256
@@ -90,5 +93,5 @@ class AliceSettings:
 
     def paper(self) -> "AliceSettings":
         """These settings with the paper's literal pooling, normalisation, gain and temperatures."""
-        literal = {"grid_pooling": False, "batch_norm": False, "shared_query": True, "alignment_gain": 1.0}
-        return replace(self, **literal, teacher_temperature=(0.008, 0.01))
+        literal = {"grid_pooling": False, "batch_norm": False, "sinkhorn": False, "shared_query": True}
+        return replace(self, **literal, alignment_gain=1.0, teacher_temperature=(0.008, 0.01))

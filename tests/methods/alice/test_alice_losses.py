@@ -12,7 +12,6 @@ from nnunet_alice.methods.alice.losses import (
     alignment_loss,
     centred_targets,
     cross_view_loss,
-    distillation_cross_entropy,
     reconstruction_loss,
     sinkhorn_targets,
     soft_cross_entropy,
@@ -39,6 +38,20 @@ def cross_entropy_in_loops(teacher, student, centre, tau_t, tau_s):
 def cosines(*shape):
     """Logits in [-1, 1], as the head gives them."""
     return torch.rand(*shape, dtype=torch.float64) * 2 - 1
+
+
+def distillation_cross_entropy(teacher, student, centre, teacher_temperature, student_temperature):
+    """The paper's H(t, s): centred and sharpened targets."""
+    targets = centred_targets(teacher, centre, teacher_temperature)
+    return soft_cross_entropy(targets, student, student_temperature)
+
+
+def centred_cross_view_loss(teacher, student, centre, teacher_temperature, student_temperature):
+    return cross_view_loss(centred_targets(teacher, centre, teacher_temperature), student, student_temperature)
+
+
+def centred_alignment_loss(teacher, student, centre, teacher_temperature, student_temperature):
+    return alignment_loss(centred_targets(teacher, centre, teacher_temperature), student, student_temperature)
 
 
 @pytest.fixture(autouse=True)
@@ -138,29 +151,29 @@ class TestCrossViewLoss:
                 ]
                 pairs.append(sum(per_sample) / 3)
         assert len(pairs) == 2
-        loss = cross_view_loss(teacher, student, centre, **TEMPERATURES)
+        loss = centred_cross_view_loss(teacher, student, centre, **TEMPERATURES)
         assert loss.item() == pytest.approx(sum(pairs) / 2, rel=1e-12)
 
     def test_names_of_query_and_anchor_are_exchangeable(self):
         teacher, student, centre = cosines(6, 5), cosines(6, 5), torch.zeros(5)
         torch.testing.assert_close(
-            cross_view_loss(swap_views(teacher), swap_views(student), centre, **TEMPERATURES),
-            cross_view_loss(teacher, student, centre, **TEMPERATURES),
+            centred_cross_view_loss(swap_views(teacher), swap_views(student), centre, **TEMPERATURES),
+            centred_cross_view_loss(teacher, student, centre, **TEMPERATURES),
         )
 
     def test_a_student_that_knows_only_its_own_view_is_punished(self):
         codes = torch.eye(6, dtype=torch.float64)
-        own = cross_view_loss(codes, codes, torch.zeros(6), **TEMPERATURES)
-        other = cross_view_loss(codes, swap_views(codes), torch.zeros(6), **TEMPERATURES)
+        own = centred_cross_view_loss(codes, codes, torch.zeros(6), **TEMPERATURES)
+        other = centred_cross_view_loss(codes, swap_views(codes), torch.zeros(6), **TEMPERATURES)
         assert other < 0.01 < 5 < own
 
     def test_bad_input_is_refused(self):
         with pytest.raises(ValueError, match="B query and B anchor views, got 5 rows"):
-            cross_view_loss(cosines(5, 4), cosines(5, 4), torch.zeros(4), **TEMPERATURES)
-        with pytest.raises(ValueError, match=r"cls logits of shape \(2B, K\), got \(4, 1, 4\)"):
-            cross_view_loss(cosines(4, 4), cosines(4, 1, 4), torch.zeros(4), **TEMPERATURES)
+            centred_cross_view_loss(cosines(5, 4), cosines(5, 4), torch.zeros(4), **TEMPERATURES)
+        with pytest.raises(ValueError, match=r"cls of shape \(2B, K\), got \(4, 1, 4\)"):
+            centred_cross_view_loss(cosines(4, 4), cosines(4, 1, 4), torch.zeros(4), **TEMPERATURES)
         with pytest.raises(ValueError, match="same shape"):
-            cross_view_loss(cosines(4, 4), cosines(6, 4), torch.zeros(4), **TEMPERATURES)
+            centred_cross_view_loss(cosines(4, 4), cosines(6, 4), torch.zeros(4), **TEMPERATURES)
 
 
 class TestAlignmentLoss:
@@ -174,17 +187,17 @@ class TestAlignmentLoss:
                 for t in range(3)
             ]
             views.append(sum(values) / len(values))
-        loss = alignment_loss(teacher, student, centre, **TEMPERATURES)
+        loss = centred_alignment_loss(teacher, student, centre, **TEMPERATURES)
         assert loss.item() == pytest.approx(sum(views) / 2, rel=1e-12)
 
     def test_the_same_view_is_compared(self):
         codes = torch.eye(8, dtype=torch.float64).reshape(4, 2, 8)
-        assert alignment_loss(codes, codes, torch.zeros(8), **TEMPERATURES) < 0.01
-        assert alignment_loss(codes, swap_views(codes), torch.zeros(8), **TEMPERATURES) > 5
+        assert centred_alignment_loss(codes, codes, torch.zeros(8), **TEMPERATURES) < 0.01
+        assert centred_alignment_loss(codes, swap_views(codes), torch.zeros(8), **TEMPERATURES) > 5
 
     def test_bad_input_is_refused(self):
         with pytest.raises(ValueError, match=r"aligned tokens of shape \(2B, T, K\), got \(4, 8\)"):
-            alignment_loss(cosines(4, 8), cosines(4, 8), torch.zeros(8), **TEMPERATURES)
+            centred_alignment_loss(cosines(4, 8), cosines(4, 8), torch.zeros(8), **TEMPERATURES)
 
 
 def test_gradients_reach_student_and_casa_and_never_the_teacher():
@@ -205,8 +218,8 @@ def test_gradients_reach_student_and_casa_and_never_the_teacher():
     cls_t, _, dec_t = logits(teacher)
     centre = torch.zeros(prototypes)
     losses = AliceLosses(
-        cross_view_loss(cls_t, cls_s, centre, **TEMPERATURES),
-        alignment_loss(casa(enc_s, dec_t), casa(enc_s, dec_s), centre, **TEMPERATURES),
+        centred_cross_view_loss(cls_t, cls_s, centre, **TEMPERATURES),
+        centred_alignment_loss(casa(enc_s, dec_t), casa(enc_s, dec_s), centre, **TEMPERATURES),
         reconstruction_loss(torch.randn(4, 1, 2, 2, 2), torch.randn(4, 1, 2, 2, 2)),
     )
     losses.total().backward()

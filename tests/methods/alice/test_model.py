@@ -11,7 +11,7 @@ from nnunet_alice.methods.alice.head import AliceHead, pool_view
 from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.methods.alice.settings import AliceSettings
 
-SETTINGS = AliceSettings(hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
+SETTINGS = AliceSettings(sinkhorn=False, hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
 PARTS = {
     "all": SETTINGS,
     "noCASA": replace(SETTINGS, casa=False),
@@ -22,6 +22,7 @@ PARTS = {
     "tokensOnly": replace(SETTINGS, contrast=False, casa=False),
     "unmasked": replace(SETTINGS, unmasked_view=True),
     "paper": SETTINGS.paper(),
+    "sinkhorn": replace(SETTINGS, sinkhorn=True),
 }
 
 
@@ -96,6 +97,22 @@ def test_gradients_reach_all_of_the_student_and_never_the_teacher(name):
         assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     if model.student.casa is not None:
         assert all(p.grad.abs().sum() > 0 for p in model.student.casa.parameters())
+
+
+def test_sinkhorn_targets_replace_the_centred_ones():
+    model = model_of(replace(SETTINGS, sinkhorn=True))
+    views, mask = batch()
+    step = model.compute(views, mask, 0.04)
+    student, teacher = model.student, model.teacher
+    maps = student.backbone(views.masked_fill(mask.unsqueeze(1), 0))
+    logits = student.head(maps.bottleneck, maps.decoder[0]).cls
+    clean = teacher.backbone(views, 1)
+    plan = (teacher.head(clean.bottleneck, clean.decoder[0]).cls.double() / 0.04).exp()
+    for _ in range(3):
+        plan = plan / plan.sum(0, keepdim=True)
+        plan = plan / plan.sum(1, keepdim=True)
+    expected = -(torch.cat([plan[3:], plan[:3]]) * torch.log_softmax(logits.double() / 0.1, -1)).sum(-1).mean()
+    torch.testing.assert_close(step.parts["loss_cls"].double(), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_validation_leaves_the_centres_alone():
