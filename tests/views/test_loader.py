@@ -1,5 +1,10 @@
 """Batches are functions of seed, rank and number, whoever makes them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +87,22 @@ def test_worker_processes_deliver_the_same_batches_in_the_same_order():
         assert all(same(next(loader), batch) for batch in expected)
     finally:
         loader._finish()
+
+
+def test_workers_of_a_process_that_computes_with_several_threads_do_not_hang():
+    script = """
+import torch
+from test_loader import batches, mild_intensity_augmentation, start_loader
+torch.set_num_threads(2)
+torch.nn.functional.conv3d(torch.randn(2, 8, 32, 32, 32), torch.randn(8, 8, 3, 3, 3)).sum()
+torch.zeros(100000).index_add_(0, torch.arange(100000), torch.ones(100000))
+loader = start_loader(batches(mild_intensity_augmentation(1.0)), num_processes=1, pin_memory=False)
+for _ in range(3):
+    next(loader)
+loader._finish()
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
 
 
 def test_augmentation_is_mild_repeatable_and_leaves_global_randomness_alone():

@@ -78,24 +78,24 @@ def sinkhorn_targets(teacher_logits: Tensor, temperature: float, iterations: int
     construction, so the marginal entropy says nothing about collapse then. Computed in logarithms: no overflow.
 
     Args:
-        teacher_logits: (N, K) of this rank.
+        teacher_logits: (..., N, K) of this rank; leading axes are balanced each on its own.
         temperature: Regularisation (epsilon of the papers).
         iterations: Number of rounds; samples are scaled last.
 
     Returns:
-        (N, K) probabilities, at least float32.
+        (..., N, K) probabilities, at least float32.
 
     Raises:
-        ValueError: If the shape is not (N, K), the temperature is not positive or there are no iterations.
+        ValueError: If the shape is not (..., N, K), the temperature is not positive or there are no iterations.
     """
-    if teacher_logits.ndim != 2:
-        raise ValueError(f"teacher_logits must have shape (N, K), got {tuple(teacher_logits.shape)}.")
+    if teacher_logits.ndim < 2:
+        raise ValueError(f"teacher_logits must have shape (..., N, K), got {tuple(teacher_logits.shape)}.")
     if iterations < 1:
         raise ValueError(f"iterations must be positive, got {iterations}.")
     _check_temperature(temperature)
     log_plan = _wide(teacher_logits) / temperature
     for _ in range(iterations):
-        local = log_plan.logsumexp(dim=0)
+        local = log_plan.logsumexp(dim=-2, keepdim=True)
         largest = max_over_ranks(local)
         log_plan = log_plan - (largest + mean_over_ranks((local - largest).exp()).log())
         log_plan = log_plan.log_softmax(dim=-1)

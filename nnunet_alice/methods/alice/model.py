@@ -191,10 +191,14 @@ class Alice(nn.Module):
         return AliceStep(loss, {"loss": loss.detach(), **named, **parts}, rebuilt, descriptors, token_codes)
 
     def _targets(self, logits: Tensor, centre: Centre, temperature: float) -> Tensor:
-        """The teacher's targets (..., K) from its logits."""
+        """The teacher's targets (2B, ..., K) from its logits.
+
+        Tokens are balanced over the views for every token index on its own: a code then cannot tell the index, the
+        shortcut that token losses otherwise fall into.
+        """
         if not self.settings.sinkhorn:
             return centred_targets(logits, centre.value, temperature)
-        return sinkhorn_targets(logits.flatten(0, -2), temperature).view_as(logits)
+        return sinkhorn_targets(logits.transpose(0, -2), temperature).transpose(0, -2)
 
     @torch.no_grad()
     def _aligned_target(self, student_tokens: Tensor, target: HeadOutputs) -> Tensor:

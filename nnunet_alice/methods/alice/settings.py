@@ -62,7 +62,7 @@ class AliceSettings:
     alignment_gain: float = 0.1
     max_tokens: int = 4
     student_temperature: float = 0.1
-    teacher_temperature: tuple[float, float] = (0.04, 0.04)
+    teacher_temperature: tuple[float, float] = (0.01, 0.01)
     teacher_warmup_epochs: int = 30
     centre_momentum: float = 0.9
     cls_weight: float = 1.0

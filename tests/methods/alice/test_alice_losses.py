@@ -334,6 +334,12 @@ class TestSinkhorn:
         assert targets.isfinite().all()
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(6))
 
+    def test_leading_axes_are_balanced_each_on_its_own(self):
+        logits = cosines(2, 3, 6, 4)
+        targets = sinkhorn_targets(logits, 0.05)
+        for i, j in ((0, 0), (1, 2)):
+            torch.testing.assert_close(targets[i, j], sinkhorn_targets(logits[i, j], 0.05))
+
     def test_goes_with_the_cross_view_form(self):
         teacher, student = cosines(4, 6), cosines(4, 6).requires_grad_()
         targets = sinkhorn_targets(teacher, 0.05)
@@ -342,8 +348,8 @@ class TestSinkhorn:
         torch.testing.assert_close(student.grad, want)
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match=r"shape \(N, K\), got \(2, 3, 4\)"):
-            sinkhorn_targets(cosines(2, 3, 4), 0.05)
+        with pytest.raises(ValueError, match=r"shape \(..., N, K\), got \(4,\)"):
+            sinkhorn_targets(cosines(4), 0.05)
         with pytest.raises(ValueError, match="iterations must be positive"):
             sinkhorn_targets(cosines(2, 3), 0.05, iterations=0)
         with pytest.raises(ValueError, match="temperature must be positive"):

@@ -115,6 +115,16 @@ def test_sinkhorn_targets_replace_the_centred_ones():
     torch.testing.assert_close(step.parts["loss_cls"].double(), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_balanced_token_targets_cannot_tell_the_index():
+    """Tokens that are nothing but their index get codes that say nothing about it."""
+    model = model_of(replace(SETTINGS, sinkhorn=True))
+    logits = 0.5 * torch.eye(16)[:8].expand(6, 8, 16) + 0.01 * torch.randn(6, 8, 16)
+    targets = model._targets(logits, model.centre_alignment, 0.01)
+    assert logits.argmax(-1).eq(torch.arange(8)).all()
+    assert not targets.argmax(-1).eq(torch.arange(8)).float().mean() > 0.3
+    torch.testing.assert_close(targets.sum(-1), torch.ones(6, 8))
+
+
 def test_validation_leaves_the_centres_alone():
     model = model_of(SETTINGS)
     before = model.centre_cls.value.clone(), model.centre_alignment.value.clone()
