@@ -1,0 +1,118 @@
+"""Registration of one case to the atlas: known maps are found, wrong ones are told."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from atlas_phantoms import SPACING, Phantoms
+from scipy import ndimage
+
+from nnunet_alice.anatomy.cases import CaseGeometry, compute_geometry
+from nnunet_alice.anatomy.registration import MIN_QUALITY, Registration, assess, register
+
+
+@pytest.fixture(scope="module")
+def torso() -> np.ndarray:
+    """(z, y, x) of a phantom in normalised intensities."""
+    return Phantoms({"p0": "torso"}).images["p0"][0]
+
+
+@pytest.fixture(scope="module")
+def atlas(torso) -> CaseGeometry:
+    return compute_geometry("atlas", torso[None], SPACING)
+
+
+def known_affine(scale, degrees: float, shift_mm) -> np.ndarray:
+    """Scale, turn about the first axis, shift; about the origin, mm (z, y, x)."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ np.diag(scale)
+    affine[:3, 3] = shift_mm
+    return affine
+
+
+def deform(torso: np.ndarray, affine: np.ndarray, noise: float = 0.1) -> CaseGeometry:
+    """The case that ``affine`` (case mm -> atlas mm) maps onto the torso."""
+    spacing = np.asarray(SPACING)
+    matrix, offset = affine[:3, :3] * spacing / spacing[:, None], affine[:3, 3] / spacing
+    image = ndimage.affine_transform(torso, matrix, offset, order=1, mode="nearest")
+    image += np.random.default_rng(0).normal(scale=noise, size=image.shape)
+    return compute_geometry("case", image[None].astype(np.float32), SPACING)
+
+
+def error_mm(found: np.ndarray, truth: np.ndarray, case: CaseGeometry) -> float:
+    """Median distance of body points mapped by both."""
+    points = case.body_points(500, np.random.default_rng(0)) * case.spacing
+    difference = (found - truth)[:3]
+    return float(np.median(np.linalg.norm(points @ difference[:, :3].T + difference[:, 3], axis=1)))
+
+
+@pytest.mark.parametrize(
+    ("scale", "degrees", "shift_mm"),
+    [((1, 1, 1), 0, (30, -12, 9)), ((0.85, 1.1, 1.15), 6, (25, 5, -40)), ((1.1, 0.9, 0.95), -8, (-30, 30, 20))],
+)
+def test_known_affine_maps_are_found_to_a_fraction_of_a_cell(torso, atlas, scale, degrees, shift_mm):
+    truth = known_affine(scale, degrees, shift_mm)
+    case = deform(torso, truth)
+    result = register(case, atlas)
+    assert error_mm(result.affine, truth, case) < 0.25 * min(case.grid_spacing_mm)
+    assert result.quality > 0.8
+
+
+@pytest.mark.parametrize("part", [slice(0, 14), slice(12, 26), slice(24, None)])
+def test_a_slab_is_found_wherever_it_lies_in_the_torso(torso, atlas, part):
+    case = compute_geometry("slab", torso[None, part], SPACING)
+    truth = np.eye(4)
+    truth[0, 3] = (part.start or 0) * SPACING[0]
+    result = register(case, atlas)
+    assert error_mm(result.affine, truth, case) < 0.5 * min(case.grid_spacing_mm)
+
+
+def test_registration_is_repeatable_to_the_bit(torso, atlas):
+    case = deform(torso, known_affine((0.95, 1, 1.05), 4, (5, 5, 5)))
+    np.testing.assert_array_equal(register(case, atlas).affine, register(case, atlas).affine)
+
+
+def test_anatomy_upside_down_and_noise_score_as_poor(torso, atlas):
+    upside_down = compute_geometry("case", np.ascontiguousarray(torso[None, ::-1]), SPACING)
+    noise = np.random.default_rng(0).normal(size=torso.shape).astype(np.float32)
+    assert register(upside_down, atlas).quality < MIN_QUALITY
+    assert register(compute_geometry("noise", noise[None], SPACING), atlas).quality < MIN_QUALITY
+
+
+def test_the_truth_assesses_as_perfect_and_shifts_as_worse(atlas):
+    perfect = assess(np.eye(4), atlas, atlas)
+    assert perfect.correlation == pytest.approx(1)
+    assert perfect.overlap == pytest.approx(1)
+    shifted = np.eye(4)
+    shifted[0, 3] = 40.0
+    assert assess(shifted, atlas, atlas).quality < 0.8 * perfect.quality
+    shifted[0, 3] = 1e5
+    assert assess(shifted, atlas, atlas).quality == 0
+
+
+def test_overlap_is_the_share_of_the_smaller_body():
+    def box(size: int) -> CaseGeometry:
+        body = np.zeros((20, 20, 20), bool)
+        body[:size, :10, :10] = True
+        image = np.random.default_rng(0).integers(0, 255, body.shape).astype(np.uint8)
+        return CaseGeometry("box", body.shape, (2.0, 2.0, 2.0), (1, 1, 1), body.shape, image, np.packbits(body))
+
+    case, atlas = box(8), box(16)
+    assert assess(np.eye(4), case, atlas).overlap == pytest.approx(1)
+    moved = np.eye(4)
+    moved[0, 3] = 2.0 * 12  # cells 0-7 of the case land on 12-19, of which 12-15 are body
+    assert assess(moved, case, atlas).overlap == pytest.approx(0.5)
+    # The other way round, at half the length: the body of the larger box shrinks to that of the smaller, up to a cell.
+    halved = np.diag([0.5, 1, 1, 1])
+    assert assess(halved, atlas, case).overlap == pytest.approx(1, abs=1 / 16)
+
+
+def test_implausible_maps_have_no_quality():
+    fine = Registration(np.diag([1.2, 1, 0.9, 1]), 0.9, 0.8)
+    assert fine.quality == pytest.approx(0.72)
+    assert dataclasses.replace(fine, correlation=-0.5).quality == 0
+    assert dataclasses.replace(fine, affine=np.diag([2.5, 1, 1, 1])).quality == 0
+    assert dataclasses.replace(fine, affine=np.diag([0.3, 1, 1, 1])).quality == 0
+    assert dataclasses.replace(fine, affine=np.diag([-1.0, 1, 1, 1])).quality == 0
+    assert dataclasses.replace(fine, affine=np.diag([0.0, 1, 1, 1])).quality == 0

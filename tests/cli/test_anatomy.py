@@ -1,0 +1,52 @@
+"""The command ``anatomy``."""
+
+import numpy as np
+import pytest
+from small_datasets import ball, write_preprocessed
+
+from nnunet_alice.cli.main import main
+
+SPACING = (2.0, 2.0, 2.0)
+
+
+@pytest.fixture
+def balls(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    images = {case: ball((20, 20, 20), SPACING, size) for case, size in zip("abc", (14, 15, 16), strict=True)}
+    images["noise"] = np.random.default_rng(7).normal(size=(1, 20, 20, 20))
+    images["broken"] = np.full((1, 20, 20, 20), np.nan)
+    return write_preprocessed(tmp_path, images, SPACING)
+
+
+def test_it_says_how_it_went_where_the_picture_is_and_what_comes_next(balls, capsys):
+    assert main(["anatomy", "-d", "900", "-np", "1", "--atlas", "b"]) == 0
+    shown = capsys.readouterr().out
+    assert "registered to the atlas b: 3 ok, 1 poor, 1 failed" in shown
+    assert "poor: noise: quality" in shown
+    assert "failed: broken: Case broken: the preprocessed image holds NaN" in shown
+    picture = balls.anatomy_folder / "atlas" / "atlas.png"
+    assert str(picture) in shown and picture.is_file()
+    export = shown.index("export nnUNet_extTrainer=$(nnunet_alice trainers)")
+    assert shown.index("nnUNetv2_train 900 3d_fullres all -tr AliceTrainer -p nnUNetPlans") > export
+
+
+def test_nothing_to_match_is_not_a_success(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    rng = np.random.default_rng(0)
+    write_preprocessed(tmp_path, {case: rng.normal(size=(1, 14, 14, 14)) for case in "abc"}, SPACING)
+    assert main(["anatomy", "-d", "900", "-np", "1"]) == 1
+    assert "name a better atlas with --atlas CASE" in capsys.readouterr().out
+
+
+def test_errors_are_one_sentence(balls, capsys):
+    assert main(["anatomy", "-d", "900", "-np", "1", "--atlas", "nobody"]) == 1
+    assert main(["anatomy", "-d", "900", "-p", "OtherPlans"]) == 1
+    shown = capsys.readouterr().err.strip().splitlines()
+    assert len(shown) == 2
+    assert "'nobody'" in shown[0] and "OtherPlans" in shown[1]
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["anatomy", "-h"])
+    assert "Example: nnunet_alice anatomy -d 900" in capsys.readouterr().out
