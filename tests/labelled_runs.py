@@ -64,6 +64,7 @@ def write_labelled(
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": {}},
         "configurations": {"3d_fullres": configuration},
     }
     names = [f"case{number:02d}" for number in range(count)]

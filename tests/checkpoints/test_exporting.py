@@ -1,0 +1,144 @@
+"""Exported models: the same logits, predicted by stock nnU-Net without this package, or refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from labelled_runs import labelled_volume, make_finetuner, stay_in_process, write_images, write_labelled, write_splits
+
+from nnunet_alice.checkpoints import exporting
+from nnunet_alice.checkpoints.exporting import export_model
+from nnunet_alice.cli.main import main
+from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.trainers import finetuning
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Model folder of a short training, and the trained network."""
+    base = tmp_path_factory.mktemp("export")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            (base / name).mkdir()
+            patch.setenv(f"nnUNet_{name}", str(base / name))
+        stay_in_process(patch)
+        folder = write_labelled(base / "preprocessed", 2, family="ResidualEncoderUNet")
+        write_splits(folder, (["case00"], ["case01"]))
+        trainer = make_finetuner(finetuning.FineTuneTrainer_scratch_1epochs_3iterations_seed1, folder)
+        trainer.run_training()
+    trainer.set_deep_supervision_enabled(False)
+    return Path(trainer.output_folder).parent, trainer.network.eval()
+
+
+def test_stock_nnunet_predicts_with_it_alone(trained, tmp_path):
+    """In a process of its own, in which this package cannot be imported."""
+    model, network = trained
+    assert main(["export", "-i", str(model), "-o", str(tmp_path / "out")]) == 0
+    exported = tmp_path / "out" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    write_images(tmp_path / "images", 1)
+    (tmp_path / "predicted").mkdir()
+    script = """
+import sys
+sys.modules["nnunet_alice"] = None  # importing it fails
+import numpy as np, torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+torch.set_num_threads(1)
+predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+predictor.initialize_from_trained_model_folder(sys.argv[1], None)
+assert type(predictor.network).__module__.startswith("dynamic_network_architectures")
+patch = torch.from_numpy(np.load(sys.argv[2]))
+with torch.inference_mode():
+    np.save(sys.argv[3], predictor.network.eval()(patch).numpy())
+predictor.predict_from_files_sequential(sys.argv[4], sys.argv[5], save_probabilities=False)
+"""
+    patch = torch.from_numpy(labelled_volume(5)[0][None, :, :16, :16, :16].copy())
+    np.save(tmp_path / "patch.npy", patch.numpy())
+    names = [exported, tmp_path / "patch.npy", tmp_path / "logits.npy", tmp_path / "images", tmp_path / "predicted"]
+    environment = {key: value for key, value in os.environ.items() if key != "nnUNet_extTrainer"}
+    command = [sys.executable, "-c", script, *map(str, names)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "predicted" / "case00.nii.gz").is_file()
+    with torch.inference_mode():
+        expected = network(patch).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+
+
+def test_the_export_is_small_plain_and_says_whence(trained, tmp_path):
+    model, _ = trained
+    export = export_model(model, tmp_path)
+    assert export.folds == ("0",) and export.largest_difference == 0
+    assert export.trainer == "FineTuneTrainer_scratch_1epochs_3iterations_seed1"
+    saved = torch.load(export.folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
+    assert saved["trainer_name"] == "nnUNetTrainer" and "optimizer_state" not in saved
+    source = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    assert saved["inference_allowed_mirroring_axes"] == source["inference_allowed_mirroring_axes"]
+    assert all(torch.equal(value, source["network_weights"][key]) for key, value in saved["network_weights"].items())
+    assert json.loads((export.folder / "plans.json").read_text()) == json.loads((model / "plans.json").read_text())
+    assert (export.folder / "dataset_fingerprint.json").is_file()
+    export_model(model, tmp_path)  # again, over the first
+
+
+def test_another_network_is_not_exported(trained, tmp_path, monkeypatch):
+    model, _ = trained
+
+    class Scaled(finetuning.FineTuneTrainer_scratch):
+        @staticmethod
+        def build_network_architecture(*args, **kwargs):
+            network = finetuning.FineTuneTrainer.build_network_architecture(*args, **kwargs)
+            network.register_forward_hook(lambda module, inputs, output: output * 1.001)
+            return network
+
+    real = exporting.find_trainer
+    monkeypatch.setattr(exporting, "find_trainer", lambda name: real(name) if name == "nnUNetTrainer" else Scaled)
+    with pytest.raises(CheckpointError, match="logits differ from stock"):
+        export_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_finished_model_is_refused(trained, tmp_path, capsys):
+    model, _ = trained
+    with pytest.raises(InputError, match="holds the folds"):
+        export_model(model / "fold_0", tmp_path)
+    with pytest.raises(InputError, match="fold 3 has not finished"):
+        export_model(model, tmp_path, folds=["3"])
+    assert main(["export", "-i", str(model), "-o", str(tmp_path), "-chk", "nothing.pth"]) == 1
+    assert "No fold in" in capsys.readouterr().err
+
+
+def copied(model: Path, target: Path, **changes) -> Path:
+    """The model with other entries in its checkpoint; None removes one."""
+    for name in ("plans.json", "dataset.json"):
+        target.mkdir(exist_ok=True)
+        (target / name).write_bytes((model / name).read_bytes())
+    content = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False) | changes
+    (target / "fold_0").mkdir()
+    torch.save({k: v for k, v in content.items() if v is not None}, target / "fold_0" / "checkpoint_final.pth")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretraining": {"method": "Alice"}}, "pretraining checkpoint"),
+        ({"init_args": None}, "lacks init_args"),
+        ({"trainer_name": "NoSuchTrainer"}, "No trainer 'NoSuchTrainer'"),
+        ({"network_weights": {"encoder.x": torch.zeros(1)}}, "does not fit the network"),
+    ],
+)
+def test_wrong_checkpoints_are_refused(trained, tmp_path, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        export_model(copied(trained[0], tmp_path / "model", **changes), tmp_path / "out")
+
+
+def test_nothing_but_an_export_is_replaced(trained, tmp_path):
+    target = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    target.mkdir()
+    (target / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match="holds another model"):
+        export_model(trained[0], tmp_path)
