@@ -172,10 +172,10 @@ class Alice(nn.Module):
                 parts["spread"] = embedding_spread(target.embedding)
             if settings.alignment:
                 aligned = self._aligned_target(outputs.encoder_tokens, target)
-                token_codes = aligned.argmax(-1)
                 targets = self._targets(aligned, self.centre_alignment, teacher_temperature)
                 alignment = alignment_loss(targets, outputs.aligned, settings.student_temperature)
                 parts |= _signs_of_life("align", targets)
+                token_codes = targets.argmax(-1)
             if update_centres:
                 if settings.contrast:
                     self.centre_cls.update(target.cls)
