@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="pairs of views a step [the plans']")
     parser.add_argument("--patch", type=int, nargs=3, help="patch in voxels [the plans']")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--unmasked_view", action="store_true", help="with the extra encoder pass over unmasked views")
+    parser.add_argument("--masked_queries", action="store_true", help="without the pass over unmasked query views")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -59,7 +59,8 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {args.threads} thread(s), "
         f"torch {torch.__version__}, {trainer.device}"
     )
-    print(f"patch {tuple(batches[0]['data'].shape[2:])}, {views} views a step, unmasked view: {args.unmasked_view}")
+    patch = tuple(batches[0]["data"].shape[2:])
+    print(f"patch {patch}, {views} views a step, unmasked queries: {not args.masked_queries}")
     for name, value in seconds.items():
         print(f"{value:9.3f} s  {name}  (step / this = {step / value:.3f})")
     print(f"loader alone: {views / loading:.2f} views/s in one process; network: {views / step:.2f} views/s;")
@@ -78,7 +79,7 @@ def make_trainer(args: argparse.Namespace) -> AliceTrainer:
     configuration = {**plans["configurations"][args.c], **changes}
     plans["configurations"] = {**plans["configurations"], args.c: configuration}
     dataset_json = read_json(dataset.base / "dataset.json")
-    settings = replace(AliceTrainer.settings, unmasked_view=args.unmasked_view)
+    settings = replace(AliceTrainer.settings, unmasked_queries=not args.masked_queries)
     trainer_class = type("AliceTrainer_step", (AliceTrainer,), {"settings": settings})
     return trainer_class(plans, args.c, "all", dataset_json, torch.device(args.device))
 

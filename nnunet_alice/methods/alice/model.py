@@ -79,7 +79,7 @@ class AliceStudent(nn.Module):
             nn.init.constant_(self.casa.norm_feedforward.weight, settings.alignment_gain)
 
     def forward(self, masked: Tensor, clean: Tensor) -> StudentOutputs:
-        """See the masked views (2B, C, *patch); the clean ones only where ``settings.unmasked_view`` says so."""
+        """See the masked views (2B, C, *patch); the clean ones only where ``settings`` say so."""
         settings = self.settings
         maps = self.backbone(masked, settings.decoder_stages)
         if self.head is None:
@@ -87,8 +87,10 @@ class AliceStudent(nn.Module):
         decoder = maps.decoder[0] if settings.aligns_decoder else None
         heads = self.head(maps.bottleneck, decoder, tokens=settings.alignment)
         cls = heads.cls
-        if settings.contrast and settings.unmasked_view:
-            cls = self.head(self.backbone(clean, 0).bottleneck, tokens=False).cls
+        if settings.contrast and settings.unmasked_queries:
+            queries = len(clean) // 2
+            bottleneck = torch.cat([self.backbone(clean[:queries], 0).bottleneck, maps.bottleneck[queries:]])
+            cls = self.head(bottleneck, tokens=False).cls
         aligned = heads.encoder_tokens
         if self.casa is not None:
             aligned = self.casa(heads.encoder_tokens, heads.decoder_tokens)

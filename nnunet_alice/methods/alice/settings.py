@@ -22,7 +22,8 @@ class AliceSettings:
             and channel. Without it all views drift to one embedding, and tokens are told apart by their index.
         sinkhorn: balance the teacher's targets over the prototypes by Sinkhorn-Knopp within the batch of all ranks
             (SwAV, DINOv2); without it targets are centred and sharpened as in the paper, and drift to uniform ones.
-        unmasked_view: compute ``L_cls`` from an extra encoder pass of the student over the unmasked views.
+        unmasked_queries: for ``L_cls``, the student sees the query views unmasked, in an encoder pass of their own, and
+            the anchor views masked. A quarter of a view says little about where in the body it is.
         hidden_dim: width of the head's hidden layers; None takes 8 times the bottleneck's channels, at most 2048.
         bottleneck_dim: width of the head's output before the prototypes.
         prototypes: K, number of prototypes and width of the tokens that CASA sees.
@@ -40,8 +41,8 @@ class AliceSettings:
         teacher_temperature: tau_t at the start and at the end of its warm-up.
         teacher_warmup_epochs: epochs over which tau_t moves.
         centre_momentum: of the centres' moving average.
-        cls_weight: weight of ``L_cls``.
-        alignment_weight: weight of ``L_align``.
+        cls_weight: weight of ``L_cls`` (the paper's 1 costs more reconstruction and gives no better retrieval).
+        alignment_weight: weight of ``L_align`` (likewise).
         reconstruction_weight: weight of ``L_rec``.
         mask_ratio: share of blocks hidden from the student.
     """
@@ -53,7 +54,7 @@ class AliceSettings:
     grid_pooling: bool = True
     batch_norm: bool = True
     sinkhorn: bool = True
-    unmasked_view: bool = False
+    unmasked_queries: bool = True
     hidden_dim: int | None = None
     bottleneck_dim: int = 256
     prototypes: int = 512
@@ -65,8 +66,8 @@ class AliceSettings:
     teacher_temperature: tuple[float, float] = (0.01, 0.01)
     teacher_warmup_epochs: int = 30
     centre_momentum: float = 0.9
-    cls_weight: float = 1.0
-    alignment_weight: float = 1.0
+    cls_weight: float = 0.3
+    alignment_weight: float = 0.3
     reconstruction_weight: float = 10.0
     mask_ratio: float = 0.75
 
@@ -92,6 +93,7 @@ class AliceSettings:
         return None if self.reconstruction else int(self.aligns_decoder)
 
     def paper(self) -> "AliceSettings":
-        """These settings with the paper's literal pooling, normalisation, gain and temperatures."""
-        literal = {"grid_pooling": False, "batch_norm": False, "sinkhorn": False, "shared_query": True}
-        return replace(self, **literal, alignment_gain=1.0, teacher_temperature=(0.008, 0.01))
+        """These settings with the paper's literal pooling, targets, queries, gain, temperatures and weights."""
+        switches = {"grid_pooling": False, "batch_norm": False, "sinkhorn": False, "unmasked_queries": False}
+        numbers = {"alignment_gain": 1.0, "teacher_temperature": (0.008, 0.01), "cls_weight": 1.0}
+        return replace(self, **switches, shared_query=True, **numbers, alignment_weight=1.0)

@@ -11,7 +11,16 @@ from nnunet_alice.methods.alice.head import AliceHead, pool_view
 from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.methods.alice.settings import AliceSettings
 
-SETTINGS = AliceSettings(sinkhorn=False, hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
+SETTINGS = AliceSettings(
+    sinkhorn=False,
+    unmasked_queries=False,
+    cls_weight=1.0,
+    alignment_weight=0.5,
+    hidden_dim=16,
+    bottleneck_dim=8,
+    prototypes=16,
+    attention_heads=2,
+)
 PARTS = {
     "all": SETTINGS,
     "noCASA": replace(SETTINGS, casa=False),
@@ -20,7 +29,7 @@ PARTS = {
     "clsOnly": replace(SETTINGS, alignment=False),
     "encoderOnly": replace(SETTINGS, alignment=False, reconstruction=False),
     "tokensOnly": replace(SETTINGS, contrast=False, casa=False),
-    "unmasked": replace(SETTINGS, unmasked_view=True),
+    "unmasked": replace(SETTINGS, unmasked_queries=True),
     "paper": SETTINGS.paper(),
     "sinkhorn": replace(SETTINGS, sinkhorn=True),
 }
@@ -78,7 +87,7 @@ def test_the_step_is_what_the_paper_says(shared_query):
     torch.testing.assert_close(step.parts["loss_cls"].double(), expected_cls.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(step.parts["loss_align"].double(), expected_align.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(step.parts["loss_reconstruction"].double(), expected_rec.detach(), rtol=1e-4, atol=1e-6)
-    expected = expected_cls + expected_align + 10 * expected_rec
+    expected = expected_cls + 0.5 * expected_align + 10 * expected_rec
     torch.testing.assert_close(step.loss.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.centre_cls.value, 0.9 * centre_cls + 0.1 * target.cls.mean(0))
     torch.testing.assert_close(
@@ -123,6 +132,16 @@ def test_balanced_token_targets_cannot_tell_the_index():
     assert logits.argmax(-1).eq(torch.arange(8)).all()
     assert not targets.argmax(-1).eq(torch.arange(8)).float().mean() > 0.3
     torch.testing.assert_close(targets.sum(-1), torch.ones(6, 8))
+
+
+def test_query_views_may_be_seen_unmasked():
+    model = model_of(replace(SETTINGS, unmasked_queries=True))
+    views, mask = batch()
+    logits = model.student(views.masked_fill(mask.unsqueeze(1), 0), views).cls
+    backbone = model.student.backbone
+    masked = backbone(views[3:].masked_fill(mask[3:].unsqueeze(1), 0), 0).bottleneck
+    expected = model.student.head(torch.cat([backbone(views[:3], 0).bottleneck, masked]), tokens=False).cls
+    torch.testing.assert_close(logits, expected)
 
 
 def test_validation_leaves_the_centres_alone():
