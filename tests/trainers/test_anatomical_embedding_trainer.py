@@ -1,0 +1,178 @@
+"""AnatomicalEmbeddingTrainer on small phantoms: runs, resumes to the bit, needs neither labels nor an atlas."""
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from pretraining_runs import make_trainer, phantom_images, write_run
+
+from nnunet_alice.checkpoints.inspection import describe_checkpoint
+from nnunet_alice.errors import NonFiniteLossError
+from nnunet_alice.trainers import anatomical_embedding
+from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
+
+
+def variant(**attributes):
+    """A trainer with few points and a short run."""
+    contrast = replace(
+        AnatomicalEmbeddingTrainer.contrast,
+        **{"positives": 8, "fine_hardest": 40, "fine_negatives": 20, "coarse_hardest": 20, "coarse_negatives": 10},
+    )
+    own = {"epochs": 2, "iterations": 2, "validation_batches": 2, "dimension": 8, "contrast": contrast}
+    return type("AnatomicalEmbeddingTrainer_test", (AnatomicalEmbeddingTrainer,), own | attributes)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """nnU-Net's folders, in-process loading."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return tmp_path
+
+
+@pytest.fixture
+def small_run(folders):
+    """Three phantoms, preprocessed; labels and properties are not readable."""
+    write_run(folders / "preprocessed", phantom_images(3))
+    for pattern in ("*/*/*_seg.b2nd", "*/*/*.pkl"):
+        for file in (folders / "preprocessed").glob(pattern):
+            file.write_bytes(b"neither labels nor properties")
+    return folders / "preprocessed"
+
+
+def run(trainer):
+    """What nnUNetv2_train calls."""
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return Path(trainer.output_folder)
+
+
+def test_a_run_leaves_what_it_promises_without_labels_or_atlas(small_run):
+    folder = run(make_trainer(variant(), small_run))
+    files = {path.name for path in folder.iterdir()}
+    assert {"checkpoint_final.pth", "metrics.csv", "progress.png", "similarity.png"} <= files
+    assert (folder / "similarity.png").stat().st_size > 10_000
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    promised = {
+        *("loss", "loss_fine", "loss_coarse", "val_loss", "val_loss_fine", "accuracy_fine", "accuracy_coarse"),
+        *("cosine_fine_positive", "cosine_fine_negative", "cosine_coarse_positive", "cosine_coarse_negative"),
+        *("match_error_median_mm", "match_error_p90_mm", "match_error_random_mm", "queries", "lr"),
+    }
+    assert promised <= rows[0].keys() and len(rows) == 2
+    assert all(math.isfinite(float(row[name])) for row in rows for name in promised)
+    assert float(rows[0]["loss"]) == pytest.approx(
+        float(rows[0]["loss_fine"]) + float(rows[0]["loss_coarse"]), abs=1e-4
+    )
+    assert not list(small_run.glob("*/*_anatomy/atlas*"))
+    log = next(folder.glob("training_log*.txt")).read_text()
+    assert "--method embedding" in log and "fine negatives lie beyond" in log
+
+
+def test_stock_nnunet_starts_from_the_checkpoint(small_run):
+    path = run(make_trainer(variant(epochs=1), small_run)) / "checkpoint_final.pth"
+    saved = torch.load(path, weights_only=True)
+    assert saved["embedding"] == {"dimension": 8}
+    assert {name.partition(".")[0] for name in saved["model_state"]} == {"heads"}
+    stock = make_trainer(nnUNetTrainer, small_run)
+    stock.initialize()
+    load_pretrained_weights(stock.network, str(path))
+    for name, value in stock.network.state_dict().items():
+        assert ".seg_layers." in name or torch.equal(value, saved["network_weights"][name]), name
+    assert "AnatomicalEmbedding" in describe_checkpoint(path)["method"]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the trainer catches it."""
+
+
+def test_three_epochs_equal_one_a_kill_and_two_more(small_run, monkeypatch):
+    final = run(make_trainer(variant(epochs=3), small_run)) / "checkpoint_final.pth"
+    expected = torch.load(final, weights_only=True)
+    final.unlink()
+
+    trainer_class = variant(epochs=3, save_every=1)
+    trainer = make_trainer(trainer_class, small_run)
+    start = trainer.on_train_epoch_start
+
+    def kill_in_second_epoch():
+        if trainer.current_epoch == 1:
+            raise Killed
+        start()
+
+    monkeypatch.setattr(trainer, "on_train_epoch_start", kill_in_second_epoch)
+    with pytest.raises(Killed):
+        trainer.run_training()
+    continued = make_trainer(trainer_class, small_run, continue_training=True)
+    continued.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    assert continued.current_epoch == 1
+    run(continued)
+    resumed = torch.load(final, weights_only=True)
+    for part in ("network_weights", "model_state"):
+        assert expected[part].keys() == resumed[part].keys()
+        for name, value in expected[part].items():
+            assert torch.equal(value, resumed[part][name]), name
+    one, two = (checkpoint["optimizer_state"]["state"] for checkpoint in (expected, resumed))
+    assert one.keys() == two.keys() and len(one) > 0
+    assert all(torch.equal(one[key]["momentum_buffer"], two[key]["momentum_buffer"]) for key in one)
+    timing = {"seconds", "views_per_second"}
+    histories = [[{k: v for k, v in r.items() if k not in timing} for r in c["history"]] for c in (expected, resumed)]
+    assert histories[0] == histories[1]
+
+
+def test_a_case_without_a_body_is_left_out(folders):
+    images = phantom_images(3)
+    images["case1"] = torch.zeros(1, 20, 20, 20).numpy()
+    write_run(folders / "preprocessed", images)
+    seen = set()
+
+    class Spy(variant(epochs=1)):
+        def compute(self, batch, training):
+            seen.update(batch["cases"])
+            return super().compute(batch, training)
+
+    folder = run(make_trainer(Spy, folders / "preprocessed"))
+    assert seen == {"case0", "case2"}
+    assert "No body was found in 1 of 3 cases" in next(folder.glob("training_log*.txt")).read_text()
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        {"family": "ResidualEncoderUNet", "batch_size": 1},
+        {"patch_size": (8, 32, 32), "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)), "spacing": (32.0, 8.0, 8.0)},
+        {"patch_size": (48, 48, 48)},  # larger than the volumes
+    ],
+    ids=["residual, one pair", "anisotropic", "small volumes"],
+)
+def test_other_plans(folders, plans):
+    images = phantom_images(2, 1, plans.get("spacing", (16.0, 16.0, 16.0)))
+    write_run(folders / "preprocessed", images, **plans)
+    trainer = make_trainer(variant(epochs=1), folders / "preprocessed")
+    run(trainer)
+    assert all(map(math.isfinite, trainer.history.rows[0].values()))
+    assert trainer.history.rows[0]["queries"] > 0
+
+
+def test_a_non_finite_loss_names_the_cases(small_run):
+    class Poisoned(variant(epochs=1)):
+        def compute(self, batch, training):
+            batch["data"][:] = math.nan
+            return super().compute(batch, training)
+
+    with pytest.raises(NonFiniteLossError, match=r"epoch 0.*case\d"):
+        make_trainer(Poisoned, small_run).run_training()
+
+
+def test_variants_are_found_by_name():
+    assert anatomical_embedding.AnatomicalEmbeddingTrainer_7epochs.epochs == 7
+    smoke = anatomical_embedding.AnatomicalEmbeddingTrainer_smoke
+    assert (smoke.epochs, smoke.iterations) == (2, 2)
+    assert AnatomicalEmbeddingTrainer.epochs * AnatomicalEmbeddingTrainer.iterations == 20_000  # the paper's
