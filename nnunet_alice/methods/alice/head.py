@@ -94,9 +94,10 @@ def pool_view(bottleneck: Tensor, grid: int) -> Tensor:
         grid: parts per axis; an axis of a single voxel is repeated, so that the width never depends on the patch.
 
     Returns:
-        (B, C * grid^3) float32.
+        (B, C * grid^3), at least float32.
     """
-    return functional.adaptive_avg_pool3d(bottleneck.float(), grid).flatten(1)
+    wide = bottleneck.to(torch.promote_types(bottleneck.dtype, torch.float32))
+    return functional.adaptive_avg_pool3d(wide, grid).flatten(1)
 
 
 def view_descriptors(bottleneck: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def view_descriptors(bottleneck: Tensor) -> Tensor:
         bottleneck: (B, C, z, y, x).
 
     Returns:
-        (B, 8 C) float32, not normalised.
+        (B, 8 C), at least float32, not normalised.
     """
     with torch.no_grad():
         return pool_view(bottleneck, 2)

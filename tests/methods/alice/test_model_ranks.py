@@ -1,0 +1,76 @@
+"""Alice on two real gloo ranks under DistributedDataParallel gives what one process gives on the whole batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny_networks import tiny_unet
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_alice.methods.alice.model import Alice
+from nnunet_alice.methods.alice.settings import AliceSettings
+
+RANKS, PAIRS = 2, 4
+SETTINGS = AliceSettings(hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
+FORMS = {
+    "all": SETTINGS,
+    "centred": replace(SETTINGS, sinkhorn=False),
+    "noReconstruction": replace(SETTINGS, reconstruction=False),
+    "noCASA": replace(SETTINGS, casa=False),
+    "noContrast": replace(SETTINGS, contrast=False, alignment=False),
+}
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
+
+
+def model_of(settings):
+    torch.manual_seed(0)
+    return Alice(tiny_unet(), settings).double().eval()  # eval: no dropout
+
+
+def whole_batch():
+    generator = torch.Generator().manual_seed(1)
+    views = torch.randn(2, PAIRS, 1, 8, 8, 8, generator=generator, dtype=torch.float64)
+    return views, torch.rand(2, PAIRS, 8, 8, 8, generator=generator) < 0.75
+
+
+def step(model, views, mask, student=None):
+    """Gradients and centres of one step; queries and anchors (2, B, ...) become a batch of 2B."""
+    result = model.compute(views.flatten(0, 1), mask.flatten(0, 1), 0.04, student)
+    result.loss.backward()
+    gradients = {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
+    return gradients | {"centre": model.centre_cls.value, "centre tokens": model.centre_alignment.value}
+
+
+def rank_main(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    try:
+        own = slice(rank * PAIRS // RANKS, (rank + 1) * PAIRS // RANKS)
+        views, mask = whole_batch()
+        results = {}
+        for name, settings in FORMS.items():
+            model = model_of(settings)
+            wrapped = DistributedDataParallel(model.student)
+            results[name] = step(model, views[:, own], mask[:, own], wrapped)
+        torch.save(results, f"{folder}/rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(rank_main, args=(str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_ranks_equal_one_process(ranks, form):
+    expected = step(model_of(FORMS[form]), *whole_batch())
+    for results in ranks:
+        assert results[form].keys() == expected.keys()
+        for name, value in results[form].items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
