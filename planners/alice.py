@@ -189,9 +189,12 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
     """Plans for trying things out without a GPU: 8 to 64 features, patches of at most 24 voxels a side, 4 pairs."""
 
     standard_plans_name = "AliceSmallPlans"
-    UNet_base_num_features = 8
-    UNet_max_features_3d = 64
     largest_patch_vox = 24**3
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.UNet_base_num_features = 8
+        self.UNet_max_features_3d = 64
 
     def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
         """Always ``minimum_pairs``: time is short here, not memory."""

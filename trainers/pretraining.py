@@ -5,9 +5,7 @@ nnU-Net's own ``run_training``.
 """
 
 import os
-from collections.abc import Mapping
 from time import time
-from typing import Protocol
 
 import torch
 from nnunetv2.configuration import default_num_processes
@@ -30,18 +28,12 @@ from nnunet_alice.methods.schedules import cosine, warmup_cosine
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
+from nnunet_alice.training.hooks import PretrainingHooks
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
 from nnunet_alice.views.loader import NumberedBatches, start_loader
 
 
-class StepResult(Protocol):
-    """What a method gives for one batch: a scalar loss, and named scalars for the log that begin with ``loss``."""
-
-    loss: torch.Tensor
-    parts: Mapping[str, torch.Tensor]
-
-
-class PretrainingTrainer(nnUNetTrainer):
+class PretrainingTrainer(PretrainingHooks, nnUNetTrainer):
     """Base of the trainers that learn from unlabelled volumes. Labels are never read.
 
     Class attributes are the settings; a variant is a subclass that changes some. ``<Trainer>_<N>epochs`` needs no
@@ -103,71 +95,13 @@ class PretrainingTrainer(nnUNetTrainer):
         self._train_metrics: dict[str, float] = {}
         self._validation_metrics: dict[str, float] = {}
 
-    # ------------------------------------------------------------------------------------------------ hooks
-
-    def build_model(self, network: nn.Module) -> nn.Module:
-        """Hook: the method's module around the network of the plans."""
-        raise NotImplementedError
-
-    def trained_module(self) -> nn.Module:
-        """Hook: the part of the model that gets gradients and that DDP wraps."""
-        return self.model.student
-
-    def make_batches(self, cases: list[str], training: bool):
-        """Hook: ``make_batch`` for :class:`NumberedBatches` over these cases."""
-        raise NotImplementedError
-
-    def compute(self, batch: dict, training: bool) -> StepResult:
-        """Hook: loss and named parts of one batch that is on the trainer's device."""
-        raise NotImplementedError
-
-    def after_backward(self) -> None:
-        """Hook: before the optimiser's step, e.g. to drop gradients."""
-
-    def after_step(self) -> None:
-        """Hook: after the optimiser's step, e.g. to move the teacher."""
-
-    def before_training(self) -> None:
-        """Hook: once before the first epoch of a run that is not continued."""
-
-    def validation_outputs(self, batch: dict, result: StepResult) -> dict:
-        """Hook: what :meth:`validation_metrics` needs of one validation batch."""
-        return {}
-
-    def validation_metrics(self, outputs: list[dict]) -> dict[str, float]:
-        """Hook: metrics of a whole validation epoch."""
-        return {}
-
-    def epoch_warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """Hook: what looks wrong in an epoch's metrics, one sentence each."""
-        return []
-
-    def draw_pictures(self) -> None:
-        """Hook: pictures of what the network sees; called on rank 0 every ``pictures_every`` epochs."""
-
-    def cases_of(self, batch: dict) -> list[str]:
-        """Hook: names of the cases that a batch shows, for messages."""
-        return sorted({case for pair in batch.get("pairs", ()) for case in (pair.case_a, pair.case_b)})
-
-    def network_weights(self) -> dict[str, torch.Tensor]:
-        """Hook: weights of the plans' network as stock nnU-Net loads them."""
-        return self.network.state_dict()
-
-    def checkpoint_extras(self) -> dict:
-        """Hook: further entries of the checkpoint, plain types and tensors."""
-        return {}
+    # --------------------------------------------------------------------------------------------- building
 
     def hyper_parameters(self) -> dict:
-        """Hook: settings for the checkpoint, plain types."""
+        """Settings for the checkpoint, plain types."""
         names = ("epochs", "iterations", "seed", "learning_rate", "final_learning_rate", "warmup_share")
         names += ("weight_decay_range", "max_gradient_norm")
         return {name: getattr(self, name) for name in names} | {"batch_size": self.batch_size}
-
-    def trained_parts(self) -> dict[str, bool]:
-        """Hook: which parts of the network were trained: ``encoder``, ``decoder``."""
-        raise NotImplementedError
-
-    # --------------------------------------------------------------------------------------------- building
 
     def initialize(self) -> None:
         """Build network, model and optimiser; as nnU-Net's, but for a network that reconstructs its input."""

@@ -19,6 +19,7 @@ from nnunet_alice.planners.alice import (
     AlicePlannerResEncL,
     AlicePlannerResEncM,
     AlicePlannerResEncXL,
+    AlicePlannerSmall,
     maskable_patch,
 )
 from nnunet_alice.views.masking import block_shape
@@ -99,6 +100,20 @@ def test_larger_residual_planners_use_their_own_targets(tmp_path, monkeypatch, p
     planned = plan(planner_class, make_dataset(tmp_path, monkeypatch, "isotropic"))
     used = gigabytes_of_pairs(planned.cost, planned.planner.memory_reference, planned.content["batch_size"])
     assert 0.5 * planner_class.standard_gigabytes < used <= planner_class.standard_gigabytes
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_the_small_planner_is_small_whatever_the_data(tmp_path, monkeypatch, kind):
+    content = plan(AlicePlannerSmall, make_dataset(tmp_path, monkeypatch, kind)).content
+    features = content["architecture"]["arch_kwargs"]["features_per_stage"]
+    assert features[0] == 8 and max(features) <= 64
+    # Few slices grow to four, so that the axis splits into mask blocks: then the patch may be up to twice as large.
+    assert np.prod(content["patch_size"]) <= (1 if content["patch_size"][0] > 4 else 2) * 24**3
+    assert content["batch_size"] == 4
+    assert all(
+        n % b == 0 and n // b >= 4
+        for n, b in zip(content["patch_size"], block_shape(content["patch_size"]), strict=True)
+    )
 
 
 def test_plans_load_in_nnunet_and_build_the_network(tmp_path, monkeypatch):
