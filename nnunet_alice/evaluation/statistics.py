@@ -1,0 +1,77 @@
+"""Confidence intervals and tests for segmentation results that vary by case and by draw of the labelled cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(
+    values: np.ndarray, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
+) -> Interval:
+    """Mean of values that vary in two ways, with a percentile bootstrap that draws both anew.
+
+    Rows (draws of the labelled cases) and columns (test cases) are drawn with replacement, independently of each
+    other; with one row only the columns vary. Drawing cases alone would take the luck of a draw for a property of the
+    method.
+
+    Args:
+        values: (draws, cases); NaN where there is none.
+        rng: source of chance.
+        resamples: bootstrap samples.
+        confidence: e.g. 0.95.
+
+    Returns:
+        NaN throughout if there is no value.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    known = np.isfinite(values)
+    if not known.any():
+        return Interval(np.nan, np.nan, np.nan)
+    filled = np.where(known, values, 0.0)
+    rows, columns = values.shape
+    row_weights = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
+    column_weights = rng.multinomial(columns, np.full(columns, 1 / columns), size=resamples).astype(float)
+    sums = np.einsum("sr,rc,sc->s", row_weights, filled, column_weights, optimize=True)
+    counts = np.einsum("sr,rc,sc->s", row_weights, known.astype(float), column_weights, optimize=True)
+    means = sums[counts > 0] / counts[counts > 0]
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return Interval(float(values[known].mean()), float(low), float(high))
+
+
+def paired_wilcoxon(differences: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test on paired differences; NaN are left out.
+
+    Returns:
+        1 if no difference is left but zeros, NaN if there is none at all.
+    """
+    differences = np.asarray(differences, dtype=float)
+    differences = differences[np.isfinite(differences)]
+    if not len(differences):
+        return float("nan")
+    if not differences.any():
+        return 1.0
+    return float(stats.wilcoxon(differences).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction for several tests; NaN stay NaN and do not count."""
+    p = np.asarray(p_values, dtype=float)
+    adjusted = np.full(len(p), np.nan)
+    order = [index for index in np.argsort(p) if np.isfinite(p[index])]
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, float(p[index]) * (len(order) - rank)))
+        adjusted[index] = largest
+    return adjusted.tolist()
