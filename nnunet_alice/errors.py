@@ -1,5 +1,7 @@
 """Errors that a user can mend: one sentence that names the file or case, and the fix."""
 
+from collections.abc import Iterable
+
 
 class AliceError(RuntimeError):
     """Base of all errors that the command line shows as one sentence instead of a traceback."""
@@ -18,4 +20,16 @@ class CheckpointError(AliceError):
 
 
 class NonFiniteLossError(AliceError):
-    """The loss became NaN or infinite; the message names the cases."""
+    """The loss became NaN or infinite.
+
+    Args:
+        epoch: when.
+        cases: names of the cases in the batch.
+        folder: where the last good checkpoint is.
+    """
+
+    def __init__(self, epoch: int, cases: Iterable[str], folder: str) -> None:
+        super().__init__(
+            f"The loss is not finite in epoch {epoch}, on the cases {', '.join(cases)}: look at their intensities or "
+            f"lower the learning rate, then continue with --c from the last checkpoint in {folder}."
+        )

@@ -5,6 +5,7 @@ nnU-Net's own ``run_training``.
 """
 
 import os
+from datetime import timedelta
 from time import time
 
 import torch
@@ -30,10 +31,12 @@ from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
+from nnunet_alice.training.without_labels import NoSegmentation
 from nnunet_alice.views.loader import NumberedBatches, start_loader
+from nnunet_alice.views.pairs import matching_metrics
 
 
-class PretrainingTrainer(PretrainingHooks, nnUNetTrainer):
+class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
     """Base of the trainers that learn from unlabelled volumes. Labels are never read.
 
     Class attributes are the settings; a variant is a subclass that changes some. ``<Trainer>_<N>epochs`` needs no
@@ -192,11 +195,15 @@ class PretrainingTrainer(PretrainingHooks, nnUNetTrainer):
         return open_matcher(self.dataset)
 
     def _on_one_rank_first(self, work):
-        """Let rank 0 do work that writes files, then the others, who find it done."""
+        """Let rank 0 do work that writes files, then the others, who find it done.
+
+        They wait in a group of their own: NCCL gives up after minutes, and registering a large dataset takes hours.
+        """
         if not self.is_ddp:
             return work()
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
         result = work() if self.local_rank == 0 else None
-        dist.barrier()
+        dist.barrier(group=patient)
         return work() if result is None else result
 
     # --------------------------------------------------------------------------------------------- training
@@ -250,7 +257,7 @@ class PretrainingTrainer(PretrainingHooks, nnUNetTrainer):
             result = self.compute(batch, training=True)
         loss = result.loss
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(self._non_finite_message(batch))
+            raise NonFiniteLossError(self.current_epoch, self.cases_of(batch), self.output_folder)
         scaler = self.grad_scaler
         if scaler is None:
             loss.backward()
@@ -269,26 +276,11 @@ class PretrainingTrainer(PretrainingHooks, nnUNetTrainer):
         self.step += 1
         return {"parts": result.parts, "views": len(batch["data"]), "pairs": batch.get("pairs", ())}
 
-    def _non_finite_message(self, batch: dict) -> str:
-        cases = ", ".join(self.cases_of(batch))
-        return (
-            f"The loss is not finite in epoch {self.current_epoch}, on the cases {cases}: look at their "
-            f"intensities or lower the learning rate, then continue with --c from the last checkpoint in "
-            f"{self.output_folder}."
-        )
-
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Mean of the epoch's metrics over steps and ranks."""
         self._train_metrics = self._over_ranks(mean_metrics(output["parts"] for output in train_outputs))
         pairs = [pair for output in train_outputs for pair in output["pairs"]]
-        if pairs:
-            self._train_metrics |= self._over_ranks(
-                {
-                    "match_score": sum(pair.score for pair in pairs) / len(pairs),
-                    "accepted_at_first_draw": sum(pair.draws == 1 for pair in pairs) / len(pairs),
-                    "unmatched_pairs": sum(not pair.accepted for pair in pairs) / len(pairs),
-                }
-            )
+        self._train_metrics |= self._over_ranks(matching_metrics(pairs))
         self._views = sum(output["views"] for output in train_outputs) * (dist.get_world_size() if self.is_ddp else 1)
         self._train_end = time()
 
@@ -413,19 +405,3 @@ class PretrainingTrainer(PretrainingHooks, nnUNetTrainer):
         self.current_epoch = checkpoint["current_epoch"]
         self.step = self.current_epoch * self.num_iterations_per_epoch
         self._resumed = True
-
-    # ------------------------------------------------------------------- parts of nnU-Net that do not apply
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Nothing to switch: pretraining uses one output."""
-
-    def plot_network_architecture(self) -> None:
-        """Nothing to plot: nnU-Net's plot needs a package that no longer works."""
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Say what to do next; there is no segmentation to validate after pretraining."""
-        checkpoint = os.path.join(self.output_folder, "checkpoint_final.pth")
-        self.print_to_log_file(
-            f"Pretraining has no segmentation to validate. What the checkpoint holds and how to fine-tune from it: "
-            f"nnunet_alice inspect {checkpoint}"
-        )

@@ -138,3 +138,17 @@ class SameVolumePairs:
         point = self.matcher.body_points(case, 1, rng)[0]
         shifted = point + rng.uniform(-self.reach, self.reach)
         return PointPair(case, case, point, shifted, 1.0, 1, True)
+
+
+def matching_metrics(pairs: Sequence[PointPair]) -> dict[str, float]:
+    """How matching went: mean score, share accepted at the first draw, share that fell back to one case.
+
+    Empty for no pairs.
+    """
+    if not pairs:
+        return {}
+    return {
+        "match_score": float(np.mean([pair.score for pair in pairs])),
+        "accepted_at_first_draw": float(np.mean([pair.draws == 1 for pair in pairs])),
+        "unmatched_pairs": float(np.mean([not pair.accepted for pair in pairs])),
+    }

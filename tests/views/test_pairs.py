@@ -6,7 +6,7 @@ import pytest
 from nnunet_alice.anatomy.matching import Matches
 from nnunet_alice.errors import InputError
 from nnunet_alice.views.cropping import share_inside
-from nnunet_alice.views.pairs import MatchedPairs, SameVolumePairs
+from nnunet_alice.views.pairs import MatchedPairs, PointPair, SameVolumePairs, matching_metrics
 
 SHAPE = (30, 30, 30)
 
@@ -83,6 +83,13 @@ def test_same_seed_same_pair_and_unknown_cases_are_left_out():
 def test_fewer_than_two_cases_get_a_sentence(cases):
     with pytest.raises(InputError, match="at least two cases"):
         pairs_of(cases)
+
+
+def test_matching_metrics_count():
+    point = np.zeros(3)
+    pairs = [PointPair("a", "b", point, point, 0.5, 1, True), PointPair("a", "a", point, point, 1.0, 40, False)]
+    expected = {"match_score": 0.75, "accepted_at_first_draw": 0.5, "unmatched_pairs": 0.5}
+    assert matching_metrics(pairs) == expected and matching_metrics([]) == {}
 
 
 def test_views_of_one_volume_overlap():
