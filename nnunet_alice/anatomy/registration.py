@@ -18,16 +18,16 @@ from nnunet_alice.anatomy.cases import CaseGeometry
 
 #: Starts whose refinement is tried, best first, until one is good enough.
 MAX_REFINEMENTS = 3
-#: Registrations below it are poor and are not used. Right ones reach 0.45 to 0.8 (200 hippocampi, phantoms of mixed fields
-#: of view, a deformed torso CT), volumes turned upside down 0.1 to 0.4. No threshold tells a mirrored body from a right one.
+#: Registrations below it are poor and are not used. Right ones reach 0.45 to 0.8 (200 hippocampi, phantoms of mixed
+#: fields of view, a deformed torso CT), volumes turned upside down 0.1 to 0.4. A mirrored body looks like a right one.
 MIN_QUALITY = 0.4
 #: Body proportions may explain stretching by this factor, not more.
 MAX_STRETCH = 1.8
 #: Samples of the metric on each level.
 _SAMPLES = 20_000
 _SEED = 1
-#: Cells of the grid on which all shifts are searched.
-_SHIFT_CELLS = 24**3
+#: Cells of the grid on which all shifts are searched; with 24**3 half torsos ended 3 mm farther off.
+_SHIFT_CELLS = 32**3
 #: Smaller overlaps of the two arrays are not considered in the search of shifts.
 _MIN_SHIFT_OVERLAP = 0.25
 #: Fewest cells that a correlation is computed from.
@@ -205,8 +205,8 @@ def _refine(case_image: sitk.Image, case_mask: sitk.Image, atlas_image: sitk.Ima
     shares = [min(1.0, _SAMPLES / (np.prod(size) / factor**3)) for factor in shrink]
     method.SetMetricSamplingPercentagePerLevel([float(share) for share in shares], _SEED)
     method.SetInterpolator(sitk.sitkLinear)
-    # Steps are in mm: at first of half a cell (longer ones jump out of the right optimum: 3 of 10 known maps were missed
-    # with two cells, 1 with one cell, none of 16 with half a cell), at last of a two-hundredth.
+    # Steps are in mm: at first of half a cell (longer ones jump out of the right optimum: with two cells 3 of 10 known
+    # maps were missed, with one cell 1, with half a cell none of 16), at last of a two-hundredth.
     cell_mm = float(min(case_image.GetSpacing()))
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=cell_mm / 2, minStep=cell_mm / 200, numberOfIterations=200, relaxationFactor=0.7,

@@ -40,7 +40,7 @@ def matcher(prepared) -> AtlasMatcher:
 
 
 def test_bad_cases_are_named_and_stop_nothing(prepared, matcher):
-    dataset, report = prepared
+    _, report = prepared
     assert {case: record.status for case, record in report.records.items()} == {
         **dict.fromkeys(["p0", "p1", "p2", "p3", "p4"], "ok"), "noise": "poor", "torn": "failed",
     }  # fmt: skip
@@ -222,7 +222,7 @@ def test_fewer_than_two_good_cases_are_no_atlas(tmp_path, monkeypatch):
     images = {case: rng.normal(size=(1, 14, 14, 14)) for case in "abc"}
     dataset = write_preprocessed(tmp_path, images, (2.0, 2.0, 2.0))
     prepare_atlas(dataset, 1, "a")
-    with pytest.raises(NotPreparedError, match="Only 1 of 3 cases .* --atlas CASE"):
+    with pytest.raises(NotPreparedError, match=r"Only 1 of 3 cases .* --atlas CASE"):
         AtlasMatcher(dataset)
 
 

@@ -55,4 +55,4 @@ def test_description_has_its_documented_size_also_of_tiny_volumes():
         size, body, image = describe(ellipsoid(0.9, shape=shape))
         np.testing.assert_allclose(size, np.log(np.multiply(shape, 2.0)))
         assert body.shape == image.shape == (512,)
-        assert 0 <= min(body.min(), image.min()) and max(body.max(), image.max()) <= 1
+        assert min(body.min(), image.min()) >= 0 and max(body.max(), image.max()) <= 1
