@@ -218,6 +218,15 @@ class IndexStore:
                 coarse=index.coarse.astype(np.float16),
             )
 
+    def is_usable(self, case: str, expected: Fingerprint) -> bool:
+        """Whether the index of a case is there, not truncated and not stale; its descriptors are not read for that."""
+        try:
+            with np.load(self.file(case), allow_pickle=False) as file:
+                fresh = json.loads(str(file["fingerprint"])) == {**asdict(expected), "case": case}
+                return fresh and tuple(file["shape"].tolist()) == self.dataset.shape(case)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return False
+
     def read(self, case: str, expected: Fingerprint) -> CaseIndex:
         """Read the index of a case and check that it is whole and made from what is expected.
 

@@ -17,12 +17,13 @@ from scipy.spatial import KDTree
 
 from nnunet_alice.anatomy.index import CaseIndex, IndexStore
 from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
+from nnunet_alice.anatomy.trust import read_trust
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
 
-#: Matches that score below it are drawn again: the threshold of Alice (sec. 3.1).
+#: Matches that score below it are drawn again: the threshold of Alice (sec. 3.1), used until one was measured.
 THRESHOLD = 0.7
 #: similarities held at once: 64 MB
 _BLOCK_SIMILARITIES = 16_000_000
@@ -118,7 +119,8 @@ class EmbeddingMatcher(GeometryMatcher):
     Args:
         dataset: preprocessed dataset with indices.
         checkpoint: SHA-256 of the checkpoint that the indices must come from; None accepts whichever made them.
-        threshold: matches that score below are not to be trusted.
+        threshold: matches that score below are not to be trusted; None takes the one that was measured with these
+            indices (``anatomy.trust``).
         open_indices: cases held in memory.
 
     Raises:
@@ -132,7 +134,7 @@ class EmbeddingMatcher(GeometryMatcher):
         dataset: PreprocessedDataset,
         *,
         checkpoint: str | None = None,
-        threshold: float = THRESHOLD,
+        threshold: float | None = None,
         open_indices: int = 8,
     ) -> None:
         if open_indices < 2:
@@ -151,6 +153,9 @@ class EmbeddingMatcher(GeometryMatcher):
                 "%d of %d cases have no index yet and are left out; run: %s",
                 len(existing) - len(self.cases), len(existing), self.store.command,
             )  # fmt: skip
+        if threshold is None:
+            trust = read_trust(self.store, self.fingerprint.checkpoint)
+            threshold = THRESHOLD if trust is None else trust.threshold
         self.threshold = threshold
         self.open_indices = open_indices
         self._searches: OrderedDict[str, IndexSearch] = OrderedDict()

@@ -1,8 +1,12 @@
 """Find out where in the body every preprocessed case lies, so that views of different cases can be matched.
 
-Registers every case to one atlas case (affine, on a coarse grid) and stores the outcome beside the preprocessed data.
+--method atlas (default) registers every case to one atlas case (affine, on a coarse grid).
 Cases whose registration fails or is poor are named and left out of matching. Run again, it does what is missing.
 Landmarks are laid on the atlas too, for DrasCLR; those that are there are kept unless other ones are asked for.
+
+--method embedding computes learned descriptors of every case with a network of AnatomicalEmbeddingTrainer and stores
+them as one small index a case (at most 10 MB). It also finds counterparts where fields of view differ, and is used
+instead of the atlas once it is there.
 """
 
 import argparse
@@ -18,7 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
     parser.add_argument("-np", type=_positive, default=4, metavar="N", help="processes (default: %(default)s)")
-    parser.add_argument("--method", choices=["atlas"], default="atlas", help="default: %(default)s")
+    parser.add_argument("--method", choices=["atlas", "embedding"], default="atlas", help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="embedding: a checkpoint of AnatomicalEmbeddingTrainer (default: the final one of these plans)",
+    )
+    parser.add_argument("-device", metavar="DEVICE", help="embedding: cpu, cuda, cuda:1, ... (default: a GPU if any)")
     parser.add_argument("--atlas", metavar="CASE", help="case that becomes the atlas (default: the most typical one)")
     parser.add_argument("--landmark_patch_mm", type=float, metavar="MM", help="edge of a patch (default: 32)")
     parser.add_argument("--landmark_step_mm", type=float, metavar="MM", help="distance of landmarks (default: 26)")
@@ -31,7 +41,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare the atlas, draw it, say how it went and what to run next."""
+    """Prepare the atlas or the indices, draw them, say how it went and what to run next."""
+    return _index(args) if args.method == "embedding" else _register(args)
+
+
+def _index(args: argparse.Namespace) -> int:
+    """Index every case with a trained embedding."""
+    import torch
+
+    from nnunet_alice.anatomy.index import IndexStore
+    from nnunet_alice.errors import InputError
+    from nnunet_alice.indexing.dataset import index_dataset
+    from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+    dataset = PreprocessedDataset.find(args.d, args.p, args.c)
+    try:
+        device = None if args.device is None else torch.device(args.device)
+    except RuntimeError:
+        raise InputError(f"There is no device '{args.device}'; use cpu or cuda.") from None
+    report = index_dataset(dataset, args.checkpoint, device, args.overwrite)
+    print(
+        f"{dataset.name}: {len(report.made)} cases indexed, {len(report.kept)} kept, {len(report.failed)} failed; "
+        f"embedding of {report.checkpoint}."
+    )
+    _name_some("failed", report.failed.items())
+    print(f"Indices: {IndexStore(dataset).folder}")
+    if report.trust is None:
+        print("Fewer than two cases have an index: nothing can be matched.")
+        return 1
+    trust = report.trust
+    print(
+        f"Of {trust.points} points matched to another case and back, {trust.returned:.0%} came back within "
+        f"{trust.tolerance_mm:.1f} mm. Matches are trusted from a score of {trust.threshold:.3f} on: "
+        f"{trust.accepted:.0%} of all, of which {trust.returned_of_accepted:.0%} came back."
+    )
+    arguments = f"-d {dataset.number} -p {args.p} -c {args.c}"
+    print(
+        "Look at matches, or measure them:\n"
+        f"  nnunet_alice match {arguments} --from {dataset.cases()[0]} --point Z Y X --to all\n"
+        f"  nnunet_alice evaluate_matching {arguments}"
+    )
+    _print_next(dataset, args)
+    return 0
+
+
+def _register(args: argparse.Namespace) -> int:
+    """Register every case to the atlas."""
     from nnunet_alice.anatomy.atlas import prepare_atlas
     from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles
     from nnunet_alice.nnunet_folders import PreprocessedDataset
@@ -43,22 +98,32 @@ def run(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
     print(f"{dataset.name}: registered to the atlas {report.atlas_case}: {counts}.")
     for status in (POOR, FAILED):
-        records = report.named(status)
-        for record in records[:_NAMED]:
-            print(f"  {status}: {record.case}: {record.reason}")
-        if len(records) > _NAMED:
-            print(f"  ... and {len(records) - _NAMED} more")
+        _name_some(status, [(record.case, record.reason) for record in report.named(status)])
     print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
     if len(report.named(OK)) < 2:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
         return 1
     _lay_landmarks(args, dataset, report.atlas_case)
+    _print_next(dataset, args)
+    return 0
+
+
+def _name_some(status: str, reasons) -> None:
+    """Print the first cases of a status and why they have it."""
+    reasons = list(reasons)
+    for case, reason in reasons[:_NAMED]:
+        print(f"  {status}: {case}: {reason}")
+    if len(reasons) > _NAMED:
+        print(f"  ... and {len(reasons) - _NAMED} more")
+
+
+def _print_next(dataset, args: argparse.Namespace) -> None:
+    """Print the commands that train with what was prepared."""
     print(
         "Next:\n"
         "  export nnUNet_extTrainer=$(nnunet_alice trainers)\n"
         f"  nnUNetv2_train {dataset.number} {args.c} all -tr AliceTrainer -p {args.p}"
     )
-    return 0
 
 
 def _lay_landmarks(args: argparse.Namespace, dataset, atlas_case: str) -> None:

@@ -1,0 +1,1 @@
+"""Making indices: a trained embedding describes the body of every case of a dataset."""
