@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError
-from nnunet_alice.files import read_json, write_json
+from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.nnunet_folders import nnunet_folder
 from nnunet_alice.parallel import map_cases
 
@@ -107,6 +107,7 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     manager = PlansManager(plans).get_configuration(configuration)
     folder, report = base / manager.data_identifier, base / f"{manager.data_identifier}_preprocessing.json"
     cases = raw_cases(dataset)
+    _copy_labels(dataset, cases, base / "gt_segmentations")
     recipe = _recipe(plans, manager.configuration)
     _clear_if_different(folder, report, recipe)
     _remove_unnamed(folder, cases)
@@ -132,6 +133,18 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
         case, reason = next(iter(failed.items()))
         raise AliceError(f"No case of {dataset} could be preprocessed; case {case}: {reason} (all in {report}).")
     return Preprocessed(len(missing) - len(failed), kept, failed)
+
+
+def _copy_labels(dataset: str, cases: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Labels beside the preprocessed cases, as nnU-Net leaves them: its trainers validate against these."""
+    ending = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")["file_ending"]
+    for case, files in cases.items():
+        label, copy = Path(files["label"]), folder / f"{case}{ending}"
+        if not label.is_file():
+            continue  # preprocessing will say so
+        if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
+            with atomic_write(copy) as temporary:
+                shutil.copyfile(label, temporary)
 
 
 def _recipe(plans: dict, configuration: dict) -> dict:

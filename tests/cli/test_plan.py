@@ -148,6 +148,9 @@ def test_preprocessed_cases_equal_nnunets_own(datasets, capsys):
         read_json(raw / "dataset.json"),
     )
     np.testing.assert_array_equal(found.image("b")[...], expected)
+    for case in CASES:  # what stock trainers validate against
+        copy = datasets / UNLABELLED / "gt_segmentations" / f"{case}.nii.gz"
+        assert copy.read_bytes() == (raw / f"{case}.nii.gz").read_bytes()
     # The statistics are the target's: 154 is its upper percentile, the unlabelled data's would be 152.
     assert expected.max() == pytest.approx((154 - 100) / 20)
 
