@@ -43,7 +43,7 @@ class DemoSize:
     test: int = 8
     spacing_mm: float = 8.0
     pretraining: str = "AliceTrainer_1epoch"
-    finetuning: str = "nnUNetTrainer_5epochs"
+    finetuning: str = "nnUNetTrainer_1epoch"
 
 
 @dataclass
@@ -121,9 +121,9 @@ class Demo:
         checkpoint = trained / "fold_all" / "checkpoint_final.pth"
         for run, weights in zip(_RUNS, (["-pretrained_weights", str(checkpoint)], []), strict=True):
             self._finetune(run, [*train, str(LABELLED), "3d_fullres", "all", "-tr", size.finetuning, *weights])
-        anatomy = self.folder / "nnUNet_preprocessed" / UNLABELLED_NAME / f"{MOVED_PLANS}_3d_fullres_anatomy"
+        preprocessed = self.folder / "nnUNet_preprocessed" / UNLABELLED_NAME
         self.report.pictures = {
-            "registered cases": next(anatomy.rglob("atlas.png"), anatomy),
+            "registered cases": next(preprocessed.rglob("atlas.png"), preprocessed),
             "matched views": checkpoint.parent / "views.png",
             "pretraining curves": checkpoint.parent / "progress.png",
         }
