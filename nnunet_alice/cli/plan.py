@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-pl",
         metavar="PLANNER",
-        help="without --target: AlicePlanner [default], AlicePlannerResEncM, ...ResEncL, ...ResEncXL",
+        help="without --target: AlicePlanner [default], AlicePlannerResEncM, ...ResEncL, ...ResEncXL, ...Small",
     )
     parser.add_argument(
         "-gpu_memory_target",

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from pretraining_runs import make_trainer, phantom_images, write_run
+from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
 
+from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError
+from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers import alice
 
 SMALL = {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 16, "attention_heads": 2}
@@ -37,9 +40,27 @@ def folders(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small_run(folders):
-    """Four phantoms, preprocessed."""
+def fresh_run(folders):
+    """Four phantoms, preprocessed; no anatomy yet."""
     write_run(folders / "preprocessed", phantom_images(4))
+    return folders / "preprocessed"
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """The same, registered to an atlas, once for all tests."""
+    base = tmp_path_factory.mktemp("registered")
+    write_run(base, phantom_images(4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_preprocessed", str(base))
+        prepare_atlas(PreprocessedDataset.find(DATASET, PLANS, "3d_fullres"), 1)
+    return base
+
+
+@pytest.fixture
+def small_run(folders, registered):
+    """A copy of the registered dataset."""
+    shutil.copytree(registered, folders / "preprocessed", dirs_exist_ok=True)
     return folders / "preprocessed"
 
 
@@ -50,8 +71,8 @@ def run(trainer):
     return Path(trainer.output_folder)
 
 
-def test_a_run_leaves_what_it_promises(small_run):
-    trainer = make_trainer(variant(), small_run)
+def test_a_run_leaves_what_it_promises(fresh_run):
+    trainer = make_trainer(variant(), fresh_run)
     folder = run(trainer)
     files = {path.name for path in folder.iterdir()}
     assert {"checkpoint_final.pth", "metrics.csv", "progress.png", "views.png", "debug.json"} <= files
@@ -146,12 +167,12 @@ def test_continuing_with_other_settings_or_method_is_refused(small_run):
         make_trainer(variant(), small_run).load_checkpoint(str(path))
 
 
-def test_labels_are_never_read(small_run):
-    for labels in small_run.glob("*/*/*_seg.b2nd"):
+def test_labels_are_never_read(fresh_run):
+    for labels in fresh_run.glob("*/*/*_seg.b2nd"):
         labels.write_bytes(b"not labels")
-    for properties in small_run.glob("*/*/*.pkl"):
+    for properties in fresh_run.glob("*/*/*.pkl"):
         properties.write_bytes(b"not properties")
-    assert (run(make_trainer(variant(), small_run)) / "checkpoint_final.pth").is_file()
+    assert (run(make_trainer(variant(), fresh_run)) / "checkpoint_final.pth").is_file()
 
 
 def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_run):
@@ -205,14 +226,14 @@ def test_other_plans(folders, plans):
     assert all(map(math.isfinite, trainer.history.rows[0].values()))
 
 
-def test_what_cannot_work_gets_one_sentence(folders, small_run):
+def test_what_cannot_work_gets_one_sentence(folders, fresh_run):
     with pytest.raises(InputError, match="needs a 3D configuration, not '2d'"):
-        make_trainer(variant(), small_run, configuration="2d")
+        make_trainer(variant(), fresh_run, configuration="2d")
     for case in ("case1", "case2", "case3"):
-        for path in small_run.glob(f"*/*/{case}*"):
+        for path in fresh_run.glob(f"*/*/{case}*"):
             path.unlink()
     with pytest.raises(AliceError, match="two"):
-        run(make_trainer(variant(), small_run))
+        run(make_trainer(variant(), fresh_run))
 
 
 def test_validation_cases_of_a_fold_are_held_out(small_run):
