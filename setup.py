@@ -37,9 +37,13 @@ setup(
         "blosc2>=3.3.2",
         "matplotlib",
         "pandas",
+        "scikit-learn",
         "scipy",
         "tqdm",
     ],
-    extras_require={"test": ["pytest>=8"], "dev": ["pytest>=8", "ruff>=0.6", "mypy>=1.11"]},
+    extras_require={
+        "test": ["pytest>=8"],
+        "dev": ["pytest>=8", "ruff>=0.6", "mypy>=1.11"],
+    },
     entry_points={"console_scripts": ["nnunet_alice=nnunet_alice.cli.main:main"]},
 )

@@ -293,7 +293,7 @@ class DrasCLRTrainer(PretrainingTrainer):
                 "settings": asdict(self.settings),
                 "crop_size": self.crop_size,
                 "landmarks": asdict(self.landmarks),
-                "atlas_case": self.matcher.atlas_case,
+                "atlas": asdict(self.matcher.geometry(self.matcher.atlas_case)),
                 "training_locations": self.training_locations,
                 "feature_difference": getattr(self, "_difference", None),
             }

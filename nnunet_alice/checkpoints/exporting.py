@@ -5,8 +5,10 @@ stock nnU-Net's network, so naming ``nnUNetTrainer`` gives the same predictions;
 anything is written.
 """
 
+import importlib
 import logging
 import os
+import pkgutil
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,14 +160,13 @@ def find_trainer(name: str) -> type:
     Raises:
         CheckpointError: there is none of this name.
     """
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     if name != STOCK_TRAINER:
-        folder = str(package_folder(_TRAINERS))
-        found = recursive_find_python_class(folder, name, None, cleanup_imports_from_base_folder=True)
-        if found is not None:
-            return found
+        for module_info in pkgutil.iter_modules([str(package_folder(_TRAINERS))]):
+            module = importlib.import_module(f"{_TRAINERS}.{module_info.name}")
+            if hasattr(module, name):
+                return getattr(module, name)
     try:
         return recursive_find_trainer_class_by_name(name)
     except RuntimeError:

@@ -25,6 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds and how to fine-tune from it"),
     "transfer": ("transfer", "fit a pretrained checkpoint to other plans, for -pretrained_weights"),
     "export": ("export", "write a fine-tuned model for stock nnU-Net, after checking that the logits are the same"),
+    "benchmark": ("benchmark", "compare fine-tuning from scratch and from checkpoints, by number of labels"),
+    "report": ("report", "tables, tests and pictures of a benchmark"),
+    "features": ("features", "turn images into features of patches, cases or dense maps"),
     "demo": ("demo", "the whole workflow on phantoms, in minutes"),
 }
 

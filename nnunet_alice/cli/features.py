@@ -1,0 +1,50 @@
+"""Turn images into features with the encoder of any pretraining checkpoint of this package.
+
+Level "case" gives one vector a case (mean over the landmarks that it shows), "patch" one a landmark, with its location
+in the atlas, and "dense" a feature map a case as NIfTI in the image's place.
+"""
+
+import argparse
+
+EXAMPLE = "nnunet_alice features -d 900 --checkpoint checkpoint_final.pth -o features.npz"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-d", metavar="DATASET", help="preprocessed dataset, number or name")
+    source.add_argument("-i", metavar="FOLDER", help="folder of raw images, named as for nnUNetv2_predict")
+    parser.add_argument("-p", metavar="PLANS", help="plans of the dataset (default: those of the checkpoint)")
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretraining checkpoint")
+    parser.add_argument("-o", required=True, metavar="OUT", help="features.npz; for --level dense a folder")
+    parser.add_argument("--level", choices=["patch", "case", "dense"], default="case", help="default: %(default)s")
+    parser.add_argument("--plain", action="store_true", help="of DrasCLR, take the plain encoder that nnU-Net loads")
+    parser.add_argument("--untrained", action="store_true", help="fresh weights instead: the baseline of a probe")
+    parser.add_argument("-device", default="cpu", metavar="DEVICE", help="cpu, cuda or mps (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Take the features, say what failed and what to run next."""
+    from nnunet_alice.errors import InputError
+    from nnunet_alice.evaluation.encoders import open_encoder
+    from nnunet_alice.evaluation.features import extract
+    from nnunet_alice.evaluation.images import DatasetImages, RawImages
+    from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+    if args.level != "dense" and not args.o.endswith(".npz"):
+        raise InputError(f"-o must end in .npz for --level {args.level}, got {args.o}.")
+    encoder = open_encoder(args.checkpoint, plain=args.plain, untrained=args.untrained, device=args.device)
+    if args.d is not None:
+        plans = args.p or encoder.run["plans_name"]
+        images = DatasetImages(PreprocessedDataset.find(args.d, plans, encoder.run["configuration"]), encoder.run)
+    else:
+        images = RawImages(args.i, encoder.run)
+    failed = extract(encoder, images, args.level, args.o)
+    kind = "location-conditioned" if encoder.conditional else "plain"
+    print(f"{encoder.run['method']}, {kind} encoder, {len(encoder.landmarks)} landmarks, crops of {encoder.size}.")
+    print(f"{len(images.cases) - len(failed)} of {len(images.cases)} cases: {args.o}")
+    for case, reason in list(failed.items())[:20]:
+        print(f"  failed: {case}: {reason}")
+    if len(failed) > 20:
+        print(f"  ... and {len(failed) - 20} more")
+    return 0

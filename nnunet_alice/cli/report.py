@@ -1,0 +1,36 @@
+"""Report what a benchmark found: Dice, surface Dice and HD95 with intervals and tests against training from scratch.
+
+Writes FOLDER/report: report.md, summary.csv, cases.csv (every case of every run), label_efficiency.png, examples.png.
+May be run while the benchmark is still going; the report then says how many runs it has.
+"""
+
+import argparse
+
+EXAMPLE = "nnunet_alice report -i /results/hippocampus -np 8"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("-i", "--input", required=True, metavar="FOLDER", help="folder of nnunet_alice benchmark")
+    parser.add_argument("-np", type=int, default=4, metavar="N", help="processes (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Report and print the means."""
+    from pathlib import Path
+
+    from nnunet_alice.errors import InputError
+    from nnunet_alice.evaluation.benchmark.report import write_report
+    from nnunet_alice.evaluation.benchmark.runner import Runner
+    from nnunet_alice.evaluation.benchmark.settings import parse_settings
+    from nnunet_alice.files import read_json
+
+    settings = Path(args.input) / "settings.json"
+    if not settings.is_file():
+        raise InputError(f"{args.input} holds no benchmark (no settings.json); run nnunet_alice benchmark first.")
+    report = write_report(Runner(parse_settings(read_json(settings)), args.input), args.np)
+    rows = report.summary[(report.summary["metric"] == "dice") & (report.summary["class"] == "mean")]
+    for row in rows.itertuples():
+        compared = "" if row.p != row.p else f", {row.difference:+.4f} against the baseline, p {row.p:.2g}"
+        print(f"{row.labels} labels, {row.percent} % of the run, {row.arm}: Dice {row.mean:.4f}{compared}")
+    print(f"{report.done} of {report.planned} runs. Written: {report.folder / 'report.md'}")

@@ -1,0 +1,159 @@
+"""``report.md``: on top what was compared and how it was measured, then the tables."""
+
+from collections.abc import Sequence
+from datetime import date
+
+import pandas as pd
+
+from nnunet_alice import __version__
+from nnunet_alice.evaluation.benchmark.exposure import exposure
+from nnunet_alice.evaluation.benchmark.results import MEAN
+from nnunet_alice.evaluation.benchmark.runner import Runner
+from nnunet_alice.evaluation.segmentation_metrics import METRICS
+from nnunet_alice.files import read_json
+
+_TITLES = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95_mm": "HD95 (mm, lower is better)"}
+
+
+def page(
+    runner: Runner,
+    cases: pd.DataFrame,
+    summary: pd.DataFrame,
+    unusable: dict[str, str],
+    runs: int,
+    pictures: Sequence[str],
+) -> str:
+    """Text of ``report.md``.
+
+    Args:
+        runner: prepared.
+        cases: from ``collect``.
+        summary: from ``summarise``.
+        unusable: cells that were left out, with why.
+        runs: finished test runs.
+        pictures: files beside the page.
+    """
+    lines = [f"# Benchmark on {runner.workspace.dataset}", "", *_facts(runner, cases, unusable, runs), ""]
+    for picture in pictures:
+        lines += [f"![{picture.partition('.')[0].replace('_', ' ')}]({picture})", ""]
+    lines += ["## Mean over classes", ""]
+    for metric in METRICS:
+        lines += [f"### {_TITLES[metric]}", "", *_mean_table(summary, metric, runner.settings.baseline_arm.name), ""]
+    lines += [f"## Classes, at the end of the run ({_TITLES['dice']}, {_TITLES['surface_dice']}, HD95)", ""]
+    lines += [*_class_table(summary), ""]
+    lines += _tuning(runner)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: int) -> list[str]:
+    settings = runner.settings
+    tests = {case for partition in runner.divisions for case in partition.test}
+    if settings.test.folds:
+        split = f"folds {', '.join(map(str, settings.test.folds))} of {settings.test.split or 'splits_final.json'}"
+    else:
+        split = f"fixed, {settings.test.file or f'drawn with seed {settings.seed}'}"
+    pool = ", ".join(f"{partition.name}: {len(partition.pool)}" for partition in runner.divisions)
+    checkpoints = ", ".join(f"{arm.name} {len(arm.checkpoints)}" for arm in settings.arms if arm.checkpoints)
+    planned = len(runner.test_cells())
+    length = f"{settings.epochs or 'as many as the trainer has'} epochs, "
+    length += f"{settings.iterations or 'as many as the trainer has'} iterations each"
+    lines = [
+        f"- **Split**: {split}; {len(tests)} test cases, which no run trains on; cases to label from ({pool}).",
+        f"- **Runs**: {settings.draws} draws of the labelled cases x {settings.seeds} fine-tuning seeds; "
+        f"pretraining seeds: {checkpoints or 'none'}. {runs} of {planned} runs are finished"
+        + (". **This report is not complete.**" if runs < planned else "."),
+        f"- **Fine-tuning**: {length}, {settings.plans} {settings.configuration}; all of an arm's settings are in "
+        "settings.json and in the trainers' names.",
+        "- **Dice**: 2|A∩B|/(|A|+|B|) of a class in a case, on nnU-Net's predictions in the images' own voxels; left "
+        "out where truth and prediction both lack the class, 0 where one does.",
+        f"- **Surface Dice**: share of the surface voxels of both masks within {settings.tolerance_mm:g} mm of the "
+        "other's surface. **HD95**: larger of the two directed 95th percentiles; the image's diagonal where one mask "
+        "is empty.",
+        "- **Mean** of a case: over its classes. Intervals: 95 %, bootstrap over draws and test cases. p: Wilcoxon's "
+        f"signed-rank test over test cases against {settings.baseline_arm.name}, each averaged over the draws; Holm "
+        "corrects for all comparisons of a metric. It says nothing about other draws: see how many of them are better.",
+    ]
+    images = _test_images(runner, tests)
+    lines += [f"- **{arm.name}** ({arm.trainer}): {exposure(arm, sorted(tests), images)}." for arm in settings.arms]
+    lines += [f"- **Left out**: {name}: {why}" for name, why in unusable.items()]
+    lines.append(f"- nnunet_alice {__version__}, {date.today().isoformat()}.")
+    return lines
+
+
+def _test_images(runner: Runner, tests: set[str]) -> list[str]:
+    """Image files of the test cases, where ``dataset.json`` lists them."""
+    listed = read_json(runner.workspace.dataset_folder / "dataset.json").get("dataset", {})
+    return [image for case in tests for image in listed.get(case, {}).get("images", [])]
+
+
+def _mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:
+    rows = summary[(summary["metric"] == metric) & (summary["class"] == MEAN)]
+    header = ("labels", "% of run", "arm", "mean [95 %]", f"minus {baseline} [95 %]", "p", "p (Holm)", "draws better")
+    lines = [_line(header), _line(["---:"] * 2 + ["---"] + ["---:"] * 5)]
+    for row in rows.itertuples():
+        compared = pd.notna(row.difference)
+        lines.append(
+            _line(
+                (
+                    row.labels,
+                    row.percent,
+                    row.arm,
+                    _interval(row.mean, row.low, row.high, metric),
+                    _interval(row.difference, row.difference_low, row.difference_high, metric, "+") if compared else "",
+                    _p(row.p),
+                    _p(row.p_holm),
+                    f"{row.draws_better:.0f} of {row.draws_paired:.0f}" if compared else "",
+                )
+            )
+        )
+    return lines
+
+
+def _class_table(summary: pd.DataFrame) -> list[str]:
+    rows = summary[(summary["percent"] == 100) & (summary["class"] != MEAN)]
+    arms = list(rows["arm"].unique())
+    lines = [_line(("class", "labels", *arms)), _line(["---", "---:", *["---:"] * len(arms)])]
+    for (name, labels), group in rows.groupby(["class", "labels"], sort=False):
+        means = group.pivot_table(index="arm", columns="metric", values="mean", dropna=False)
+        texts = [
+            ", ".join(_number(means.loc[arm, metric], metric) for metric in METRICS) if arm in means.index else ""
+            for arm in arms
+        ]
+        lines.append(_line((name, labels, *texts)))
+    return lines
+
+
+def _tuning(runner: Runner) -> list[str]:
+    """How learning rates were chosen."""
+    settings = runner.settings
+    lines = []
+    for arm in settings.arms:
+        for partition in runner.divisions if len(arm.learning_rates) > 1 else ():
+            dice = runner.tuning_dice(arm.name, partition.name)
+            tried = ", ".join(f"{rate:g}: {value:.4f}" for rate, value in sorted(dice.items()))
+            lines.append(f"- {arm.name}, {partition.name}: {tried or 'not finished'}")
+    if not lines:
+        return []
+    tuning = settings.tuning
+    intro = (
+        f"Validation Dice on {tuning.cases} cases that are not test cases, with {tuning.labels} labelled cases and "
+        f"{tuning.draws} draws; the best rate is used at every number of labels. A best rate at the end of its list "
+        "asks for a longer list."
+    )
+    return ["## Learning rates", "", intro, "", *lines]
+
+
+def _line(cells: Sequence) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _number(value: float, metric: str, sign: str = "") -> str:
+    return "-" if pd.isna(value) else f"{value:{sign}.2f}" if metric == "hd95_mm" else f"{value:{sign}.4f}"
+
+
+def _interval(value: float, low: float, high: float, metric: str, sign: str = "") -> str:
+    return f"{_number(value, metric, sign)} [{_number(low, metric, sign)}, {_number(high, metric, sign)}]"
+
+
+def _p(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.1e}" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,141 @@
+"""A benchmark's folder: a copy of the dataset made of links, with splits of its own. The original is only read.
+
+``preprocessed/`` and ``results/`` are nnU-Net's folders for all runs, ``weights/`` holds the transferred checkpoints,
+``logs/`` what each run printed, ``settings.json`` what was asked for.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.evaluation.benchmark.settings import Settings
+from nnunet_alice.evaluation.benchmark.splits import Partition, partitions
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+#: settings that may not change within a folder: they decide which cases a split's name stands for
+_FIXED = ("dataset", "plans", "configuration", "seed", "test")
+
+
+class Workspace:
+    """Folder of a benchmark.
+
+    Args:
+        folder: is made if missing.
+        settings: of the benchmark.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Settings) -> None:
+        self.folder = Path(folder).absolute()
+        self.settings = settings
+        self.preprocessed = self.folder / "preprocessed"
+
+    def prepare(self) -> list[Partition]:
+        """Link the dataset and remember the settings; may be called again at any time.
+
+        Returns:
+            the divisions of the cases.
+
+        Raises:
+            InputError: the folder belongs to another benchmark, or the settings do not fit the dataset.
+            NotPreparedError: the dataset is not preprocessed.
+        """
+        source = PreprocessedDataset.find(self.settings.dataset, self.settings.plans, self.settings.configuration)
+        if source.base.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"nnUNet_preprocessed points into {self.folder}; set it to your own folder again.")
+        self._check_settings()
+        own = source.base / "splits_final.json"
+        divisions = partitions(self.settings, source.cases(), read_json(own) if own.is_file() else None)
+        target = self.preprocessed / source.name
+        link_files(source.folder, target / source.folder.name)
+        link_files(source.base / "gt_segmentations", target / "gt_segmentations")
+        for name in (f"{self.settings.plans}.json", "dataset.json", "dataset_fingerprint.json"):
+            if not (source.base / name).is_file():
+                raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
+            write_json(target / name, read_json(source.base / name))
+        write_json(self.folder / "settings.json", self.settings.plain())
+        return divisions
+
+    @property
+    def dataset(self) -> str:
+        """Full name of the dataset."""
+        return next(path.name for path in self.preprocessed.iterdir() if path.name.startswith("Dataset"))
+
+    @property
+    def dataset_folder(self) -> Path:
+        """Folder of the linked dataset."""
+        return self.preprocessed / self.dataset
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of the dataset's files, e.g. ``.nii.gz``."""
+        return read_json(self.dataset_folder / "dataset.json")["file_ending"]
+
+    def write_splits(self, wanted: Iterable[tuple[str, dict]]) -> dict[str, int]:
+        """Add splits to ``splits_final.json``; those that are there keep their fold.
+
+        Args:
+            wanted: name and cases of each split.
+
+        Returns:
+            name -> fold.
+
+        Raises:
+            InputError: a split of this name has other cases.
+        """
+        names_file, splits_file = self.dataset_folder / "splits_names.json", self.dataset_folder / "splits_final.json"
+        names = read_json(names_file) if names_file.is_file() else []
+        splits = read_json(splits_file)[: len(names)] if names else []
+        for name, cases in wanted:
+            if name not in names:
+                names.append(name)
+                splits.append(cases)
+            elif splits[names.index(name)] != cases:
+                raise InputError(
+                    f"{splits_file} has other cases for {name}: the data or settings changed; use a new folder."
+                )
+        # splits first: a kill in between leaves a split without a name, which the next call writes again
+        write_json(splits_file, splits)
+        write_json(names_file, names)
+        return {name: fold for fold, name in enumerate(names)}
+
+    def _check_settings(self) -> None:
+        path = self.folder / "settings.json"
+        if not path.is_file():
+            return
+        old, new = read_json(path), self.settings.plain()
+        for key in _FIXED:
+            if _comparable(old.get(key)) != _comparable(new[key]):
+                raise InputError(
+                    f"{self.folder} holds a benchmark with {key} {old.get(key)}, not {new[key]}; use a new folder."
+                )
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Link every file of a folder into another one: symbolic links, or hard links where those are not allowed.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist; run nnUNetv2_preprocess for this dataset.")
+    target.mkdir(parents=True, exist_ok=True)
+    there = {entry.name for entry in os.scandir(target)}
+    for entry in os.scandir(source):
+        if entry.name in there or not entry.is_file() or entry.name.startswith("."):
+            continue
+        original = Path(entry.path).resolve()
+        try:
+            os.symlink(original, target / entry.name)
+        except FileExistsError:  # another part of this benchmark was faster
+            continue
+        except OSError:
+            os.link(original, target / entry.name)
+
+
+def _comparable(value):
+    """Settings as they look after a trip through JSON."""
+    if isinstance(value, dict):
+        return {key: _comparable(entry) for key, entry in value.items()}
+    return [_comparable(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,92 @@
+"""Pictures of a benchmark: Dice over the number of labels, and cases with their segmentations."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nnunet_alice.files import atomic_write
+
+#: one colour an arm or a class, in their order
+_COLOURS = colormaps["tab10"].colors
+
+
+def draw_label_efficiency(summary: pd.DataFrame, path: str | os.PathLike) -> None:
+    """Draw the mean Dice of every arm over the number of labelled cases, a panel for each share of the run.
+
+    Args:
+        summary: of ``nnunet_alice.evaluation.benchmark.report.summarise``.
+        path: PNG to write.
+    """
+    rows = summary[(summary["metric"] == "dice") & (summary["class"] == "mean")]
+    shares, arms = sorted(rows["percent"].unique()), list(rows["arm"].unique())
+    labels = sorted(rows["labels"].unique())
+    figure = Figure(figsize=(4.2 * len(shares) + 0.6, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    for axes, share in zip(panels, shares, strict=True):
+        for number, arm in enumerate(arms):
+            own = rows[(rows["percent"] == share) & (rows["arm"] == arm)].sort_values("labels")
+            # intervals of arms beside each other, by a shift that looks equal on the logarithmic axis
+            at = own["labels"] * 1.03 ** (number - (len(arms) - 1) / 2)
+            errors = [own["mean"] - own["low"], own["high"] - own["mean"]]
+            colour = _COLOURS[number % len(_COLOURS)]
+            axes.errorbar(at, own["mean"], yerr=errors, marker="o", markersize=4, capsize=2, color=colour, label=arm)
+        axes.set_xscale("log")
+        axes.set_xticks(labels, [str(count) for count in labels])
+        axes.minorticks_off()
+        axes.set_title("at the end of fine-tuning" if share == 100 else f"at {share} % of fine-tuning", fontsize=10)
+        axes.set_xlabel("labelled cases")
+        axes.grid(color="0.92")
+    panels[0].set_ylabel("Dice, mean over classes (95 % interval)")
+    panels[-1].legend(loc="lower right", fontsize=8)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A slice of a case with its segmentations.
+
+    Attributes:
+        title: of the row.
+        image: (y, x) intensities.
+        segmentations: caption -> (y, x) labels.
+        aspect: height of a pixel over its width.
+    """
+
+    title: str
+    image: np.ndarray
+    segmentations: Mapping[str, np.ndarray]
+    aspect: float
+
+
+def draw_examples(examples: Sequence[Example], path: str | os.PathLike) -> None:
+    """Draw each case in a row: the image, then the image with each segmentation.
+
+    Args:
+        examples: as many segmentations in each.
+        path: PNG to write.
+    """
+    columns = 1 + len(examples[0].segmentations)
+    figure = Figure(figsize=(2.9 * columns, 3.1 * len(examples)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(examples), columns, squeeze=False)
+    for row, example in zip(grid, examples, strict=True):
+        low, high = np.percentile(example.image, [1, 99])
+        panels = {example.title: np.zeros_like(next(iter(example.segmentations.values()))), **example.segmentations}
+        for axes, (caption, labels) in zip(row, panels.items(), strict=True):
+            axes.imshow(example.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=example.aspect)
+            overlay = np.zeros((*labels.shape, 4))
+            for label in np.unique(labels[labels > 0]).astype(int):
+                overlay[labels == label] = (*_COLOURS[(label - 1) % len(_COLOURS)], 0.45)
+            axes.imshow(overlay, aspect=example.aspect, interpolation="nearest")
+            axes.set_title(caption, fontsize=8)
+            axes.set_axis_off()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=100)

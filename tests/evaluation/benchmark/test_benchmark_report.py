@@ -1,0 +1,193 @@
+"""The report's numbers against recomputation from the predictions, and what its page promises."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+import torch
+from benchmark_runs import make_runner, settings, write_dataset
+from scipy import stats
+
+from nnunet_alice.cli.main import main
+from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.evaluation.benchmark.exposure import exposure, image_name
+from nnunet_alice.evaluation.benchmark.report import summarise, write_report
+from nnunet_alice.evaluation.benchmark.results import collect
+from nnunet_alice.evaluation.benchmark.settings import Arm
+
+CELLS = 8
+
+
+def skill(trainer: str, fold: int) -> float:
+    """Pretraining is better by 0.1 in every fold."""
+    return (0.7 if "scratch" in trainer else 0.8) + 0.02 * fold
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A benchmark whose cells are all done."""
+    base = tmp_path_factory.mktemp("report")
+    write_dataset(base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_preprocessed", str(base / "preprocessed"))
+        patch.delenv("nnUNet_raw", raising=False)
+        make_runner(base, settings(base / "pretrained.pth"), skill=skill)[0].run()
+        yield base
+
+
+def runner_of(base):
+    return make_runner(base, settings(base / "pretrained.pth"))[0]
+
+
+def dice_of(one: Path, other: Path, label: int) -> float:
+    a, b = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) == label for path in (one, other))
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_every_number_is_that_of_its_predictions(finished):
+    runner = runner_of(finished)
+    runner.prepare()
+    cases, unusable = collect(runner, 1)
+    assert not unusable and not cases.duplicated(["arm", "labels", "draw", "percent", "case", "class"]).any()
+    assert len(cases) == CELLS * 2 * 3 * 3  # shares of the run, test cases, two classes and their mean
+    truth = runner.workspace.dataset_folder / "gt_segmentations"
+    for cell in runner.test_cells():
+        for percent, summary in runner.summaries(cell).items():
+            keys = {"arm": cell.arm, "labels": len(runner.splits[cell.split]["train"]), "draw": cell.draw}
+            keys["percent"] = percent
+            own = cases[np.logical_and.reduce([cases[key] == value for key, value in keys.items()])]
+            assert own["case"].nunique() == 3
+            for case, rows in own.groupby("case"):
+                dice = rows.set_index("class")["dice"]
+                files = summary.parent / f"{case}.nii.gz", truth / f"{case}.nii.gz"
+                expected = [dice_of(*files, label) for label in (1, 2)]
+                assert [dice["front"], dice["back"]] == pytest.approx(expected)
+                assert dice["mean"] == pytest.approx(np.mean(expected))
+
+
+def test_kept_metrics_are_those_of_the_present_predictions(finished):
+    runner = runner_of(finished)
+    runner.prepare()
+    first, _ = collect(runner, 1)
+    folder = runner.summaries(runner.test_cells()[0])[100].parent
+    kept = next(folder.glob("metrics_*.csv"))
+    before = kept.stat().st_mtime_ns
+    again, _ = collect(runner, 1)
+    assert kept.stat().st_mtime_ns == before
+    pd.testing.assert_frame_equal(first, again)
+    (folder / "summary.json").touch()
+    collect(runner, 1)
+    assert kept.stat().st_mtime_ns > before
+
+
+def made_up(draws=4, cases=12, seed=0) -> pd.DataFrame:
+    """Results of two arms with two checkpoints for the second; the second is better by about 0.05."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    hardness, luck = rng.normal(0.7, 0.1, cases), rng.normal(0, 0.02, draws)
+    for arm, checkpoint, gain in (("scratch", -1, 0.0), ("alice", 0, 0.04), ("alice", 1, 0.06)):
+        for draw in range(draws):
+            for case in range(cases):
+                dice = hardness[case] + luck[draw] + gain + rng.normal(0, 0.01)
+                row = {"arm": arm, "checkpoint": checkpoint, "partition": "fixed", "labels": 3, "draw": draw, "seed": 0}
+                row |= {"percent": 100, "case": f"c{case}", "class": "mean", "dice": dice, "surface_dice": dice}
+                rows.append(row | {"hd95_mm": 10 * (1 - dice)})
+    return pd.DataFrame(rows)
+
+
+def test_statistics_against_a_recomputation():
+    cases = made_up()
+    summary = summarise(cases, "scratch", seed=1).set_index(["metric", "arm"])
+    means = cases.groupby(["arm", "draw", "case"])["dice"].mean()
+    row = summary.loc[("dice", "alice")]
+    assert row["mean"] == pytest.approx(means["alice"].mean())
+    difference = (means["alice"] - means["scratch"]).groupby("case").mean()
+    assert row["difference"] == pytest.approx(difference.mean()) and 0.03 < row["difference"] < 0.07
+    assert row["p"] == pytest.approx(stats.wilcoxon(difference).pvalue) and row["p_holm"] == pytest.approx(row["p"])
+    assert row["difference_low"] < row["difference"] < row["difference_high"] < 0.08
+    assert (row["runs"], row["draws"], row["cases"]) == (8, 4, 12) and row["draws_better"] == 4
+    assert summary.loc[("hd95_mm", "alice"), "draws_better"] == 4  # lower is better
+    baseline = summary.loc[("dice", "scratch")]
+    assert baseline["mean"] == pytest.approx(means["scratch"].mean()) and np.isnan(baseline["p"])
+
+
+def test_only_draws_that_both_arms_have_are_compared():
+    cases = made_up()
+    cases.loc[(cases["arm"] == "alice") & (cases["draw"] == 3), "dice"] += 0.3
+    partly = cases[~((cases["arm"] == "scratch") & (cases["draw"] == 3))]
+    row = summarise(partly, "scratch", seed=1).set_index(["metric", "arm"]).loc[("dice", "alice")]
+    assert row["draws_paired"] == 3 and row["draws"] == 4 and row["difference"] < 0.07
+
+
+def test_the_same_seed_gives_the_same_table():
+    pd.testing.assert_frame_equal(summarise(made_up(), "scratch", 3), summarise(made_up(), "scratch", 3))
+
+
+def test_the_page_says_what_it_must(finished, capsys):
+    assert main(["report", "-i", str(finished / "bench"), "-np", "1"]) == 0
+    folder = finished / "bench" / "report"
+    assert f"{CELLS} of {CELLS} runs" in capsys.readouterr().out
+    page = (folder / "report.md").read_text()
+    head, tables = page.split("## Mean over classes")
+    for words in ("Split", "drawn with seed 1", "3 test cases", "2 draws", "pretraining seeds: alice 1"):
+        assert words in head
+    for words in ("2|A∩B|", "within 2 mm", "95th percentiles", "Wilcoxon", "unknown: pretrained.pth does not say"):
+        assert words in head
+    assert "not complete" not in head and "2 of 2" in tables and "front" in tables
+    summary = pd.read_csv(folder / "summary.csv")
+    row = summary.query("metric == 'dice' and `class` == 'mean' and arm == 'alice' and percent == 100 and labels == 2")
+    assert f"{row['mean'].item():.4f} [{row['low'].item():.4f}, {row['high'].item():.4f}]" in tables
+    assert row["difference"].item() > 0.03 and len(pd.read_csv(folder / "cases.csv")) == CELLS * 18
+    for picture in ("label_efficiency.png", "examples.png"):
+        assert (folder / picture).read_bytes()[:4] == b"\x89PNG" and picture in page
+
+
+def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
+    write_dataset(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    runner, pretender = make_runner(tmp_path, settings(tmp_path / "pretrained.pth"), die_at=6)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    broken = pretender.finished[0] / "validation"
+    next(broken.glob("*.nii.gz")).unlink()
+    (pretender.finished[1] / "start.json").write_text(json.dumps({"pretrained": None}))
+    report = write_report(runner_of(tmp_path), 1)
+    page = (report.folder / "report.md").read_text()
+    assert report.planned == CELLS and report.done == 4  # one of five cannot be used, one lacks its end
+    assert "not complete" in page and page.count("**Left out**") == 2 and "is missing" in page
+
+
+def test_nothing_finished_is_an_error_with_the_next_step(tmp_path, monkeypatch):
+    write_dataset(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    with pytest.raises(NotPreparedError, match="run nnunet_alice benchmark"):
+        write_report(runner_of(tmp_path), 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/x/case_01_0000.nii.gz", "case_01"),
+        ("img0001.nii.gz", "img0001"),
+        ("a/b/hippocampus_001.nii.gz", "hippocampus_001"),
+    ],
+)
+def test_image_names(path, name):
+    assert image_name(path) == name
+
+
+def test_exposure_is_told_from_the_checkpoint(tmp_path):
+    dataset = {f"u{i}": {"images": [f"/data/case{i:02d}_0000.nii.gz"], "label": ""} for i in range(4)}
+    torch.save({"pretraining": {"dataset_json": {"dataset": dataset}}}, tmp_path / "a.pth")
+    torch.save({"network_weights": {}}, tmp_path / "b.pth")
+    arm = Arm("alice", checkpoints=(str(tmp_path / "a.pth"),))
+    assert "SAW images of 2 of 3" in exposure(arm, ["case02", "case03", "case07"])
+    assert "did not see" in exposure(arm, ["case07"])
+    assert "SAW" in exposure(arm, ["BTCV_0001"], ["/raw/case01.nii.gz"])
+    assert "unknown" in exposure(Arm("x", checkpoints=(str(tmp_path / "b.pth"),)), ["case07"])
+    assert "SAW" in exposure(Arm("x", checkpoints=("gone.pth",), saw_test_images=True), ["case07"])
+    assert exposure(Arm("scratch"), ["case07"]) == "no pretraining"

@@ -1,0 +1,71 @@
+"""Settings: what is read, and what is refused with which words."""
+
+import json
+
+import pytest
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.evaluation.benchmark.settings import parse_settings, read_settings
+
+GOOD = {
+    "dataset": 4,
+    "test": 60,
+    "arms": {"scratch": None, "alice": {"checkpoints": "a.pth", "learning_rates": "1e-3"}},
+}
+
+
+def test_yaml_and_its_relative_paths(tmp_path):
+    (tmp_path / "b.yaml").write_text(
+        "dataset: 4\nlabels: [3, all]\ntest: {file: cases.json}\n"
+        "arms:\n  scratch: {learning_rates: [1e-2, 3e-3]}\n  alice: {checkpoints: [w/a.pth, /b.pth]}\n"
+    )
+    settings = parse_settings(read_settings(tmp_path / "b.yaml"))
+    assert settings.arm("alice").checkpoints == (str(tmp_path / "w/a.pth"), "/b.pth")
+    assert settings.arm("scratch").learning_rates == (0.003, 0.01) and settings.labels == (3, "all")
+    assert settings.test.file == str(tmp_path / "cases.json")
+    assert (settings.arm("scratch").trainer, settings.arm("alice").trainer) == (
+        "FineTuneTrainer_scratch",
+        "FineTuneTrainer",
+    )
+    assert settings.baseline_arm.name == "scratch"
+
+
+def test_settings_survive_a_trip_through_json():
+    for test in (60, {"folds": [0, 2]}, {"file": "x.json"}):
+        settings = parse_settings(GOOD | {"test": test})
+        assert parse_settings(json.loads(json.dumps(settings.plain()))) == settings
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": [3]}, "Unknown 'label' in settings; did you mean 'labels'"),
+        ({"arms": {"s": {"lr": 1}}}, "Unknown 'lr' in arm 's'"),
+        ({"arms": {"a": {"checkpoints": "a.pth"}}}, "No arm trains from scratch"),
+        ({"arms": {"a b": None}}, "names are letters"),
+        ({"arms": {"s": {"learning_rates": ["fast"]}}}, "not numbers"),
+        ({"arms": {"s": {"learning_rates": [0]}}}, "above 0"),
+        ({"arms": {"s": {"trainer": "nnUNetTrainer"}}}, "does not use a FineTuneTrainer"),
+        ({"arms": {"s": {"parts": "head"}}}, "'all' or 'encoder'"),
+        ({"arms": {}}, "lack 'arms'"),
+        ({"baseline": "x"}, "not among the arms"),
+        ({"test": {"cases": 3, "folds": [0]}}, "exactly one"),
+        ({"test": {}}, "lack 'test'"),
+        ({"labels": [0]}, "above 0"),
+        ({"labels": [5, 5]}, "each once"),
+        ({"labels": ["many"]}, "whole number"),
+        ({"draws": 0}, "at least 1"),
+        ({"keep_at": [100]}, "between 1 and 99"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        parse_settings(GOOD | change)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_settings(tmp_path / "no.yaml")
+    (tmp_path / "b.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="not valid YAML"):
+        read_settings(tmp_path / "b.yaml")
