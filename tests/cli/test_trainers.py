@@ -12,10 +12,10 @@ from nnunet_alice.discovery import classes_in, package_folder, summary
 TRAINERS = Path(__file__).resolve().parents[2] / "trainers"
 
 
-def test_stdout_is_the_folder_and_nothing_else():
-    result = subprocess.run(
-        [sys.executable, "-m", "nnunet_alice.cli.main", "trainers"], capture_output=True, text=True, check=True
-    )
+def test_stdout_is_the_folder_and_nothing_else(tmp_path):
+    # Away from the checkout: `python -m` would import its nnunet_alice/, which lies beside trainers/ and not around it.
+    command = [sys.executable, "-m", "nnunet_alice.cli.main", "trainers"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert result.stdout.endswith("\n") and result.stdout.count("\n") == 1
     assert Path(result.stdout.strip()).is_dir()
     assert Path(result.stdout.strip()) == package_folder("nnunet_alice.trainers")
