@@ -7,7 +7,7 @@ every scan came from another MR sequence; raw intensities then say little). Impo
 public commands, trains every form on the same training cases with the same matches (the atlas of the CT-like volumes),
 and asks on the held-out cases: among the anchor views of 32 draws, does a query view find the anchor of the same
 anatomy? Prints one row a form: retrieval, entropies, spread, token-index information, reconstruction. Running it again
-trains only what is missing.
+trains only what is missing, and continues what was interrupted.
 """
 
 import argparse
@@ -62,8 +62,10 @@ def main() -> None:
     rows = {}
     for name in args.trainers:
         trainer = make_trainer(name, args, dataset, AtlasMatcher(datasets["ct"]))
-        final = Path(trainer.output_folder) / "checkpoint_final.pth"
+        final, latest = (Path(trainer.output_folder) / f"checkpoint_{which}.pth" for which in ("final", "latest"))
         if not final.is_file():
+            if latest.is_file():
+                trainer.load_checkpoint(str(latest))
             trainer.run_training()
         checkpoint = torch.load(final, weights_only=True)
         trainer.initialize() if not trainer.was_initialized else None

@@ -22,6 +22,7 @@ from nnunet_alice.methods.schedules import warmup_cosine
 from nnunet_alice.pictures.similarity import SimilarityExample, draw_similarity
 from nnunet_alice.trainers.pretraining import PretrainingTrainer
 from nnunet_alice.training.cases import cases_with_geometry
+from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.variants import epochs_variant
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
 from nnunet_alice.views.overlap import OverlapSampler
@@ -107,7 +108,7 @@ class AnatomicalEmbeddingTrainer(PretrainingTrainer):
     def prepare_cases(self, train_cases: list[str], validation_cases: list[str]) -> tuple[list[str], list[str]]:
         """Find the body of every case; those without one are left out."""
         both = sorted({*train_cases, *validation_cases})
-        usable = set(self._on_one_rank_first(lambda: cases_with_geometry(self.dataset, both, default_num_processes)))
+        usable = set(on_one_rank_first(lambda: cases_with_geometry(self.dataset, both, default_num_processes)))
         if len(usable) < len(both):
             self.print_to_log_file(f"No body was found in {len(both) - len(usable)} of {len(both)} cases: left out.")
         self.geometries = GeometryMatcher(self.dataset, usable)

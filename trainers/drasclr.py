@@ -26,6 +26,7 @@ from nnunet_alice.methods.schedules import cosine
 from nnunet_alice.pictures.landmark_views import draw_landmark_views
 from nnunet_alice.trainers.pretraining import PretrainingTrainer
 from nnunet_alice.training.collapse import MIN_SPREAD
+from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.variants import epochs_variant
 from nnunet_alice.views.landmark_crops import LandmarkCrops, crop_size, noise_and_gamma
 
@@ -79,8 +80,8 @@ class DrasCLRTrainer(PretrainingTrainer):
 
     def build_model(self, network: nn.Module) -> nn.Module:
         """DrasCLR around a conditional copy of the plans' encoder; the network itself only carries the weights on."""
-        self.matcher = self._on_one_rank_first(self.open_matcher)
-        self.landmarks = self._on_one_rank_first(self.open_landmarks)
+        self.matcher = on_one_rank_first(self.open_matcher)
+        self.landmarks = on_one_rank_first(self.open_landmarks)
         self.places = LandmarkPlaces.of_registered(self.landmarks, self.matcher)
         seen = self.places.seen()
         self.training_locations = torch.from_numpy(self.landmarks.locations[seen >= min(2, int(seen.max()))])

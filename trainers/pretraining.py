@@ -5,7 +5,6 @@ nnU-Net's own ``run_training``.
 """
 
 import os
-from datetime import timedelta
 from time import time
 
 import torch
@@ -24,13 +23,13 @@ from nnunet_alice.anatomy.providers import open_matcher
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.errors import InputError, NonFiniteLossError, NotPreparedError
-from nnunet_alice.methods.distributed import mean_over_ranks
 from nnunet_alice.methods.schedules import cosine, warmup_cosine
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
+from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank_first
 from nnunet_alice.training.without_labels import NoSegmentation
 from nnunet_alice.views.loader import NumberedBatches, start_loader
 from nnunet_alice.views.pairs import matching_metrics
@@ -52,7 +51,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         warmup_share: share of the run over which the learning rate rises (the paper's 50 of 1000 epochs).
         weight_decay_range: weight decay at start and end, by a cosine; none on biases and norms.
         max_gradient_norm: every parameter's gradient is clipped to this norm; None does not clip.
-        save_every: epochs between two writings of ``checkpoint_latest.pth``.
+        save_every: epochs between two writings of ``checkpoint_latest.pth``, at most a tenth of the run.
         pictures_every: epochs between two sets of pictures of what the network sees.
     """
 
@@ -76,7 +75,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's exact signature
     ) -> None:
-        save_every = self.save_every
+        save_every = min(self.save_every, max(1, self.epochs // 10))
         super().__init__(plans, configuration, fold, dataset_json, device)
         if len(self.configuration_manager.patch_size) != 3:
             raise InputError(
@@ -167,7 +166,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
 
     def prepare_cases(self, train_cases: list[str], validation_cases: list[str]) -> tuple[list[str], list[str]]:
         """Hook: make ready what views need of these cases; returns those to train and to validate on."""
-        self.matcher = self._on_one_rank_first(self.open_matcher)
+        self.matcher = on_one_rank_first(self.open_matcher)
         self.print_to_log_file(f"Views are matched by the {self.matcher.name} ({len(self.matcher.cases)} cases).")
         if len(set(validation_cases) & set(self.matcher.cases)) < 2:
             self.print_to_log_file("Fewer than two validation cases can be matched: validating on training cases.")
@@ -193,18 +192,6 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
             NotPreparedError: none was.
         """
         return open_matcher(self.dataset)
-
-    def _on_one_rank_first(self, work):
-        """Let rank 0 do work that writes files, then the others, who find it done.
-
-        They wait in a group of their own: NCCL gives up after minutes, and registering a large dataset takes hours.
-        """
-        if not self.is_ddp:
-            return work()
-        patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-        result = work() if self.local_rank == 0 else None
-        dist.barrier(group=patient)
-        return work() if result is None else result
 
     # --------------------------------------------------------------------------------------------- training
 
@@ -278,9 +265,9 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Mean of the epoch's metrics over steps and ranks."""
-        self._train_metrics = self._over_ranks(mean_metrics(output["parts"] for output in train_outputs))
+        self._train_metrics = metrics_over_ranks(mean_metrics(output["parts"] for output in train_outputs), self.device)
         pairs = [pair for output in train_outputs for pair in output["pairs"]]
-        self._train_metrics |= self._over_ranks(matching_metrics(pairs))
+        self._train_metrics |= metrics_over_ranks(matching_metrics(pairs), self.device)
         self._views = sum(output["views"] for output in train_outputs) * (dist.get_world_size() if self.is_ddp else 1)
         self._train_end = time()
 
@@ -299,14 +286,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         """Mean of the losses, and the method's own metrics of the whole epoch."""
         metrics = {f"val_{name}": value for name, value in mean_metrics(o["parts"] for o in val_outputs).items()}
         losses = {name: value for name, value in metrics.items() if name.startswith("val_loss")}
-        self._validation_metrics = self._over_ranks(losses | self.validation_metrics(val_outputs))
-
-    def _over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Mean over ranks of metrics that every rank has."""
-        if not self.is_ddp or not metrics:
-            return metrics
-        values = mean_over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device))
-        return dict(zip(metrics, values.tolist(), strict=True))
+        self._validation_metrics = metrics_over_ranks(losses | self.validation_metrics(val_outputs), self.device)
 
     def on_epoch_end(self) -> None:
         """Log, warn, draw and save."""

@@ -99,11 +99,10 @@ class AtlasFiles:
         return self.folder / "atlas.png"
 
     def fingerprint(self, atlas_case: str) -> dict:
-        """What registrations to this atlas depend on."""
+        """What registrations to this atlas depend on: the preprocessed cases, which several plans may share."""
         return {
             "version": VERSION,
-            "plans": self.dataset.plans_name,
-            "configuration": self.dataset.configuration,
+            "preprocessed": self.dataset.folder.name,
             "spacing": list(self.dataset.spacing),
             "atlas_case": atlas_case,
         }

@@ -13,6 +13,7 @@ from nnunet_alice.anatomy.matching import RelativePositionMatcher
 from nnunet_alice.anatomy.providers import open_matcher
 from nnunet_alice.anatomy.registration import assess
 from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 ATLAS = "p1"
 
@@ -161,6 +162,15 @@ def test_running_again_does_only_what_is_missing(balls, registered):
     files.case_file("c").write_text("{")
     assert prepare_atlas(balls, 1).atlas_case == "b"
     assert registered == ["a", "c"]
+
+
+def test_plans_that_share_preprocessed_cases_share_the_registrations(balls, registered):
+    prepare_atlas(balls, 1, "b")
+    (balls.base / "OtherPlans.json").write_bytes((balls.base / "nnUNetPlans.json").read_bytes())
+    other = PreprocessedDataset(balls.name, "OtherPlans", balls.configuration)
+    registered.clear()
+    assert AtlasMatcher(other).atlas_case == prepare_atlas(other, 1).atlas_case == "b"
+    assert registered == [] and AtlasMatcher(balls).cases == AtlasMatcher(other).cases
 
 
 def test_another_atlas_and_overwrite_register_all_again(balls, registered):

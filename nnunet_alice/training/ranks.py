@@ -1,0 +1,45 @@
+"""What trainers do together over the ranks of a DDP run; all of it is plain work in a single process."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import distributed as dist
+
+from nnunet_alice.methods.distributed import mean_over_ranks, world_size
+
+Result = TypeVar("Result")
+
+
+def on_one_rank_first(work: Callable[[], Result]) -> Result:
+    """Let rank 0 do work that writes files, then the others, who find it done.
+
+    They wait in a group of their own: NCCL gives up after minutes, and registering a large dataset takes hours.
+
+    Args:
+        work: called once on every rank.
+
+    Returns:
+        What ``work`` gave on this rank.
+    """
+    if world_size() == 1:
+        return work()
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    first = dist.get_rank() == 0
+    result = work() if first else None
+    dist.barrier(group=patient)
+    return result if first else work()
+
+
+def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Mean over the ranks of metrics that every rank has.
+
+    Args:
+        metrics: name -> number, the same names in the same order on every rank.
+        device: where the ranks' backend can reduce.
+    """
+    if world_size() == 1 or not metrics:
+        return metrics
+    values = mean_over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
+    return dict(zip(metrics, values.tolist(), strict=True))
