@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"  {sum(report.seconds.values()):7.0f}  in all")
     print(
         f"\nDice on {size.test} test phantoms that no training saw ({size.training} labelled and {size.unlabelled} "
-        f"unlabelled phantoms for training, {size.finetuning} in both runs)"
+        f"unlabelled phantoms for training; {size.finetuning}, from scratch {size.scratch})"
     )
     runs = list(report.dice)
     print(f"  {'organ':14}" + "".join(f"{run:>14}" for run in runs))

@@ -9,7 +9,7 @@ import pytest
 
 from nnunet_alice.demo import Demo, DemoSize
 
-#: a demo of the smallest size: two epochs of two iterations, one epoch of fine-tuning
+#: a demo of the smallest size: two epochs of two iterations, one epoch of stock nnU-Net's fine-tuning
 SMALLEST = DemoSize(
     unlabelled=5,
     training=2,
@@ -17,6 +17,7 @@ SMALLEST = DemoSize(
     spacing_mm=16.0,
     pretraining="AliceTrainer_smoke",
     finetuning="nnUNetTrainer_1epoch",
+    scratch="nnUNetTrainer_1epoch",
 )
 
 
