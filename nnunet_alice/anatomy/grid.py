@@ -67,6 +67,13 @@ class BodyGrid:
         total = weights.sum(axis=1, keepdims=True)
         return rows, np.divide(weights, total, out=np.zeros_like(weights), where=total > 1e-9)
 
+    def neighbours(self, rows: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Rows of the points at (K, 3) offsets in cells from those of ``rows`` (Q,): (Q, K), -1 where there is none."""
+        cells = self.cells[rows].astype(np.intp)[:, None] + offsets + 1
+        # Anything beyond the border of -1 is no point either.
+        cells = np.clip(cells, 0, np.asarray(self.shape) + 1)
+        return self.lookup[tuple(np.moveaxis(cells, 2, 0))]
+
     def axis_neighbours(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the neighbours before and behind on each axis: (Q, 3, 2), -1 where there is none."""
         cells = self.cells[rows].astype(np.intp) + 1

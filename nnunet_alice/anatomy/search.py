@@ -2,8 +2,8 @@
 
 Paper: Yan et al., TMI 2022, sec. III-C: the counterpart of a point is where the mean of fine and coarse cosine is
 highest, and that mean is the score. Deviation: the reference convolves the query's descriptor over dense embedding
-volumes of hundreds of MB; ours searches the compact index and then fits a parabola to the similarity along each axis
-through the best grid point. A query's own descriptor is interpolated from the index of its case.
+volumes of hundreds of MB; ours searches the compact index, then fits a quadratic surface to the similarities around
+the best grid point (``anatomy.peaks``). A query's own descriptor is interpolated from the index of its case.
 """
 
 import logging
@@ -17,6 +17,7 @@ from scipy.spatial import KDTree
 
 from nnunet_alice.anatomy.index import CaseIndex, IndexStore
 from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
+from nnunet_alice.anatomy.peaks import neighbour_offsets, quadratic_peaks
 from nnunet_alice.anatomy.trust import read_trust
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 THRESHOLD = 0.7
 #: similarities held at once: 64 MB
 _BLOCK_SIMILARITIES = 16_000_000
+_NEIGHBOURS = neighbour_offsets()
 
 
 class IndexSearch:
@@ -99,12 +101,14 @@ class IndexSearch:
         peak = similarity[np.arange(len(best)), best].astype(float)
         neighbours = self.index.grid.axis_neighbours(best)
         around = similarity[np.arange(len(best))[:, None, None], neighbours].astype(float)
-        offset, gain = _parabola_peak(around[..., 0], peak[:, None], around[..., 1])
-        # At the rim of the body one side is missing: no step along that axis.
+        _, gain = _parabola_peak(around[..., 0], peak[:, None], around[..., 1])
+        # At the rim of the body one side is missing: no gain and no step along that axis.
         whole = (neighbours >= 0).all(axis=2)
-        step = np.asarray(self.index.grid.step_vox)
-        points = self.index.grid.points_vox[best] + np.where(whole, offset, 0) * step
-        return points, np.minimum(peak + np.where(whole, gain, 0).sum(axis=1), 1.0)
+        scores = np.minimum(peak + np.where(whole, gain, 0).sum(axis=1), 1.0)
+        near = self.index.grid.neighbours(best, _NEIGHBOURS)
+        values = np.take_along_axis(similarity, np.maximum(near, 0), axis=1).astype(float)
+        moved = np.where(whole, quadratic_peaks(values, near >= 0, _NEIGHBOURS), 0)
+        return self.index.grid.points_vox[best] + moved * np.asarray(self.index.grid.step_vox), scores
 
     @cached_property
     def _tree(self) -> KDTree:

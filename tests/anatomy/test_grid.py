@@ -86,3 +86,14 @@ def test_neighbours_against_a_loop():
                 other[axis] += move
                 assert neighbours[row, axis, side] == cells.get(tuple(other), -1)
     assert (neighbours == -1).any()
+
+
+def test_any_neighbours_against_a_loop():
+    grid = body_grid(geometry(ellipsoid((12, 20, 20))), 500)
+    offsets = np.array([[0, 0, 0], [1, 0, 0], [-1, 1, 0], [2, -2, 1], [0, 0, 9], [-40, 0, 0]])
+    rows = np.arange(0, len(grid.cells), 7)
+    found = grid.neighbours(rows, offsets)
+    place = {tuple(cell): row for row, cell in enumerate(grid.cells.tolist())}
+    expected = [[place.get(tuple((grid.cells[row] + offset).tolist()), -1) for offset in offsets] for row in rows]
+    np.testing.assert_array_equal(found, expected)
+    assert (found[:, 0] == rows).all() and (found[:, -1] == -1).all() and (found[:, 3] >= 0).any()
