@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.atlas_landmarks import open_landmarks
 from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
+from nnunet_alice.checkpoints.conditional import query_encoder_state
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.data.atlas_file import geometry_of_checkpoint
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.views.landmark_crops import crop_size
-
-_QUERY = "query.encoder."
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def open_encoder(
     conditional = own is not None and own["settings"]["conditional"] and not plain and not untrained
     if conditional:
         module: nn.Module = to_conditional(network.encoder, own["settings"]["num_experts"])
-        state = {k.removeprefix(_QUERY): v for k, v in checkpoint["model_state"].items() if k.startswith(_QUERY)}
-        module.load_state_dict(state)
+        module.load_state_dict(query_encoder_state(checkpoint))
         assert isinstance(module, ConditionalEncoder)
     else:
         module = UnconditionedEncoder(network.encoder)
@@ -135,7 +134,7 @@ def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry
     if own is None:
         dataset = PreprocessedDataset.find(run["dataset_name"], run["plans_name"], run["configuration"])
         return open_landmarks(dataset), load_geometry(dataset, AtlasFiles(dataset).atlas_case())
-    laid, atlas = own["landmarks"], own["atlas"]
+    laid = own["landmarks"]
     landmarks = Landmarks(
         laid["points_mm"].numpy(),
         tuple(laid["atlas_shape"]),
@@ -143,6 +142,4 @@ def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry
         laid["patch_mm"],
         laid["step_mm"],
     )
-    values = {field.name: atlas[field.name] for field in fields(CaseGeometry)}
-    values |= {name: values[name].numpy() for name in ("image", "packed_body")}
-    return landmarks, CaseGeometry(**values)
+    return landmarks, geometry_of_checkpoint(own)

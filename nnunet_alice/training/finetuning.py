@@ -12,7 +12,8 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.methods.schedules import linear
 
 _SEGMENTATION = ".seg_layers."
-_STAGE = re.compile(r"encoder\.stages\.(\d+)\.")
+#: a location-conditioned encoder holds the plain one's stages one level deeper
+_STAGE = re.compile(r"encoder\.(?:encoder\.)?stages\.(\d+)\.")
 
 
 def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float = 0.9) -> float:

@@ -21,9 +21,10 @@ _SUFFIXES = (
     _Suffix(re.compile(r"lr(\d+(?:\.\d+)?(?:e-?\d+)?)"), "learning_rate", float),
     _Suffix(re.compile(r"keep(\d+(?:-\d+)*)"), "keep_at", lambda text: tuple(map(int, text.split("-")))),
     _Suffix(re.compile(r"seed(\d+)"), "seed", int),
+    _Suffix(re.compile(r"(\d+)experts"), "num_experts", int),
 )
 #: endings whose numbers must be above 0
-_POSITIVE = ("epochs", "iterations", "learning_rate")
+_POSITIVE = ("epochs", "iterations", "learning_rate", "num_experts")
 
 
 def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
@@ -31,7 +32,8 @@ def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
 
     Further endings, in any order and each once, where the trainer has the attribute: ``_<N>iterations`` (an epoch),
     ``_lr<X>`` (peak learning rate, e.g. ``_lr3e-3``), ``_seed<N>``, ``_keep<P>-<P>`` (per cent of the run at which
-    checkpoints are kept). Meant as a module's ``__getattr__``: nnU-Net finds trainers by ``hasattr(module, name)``.
+    checkpoints are kept), ``_<N>experts``. Meant as a module's ``__getattr__``: nnU-Net finds trainers by
+    ``hasattr(module, name)``.
 
     Args:
         name: the attribute that was asked for.

@@ -1,0 +1,128 @@
+"""Fine-tuning with DrasCLR's location-conditioned encoder kept: ``DrasCLRFineTuneTrainer`` on a located dataset.
+
+``nnunet_alice locate -d`` writes that dataset: its last three channels say where in the atlas each voxel lies, and are
+read but never convolved. Variants as of `nnunet_alice.trainers.finetuning`, and ``_<N>experts``.
+"""
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunet_alice.checkpoints.conditional import conditional_weights, load_conditional_encoder
+from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.data.atlas_file import atlas_of_checkpoint
+from nnunet_alice.data.located_dataset import LOCATED
+from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
+from nnunet_alice.trainers.finetuning import FineTuneTrainer
+from nnunet_alice.training.pretrained_hook import load_pretrained_weights_by, stock_loader
+from nnunet_alice.training.variants import epochs_variant
+from nnunet_alice.views.location_channels import hide_from_intensities
+
+
+class DrasCLRFineTuneTrainer(FineTuneTrainer):
+    """Fine-tune with DrasCLR's location-conditioned encoder, on a dataset that nnunet_alice locate wrote.
+
+    ``-pretrained_weights`` takes ``checkpoint_final.pth`` of DrasCLRTrainer (the conditional encoder in it; the decoder
+    starts fresh) or of this trainer. Schedule, loss and validation are FineTuneTrainer's. nnU-Net's spatial
+    augmentation and mirroring move image and coordinates alike; noise, blur, brightness, contrast, low resolution and
+    gamma do not see the coordinates.
+
+    Attributes:
+        num_experts: E of the pretraining.
+    """
+
+    num_experts = 8
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager,
+        configuration_manager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The plans' network for the image channels, its encoder made conditional; nnU-Net's predictor calls it, too.
+
+        Raises:
+            InputError: a 2D configuration, the second stage of a cascade, or no coordinate channels.
+        """
+        if configuration_manager.previous_stage_name is not None or len(configuration_manager.patch_size) != 3:
+            raise InputError(f"{cls.__name__} needs a 3D configuration that is no second stage, e.g. 3d_fullres.")
+        image_channels = num_input_channels - COORDINATE_CHANNELS
+        if image_channels < 1:
+            raise InputError(
+                f"{cls.__name__} needs {COORDINATE_CHANNELS} coordinate channels behind those of the image, and there "
+                f"are {num_input_channels} channels in all; run nnunet_alice locate and train on what it writes."
+            )
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, image_channels, num_output_channels, enable_deep_supervision
+        )
+        try:
+            return LocatedUNet(network, cls.num_experts)
+        except ValueError as error:
+            raise InputError(f"{cls.__name__}: {error}") from None
+
+    @staticmethod
+    def get_training_transforms(*args, **kwargs):
+        """nnU-Net's augmentation, coordinates hidden from what changes intensities."""
+        return hide_from_intensities(nnUNetTrainer.get_training_transforms(*args, **kwargs), COORDINATE_CHANNELS)
+
+    def initialize(self) -> None:
+        """As FineTuneTrainer's; from then on this trainer loads ``-pretrained_weights`` itself.
+
+        Raises:
+            InputError: the dataset was not written by ``nnunet_alice locate``.
+        """
+        if LOCATED not in self.dataset_json:
+            name = self.plans_manager.dataset_name
+            raise InputError(
+                f"{name} has no coordinate channels; run nnunet_alice locate -d {int(name[7:10])} --atlas "
+                "checkpoint_final.pth and train on the dataset that it writes."
+            )
+        super().initialize()
+        load_pretrained_weights_by(self)
+
+    def load_pretrained_weights(self, filename: str) -> None:
+        """Load the conditional encoder of a DrasCLR checkpoint, or the whole network of one of this trainer.
+
+        Raises:
+            CheckpointError: the file holds no conditional encoder, or one that does not fit.
+        """
+        checkpoint = load_checkpoint(filename)
+        network = self.bare_network
+        if "pretraining" not in checkpoint and any(
+            name.startswith("encoder.encoder.") for name in network_weights(checkpoint, filename)
+        ):
+            try:
+                stock_loader()(self.network, filename)
+            except AssertionError as error:
+                raise CheckpointError(f"{filename} does not fit: {str(error).splitlines()[0]}") from None
+            self.print_to_log_file(f"Loaded the network of {filename}; its segmentation layers start fresh.")
+            return
+        weights = conditional_weights(checkpoint, filename)
+        load_conditional_encoder(network.encoder, weights, filename)
+        loaded, fresh = (sum(p.numel() for p in part.parameters()) for part in (network.encoder, network.decoder))
+        self.print_to_log_file(
+            f"Loaded the location-conditioned encoder of {filename} ({weights.run['trainer']}): {len(weights.state)} "
+            f"tensors, {loaded:,} parameters, {weights.num_experts} experts. Fresh: the decoder, {fresh:,} parameters."
+        )
+        self._compare_atlas(checkpoint, filename)
+        self._say_how_tiles_differ(weights.own)
+
+    def _compare_atlas(self, checkpoint: dict, filename: str) -> None:
+        located, trained = self.dataset_json[LOCATED]["atlas"], atlas_of_checkpoint(checkpoint, filename).digest
+        if located != trained:
+            self.print_to_log_file(
+                f"WARNING: the coordinates of {self.plans_manager.dataset_name} are of another atlas than that of "
+                f"{filename}: the encoder takes them for other places. Run nnunet_alice locate --atlas {filename}."
+            )
+
+    def _say_how_tiles_differ(self, own: dict) -> None:
+        crop, patch = (" x ".join(map(str, size)) for size in (own["crop_size"], self.configuration_manager.patch_size))
+        self.print_to_log_file(f"The encoder saw crops of {crop} voxels and now sees tiles of {patch}, one place each.")
+
+
+def __getattr__(name: str) -> type:
+    """``<Trainer>_<N>epochs`` and the other endings."""
+    return epochs_variant(name, globals())
