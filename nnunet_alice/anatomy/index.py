@@ -13,6 +13,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,17 @@ def checkpoint_fingerprint(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def _fingerprint_now(path: Path) -> str:
+    """SHA-256 of a checkpoint; read once for as long as size and time of the file stay the same."""
+    state = path.stat()
+    return _remembered_fingerprint(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _remembered_fingerprint(path: Path, _size: int, _time: int) -> str:
+    return checkpoint_fingerprint(path)
+
+
 def max_points(dimension: int, max_bytes: int = MAX_BYTES) -> int:
     """How many grid points fit into an index file: two descriptors of ``dimension`` halves and three int16 each."""
     return (max_bytes - _OVERHEAD_BYTES) // (2 * dimension * 2 + 3 * 2)
@@ -132,6 +144,14 @@ class IndexStore:
         """JSON file that says what the indices were made from."""
         return self.folder / "index.json"
 
+    @property
+    def checkpoint_file(self) -> Path | None:
+        """The checkpoint that made the indices, as named then; None where the description does not say."""
+        try:
+            return Path(read_json(self.description_file)["checkpoint_file"])
+        except (InputError, KeyError, TypeError):
+            return None
+
     def file(self, case: str) -> Path:
         """Where the index of a case is kept."""
         return self.folder / f"{case}.npz"
@@ -159,7 +179,9 @@ class IndexStore:
                 logger.info("%d indices of another checkpoint, plans or version are deleted.", len(stale))
             for path in stale:
                 path.unlink()
-            write_json(self.description_file, {**asdict(fingerprint), "checkpoint_file": str(checkpoint_file)})
+            write_json(
+                self.description_file, {**asdict(fingerprint), "checkpoint_file": str(Path(checkpoint_file).resolve())}
+            )
         there = set(self.cases())
         return [case for case in self.dataset.cases() if case not in there]
 
@@ -170,11 +192,17 @@ class IndexStore:
             checkpoint: SHA-256 that the indices must come from; None accepts whichever made them.
 
         Raises:
-            NotPreparedError: there are no indices, or they were made from something else.
+            NotPreparedError: there are no indices, or they were made from something else, or the checkpoint file that
+                made them has other content now (trained again).
         """
         found = self._described()
         if found is None:
             raise NotPreparedError(f"{self.folder} holds no usable index of descriptors; run: {self.command}")
+        made_by = self.checkpoint_file
+        if made_by is not None and made_by.is_file() and _fingerprint_now(made_by) != found.checkpoint:
+            raise NotPreparedError(
+                f"The indices in {self.folder} are stale ({made_by} was trained again since); run: {self.command}"
+            )
         expected = Fingerprint.of(self.dataset, checkpoint or found.checkpoint, found.dimension)
         if found != expected:
             changed = [name for name, value in asdict(expected).items() if getattr(found, name) != value]

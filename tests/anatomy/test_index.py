@@ -91,6 +91,18 @@ def test_another_checkpoint_than_asked_for_is_refused(store):
     assert store.fingerprint("a" * 64) == store.fingerprint()
 
 
+def test_indices_of_a_checkpoint_that_was_trained_again_are_refused(dataset, tmp_path):
+    store, file = IndexStore(dataset), tmp_path / "checkpoint_final.pth"
+    file.write_bytes(b"first training")
+    store.begin(Fingerprint.of(dataset, checkpoint_fingerprint(file), 8), file)
+    assert store.checkpoint_file == file and store.fingerprint().checkpoint == checkpoint_fingerprint(file)
+    file.write_bytes(b"second training!")
+    with pytest.raises(NotPreparedError, match=r"trained again since.*--method embedding"):
+        store.fingerprint()
+    file.unlink()  # indices outlive their checkpoint
+    store.fingerprint()
+
+
 def test_an_older_version_is_refused(store, monkeypatch):
     content = json.loads(store.description_file.read_text())
     store.description_file.write_text(json.dumps({**content, "version": 0}))

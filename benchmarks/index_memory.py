@@ -1,0 +1,91 @@
+"""Does memory grow with the number of cases, when they are indexed and when they are matched?
+
+    python benchmarks/index_memory.py -o DIR
+
+Makes four small phantoms, links them under 2,000 names, trains an embedding for one step and indexes all, in growing
+parts; then matches points between random pairs. Prints resident and largest memory after each part.
+"""
+
+import argparse
+import os
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnunet_alice.anatomy.search import EmbeddingMatcher
+from nnunet_alice.cli.main import main as command
+from nnunet_alice.data.phantom import make_population, write_subjects
+from nnunet_alice.files import read_json
+from nnunet_alice.indexing.dataset import index_dataset
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
+
+NUMBER, PLANS, PHANTOMS = 912, "AliceSmallPlans", 4
+
+
+def main() -> None:
+    """Prepare, index part by part, match."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", required=True, type=Path, help="folder for everything")
+    parser.add_argument("--cases", type=int, nargs="+", default=(100, 500, 1000, 2000), help="parts [%(default)s]")
+    parser.add_argument("--spacing", type=float, default=12.0, help="mm [%(default)s]")
+    parser.add_argument("--pairs", type=int, default=2000, help="pairs matched [%(default)s]")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.update({f"nnUNet_{name}": str(args.o.resolve() / name) for name in ("raw", "preprocessed", "results")})
+    os.environ["nnUNet_n_proc_DA"] = "0"
+
+    subjects = make_population(range(PHANTOMS))
+    write_subjects(args.o / "volumes", subjects, spacing_mm=args.spacing, images_folder=".", labels_folder=None)
+    command(["import", "-i", str(args.o / "volumes"), "-d", str(NUMBER), "-n", "many", "--channel", "CT", "-np", "1"])
+    command(["plan", "-d", str(NUMBER), "-pl", "AlicePlannerSmall", "-np", "1"])
+    dataset = PreprocessedDataset.find(NUMBER, PLANS, "3d_fullres")
+    own = {"epochs": 1, "iterations": 1, "validation_batches": 1}
+    trainer = type("AnatomicalEmbeddingTrainer_once", (AnatomicalEmbeddingTrainer,), own)(
+        {**dataset.plans, "continue_training": False},
+        "3d_fullres",
+        "all",
+        read_json(dataset.base / "dataset.json"),
+        torch.device("cpu"),
+    )
+    trainer.run_training()
+    checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
+    del trainer
+    originals = [case for case in dataset.cases() if case in subjects]
+    print(f"before indexing: {memory()}", flush=True)
+    for count in args.cases:
+        link(dataset, originals, count)
+        start = time.perf_counter()
+        report = index_dataset(dataset, checkpoint, torch.device("cpu"))
+        seconds = time.perf_counter() - start
+        print(f"{len(dataset.cases())} cases ({len(report.made)} made in {seconds:.0f} s): {memory()}", flush=True)
+    matcher, rng = EmbeddingMatcher(dataset), np.random.default_rng(0)
+    for part in range(4):
+        for _ in range(args.pairs // 4):
+            case_a, case_b = (matcher.cases[i] for i in rng.choice(len(matcher.cases), 2, replace=False))
+            matcher.match(case_a, case_b, matcher.body_points(case_a, 10, rng))
+        print(f"{(part + 1) * (args.pairs // 4)} random pairs matched: {memory()}", flush=True)
+
+
+def link(dataset: PreprocessedDataset, originals: list[str], count: int) -> None:
+    """Hard links of the originals until there are ``count`` cases."""
+    for number in range(len(originals), count):
+        source = originals[number % len(originals)]
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            target = dataset.folder / f"copy{number:05d}{ending}"
+            if not target.exists():
+                os.link(dataset.folder / f"{source}{ending}", target)
+
+
+def memory() -> str:
+    """Resident memory now, and the largest so far."""
+    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return f"{now / 1e6:.0f} MB now, {largest / 1e6:.0f} MB at most"
+
+
+if __name__ == "__main__":
+    main()
