@@ -123,6 +123,13 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         self.print_to_log_file(f"The encoder saw crops of {crop} voxels and now sees tiles of {patch}, one place each.")
 
 
+class DrasCLRFineTuneTrainer_scratch(DrasCLRFineTuneTrainer):
+    """The baseline from scratch: the same network at stock nnU-Net's learning rate (0.01), without weights."""
+
+    learning_rate = 1e-2
+    expects_weights = False
+
+
 def __getattr__(name: str) -> type:
     """``<Trainer>_<N>epochs`` and the other endings."""
     return epochs_variant(name, globals())

@@ -167,13 +167,14 @@ def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None)
 
 
 def _preprocessed_by(base: Path, identifier: str) -> list[tuple[str, str]]:
-    """(plans, configuration) of a dataset that preprocess into the folder ``identifier``."""
+    """(plans, 3D configuration) of a dataset that preprocess into the folder ``identifier``."""
     found = []
     for path in sorted(base.glob("*.json")):
         content = read_json(path)
         configurations = content.get("configurations", {}) if isinstance(content, dict) else {}
-        named = [name for name, settings in configurations.items() if settings.get("data_identifier") == identifier]
-        found += [(path.stem, name) for name in named]
+        for name, settings in configurations.items():
+            if settings.get("data_identifier") == identifier and len(settings.get("patch_size", ())) == 3:
+                found.append((path.stem, name))
     return found
 
 
