@@ -1,0 +1,107 @@
+"""The whole chain as a user runs it, on the 200 real hippocampus cases, with a kill in the middle of pretraining."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from nnunet_alice.discovery import package_folder
+from nnunet_alice.files import read_json, write_json
+
+NUMBER, PLANS, CONFIGURATION = "4", "AliceSmallPlans", "3d_fullres"
+#: four short epochs: the run is killed once the first is saved
+PRETRAINING = "AliceTrainer_4epochs_2iterations"
+FINETUNING = "nnUNetTrainer_1epoch"
+TIMEOUT_S = 600
+
+
+class Chain:
+    """Commands of this installation, with nnU-Net's folders below one folder.
+
+    Args:
+        base: folder of everything.
+    """
+
+    def __init__(self, base: Path) -> None:
+        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        self.raw, self.preprocessed, self.results = (base / name for name in names)
+        for folder in (self.raw, self.preprocessed, self.results):
+            folder.mkdir()
+        self.log = base / "log.txt"
+        own = {name: str(base / name) for name in names}
+        own |= {"nnUNet_extTrainer": str(package_folder("nnunet_alice.trainers")), "nnUNet_n_proc_DA": "0"}
+        self.environment = {**os.environ, **own}
+
+    def start(self, *words: str) -> subprocess.Popen:
+        """Start a command; its output goes to the log."""
+        program = shutil.which(words[0], path=str(Path(sys.executable).parent)) or words[0]
+        with open(self.log, "a", encoding="utf-8") as log:
+            return subprocess.Popen([program, *words[1:]], env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def run(self, *words: str) -> None:
+        """Run a command to its end."""
+        status = self.start(*words).wait(TIMEOUT_S)
+        assert status == 0, f"{' '.join(words)}:\n{self.log.read_text()[-3000:]}"
+
+
+@pytest.fixture
+def chain(tmp_path, real_data) -> Chain:
+    """The hippocampus dataset converted, planned and preprocessed."""
+    chain = Chain(tmp_path)
+    chain.run("nnUNetv2_convert_MSD_dataset", "-i", str(real_data / "Task04_Hippocampus"), "-np", "2")
+    chain.run("nnunet_alice", "plan", "-d", NUMBER, "-pl", "AlicePlannerSmall", "-np", "2")
+    return chain
+
+
+def kill_when_saved(chain: Chain, folder: Path, *words: str) -> None:
+    """Start a training and kill -9 it as soon as it has saved a checkpoint."""
+    training = chain.start(*words)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (folder / "checkpoint_latest.pth").is_file():
+            assert training.poll() is None and time.monotonic() < deadline, chain.log.read_text()[-3000:]
+            time.sleep(0.05)
+    finally:
+        training.send_signal(signal.SIGKILL)
+        training.wait()
+
+
+def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain):
+    """convert, plan, anatomy, AliceTrainer killed and continued, inspect, stock fine-tuning from its weights."""
+    chain.run("nnunet_alice", "anatomy", "-d", NUMBER, "-p", PLANS, "-c", CONFIGURATION, "-np", "2")
+    dataset = chain.preprocessed / "Dataset004_Hippocampus"
+    assert next(dataset.rglob("atlas.png")).is_file()
+
+    model = ["-p", PLANS, "-device", "cpu"]
+    pretrain = ["nnUNetv2_train", NUMBER, CONFIGURATION, "all", "-tr", PRETRAINING, *model]
+    folder = chain.results / dataset.name / f"{PRETRAINING}__{PLANS}__{CONFIGURATION}" / "fold_all"
+    kill_when_saved(chain, folder, *pretrain)
+    assert not (folder / "checkpoint_final.pth").exists()
+    killed = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
+    chain.run(*pretrain, "--c")
+    history = pd.read_csv(folder / "metrics.csv")
+    assert list(history["epoch"]) == [0, 1, 2, 3] and history["loss"].notna().all()
+    assert len(killed["history"]) < 4
+    final = folder / "checkpoint_final.pth"
+
+    program = shutil.which("nnunet_alice", path=str(Path(sys.executable).parent))
+    described = json.loads(subprocess.check_output([program, "inspect", str(final), "--json"], env=chain.environment))
+    assert described["epochs"].startswith("4 of 4") and "200 cases" in described["dataset"]
+
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "gt_segmentations").glob("*.nii.gz"))
+    assert len(cases) == 200
+    write_json(dataset / "splits_final.json", [{"train": cases[:20], "val": cases[20:22]}])
+    weights = ["-pretrained_weights", str(final)]
+    chain.run("nnUNetv2_train", NUMBER, CONFIGURATION, "0", "-tr", FINETUNING, *model, *weights)
+    assert "Loading pretrained weights" in chain.log.read_text()
+    tuned = chain.results / dataset.name / f"{FINETUNING}__{PLANS}__{CONFIGURATION}" / "fold_0"
+    labels = read_json(tuned / "validation" / "summary.json")["mean"]
+    assert max(label["Dice"] for label in labels.values()) > 0.1, "250 steps find the larger half, roughly"
