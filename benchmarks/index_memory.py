@@ -9,6 +9,8 @@ parts; then matches points between random pairs. Prints resident and largest mem
 import argparse
 import os
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,12 +20,12 @@ import torch
 from nnunet_alice.anatomy.search import EmbeddingMatcher
 from nnunet_alice.cli.main import main as command
 from nnunet_alice.data.phantom import make_population, write_subjects
-from nnunet_alice.files import read_json
+from nnunet_alice.discovery import package_folder
 from nnunet_alice.indexing.dataset import index_dataset
 from nnunet_alice.nnunet_folders import PreprocessedDataset
-from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
 
 NUMBER, PLANS, PHANTOMS = 912, "AliceSmallPlans", 4
+TRAINER = "AnatomicalEmbeddingTrainer_1epoch_1iteration"
 
 
 def main() -> None:
@@ -43,21 +45,18 @@ def main() -> None:
     command(["import", "-i", str(args.o / "volumes"), "-d", str(NUMBER), "-n", "many", "--channel", "CT", "-np", "1"])
     command(["plan", "-d", str(NUMBER), "-pl", "AlicePlannerSmall", "-np", "1"])
     dataset = PreprocessedDataset.find(NUMBER, PLANS, "3d_fullres")
-    own = {"epochs": 1, "iterations": 1, "validation_batches": 1}
-    trainer = type("AnatomicalEmbeddingTrainer_once", (AnatomicalEmbeddingTrainer,), own)(
-        {**dataset.plans, "continue_training": False},
-        "3d_fullres",
-        "all",
-        read_json(dataset.base / "dataset.json"),
-        torch.device("cpu"),
-    )
-    trainer.run_training()
-    checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
-    del trainer
+    program = str(Path(sys.executable).parent / "nnUNetv2_train")
+    trained = Path(os.environ["nnUNet_results"]) / dataset.name / f"{TRAINER}__{PLANS}__3d_fullres" / "fold_all"
+    checkpoint = trained / "checkpoint_final.pth"
+    if not checkpoint.is_file():  # in a process of its own: training takes memory that indexing does not
+        os.environ["nnUNet_extTrainer"] = str(package_folder("nnunet_alice.trainers"))
+        arguments = ["-tr", TRAINER, "-p", PLANS, "-device", "cpu"]
+        subprocess.run([program, str(NUMBER), "3d_fullres", "all", *arguments], check=True)
     originals = [case for case in dataset.cases() if case in subjects]
     print(f"before indexing: {memory()}", flush=True)
     for count in args.cases:
         link(dataset, originals, count)
+        dataset = PreprocessedDataset.find(NUMBER, PLANS, "3d_fullres")
         start = time.perf_counter()
         report = index_dataset(dataset, checkpoint, torch.device("cpu"))
         seconds = time.perf_counter() - start

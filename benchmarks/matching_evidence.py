@@ -6,10 +6,10 @@
 
 Makes phantoms of differing people, of mixed fields of view (two thirds of them cut at the chest or at the pelvis) or
 all of the whole torso, or takes real hippocampi, whose label centroids are measured; imports, plans and registers them
-with the public commands; trains ``AnatomicalEmbeddingTrainer`` on three quarters of them and indexes all. On ordered
-pairs of the others it then prints the error in mm of each method, what the compact index costs beside a search of every
-voxel of dense descriptors, and which share of Alice's views is accepted at first draw. Running it again goes on where
-it stopped. Times are processor time of one thread.
+with the public commands; trains ``AnatomicalEmbeddingTrainer`` on three quarters of them and indexes the others. On
+ordered pairs of these it then prints the error in mm of each method, what the compact index costs beside a search of
+every voxel of dense descriptors, and which share of Alice's views is accepted at first draw. Running it again goes on
+where it stopped. Times are processor time of one thread.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from nnunet_alice.evaluation.matching_error import (
     summarise,
 )
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.indexing.dataset import index_dataset
 from nnunet_alice.methods.embedding.losses import ContrastSettings
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
@@ -70,6 +71,8 @@ DATA = {
     "hippocampus": Data(4, "Hippocampus", None, (32, 48, 32), (12, 24, 48, 96)),
 }
 PLANS = "AliceSmallPlans"
+#: cases on which every voxel is searched
+_DENSE = 6
 _FLOAT = "{:.2f}".format
 
 
@@ -79,6 +82,9 @@ def main() -> None:
     parser.add_argument("-o", required=True, type=Path, help="folder for everything")
     parser.add_argument("--data", choices=DATA, default="mixed")
     parser.add_argument("-i", type=Path, metavar="FOLDER", help="Task04_Hippocampus as downloaded")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="an embedding trained before, instead of training"
+    )
     parser.add_argument("--cases", type=int, default=64, help="phantoms [%(default)s]")
     parser.add_argument("--spacing", type=float, default=6.0, help="of phantoms, mm [%(default)s]")
     parser.add_argument("--epochs", type=int, default=20)
@@ -97,10 +103,19 @@ def main() -> None:
     os.environ["nnUNet_n_proc_DA"] = "0"
 
     dataset = prepare(args)
-    checkpoint = train(args, dataset)
-    common = ["-d", str(DATA[args.data].number), "-p", PLANS, "-c", "3d_fullres"]
-    command(["anatomy", *common, "--method", "embedding", "--checkpoint", str(checkpoint), "--device", "cpu"])
-    measure(args, dataset, checkpoint)
+    checkpoint = args.checkpoint or train(args, dataset)
+    held_out = HeldOut(dataset.name, PLANS, "3d_fullres")
+    report = index_dataset(held_out, checkpoint, torch.device("cpu"))
+    print(f"Indices by {checkpoint}: {len(report.made)} made, {len(report.kept)} kept; {report.trust}")
+    measure(args, held_out, checkpoint)
+
+
+class HeldOut(PreprocessedDataset):
+    """The cases that training does not see."""
+
+    def cases(self) -> list[str]:
+        """Their names, sorted."""
+        return sorted(read_json(self.base / "splits_final.json")[0]["val"])
 
 
 def prepare(args: argparse.Namespace) -> PreprocessedDataset:
@@ -188,7 +203,7 @@ def train(args: argparse.Namespace, dataset: PreprocessedDataset) -> Path:
 def measure(args: argparse.Namespace, dataset: PreprocessedDataset, checkpoint: Path) -> None:
     """Print all tables, on held-out cases; write what they were made from."""
     embedding, atlas, relative = EmbeddingMatcher(dataset), AtlasMatcher(dataset), RelativePositionMatcher(dataset)
-    held_out = read_json(dataset.base / "splits_final.json")[0]["val"]
+    held_out = dataset.cases()
     known = [case for case in held_out if case in atlas.cases]
     print(f"\n{len(held_out)} held-out cases; the atlas refuses {len(held_out) - len(known)} of them.")
     if DATA[args.data].cut_share is None:
@@ -209,19 +224,19 @@ def measure(args: argparse.Namespace, dataset: PreprocessedDataset, checkpoint: 
         _show("... all held-out cases", summarise(others))
 
     dense = FullVolumeMatcher(dataset, checkpoint)
-    pairs = ordered_pairs(held_out, 40)
+    few = held_out[:_DENSE]  # dense descriptors take 150 MB a case
+    pairs = ordered_pairs(few)
     seconds = {}
     tables = []
     for matcher in (embedding, dense):
-        matcher.open_indices = len(held_out)
-        for case in held_out:
+        for case in few:
             matcher.search(case)  # opening is not matching
         questions = {pair: ask(*pair) for pair in pairs}
         start = time.process_time()
         tables.append(matching_errors([matcher], pairs, lambda a, b: questions[a, b], dataset.spacing))  # noqa: B023
         seconds[matcher.name] = time.process_time() - start
     both = pd.concat(tables, ignore_index=True)
-    _show("Compact index and search of every voxel, 40 pairs", summarise(both))
+    _show(f"Compact index and search of every voxel, {len(pairs)} pairs", summarise(both))
     median = summarise(both).set_index("matcher")["median_mm"]
     print(
         f"The index costs {median['embedding'] / median[dense.name] - 1:+.1%} of the median error and is "

@@ -4,7 +4,7 @@ Two synthetic volumes hold the descriptors of one smooth random field, the secon
 noise, so the right answer is known. The naive search keeps dense maps (fine at stride 2, coarse at stride 16), takes a
 query's descriptor from the dense maps of its own volume, and for each query compares with all fine and all coarse
 voxels, brings both similarities to full resolution and takes the highest voxel. The index search sees nothing but
-two indices of at most 10 MB. One core. Run: python benchmarks/matching_speed.py
+two indices of at most 10 MB. Processor time of one thread. Run: python benchmarks/matching_speed.py
 """
 
 import argparse
@@ -139,16 +139,16 @@ def main() -> None:
 
     points_vox = points.numpy() / np.asarray(spacing)
     search_b.match(*search_a.describe(points_vox[:10]))  # warm up
-    start = time.perf_counter()
+    start = time.process_time()
     matches = search_b.match(*search_a.describe(points_vox))
-    fast = time.perf_counter() - start
+    fast = time.process_time() - start
     found = torch.from_numpy(matches.points_vox).float() * b.spacing
     report("compact index", fast, args.queries, (found - truth).norm(dim=1))
 
-    start = time.perf_counter()
+    start = time.process_time()
     descriptors = a.describe(points[: args.naive_queries])
     found = torch.stack([b.naive_match(fine, coarse) for fine, coarse in zip(*descriptors, strict=True)])
-    slow = time.perf_counter() - start
+    slow = time.process_time() - start
     report("every voxel", slow, args.naive_queries, (found - truth[: args.naive_queries]).norm(dim=1))
 
     ratio = slow / args.naive_queries / (fast / args.queries)
