@@ -51,7 +51,7 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         "normalisation": ", ".join(configuration["normalization_schemes"]),
         "channels": ", ".join(map(str, run["dataset_json"].get("channel_names", {}).values())),
         "trained": trained,
-        "fine-tune": _fine_tuning(path, run),
+        "fine-tune": _fine_tuning(path, run) + _with_locations(path, checkpoint),
     }
 
 
@@ -80,4 +80,17 @@ def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
         f"nnUNetv2_train TARGET {run['configuration']} 0 -p {moved} {weights}",
         "or with other plans:",
         f"{transfer} -o adapted.pth",
+    ]
+
+
+def _with_locations(path: str | os.PathLike, checkpoint: dict) -> list[str]:
+    """The command that starts fine-tuning with a location-conditioned encoder, if there is one."""
+    own = checkpoint.get("drasclr")
+    if own is None or not own["settings"]["conditional"]:
+        return []
+    target = checkpoint["pretraining"]["plans"].get("moved_from", {}).get("dataset")
+    number = "TARGET" if target is None else int(target[7:10])
+    return [
+        "or with the location-conditioned encoder kept (it prints the commands that follow):",
+        f"nnunet_alice locate -d {number} --atlas {Path(path).resolve()}",
     ]

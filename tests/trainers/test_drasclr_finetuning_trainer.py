@@ -17,6 +17,8 @@ from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.atlas_landmarks import prepare_landmarks
 from nnunet_alice.checkpoints.conditional import query_encoder_state
+from nnunet_alice.checkpoints.exporting import export_model
+from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.cli.main import main
 from nnunet_alice.data.atlas_file import open_atlas
@@ -176,6 +178,8 @@ def test_the_whole_way_to_a_prediction_by_stock_nnunet(folders, tmp_path):
     )
     assert 0 < own.mean() < 1
     np.testing.assert_array_equal(own, stock)
+    with pytest.raises(CheckpointError, match="does not fit the network that nnUNetTrainer builds"):
+        export_model(trainer.output_folder_base, tmp_path / "export")
     again = start(Path(trainer.output_folder) / "checkpoint_final.pth")
     assert torch.equal(
         again.network.encoder.encoder.stages[0][0].convs[0].conv.experts,
@@ -221,6 +225,13 @@ def test_checkpoints_that_do_not_fit_get_one_sentence(folders, tmp_path):
     torch.save(checkpoint, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"does not fit these plans: encoder tensor .* is \(8, 2"):
         start(tmp_path / "other.pth")
+
+
+def test_inspect_says_how_to_keep_the_conditional_encoder(folders):
+    for name, said in (("DrasCLRTrainer", True), ("DrasCLRTrainer_noLocation", False), ("AliceTrainer", False)):
+        lines = describe_checkpoint(folders / f"{name}.pth")["fine-tune"]
+        command = f"nnunet_alice locate -d TARGET --atlas {folders / f'{name}.pth'}"
+        assert (lines[-1] == command) == said
 
 
 def test_another_atlas_is_said(folders, tmp_path):
