@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from nnunet_alice.data.phantom import label_table, make_population, write_subjects
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import AliceError, InputError
@@ -25,6 +27,8 @@ UNLABELLED_NAME, LABELLED_NAME = f"Dataset{UNLABELLED}_Phantoms", f"Dataset{LABE
 ORGANS = ("heart", "liver", "stomach", "spine", "pelvis")
 TARGET_PLANS = "AliceSmallPlans"
 MOVED_PLANS = f"{TARGET_PLANS}_from{LABELLED}"
+#: trainer of the embedding, where the demo is asked for it
+EMBEDDING = "AnatomicalEmbeddingTrainer_6epochs_50iterations"
 _RUNS = ("pretrained", "from scratch")
 
 
@@ -38,6 +42,8 @@ class DemoSize:
         pretraining: trainer of the pretraining.
         finetuning: trainer that starts from the pretrained weights.
         scratch: trainer that starts from random weights, with the same budget.
+        embedding: trainer of the anatomical embedding, which then matches the views; None leaves that to the atlas.
+        pairs: ordered pairs of unlabelled phantoms on which matching is measured.
     """
 
     unlabelled: int = 24
@@ -47,6 +53,8 @@ class DemoSize:
     pretraining: str = "AliceTrainer_2epochs_60iterations"
     finetuning: str = "FineTuneTrainer_3epochs_125iterations_lr5e-2"
     scratch: str = "FineTuneTrainer_scratch_3epochs_125iterations_lr5e-2"
+    embedding: str | None = None
+    pairs: int = 100
 
     def trainer(self, run: str) -> str:
         """Trainer of one of the two runs on labels."""
@@ -60,12 +68,14 @@ class DemoReport:
     Attributes:
         seconds: step -> seconds.
         dice: run (``pretrained``, ``from scratch``) -> organ -> mean Dice over the test cases.
+        matching: how far matches of unlabelled phantoms are off, a row a method, as ``summary.csv`` has it.
         pictures: what -> file.
         commands: every command that ran, as typed.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     dice: dict[str, dict[str, float]] = field(default_factory=dict)
+    matching: pd.DataFrame = field(default_factory=pd.DataFrame)
     pictures: dict[str, Path] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
 
@@ -120,6 +130,16 @@ class Demo:
             "find the anatomy", [*alice, "anatomy", "-d", str(UNLABELLED), *plans, "-np", str(os.cpu_count() or 1)]
         )
         train = ["nnUNetv2_train", "-device", "cpu"]
+        if size.embedding is not None:
+            self._step(
+                "train the embedding",
+                [*train, str(UNLABELLED), "3d_fullres", "all", "-tr", size.embedding, "-p", MOVED_PLANS],
+            )
+            self._step(
+                "index the cases",
+                [*alice, "anatomy", "-d", str(UNLABELLED), *plans, "--method", "embedding", "-device", "cpu"],
+            )
+        self._measure_matching()
         self._step(
             "pretrain with Alice",
             [*train, str(UNLABELLED), "3d_fullres", "all", "-tr", size.pretraining, "-p", MOVED_PLANS],
@@ -133,8 +153,20 @@ class Demo:
             "registered cases": next(preprocessed.rglob("atlas.png"), preprocessed),
             "matched views": checkpoint.parent / "views.png",
             "pretraining curves": checkpoint.parent / "progress.png",
+            "errors of matching": self.folder / "matching" / "cumulative_error.png",
         }
         return self.report
+
+    def _measure_matching(self) -> None:
+        """Measure all matching methods that are prepared against the truth of the phantoms."""
+        folder = self.folder / "matching"
+        self._step(
+            "measure matching",
+            ["nnunet_alice", "evaluate_matching", "-d", str(UNLABELLED), "-p", MOVED_PLANS, "-c", "3d_fullres"]
+            + ["--truth", str(self.folder / "unlabelled"), "--pairs", str(self.size.pairs), "-o", str(folder)],
+        )
+        table = pd.read_csv(folder / "summary.csv")
+        self.report.matching = table[table["point"] == "all"].drop(columns="point")
 
     def _make_phantoms(self) -> None:
         size = self.size

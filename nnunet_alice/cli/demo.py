@@ -14,14 +14,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", default="nnunet_alice_demo", metavar="DIR", help="new folder for everything [%(default)s]"
     )
+    parser.add_argument(
+        "--embedding",
+        action="store_true",
+        help="also train the anatomical embedding for a few minutes, and let it match the views instead of the atlas",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms [%(default)s]")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the demo and print its table."""
-    from nnunet_alice.demo import Demo, DemoSize
+    from nnunet_alice.demo import EMBEDDING, Demo, DemoSize
 
-    demo = Demo(args.o, DemoSize(), args.seed, lambda step: print(f"... {step}", flush=True))
+    asked = DemoSize(embedding=EMBEDDING if args.embedding else None)
+    demo = Demo(args.o, asked, args.seed, lambda step: print(f"... {step}", flush=True))
     report = demo.run()
     size = demo.size
     print("\nCommands that ran (environment and logs in the folder):")
@@ -40,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
     for organ in report.dice[runs[0]]:
         print(f"  {organ:14}" + "".join(f"{report.dice[run][organ]:14.3f}" for run in runs))
     print(f"  {'mean':14}" + "".join(f"{_mean(report.dice[run]):14.3f}" for run in runs))
+    print(f"\nError of matching in mm, random body points of {size.pairs} pairs of unlabelled phantoms")
+    print(report.matching.to_string(index=False, float_format="{:.2f}".format))
     print("\nPictures")
     for name, path in report.pictures.items():
         print(f"  {name}: {path}")

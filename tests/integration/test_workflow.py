@@ -34,6 +34,8 @@ def test_demo_from_phantoms_to_dice(tmp_path):
     assert list(report.dice) == ["pretrained", "from scratch"]
     assert all(0 <= dice <= 1 for run in report.dice.values() for dice in run.values())
     assert all(path.is_file() for path in report.pictures.values()) and list(report.seconds) == steps
+    assert {"atlas", "relative position"} <= set(report.matching["matcher"])
+    assert (report.matching["median_mm"] > 0).all()
     logs = sorted((demo.folder / "logs").iterdir())
     assert len(logs) == len(report.commands)
     finetuning = next(log.read_text() for log in logs if "fine-tune_pretrained" in log.name)
