@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
@@ -120,3 +121,61 @@ def make_trainer(trainer_class: type, base: Path, fold="all", configuration: str
     plans = json.loads((folder / f"{PLANS}.json").read_text()) | {"continue_training": False} | plans_too
     dataset = json.loads((folder / "dataset.json").read_text())
     return trainer_class(plans, configuration, fold, dataset, torch.device("cpu"))
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the trainer catches it."""
+
+
+def whole_and_resumed(trainer_class: type, base: Path, killed_in: int, look=lambda trainer: None) -> tuple[dict, dict]:
+    """Final checkpoints of a run and of one that was killed at the start of epoch ``killed_in`` and continued.
+
+    Args:
+        trainer_class: saves after every epoch before ``killed_in``.
+        base: as of :func:`make_trainer`.
+        killed_in: number of the epoch.
+        look: called with the continued trainer when it has loaded its checkpoint.
+    """
+    checkpoints = []
+    for kill in (False, True):
+        trainer = make_trainer(trainer_class, base)
+        if kill:
+            _kill(trainer, killed_in)
+            trainer = make_trainer(trainer_class, base, continue_training=True)
+            trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+            assert trainer.current_epoch == killed_in
+            look(trainer)
+        trainer.run_training()
+        final = Path(trainer.output_folder) / "checkpoint_final.pth"
+        checkpoints.append(torch.load(final, weights_only=True))
+        final.unlink()
+    return tuple(checkpoints)
+
+
+def _kill(trainer, epoch: int) -> None:
+    start = trainer.on_train_epoch_start
+
+    def kill_or_start():
+        if trainer.current_epoch == epoch:
+            raise Killed
+        start()
+
+    trainer.on_train_epoch_start = kill_or_start
+    with pytest.raises(Killed):
+        trainer.run_training()
+
+
+def without_times(history: list[dict]) -> list[dict]:
+    """The rows of a run's history that the same run has again."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "views_per_second")} for row in history]
+
+
+def same_content(one, two) -> bool:
+    """Equality to the bit of nested checkpoints."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two) if one.dtype != torch.float32 else one.numpy().tobytes() == two.numpy().tobytes()
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same_content(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same_content, one, two))
+    return one == two

@@ -11,7 +11,16 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+from pretraining_runs import (
+    DATASET,
+    PLANS,
+    make_trainer,
+    phantom_images,
+    same_content,
+    whole_and_resumed,
+    without_times,
+    write_run,
+)
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
@@ -105,49 +114,11 @@ def test_checkpoint_is_plain_and_stock_nnunet_starts_from_it(small_run):
         assert torch.equal(value, expected), name
 
 
-def same_content(one, two) -> bool:
-    """Equality to the bit of nested checkpoints."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, two) if one.dtype != torch.float32 else one.numpy().tobytes() == two.numpy().tobytes()
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same_content(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same_content, one, two))
-    return one == two
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in the trainer catches it."""
-
-
-def test_four_epochs_equal_two_a_kill_and_two_more(small_run, monkeypatch):
-    wholes = run(make_trainer(variant(epochs=4), small_run)) / "checkpoint_final.pth"
-    expected = torch.load(wholes, weights_only=True)
-    wholes.unlink()
-
-    killed = variant(epochs=4, save_every=2)
-    trainer = make_trainer(killed, small_run)
-    start = trainer.on_train_epoch_start
-
-    def kill_in_third_epoch():
-        if trainer.current_epoch == 2:
-            raise Killed
-        start()
-
-    monkeypatch.setattr(trainer, "on_train_epoch_start", kill_in_third_epoch)
-    with pytest.raises(Killed):
-        trainer.run_training()
-    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
-    continued = make_trainer(killed, small_run, continue_training=True)
-    continued.load_checkpoint(str(latest))
-    assert continued.current_epoch == 2
-    run(continued)
-    resumed = torch.load(wholes, weights_only=True)
+def test_four_epochs_equal_two_a_kill_and_two_more(small_run):
+    expected, resumed = whole_and_resumed(variant(epochs=4), small_run, killed_in=2)
     for part in ("network_weights", "model_state", "optimizer_state"):
         assert same_content(expected[part], resumed[part]), part
-    timing = {"seconds", "views_per_second"}
-    strip = [{k: v for k, v in row.items() if k not in timing} for row in expected["history"]]
-    assert strip == [{k: v for k, v in row.items() if k not in timing} for row in resumed["history"]]
+    assert without_times(expected["history"]) == without_times(resumed["history"])
 
 
 def test_the_same_command_gives_the_same_run(small_run):

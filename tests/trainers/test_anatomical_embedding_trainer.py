@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from pretraining_runs import make_trainer, phantom_images, write_run
+from pretraining_runs import make_trainer, phantom_images, whole_and_resumed, without_times, write_run
 
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.errors import NonFiniteLossError
@@ -89,32 +89,8 @@ def test_stock_nnunet_starts_from_the_checkpoint(small_run):
     assert "AnatomicalEmbedding" in describe_checkpoint(path)["method"]
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing in the trainer catches it."""
-
-
-def test_three_epochs_equal_one_a_kill_and_two_more(small_run, monkeypatch):
-    final = run(make_trainer(variant(epochs=3), small_run)) / "checkpoint_final.pth"
-    expected = torch.load(final, weights_only=True)
-    final.unlink()
-
-    trainer_class = variant(epochs=3, save_every=1)
-    trainer = make_trainer(trainer_class, small_run)
-    start = trainer.on_train_epoch_start
-
-    def kill_in_second_epoch():
-        if trainer.current_epoch == 1:
-            raise Killed
-        start()
-
-    monkeypatch.setattr(trainer, "on_train_epoch_start", kill_in_second_epoch)
-    with pytest.raises(Killed):
-        trainer.run_training()
-    continued = make_trainer(trainer_class, small_run, continue_training=True)
-    continued.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
-    assert continued.current_epoch == 1
-    run(continued)
-    resumed = torch.load(final, weights_only=True)
+def test_three_epochs_equal_one_a_kill_and_two_more(small_run):
+    expected, resumed = whole_and_resumed(variant(epochs=3), small_run, killed_in=1)
     for part in ("network_weights", "model_state"):
         assert expected[part].keys() == resumed[part].keys()
         for name, value in expected[part].items():
@@ -122,9 +98,7 @@ def test_three_epochs_equal_one_a_kill_and_two_more(small_run, monkeypatch):
     one, two = (checkpoint["optimizer_state"]["state"] for checkpoint in (expected, resumed))
     assert one.keys() == two.keys() and len(one) > 0
     assert all(torch.equal(one[key]["momentum_buffer"], two[key]["momentum_buffer"]) for key in one)
-    timing = {"seconds", "views_per_second"}
-    histories = [[{k: v for k, v in r.items() if k not in timing} for r in c["history"]] for c in (expected, resumed)]
-    assert histories[0] == histories[1]
+    assert without_times(expected["history"]) == without_times(resumed["history"])
 
 
 def test_a_case_without_a_body_is_left_out(folders):

@@ -11,7 +11,16 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+from pretraining_runs import (
+    DATASET,
+    PLANS,
+    make_trainer,
+    phantom_images,
+    same_content,
+    whole_and_resumed,
+    without_times,
+    write_run,
+)
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.atlas_landmarks import prepare_landmarks
@@ -65,17 +74,6 @@ def run(trainer) -> Path:
     trainer.run_training()
     trainer.perform_actual_validation()
     return Path(trainer.output_folder)
-
-
-def same_content(one, two) -> bool:
-    """Equality to the bit of nested checkpoints."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == two.dtype and one.numpy().tobytes() == two.numpy().tobytes()
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same_content(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same_content, one, two))
-    return one == two
 
 
 def test_a_run_leaves_what_it_promises(small_run):
@@ -162,39 +160,14 @@ def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(smal
     assert any(name.endswith("experts") for name in saved["model_state"])
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing in the trainer catches it."""
+def test_three_epochs_equal_two_a_kill_and_one_more(small_run, no_pictures):
+    def queues_are_filled(continued):
+        assert int(continued.model.queues.filled.sum()) > 0
 
-
-def test_three_epochs_equal_two_a_kill_and_one_more(small_run, no_pictures, monkeypatch):
-    final = run(make_trainer(variant(epochs=3), small_run)) / "checkpoint_final.pth"
-    expected = torch.load(final, weights_only=True)
-    final.unlink()
-
-    killed = variant(epochs=3, save_every=2)
-    trainer = make_trainer(killed, small_run)
-    start = trainer.on_train_epoch_start
-
-    def kill_in_third_epoch():
-        if trainer.current_epoch == 2:
-            raise Killed
-        start()
-
-    monkeypatch.setattr(trainer, "on_train_epoch_start", kill_in_third_epoch)
-    with pytest.raises(Killed):
-        trainer.run_training()
-    continued = make_trainer(killed, small_run, continue_training=True)
-    continued.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
-    assert continued.current_epoch == 2 and int(continued.model.queues.filled.sum()) > 0
-    run(continued)
-    resumed = torch.load(final, weights_only=True)
+    expected, resumed = whole_and_resumed(variant(epochs=3), small_run, killed_in=2, look=queues_are_filled)
     for part in ("network_weights", "model_state", "optimizer_state", "drasclr"):
         assert same_content(expected[part], resumed[part]), part
-    timing = {"seconds", "views_per_second"}
-    histories = [
-        [{k: v for k, v in row.items() if k not in timing} for row in c["history"]] for c in (expected, resumed)
-    ]
-    assert histories[0] == histories[1]
+    assert without_times(expected["history"]) == without_times(resumed["history"])
 
 
 def test_continuing_with_other_landmarks_is_refused(small_run, no_pictures):
