@@ -41,8 +41,8 @@ class AliceSettings:
         teacher_temperature: tau_t at the start and at the end of its warm-up.
         teacher_warmup_epochs: epochs over which tau_t moves.
         centre_momentum: of the centres' moving average.
-        cls_weight: weight of ``L_cls`` (the paper's 1 costs more reconstruction and gives no better retrieval).
-        alignment_weight: weight of ``L_align`` (likewise).
+        cls_weight: weight of ``L_cls``.
+        alignment_weight: weight of ``L_align`` (the paper's 1 costs more reconstruction).
         reconstruction_weight: weight of ``L_rec``.
         mask_ratio: share of blocks hidden from the student.
     """
@@ -66,7 +66,7 @@ class AliceSettings:
     teacher_temperature: tuple[float, float] = (0.01, 0.01)
     teacher_warmup_epochs: int = 30
     centre_momentum: float = 0.9
-    cls_weight: float = 0.3
+    cls_weight: float = 1.0
     alignment_weight: float = 0.3
     reconstruction_weight: float = 10.0
     mask_ratio: float = 0.75
