@@ -42,6 +42,8 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # Cox model of nnunet_alice probe; GPL-licensed and 16 MB, so only for those who ask for it.
+        "survival": ["scikit-survival>=0.25"],
         "test": ["pytest>=8"],
         "dev": ["pytest>=8", "ruff>=0.6", "mypy>=1.11"],
     },

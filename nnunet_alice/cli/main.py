@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("benchmark", "compare fine-tuning from scratch and from checkpoints, by number of labels"),
     "report": ("report", "tables, tests and pictures of a benchmark"),
     "features": ("features", "turn images into features of patches, cases or dense maps"),
+    "probe": ("probe", "measure what a linear model reads off case features"),
     "locate": ("locate", "append atlas coordinates to images, for DrasCLRFineTuneTrainer"),
     "demo": ("demo", "the whole workflow on phantoms, in minutes"),
 }
