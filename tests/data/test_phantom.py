@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 from scipy.ndimage import binary_erosion
@@ -265,3 +266,18 @@ def test_contact_sheet_is_drawn(tmp_path, rendered):
     chest = ph.render(ph.make_subject(3, field_of_view="chest"), 12.0)
     draw_phantoms(tmp_path / "sheet.png", {"torso": rendered[0][1], "chest": chest})
     assert (tmp_path / "sheet.png").stat().st_size > 20_000
+
+
+def test_the_disease_table_says_who_has_what(tmp_path):
+    subjects = {kind: ph.make_subject(5, disease=kind) for kind in ph.DISEASES}
+    ph.write_disease_table(tmp_path / "labels.csv", {case: subject.disease for case, subject in subjects.items()})
+    table = pd.read_csv(tmp_path / "labels.csv", index_col="case", keep_default_na=False)
+    assert table["kind"].to_dict() == {kind: kind for kind in ph.DISEASES}
+    assert table["lesions"].to_dict() == {"none": 0, "lesions": 1, "emphysema": 0, "fatty_liver": 0}
+    assert table["diffuse"].to_dict() == {"none": 0, "lesions": 0, "emphysema": 1, "fatty_liver": 1}
+    for kind, subject in subjects.items():
+        severities = table.loc[kind, ["lesion_severity", "diffuse_severity"]]
+        assert sorted(severities) == [0, subject.disease.severity] or kind == "none"
+    volume = sum(4 / 3 * np.pi * (lesion.radius_mm / 10) ** 3 for lesion in subjects["lesions"].disease.lesions)
+    assert table.loc["lesions", "lesion_volume_ml"] == pytest.approx(volume, abs=1e-3) and volume > 0.1
+    assert (table.drop(index="lesions")["lesion_volume_ml"] == 0).all()

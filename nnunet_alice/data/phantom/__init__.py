@@ -4,7 +4,7 @@ true counterpart of every body point between any two subjects."""
 from nnunet_alice.data.phantom.anatomy import LABELS
 from nnunet_alice.data.phantom.body import Appearance
 from nnunet_alice.data.phantom.deformation import Bump, Deformation
-from nnunet_alice.data.phantom.disease import DISEASES, Disease, Lesion
+from nnunet_alice.data.phantom.disease import DISEASES, Disease, Lesion, disease_table, write_disease_table
 from nnunet_alice.data.phantom.files import (
     TRUTH_FILE,
     label_table,
@@ -39,6 +39,7 @@ __all__ = [
     "Phantom",
     "Subject",
     "corresponding_point",
+    "disease_table",
     "label_table",
     "labels_at",
     "load_subject",
@@ -50,5 +51,6 @@ __all__ = [
     "render",
     "sample_points",
     "write_dataset",
+    "write_disease_table",
     "write_subjects",
 ]

@@ -1,7 +1,13 @@
 """What can be wrong with a phantom: lesions in single organs, or a diffuse change with a severity."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
+
+from nnunet_alice.files import atomic_write
 
 DISEASES = ("none", "lesions", "emphysema", "fatty_liver")
 
@@ -60,3 +66,37 @@ class Disease:
             for item in content["lesions"]
         )
         return cls(content["kind"], content["severity"], lesions)
+
+
+def disease_table(diseases: Mapping[str, Disease]) -> pd.DataFrame:
+    """What is wrong with whom, as labels to predict: a row a case, healthy organs having severity 0.
+
+    Args:
+        diseases: by case name.
+
+    Returns:
+        columns ``case``; ``kind``; ``lesions`` and ``diffuse``, 0 or 1; ``lesion_severity`` and ``diffuse_severity``;
+        ``lesion_volume_ml``, of canonical balls, those that overlap counted twice.
+    """
+    rows = []
+    for case, disease in diseases.items():
+        lesions = disease.kind == "lesions"
+        diffuse = disease.present and not lesions
+        rows.append(
+            {
+                "case": case,
+                "kind": disease.kind,
+                "lesions": int(lesions),
+                "diffuse": int(diffuse),
+                "lesion_severity": disease.severity * lesions,
+                "diffuse_severity": disease.severity * diffuse,
+                "lesion_volume_ml": round(sum(4.18879e-3 * lesion.radius_mm**3 for lesion in disease.lesions), 4),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_disease_table(path: str | os.PathLike, diseases: Mapping[str, Disease]) -> None:
+    """Write `disease_table` as CSV, for ``nnunet_alice probe``."""
+    with atomic_write(path) as temporary:
+        disease_table(diseases).to_csv(temporary, index=False)
