@@ -3,7 +3,8 @@
 Paper: Yan et al., TMI 2022, sec. III-C: the counterpart of a point is where the mean of fine and coarse cosine is
 highest, and that mean is the score. Deviation: the reference convolves the query's descriptor over dense embedding
 volumes of hundreds of MB; ours searches the compact index, then fits a quadratic surface to the similarities around
-the best grid point (``anatomy.peaks``). A query's own descriptor is interpolated from the index of its case.
+the best grid point (``anatomy.peaks``), and lets neighbouring points correct each other (``anatomy.consensus``). A
+query's own descriptor is interpolated from the index of its case.
 """
 
 import logging
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
+from nnunet_alice.anatomy.consensus import agreed_matches
 from nnunet_alice.anatomy.index import CaseIndex, IndexStore
 from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
 from nnunet_alice.anatomy.peaks import neighbour_offsets, quadratic_peaks
@@ -170,7 +172,11 @@ class EmbeddingMatcher(GeometryMatcher):
         Raises:
             NotPreparedError: the index of a case is missing, damaged or stale.
         """
-        return self.search(case_b).match(*self.search(case_a).describe(points_vox))
+        here, there = self.search(case_a), self.search(case_b)
+        spacing = np.asarray(self.dataset.spacing)
+        # The coarser of the two grids: neighbours closer than its points would repeat the same answers.
+        step_mm = float(max((np.asarray(s.index.grid.step_vox) * spacing).max() for s in (here, there)))
+        return agreed_matches(lambda points: there.match(*here.describe(points)), points_vox, step_mm, spacing)
 
     def search(self, case: str) -> IndexSearch:
         """The opened index of a case.

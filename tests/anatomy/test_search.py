@@ -76,7 +76,7 @@ def test_a_grid_point_matched_to_itself_scores_one(matcher):
     points = matcher.search("a").index.grid.points_vox[::7]
     matches = matcher.match("a", "a", points)
     np.testing.assert_allclose(matches.scores, 1, atol=1e-3)
-    assert error_mm(matches.points_vox, points).max() < 0.5 * STEP_MM
+    assert error_mm(matches.points_vox, points).max() < 0.6 * STEP_MM
 
 
 @pytest.mark.parametrize(("case_a", "case_b"), [("a", "b"), ("b", "c"), ("c", "a")])
