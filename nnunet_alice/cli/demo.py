@@ -1,7 +1,7 @@
 """The whole workflow on phantoms: import, plan, anatomy, pretraining, fine-tuning, and the same without pretraining.
 
-Takes less than 10 minutes on two idle CPU cores and needs no GPU and no data. Every step runs the command that you would type;
-their output is in the folder's logs.
+Takes less than 10 minutes on two idle CPU cores and needs no GPU and no data. Every step runs the command that you
+would type; their output is in the folder's logs.
 """
 
 import argparse
