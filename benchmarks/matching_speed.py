@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 
 from nnunet_alice.anatomy.cases import CaseGeometry
+from nnunet_alice.anatomy.consensus import agreed_matches
 from nnunet_alice.anatomy.index import CaseIndex, index_grid
 from nnunet_alice.anatomy.search import IndexSearch
 from nnunet_alice.methods.embedding.positions import feature_affine, map_positions_mm, sample_map
@@ -104,7 +105,7 @@ def field(points_mm: torch.Tensor, length_mm: float, seed: int) -> torch.Tensor:
 def report(name: str, seconds: float, count: int, errors: torch.Tensor) -> None:
     """One line of results."""
     quantiles = ", ".join(f"{q:.0%} {errors.quantile(q):.2f}" for q in (0.5, 0.9))
-    print(f"{name:16s} {count / seconds:10.1f} matches/s   error in mm: {quantiles}")
+    print(f"{name:18s} {count / seconds:10.1f} matches/s   error in mm: {quantiles}")
 
 
 def main() -> None:
@@ -138,9 +139,18 @@ def main() -> None:
     print(f"{math.prod(shape) * 2 * DIMENSION * 2 / 1e6:.0f} MB if stored at every voxel")
 
     points_vox = points.numpy() / np.asarray(spacing)
-    search_b.match(*search_a.describe(points_vox[:10]))  # warm up
+
+    def match(points_vox):
+        return search_b.match(*search_a.describe(points_vox))
+
+    match(points_vox[:10])  # warm up
     start = time.process_time()
-    matches = search_b.match(*search_a.describe(points_vox))
+    single = match(points_vox)
+    alone = time.process_time() - start
+    found = torch.from_numpy(single.points_vox).float() * b.spacing
+    report("without neighbours", alone, args.queries, (found - truth).norm(dim=1))
+    start = time.process_time()
+    matches = agreed_matches(match, points_vox, float(step.max()), np.asarray(spacing))
     fast = time.process_time() - start
     found = torch.from_numpy(matches.points_vox).float() * b.spacing
     report("compact index", fast, args.queries, (found - truth).norm(dim=1))
