@@ -3,23 +3,25 @@
     python benchmarks/drasclr_disease.py -o DIR
 
 Makes phantoms: a third healthy, a third with small lesions in random organs, a third with a diffuse change (emphysema,
-fatty liver), each with a severity. Imports, plans and registers them with the public commands and trains every form of
-DrasCLR on the pretraining phantoms with the same budget. The other phantoms are never trained on: probes on their case
-features ask whether presence and severity can be read off linearly, beside the same encoder untrained (the plain one,
-and the location-conditioned one) and beside the mean and the histogram of the intensities. Running it again does only
-what is missing and continues what was interrupted.
+fatty liver), each with a severity. Imports, plans and registers them with the public commands, lays landmarks where the
+organs are that can be ill, and trains every form of DrasCLR on the pretraining phantoms with the same budget. The other
+phantoms are never trained on: probes on their case features ask whether presence and severity can be read off linearly,
+beside the same encoder untrained (the plain one, and the location-conditioned one) and beside the mean and the
+histogram of the intensities. Running it again does only what is missing and continues what was interrupted.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.data.phantom import Subject, load_subjects, make_subject, write_disease_table, write_subjects
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.evaluation.encoders import TrainedEncoder, open_encoder
@@ -29,19 +31,24 @@ from nnunet_alice.evaluation.probe import probe
 from nnunet_alice.evaluation.probe_data import load_features, load_table
 from nnunet_alice.files import atomic_write, write_json
 from nnunet_alice.methods.drasclr.conversion import to_conditional
+from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 DATASET, NAME, PLANS = 950, "Disease", "AliceSmallPlans"
 FORMS = ("", "_noLocation", "_noRegional", "_2experts")
 KINDS = ("none", "lesions", "emphysema", "none", "lesions", "fatty_liver")
-#: (target, task, metric, kinds of disease that take part beside the healthy)
+#: (title, target, task, metric, kinds of disease that take part beside the healthy)
 QUESTIONS = (
-    ("diffuse", "classification", "auc", ("emphysema", "fatty_liver")),
-    ("diffuse_severity", "regression", "r2", ("emphysema", "fatty_liver")),
-    ("lesions", "classification", "auc", ("lesions",)),
-    ("lesion_severity", "regression", "r2", ("lesions",)),
+    ("diffuse", "diffuse", "classification", "auc", ("emphysema", "fatty_liver")),
+    ("diffuse severity", "diffuse_severity", "regression", "r2", ("emphysema", "fatty_liver")),
+    ("emphysema", "diffuse", "classification", "auc", ("emphysema",)),
+    ("emphysema severity", "diffuse_severity", "regression", "r2", ("emphysema",)),
+    ("lesions", "lesions", "classification", "auc", ("lesions",)),
+    ("lesion severity", "lesion_severity", "regression", "r2", ("lesions",)),
 )
+#: organs that can be ill: landmarks are laid where they are, as the paper lays them on lungs
+REGION = ("lung_right", "lung_left", "liver", "spleen", "kidney_right", "kidney_left")
 #: bins of the intensity histogram, in units of nnU-Net's normalisation
 _BINS = np.linspace(-4, 3, 29)
 
@@ -54,10 +61,10 @@ def main() -> None:
     parser.add_argument("--probing", type=int, default=144, help="phantoms to probe")
     parser.add_argument("--spacing_mm", type=float, default=6.0)
     parser.add_argument("--landmark_patch_mm", type=float, default=64.0)
-    parser.add_argument("--landmark_step_mm", type=float, default=56.0)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--landmark_step_mm", type=float, default=40.0)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--iterations", type=int, default=100, help="an epoch")
-    parser.add_argument("--learning_rate", default="1e-2", help="peak, the same for all forms (default: %(default)s)")
+    parser.add_argument("--learning_rate", default="3e-2", help="peak, the same for all forms (default: %(default)s)")
     parser.add_argument("--folds", type=int, default=5, help="of the probes")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -103,11 +110,15 @@ def prepare(args: argparse.Namespace) -> tuple[PreprocessedDataset, list[str]]:
     if not plans.is_file():
         command("import", "-i", str(images / "volumes"), *dataset, "-n", NAME, "--channel", "CT", "-np", "1")
         command("plan", *dataset, "-pl", "AlicePlannerSmall", "-np", "1")
-    landmarks = ["--landmark_patch_mm", str(args.landmark_patch_mm), "--landmark_step_mm", str(args.landmark_step_mm)]
-    if not (args.o / "registered").is_file():
-        command("anatomy", *dataset, "-p", PLANS, "-np", "1", *landmarks)
-        (args.o / "registered").touch()
+    anatomy = ["anatomy", *dataset, "-p", PLANS, "-np", "1"]
     found = PreprocessedDataset.find(DATASET, PLANS, "3d_fullres")
+    if not (args.o / "registered").is_file():
+        command(*anatomy)
+        atlas = AtlasFiles(found).atlas_case()
+        write_subjects(args.o / "region", {atlas: subjects[atlas]}, spacing_mm=args.spacing_mm, organs=REGION)
+        grid = ["--landmark_patch_mm", str(args.landmark_patch_mm), "--landmark_step_mm", str(args.landmark_step_mm)]
+        command(*anatomy, *grid, "--roi", str(args.o / "region" / "labels" / f"{atlas}.nii.gz"))
+        (args.o / "registered").touch()
     write_json(found.base / "splits_final.json", [{"train": cases[: args.pretraining], "val": probed}])
     return found, probed
 
@@ -141,7 +152,8 @@ def untrained_conditional(checkpoint: Path) -> TrainedEncoder:
     plain = open_encoder(checkpoint, untrained=True)
     start = {"location_gain": DrasCLRSettings.location_gain, "generator": torch.Generator().manual_seed(0)}
     module = to_conditional(plain.module.encoder, DrasCLRSettings.num_experts, **start).eval()
-    return TrainedEncoder(module, plain.run, plain.landmarks, plain.atlas, plain.size, plain.strides, True)
+    represent = PatchRepresentation(module, plain.module.encoder.output_channels[-1], plain.represent.cells)
+    return replace(plain, module=module, represent=represent, conditional=True)
 
 
 def take(name: str, encoder: TrainedEncoder, dataset: PreprocessedDataset, probed: list[str], folder: Path) -> None:
@@ -172,11 +184,11 @@ def report(arms: list[str], args: argparse.Namespace) -> None:
     for arm in arms:
         cases, features = load_features(args.o / "features" / f"{arm}.npz")
         row = {"features": arm, "numbers": features.shape[1]}
-        for target, task, metric, ill in QUESTIONS:
+        for title, target, task, metric, ill in QUESTIONS:
             part = kinds[cases].isin(("none", *ill)).to_numpy()
             data = load_table(args.o / "labels.csv", cases[part], features[part], target, task)
             found = probe(data, task, args.folds).metrics.set_index("metric").loc[metric]
-            row[f"{target} ({metric})"] = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+            row[f"{title} ({metric})"] = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
         rows.append(row)
     table = pd.DataFrame(rows)
     with atomic_write(args.o / "table.csv") as temporary:

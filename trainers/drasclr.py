@@ -21,6 +21,7 @@ from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 from nnunet_alice.methods.drasclr.difference import feature_difference
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import LandmarkQueues, queue_bytes, queue_size
+from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.methods.schedules import cosine
 from nnunet_alice.pictures.landmark_views import draw_landmark_views
@@ -266,13 +267,14 @@ class DrasCLRTrainer(PretrainingTrainer):
             self.places, self.places.cases, self.dataset.image, self.crop_size, self.dataset.spacing, self.batch_size,
             neighbours=0, seed=self.seed, affine=None, min_cases=1,
         )  # fmt: skip
-        conditional, plain = self.model.query.encoder.eval(), self.plain_encoder().eval()
+        channels = self.network.encoder.output_channels[-1]
+        plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels, self.settings.cells)
         pairs = []
         for number in range(batches):
             batch = crops(number, np.random.default_rng([self.seed, number]))
             patches = batch["data"].to(self.device)
             where = LocationGroups(batch["location"][None].to(self.device), (len(patches),))
-            pairs.append(tuple(maps[-1].mean(dim=(2, 3, 4)) for maps in (conditional(patches, where), plain(patches))))
+            pairs.append((self.model.query.represent(patches, where), plain(patches, where)))
         return feature_difference(pairs)
 
     # ------------------------------------------------------------------------------------------- checkpoints

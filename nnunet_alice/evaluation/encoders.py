@@ -19,6 +19,8 @@ from nnunet_alice.data.atlas_file import geometry_of_checkpoint
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional
+from nnunet_alice.methods.drasclr.representation import PatchRepresentation
+from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.views.landmark_crops import crop_size
 
@@ -29,6 +31,7 @@ class TrainedEncoder:
 
     Attributes:
         module: called with patches and locations; gives the encoder's stages, bottleneck last.
+        represent: patches and their `LocationGroups` -> features.
         run: what the checkpoint says about itself (``pretraining``).
         landmarks: landmarks of the atlas.
         atlas: geometry of the atlas case.
@@ -38,6 +41,7 @@ class TrainedEncoder:
     """
 
     module: nn.Module
+    represent: PatchRepresentation
     run: dict[str, Any]
     landmarks: Landmarks
     atlas: CaseGeometry
@@ -53,13 +57,18 @@ class TrainedEncoder:
     @torch.no_grad()
     def stages(self, patches: Tensor, locations: Tensor) -> list[Tensor]:
         """Feature maps (B, C_s, ...) of patches (B, C, z, y, x) at locations (B, 3)."""
+        return self.module(*self._placed(patches, locations))
+
+    @torch.no_grad()
+    def features(self, patches: Tensor, locations: Tensor) -> np.ndarray:
+        """`PatchRepresentation` of patches (B, C, z, y, x) at locations (B, 3): (B, width) float32."""
+        return self.represent(*self._placed(patches, locations)).float().cpu().numpy()
+
+    def _placed(self, patches: Tensor, locations: Tensor) -> tuple[Tensor, LocationGroups]:
+        """Patches and the location of each, where the encoder computes."""
         device = next(self.module.parameters()).device
         where = LocationGroups(locations.to(device, torch.float32), (1,) * len(patches))
-        return self.module(patches.to(device), where)
-
-    def features(self, patches: Tensor, locations: Tensor) -> np.ndarray:
-        """Bottleneck averaged over the patch: (B, C) float32."""
-        return self.stages(patches, locations)[-1].mean(dim=(2, 3, 4)).float().cpu().numpy()
+        return patches.to(device), where
 
 
 def open_encoder(
@@ -102,8 +111,10 @@ def open_encoder(
     size = own["crop_size"] if own else crop_size(
         landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), configuration["patch_size"]
     )  # fmt: skip
+    cells = own["settings"]["cells"] if own else DrasCLRSettings.cells
     return TrainedEncoder(
         module.to(device).eval(),
+        PatchRepresentation(module, network.encoder.output_channels[-1], cells),
         run,
         landmarks,
         atlas,

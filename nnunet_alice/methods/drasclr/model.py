@@ -8,6 +8,7 @@ from nnunet_alice.methods.distributed import gather_rows
 from nnunet_alice.methods.drasclr.conditional import LocationGroups
 from nnunet_alice.methods.drasclr.losses import DrasCLRLoss, drasclr_loss
 from nnunet_alice.methods.drasclr.queue import LandmarkQueues
+from nnunet_alice.methods.drasclr.representation import LandmarkStandardisation, PatchRepresentation
 from nnunet_alice.methods.ema import frozen_copy, update_ema
 
 
@@ -20,36 +21,35 @@ class PatchEmbedder(nn.Module):
         num_channels: C of the bottleneck.
         dim: width D of the embedding.
         hidden_dim: width of the hidden layer; C if None.
-        cells: the bottleneck is averaged to ``cells`` ** 3 cells, which are flattened: 1 is average pooling.
+        cells: the bottleneck is averaged to ``cells`` ** 3 cells.
+
+    Attributes:
+        represent: `PatchRepresentation`, what downstream probes use.
 
     Raises:
         ValueError: a width is not positive.
     """
 
     def __init__(
-        self, encoder: nn.Module, num_channels: int, *, dim: int = 128, hidden_dim: int | None = None, cells: int = 1
+        self, encoder: nn.Module, num_channels: int, *, dim: int = 128, hidden_dim: int | None = None, cells: int = 2
     ) -> None:
         super().__init__()
         hidden_dim = num_channels if hidden_dim is None else hidden_dim
         if min(num_channels, dim, hidden_dim, cells) < 1:
             raise ValueError(f"Widths must be positive: {num_channels=}, {dim=}, {hidden_dim=}, {cells=}.")
-        self.cells = cells
         self.encoder = encoder
+        self.represent = PatchRepresentation(encoder, num_channels, cells)
+        self.standardise = LandmarkStandardisation(self.represent.width)
         self.head = nn.Sequential(
-            nn.Linear(num_channels * cells**3, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, dim)
+            nn.Linear(self.represent.width, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, dim)
         )
 
-    def features(self, x: Tensor, locations: LocationGroups) -> Tensor:
-        """Pooled bottleneck of patches (B, C_in, z, y, x): (B, C * cells ** 3), what downstream probes use."""
-        maps = self.encoder(x, locations)
-        bottleneck = maps if isinstance(maps, Tensor) else maps[-1]
-        if self.cells == 1:
-            return bottleneck.mean(dim=(2, 3, 4))
-        return functional.adaptive_avg_pool3d(bottleneck, self.cells).flatten(1)
-
     def forward(self, x: Tensor, locations: LocationGroups) -> Tensor:
-        """L2-normalised embeddings (B, D) of patches (B, C_in, z, y, x), float32 at least, also under autocast."""
-        embedding = self.head(self.features(x, locations))
+        """L2-normalised embeddings (B, D) of patches (B, C_in, z, y, x), float32 at least, also under autocast.
+
+        They compare the subjects that the batch shows at a landmark, and depend on all of them.
+        """
+        embedding = self.head(self.standardise(self.represent(x, locations), locations))
         return functional.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
 
 
@@ -93,6 +93,7 @@ class DrasCLRModel(nn.Module):
             raise ValueError("DrasCLR needs an encoder without batch normalisation; nnU-Net's default plans have none.")
         self.query = embedder
         self.key = frozen_copy(embedder)
+        self.key.standardise = embedder.standardise  # one scale for queries and keys, from the first step on
         self.queues = queues
         self.temperature = temperature
         self.beta = beta

@@ -15,7 +15,7 @@ class DrasCLRSettings:
         temperature: of both losses.
         beta: weight of the regional loss.
         dim: width of the embedding.
-        cells: the bottleneck is pooled to ``cells`` ** 3 cells before the projection.
+        cells: the bottleneck is averaged to ``cells`` ** 3 cells; of one cell instance norm leaves next to nothing.
         queue_limit: largest number of keys a landmark.
         key_momentum: of the key encoder.
     """
@@ -27,6 +27,6 @@ class DrasCLRSettings:
     temperature: float = 0.2
     beta: float = 1.0
     dim: int = 128
-    cells: int = 1
+    cells: int = 2
     queue_limit: int = 4096
     key_momentum: float = 0.999

@@ -25,7 +25,7 @@ def make_encoder():
     )
 
 
-def make_model(conditional=True, cells=1, **settings):
+def make_model(conditional=True, cells=2, **settings):
     torch.manual_seed(0)
     plain = make_encoder()
     encoder = to_conditional(plain, 3, location_gain=1.0) if conditional else UnconditionedEncoder(plain)
@@ -50,8 +50,11 @@ def make_batch(batch=4, k=2, seed=0):
 
 
 def embed(embedder, patches, location):
-    """One patch at a time."""
-    return torch.cat([embedder(patch[None], LocationGroups(location[None], (1,))) for patch in patches])
+    """Patches represented one at a time, then compared with each other; statistics stay those that the step left."""
+    where = LocationGroups(location[None], (1,))
+    rows = torch.cat([embedder.represent(patch[None], where) for patch in patches])
+    rows = (rows - rows.mean(dim=0)) / (embedder.standardise.variance + 1e-5).sqrt()
+    return nn.functional.normalize(embedder.head(rows), dim=1)
 
 
 @pytest.mark.parametrize("batch_negatives", [False, True])
@@ -100,10 +103,11 @@ def test_only_the_query_encoder_learns_and_the_key_encoder_follows():
     with torch.no_grad():
         for parameter in model.query.parameters():
             parameter += 1
-    before = copy.deepcopy(model.key.state_dict())
+    before, query = copy.deepcopy(model.key.state_dict()), model.query.state_dict()
     model.update_key_encoder(0.9)
-    for name, value in model.key.state_dict().items():
-        torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * model.query.state_dict()[name])
+    for name, value in model.key.named_parameters():
+        torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * query[name])
+    assert all(torch.equal(value, query[name]) for name, value in model.key.named_buffers())
 
 
 def test_locations_matter_unless_ablated():
@@ -123,16 +127,6 @@ def test_without_neighbours_the_regional_term_is_left_out():
     del batch["neighbours"], batch["neighbour_locations"]
     losses = model(landmark=0, **batch)
     assert float(losses.total.detach()) == pytest.approx(float(losses.local)) and float(losses.regional) == 0
-
-
-def test_cells_keep_where_in_the_patch_something_is():
-    x = make_batch()["view"]
-    locations = LocationGroups(torch.zeros(1, 3, dtype=torch.float64), (4,))
-    assert make_model().query.features(x, locations).shape == (4, 6)
-    model = make_model(cells=3)
-    features = model.query.features(x, locations)
-    maps = model.query.encoder(x, locations)
-    torch.testing.assert_close(features, maps.flatten(1))
 
 
 def test_resume_gives_the_same_next_step():
@@ -194,7 +188,7 @@ def test_bad_input():
     with pytest.raises(IndexError, match="no landmark 3"):
         model(landmark=3, **batch)
     with pytest.raises(ValueError, match="batch normalisation"):
-        DrasCLRModel(PatchEmbedder(nn.BatchNorm3d(2), 2), LandmarkQueues(1, 2))
+        DrasCLRModel(PatchEmbedder(UnconditionedEncoder(nn.BatchNorm3d(2)), 2), LandmarkQueues(1, 2))
     with pytest.raises(ValueError, match="positive"):
         PatchEmbedder(make_encoder(), 6, cells=0)
 
@@ -219,6 +213,7 @@ def rank_main(rank, folder):
         results = {
             "gradients": {name: p.grad for name, p in model.query.named_parameters()},
             "queues": copy.deepcopy(model.queues.state_dict()),
+            "variance": model.query.standardise.variance.clone(),
             "rows": gather_rows(torch.arange(3.0)[: 1 + 2 * rank] + 10 * rank),
             "empty": gather_rows(torch.ones(2 * rank, 3)),
         }
@@ -231,20 +226,41 @@ def rank_main(rank, folder):
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
-def test_two_ranks_give_the_gradient_and_the_queues_of_one_process(tmp_path):
+def test_two_ranks_give_the_gradient_and_the_queues_of_their_halves_together(tmp_path):
     mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    model = make_model(batch_negatives=False)
+    halves, variance = [make_model(batch_negatives=False) for _ in range(2)], 0
     for seed in range(2):
-        model.zero_grad()
-        model(landmark=1, **make_batch(seed=seed)).total.backward()
+        batch = make_batch(seed=seed)
+        rows = [rows_of(batch, slice(2 * half, 2 * half + 2)) for half in range(2)]
+        seen = torch.cat([represented(model, part) for model, part in zip(halves, rows, strict=True)])
+        variance = (seed * variance + seen.square().mean(dim=0)) / (seed + 1)
+        for model, part in zip(halves, rows, strict=True):
+            model.query.standardise.eval().variance.copy_(variance)  # shared with the key encoder
+            model.zero_grad()
+            model(landmark=1, **part).total.backward()
+        one, two = (model.queues for model in halves)
+        one.enqueue(1, two.negatives(1)[-2:], two.negative_subjects(1)[-2:])
+        two.load_state_dict(one.state_dict())
     for results in ranks:
-        for name, parameter in model.query.named_parameters():
-            torch.testing.assert_close(results["gradients"][name], parameter.grad, msg=name)
-        for name, value in model.queues.state_dict().items():
+        torch.testing.assert_close(results["variance"], variance)
+        for (name, parameter), other in zip(
+            halves[0].query.named_parameters(), halves[1].query.parameters(), strict=True
+        ):
+            torch.testing.assert_close(results["gradients"][name], (parameter.grad + other.grad) / 2, msg=name)
+        for name, value in halves[0].queues.state_dict().items():
             torch.testing.assert_close(results["queues"][name], value, msg=name)
         assert results["rows"].tolist() == [0, 10, 11, 12]
         assert results["empty"].shape == (2, 3)
         assert results["apart"]["filled"].tolist() == [2, 6, 2]
     for name, value in ranks[0]["apart"].items():
         assert torch.equal(value, ranks[1]["apart"][name])
+
+
+@torch.no_grad()
+def represented(model, part):
+    """Rows of all passes of the query encoder, each landmark's centred."""
+    patches = torch.cat([part["view"][None], part["neighbours"]])
+    points = torch.cat([part["location"][None], part["neighbour_locations"]])
+    rows = [model.query.represent(x, LocationGroups(p[None], (len(x),))) for x, p in zip(patches, points, strict=True)]
+    return torch.cat([row - row.mean(dim=0) for row in rows])

@@ -1,0 +1,122 @@
+"""What a patch is to DrasCLR: the encoder's bottleneck in cells, and what instance norms take out of the patch.
+
+The reference's batch normalisation shifts and scales all patches alike, so that their intensities reach the
+representation. nnU-Net's instance normalisation takes mean and deviation of every channel out of every patch: how dark
+a lung is, is gone after the first layer, and the average of a bottleneck map is close to the same number for every
+patch. What is taken out is read off here, before it is taken; the encoder and its weights stay as they are.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from nnunet_alice.methods.distributed import gather_rows
+from nnunet_alice.methods.drasclr.conditional import LocationGroups
+
+_EPS = 1e-5
+
+
+class PatchRepresentation:
+    """Patches and their locations -> vectors: cells of the bottleneck, then the statistics that norms take out.
+
+    Statistics are mean and deviation of the input of the first instance norm of the stem (if there is one) and of every
+    stage: what enters the norms behind it was normalised just before. No parameters, no state: an object beside the
+    encoder, which copies along with it.
+
+    Args:
+        encoder: `ConditionalEncoder` or `UnconditionedEncoder`; it gives a tensor (B, C, z, y, x), or a list whose last
+            one is the bottleneck.
+        num_channels: C of the bottleneck.
+        cells: the bottleneck is averaged to ``cells`` ** 3 cells, which are flattened.
+
+    Attributes:
+        width: numbers a patch: ``C * cells ** 3``, and 2 for every channel of the watched norms.
+    """
+
+    def __init__(self, encoder: nn.Module, num_channels: int, cells: int) -> None:
+        self.encoder = encoder
+        self.cells = cells
+        self._taken = _Taken()
+        norms = list(_first_norms(encoder.encoder))
+        for norm in norms:
+            norm.register_forward_pre_hook(self._taken.see)
+        self.width = num_channels * cells**3 + 2 * sum(norm.num_features for norm in norms)
+
+    def __call__(self, x: Tensor, locations: LocationGroups) -> Tensor:
+        """Represent patches (B, C_in, z, y, x): (B, width), float32 at least, also under autocast."""
+        self._taken.moments = []
+        try:
+            maps = self.encoder(x, locations)
+            statistics = self._taken.moments
+        finally:
+            self._taken.moments = None
+        if locations.order is not None:  # norms see the batch sorted by location
+            inverse = torch.argsort(locations.order)
+            statistics = [moment[inverse] for moment in statistics]
+        bottleneck = maps if isinstance(maps, Tensor) else maps[-1]
+        return torch.cat([functional.adaptive_avg_pool3d(_wide(bottleneck), self.cells).flatten(1), *statistics], dim=1)
+
+
+class _Taken:
+    """What the watched norms of one encoder take out of a batch; None while nobody asks."""
+
+    def __init__(self) -> None:
+        self.moments: list[Tensor] | None = None
+
+    def see(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Hook in front of a norm."""
+        if self.moments is not None:
+            variance, mean = torch.var_mean(_wide(inputs[0]), dim=(2, 3, 4), correction=0)
+            self.moments += [mean, (variance + _EPS).sqrt()]
+
+
+class LandmarkStandardisation(nn.Module):
+    """Rows minus their mean over the subjects at the same landmark, over the running deviation of what is left.
+
+    What all subjects share at a landmark would take nearly all of a unit vector. The reference's batch normalisation
+    takes it away in the same manner, as its batches show one landmark. The deviation is a running one, since few
+    subjects may fit a batch: of all ranks' rows, without gradient, and moved only in training mode with gradient, not
+    by the key encoder's passes. A landmark's only row is not centred.
+
+    Args:
+        width: numbers a row.
+        momentum: share of the old variance that stays; the first batches are averaged evenly.
+    """
+
+    def __init__(self, width: int, momentum: float = 0.95) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("variance", torch.ones(width))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor, locations: LocationGroups) -> Tensor:
+        """Standardise rows (B, width) of the locations' samples."""
+        order = locations.order
+        parts = (x if order is None else x[order]).split(locations.counts)
+        x = torch.cat([part - part.mean(dim=0) if len(part) > 1 else part for part in parts])
+        if self.training and torch.is_grad_enabled():
+            self._update(gather_rows(x))
+        x = x / (self.variance + _EPS).sqrt()
+        return x if order is None else x[torch.argsort(order)]
+
+    @torch.no_grad()
+    def _update(self, rows: Tensor) -> None:
+        new = 1 - (self.batches / (self.batches + 1)).clamp(max=self.momentum).to(rows.dtype)
+        self.variance.lerp_(rows.square().mean(dim=0), new)
+        self.batches += 1
+
+
+def _first_norms(encoder: nn.Module) -> Iterator[_InstanceNorm]:
+    """First instance norm of stem and stages; of an encoder without stages, its first."""
+    parts = [encoder] if not hasattr(encoder, "stages") else [getattr(encoder, "stem", None), *encoder.stages]
+    for part in parts:
+        norms = [module for module in part.modules() if isinstance(module, _InstanceNorm)] if part is not None else []
+        yield from norms[:1]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
