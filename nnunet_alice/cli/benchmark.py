@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--seeds", type=int, metavar="N", help="runs of each draw [1]")
     flags.add_argument("--epochs", type=int, metavar="N", help="epochs of fine-tuning [the trainer's]")
     flags.add_argument("--iterations", type=int, metavar="N", help="iterations an epoch [the trainer's]")
+    flags.add_argument(
+        "--disable_tta",
+        action="store_const",
+        const=False,
+        dest="mirroring",
+        help="predict without mirroring, 8x faster",
+    )
     flags.add_argument("-device", dest="device", choices=("cuda", "cpu", "mps"), help="device [cuda]")
 
 
@@ -65,7 +72,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _flags(args: argparse.Namespace) -> dict:
     """Settings that were given as flags."""
-    names = ("dataset", "plans", "configuration", "labels", "draws", "seeds", "epochs", "iterations", "device")
+    names = (
+        "dataset",
+        "plans",
+        "configuration",
+        "labels",
+        "draws",
+        "seeds",
+        "epochs",
+        "iterations",
+        "mirroring",
+        "device",
+    )
     found = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.arms:
         found["arms"] = dict(args.arms)

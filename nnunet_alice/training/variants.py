@@ -22,6 +22,7 @@ _SUFFIXES = (
     _Suffix(re.compile(r"keep(\d+(?:-\d+)*)"), "keep_at", lambda text: tuple(map(int, text.split("-")))),
     _Suffix(re.compile(r"seed(\d+)"), "seed", int),
     _Suffix(re.compile(r"(\d+)experts"), "num_experts", int),
+    _Suffix(re.compile(r"(noTTA)"), "test_time_mirroring", lambda _: False),
 )
 #: endings whose numbers must be above 0
 _POSITIVE = ("epochs", "iterations", "learning_rate", "num_experts")
@@ -32,8 +33,8 @@ def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
 
     Further endings, in any order and each once, where the trainer has the attribute: ``_<N>iterations`` (an epoch),
     ``_lr<X>`` (peak learning rate, e.g. ``_lr3e-3``), ``_seed<N>``, ``_keep<P>-<P>`` (per cent of the run at which
-    checkpoints are kept), ``_<N>experts``. Meant as a module's ``__getattr__``: nnU-Net finds trainers by
-    ``hasattr(module, name)``.
+    checkpoints are kept), ``_<N>experts``, ``_noTTA`` (validation without mirroring). Meant as a module's
+    ``__getattr__``: nnU-Net finds trainers by ``hasattr(module, name)``.
 
     Args:
         name: the attribute that was asked for.
@@ -43,7 +44,7 @@ def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
         AttributeError: the name is no such variant of a class in the module.
     """
     module = namespace["__name__"]
-    base_name, settings = _read(name)
+    base_name, settings = _read(name, namespace)
     base = namespace.get(base_name) if settings else None
     known = isinstance(base, type) and base.__module__ == module and all(hasattr(base, key) for key in settings)
     if not known or any(settings.get(key, 1) <= 0 for key in _POSITIVE):
@@ -52,14 +53,17 @@ def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
     return type(name, (base,), {**settings, "__module__": module, "__doc__": summary})
 
 
-def _read(name: str) -> tuple[str, dict[str, Any]]:
-    """Name without its endings, and the attributes that the endings set (none if one comes twice)."""
+def _read(name: str, namespace: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name without its endings, and the attributes that the endings set (none if one comes twice).
+
+    A name in the namespace is read no further: ``DrasCLRTrainer_2experts`` is a class of its own.
+    """
     settings: dict[str, Any] = {}
     rest = name
     while True:
         base, _, last = rest.rpartition("_")
         found = [(suffix, match[1]) for suffix in _SUFFIXES if (match := suffix.pattern.fullmatch(last))]
-        if not base or not found:
+        if not base or not found or rest in namespace:
             return rest, settings
         suffix, text = found[0]
         if suffix.attribute in settings:

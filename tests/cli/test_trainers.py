@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_alice.cli.main import main
 from nnunet_alice.discovery import classes_in, package_folder, summary
@@ -31,6 +32,14 @@ def test_list_names_the_trainers_and_the_pattern(capsys):
     assert "PretrainingTrainer" not in table and "nnUNetTrainer" not in table
     assert all(len(text) > 10 for text in table.values())
     assert "_<N>epochs" in pattern
+
+
+def test_every_trainer_has_variants_of_any_length():
+    trainers = classes_in("nnunet_alice.trainers", nnUNetTrainer)
+    del trainers["PretrainingTrainer"]  # what the methods share
+    for name, trainer in trainers.items():
+        variant = getattr(sys.modules[trainer.__module__], f"{name}_7epochs")
+        assert issubclass(variant, trainer) and variant.epochs == 7
 
 
 @pytest.fixture

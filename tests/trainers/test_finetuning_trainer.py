@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
@@ -118,6 +119,21 @@ def test_a_run_validates_the_kept_checkpoints_too(dataset, tmp_path):
     record = json.loads((folder / "start.json").read_text())
     assert record["pretrained"] is True and record["settings"]["keep_at"] == [25, 50]
     assert "Starts from pretrained weights" in log_of(trainer) and "WARNING" not in log_of(trainer)
+
+
+def test_mirroring_can_be_left_out_of_validation(dataset, tmp_path):
+    predicted = {}
+    for endings in ("_seed1", "_noTTA_seed1"):
+        trainer = start(
+            make_finetuner(short(epochs=1, endings=endings), dataset), weights_file(dataset, tmp_path / "w.pth")
+        )
+        trainer.run_training()
+        axes = trainer.inference_allowed_mirroring_axes
+        trainer.perform_actual_validation(save_probabilities=True)
+        assert axes == (0, 1, 2) and trainer.inference_allowed_mirroring_axes == (None if "noTTA" in endings else axes)
+        predicted[endings] = np.load(next(Path(trainer.output_folder).glob("validation/*.npz")))["probabilities"]
+    one, two = predicted.values()
+    assert one.shape == two.shape and np.abs(one - two).max() > 1e-4
 
 
 def test_kept_weights_are_the_checkpoints_and_go_back(dataset):

@@ -106,8 +106,10 @@ def test_fingerprints_see_every_change_but_segmentation_layers():
 def variants_module():
     module = ModuleType("some_trainers")
     attributes = {"epochs": 1, "iterations": 1, "learning_rate": 1.0, "seed": None, "keep_at": ()}
+    attributes["test_time_mirroring"] = True
     module.Tune = type("Tune", (), attributes | {"__module__": "some_trainers"})
     module.Tune_small = type("Tune_small", (module.Tune,), {"__module__": "some_trainers"})
+    module.Tune_2experts = type("Tune_2experts", (module.Tune,), {"__module__": "some_trainers"})
     module.Plain = type("Plain", (), {"epochs": 1, "__module__": "some_trainers"})
     module.__getattr__ = lambda name: epochs_variant(name, vars(module))
     return module
@@ -124,6 +126,11 @@ def test_all_endings_together_and_in_any_order():
         assert (variant.epochs, variant.iterations, variant.seed, variant.keep_at) == (16, 25, 2, (25, 50))
         assert variant.learning_rate == pytest.approx(0.003)
     assert module.Tune_seed0.seed == 0
+    own = module.Tune_2experts_3epochs_seed1
+    assert issubclass(own, module.Tune_2experts) and (own.epochs, own.seed) == (3, 1), (
+        "a class may be named like an ending"
+    )
+    assert module.Tune_seed0.test_time_mirroring and not module.Tune_noTTA_seed0.test_time_mirroring
 
 
 @pytest.mark.parametrize(

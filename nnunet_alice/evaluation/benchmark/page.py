@@ -64,7 +64,8 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
         + (". **This report is not complete.**" if runs < planned else "."),
         f"- **Fine-tuning**: {length}, {settings.plans} {settings.configuration}; all of an arm's settings are in "
         "settings.json and in the trainers' names.",
-        "- **Dice**: 2|A∩B|/(|A|+|B|) of a class in a case, on nnU-Net's predictions in the images' own voxels; left "
+        "- **Dice**: 2|A∩B|/(|A|+|B|) of a class in a case, on nnU-Net's predictions "
+        f"({'with' if settings.mirroring else 'without'} mirroring) in the images' own voxels; left "
         "out where truth and prediction both lack the class, 0 where one does.",
         f"- **Surface Dice**: share of the surface voxels of both masks within {settings.tolerance_mm:g} mm of the "
         "other's surface. **HD95**: larger of the two directed 95th percentiles; the image's diagonal where one mask "

@@ -89,6 +89,7 @@ class Settings:
         epochs: length of fine-tuning; None for the trainer's own.
         iterations: iterations an epoch; None for the trainer's own.
         keep_at: per cent of the run at which Dice is reported beside the end.
+        mirroring: whether test cases are predicted with mirroring, nnU-Net's default; without, 8 times as fast.
         tuning: how learning rates are chosen.
         baseline: arm that others are compared with; the first without checkpoints by default.
         tolerance_mm: of the surface Dice.
@@ -107,6 +108,7 @@ class Settings:
     epochs: int | None = None
     iterations: int | None = None
     keep_at: tuple[int, ...] = (25, 50)
+    mirroring: bool = True
     tuning: Tuning = Tuning()
     baseline: str | None = None
     tolerance_mm: float = 2.0
@@ -235,11 +237,13 @@ def _check(settings: Settings) -> None:
         raise InputError("'labels' needs numbers of labelled cases, each once.")
     if not all(0 < percent < 100 for percent in settings.keep_at):
         raise InputError("'keep_at' holds per cent between 1 and 99.")
+    if not isinstance(settings.mirroring, bool):
+        raise InputError(f"'mirroring' is true or false, not {settings.mirroring!r}.")
     others = [arm.name for arm in settings.arms if not arm.trainer.startswith(FINE_TUNER)]
-    if others and (settings.epochs or settings.iterations or settings.keep_at):
+    if others and (settings.epochs or settings.iterations or settings.keep_at or not settings.mirroring):
         raise InputError(
-            f"Arm '{others[0]}' does not use a {FINE_TUNER}: its length cannot be set here and no checkpoints are kept "
-            "on the way; leave out epochs and iterations, and set keep_at: []."
+            f"Arm '{others[0]}' does not use a {FINE_TUNER}: its length and mirroring cannot be set here and no "
+            "checkpoints are kept on the way; leave out epochs, iterations and mirroring, and set keep_at: []."
         )
 
 

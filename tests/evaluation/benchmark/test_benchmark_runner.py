@@ -213,6 +213,9 @@ def test_flags_make_the_same_commands_as_yaml(base, capsys):
     assert main(["benchmark", *map(str, flags), "--dry_run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + CELLS and "lr0.01_keep25-50_seed0" in lines[1]
+    quick = [base / "quick" if flag == base / "bench" else flag for flag in flags]
+    assert main(["benchmark", *map(str, quick), "--dry_run", "--disable_tta"]) == 0
+    assert "lr0.01_keep25-50_noTTA_seed0" in capsys.readouterr().out
     assert main(["report", "-i", str(base / "bench")]) == 1
     assert "No test run" in capsys.readouterr().err
     assert main(["benchmark", "-o", str(base / "bench"), "-d", "901"]) == 1
