@@ -27,6 +27,7 @@ from nnunet_alice.training.finetuning import (
     is_encoder,
     layer_groups,
     replaced,
+    short_momentum,
 )
 from nnunet_alice.training.variants import epochs_variant
 
@@ -34,7 +35,8 @@ from nnunet_alice.training.variants import epochs_variant
 class FineTuneTrainer(nnUNetTrainer):
     """Fine-tune from -pretrained_weights: warm-up, then nnU-Net's decay at a tenth of its learning rate.
 
-    Network, loss, deep supervision, augmentation and validation are stock nnU-Net's. Beside the log lies
+    Network, loss, deep supervision, augmentation and validation are stock nnU-Net's, and so is SGD from 2,000
+    iterations on; in shorter runs its momentum is lower (``training.finetuning.short_momentum``). Beside the log lies
     ``start.json``: whether weights were loaded, and the settings.
 
     Attributes:
@@ -124,11 +126,11 @@ class FineTuneTrainer(nnUNetTrainer):
         groups = layer_groups(network, self.encoder_decay)
         if stands:
             self._encoder_learns(False)  # before DDP looks which parameters will have gradients
+        total = self.num_epochs * self.num_iterations_per_epoch
         groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
         optimizer = torch.optim.SGD(
-            groups, lr=self.learning_rate, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+            groups, lr=self.learning_rate, weight_decay=self.weight_decay, momentum=short_momentum(total), nesterov=True
         )
-        total = self.num_epochs * self.num_iterations_per_epoch
         schedule = FineTuneSchedule(
             total=total,
             warmup=round(self.warmup_share * total),

@@ -13,6 +13,7 @@ from nnunet_alice.training.finetuning import (
     fingerprints,
     layer_groups,
     replaced,
+    short_momentum,
     warmup_poly,
 )
 from nnunet_alice.training.variants import epochs_variant
@@ -101,6 +102,12 @@ def test_fingerprints_see_every_change_but_segmentation_layers():
             if ".seg_layers." in name or name == names[3]:
                 value.view(-1)[0] += 1e-3
     assert replaced(before, network) == [names[3]]
+
+
+def test_momentum_is_stock_but_for_short_runs():
+    assert short_momentum(250_000) == short_momentum(2000) == 0.99
+    assert short_momentum(400) == pytest.approx(0.95)
+    assert short_momentum(200) == short_momentum(2) == 0.9
 
 
 def variants_module():
