@@ -79,13 +79,16 @@ def main() -> None:
     for form in args.forms:
         name = f"DrasCLRTrainer{form}"
         checkpoint = train(name, args)
-        take(name, open_encoder(checkpoint), dataset, probed, args.o)
+        trained = open_encoder(checkpoint)
+        take(name, trained, dataset, probed, args.o)
         arms[name] = None
         if form == "":
             take("untrained", open_encoder(checkpoint, untrained=True), dataset, probed, args.o)
             take("untrained, conditional", untrained_conditional(checkpoint), dataset, probed, args.o)
             take(f"{name}, plain", open_encoder(checkpoint, plain=True), dataset, probed, args.o)
             arms |= dict.fromkeys(("untrained", "untrained, conditional", f"{name}, plain"))
+            cells = trained.represent.cells**3 * trained.module.encoder.output_channels[-1]
+            arms |= dict.fromkeys(take_cells(arm, cells, args.o) for arm in (name, "untrained, conditional"))
         report(list(arms), args)
 
 
@@ -163,6 +166,17 @@ def take(name: str, encoder: TrainedEncoder, dataset: PreprocessedDataset, probe
         images = DatasetImages(dataset, encoder.run)
         images.cases = probed
         extract(encoder, images, "case", path)
+
+
+def take_cells(name: str, count: int, folder: Path) -> str:
+    """Of features that were taken, the bottleneck's cells without the statistics that norms take out."""
+    part = f"{name}, cells alone"
+    with (
+        np.load(folder / "features" / f"{name}.npz") as features,
+        atomic_write(folder / "features" / f"{part}.npz") as temporary,
+    ):
+        np.savez(temporary, level="case", cases=features["cases"], features=features["features"][:, :count])
+    return part
 
 
 def intensities(dataset: PreprocessedDataset, probed: list[str], folder: Path) -> None:
