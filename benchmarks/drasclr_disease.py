@@ -87,8 +87,8 @@ def main() -> None:
             take("untrained, conditional", untrained_conditional(checkpoint), dataset, probed, args.o)
             take(f"{name}, plain", open_encoder(checkpoint, plain=True), dataset, probed, args.o)
             arms |= dict.fromkeys(("untrained", "untrained, conditional", f"{name}, plain"))
-            cells = trained.represent.cells**3 * trained.module.encoder.output_channels[-1]
-            arms |= dict.fromkeys(take_cells(arm, cells, args.o) for arm in (name, "untrained, conditional"))
+            channels = trained.module.encoder.output_channels[-1]
+            arms |= dict.fromkeys(take_pooled(arm, channels, args.o) for arm in (name, "untrained, conditional"))
         report(list(arms), args)
 
 
@@ -168,9 +168,9 @@ def take(name: str, encoder: TrainedEncoder, dataset: PreprocessedDataset, probe
         extract(encoder, images, "case", path)
 
 
-def take_cells(name: str, count: int, folder: Path) -> str:
-    """Of features that were taken, the bottleneck's cells without the statistics that norms take out."""
-    part = f"{name}, cells alone"
+def take_pooled(name: str, count: int, folder: Path) -> str:
+    """Of features that were taken, the averaged bottleneck without the statistics that norms take out."""
+    part = f"{name}, bottleneck alone"
     with (
         np.load(folder / "features" / f"{name}.npz") as features,
         atomic_write(folder / "features" / f"{part}.npz") as temporary,

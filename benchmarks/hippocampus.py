@@ -18,7 +18,9 @@ import sys
 from pathlib import Path
 
 LABELLED, UNLABELLED = "Dataset004_Hippocampus", "Dataset904_HippocampusUnlabelled"
-PLANS = "AliceSmallPlans"
+PLANS = "nnUNetSmallPlans"
+#: what makes nnU-Net's own plans bearable without a GPU
+FEATURES, BATCH, PAIRS_GB = (8, 16, 32, 64), 2, 0.25
 MOVED = f"{PLANS}_from004"
 
 
@@ -56,15 +58,18 @@ def main() -> int:
     preprocessed = folders["nnUNet_preprocessed"] / LABELLED / "preprocessed.done"
     if (
         not preprocessed.is_file()
-    ):  # nnU-Net's command starts anew each time, but it also keeps the truth to test against
-        call("nnunet_alice", "plan", "-d", 4, "-pl", "AlicePlannerSmall", "--no_preprocess", "-np", args.np)
+    ):  # nnU-Net's commands start anew each time, but they also keep the truth to test against
+        call("nnUNetv2_extract_fingerprint", "-d", 4, "-np", args.np)
+        call("nnUNetv2_plan_experiment", "-d", 4)
+        write_small_plans(preprocessed.parent)
         call("nnUNetv2_preprocess", "-d", 4, "-plans_name", PLANS, "-c", "3d_fullres", "-np", args.np)
         preprocessed.touch()
     link_unlabelled(labelled, unlabelled)
     call(
         "nnunet_alice", "import", "-i", unlabelled, "-d", 904, "-n", UNLABELLED[11:], "--channel", "MRI", "-np", args.np
     )
-    call("nnunet_alice", "plan", "-d", 904, "--target", 4, "--target_plans", PLANS, "-np", args.np)
+    target = ["--target", 4, "--target_plans", PLANS, "-gpu_memory_target", PAIRS_GB]
+    call("nnunet_alice", "plan", "-d", 904, *target, "-np", args.np)
     call("nnunet_alice", "anatomy", "-d", 904, "-p", MOVED, "-c", "3d_fullres", "-np", args.np)
     for seed in args.seeds:
         for trainer in args.trainers:
@@ -73,6 +78,16 @@ def main() -> int:
     call("nnunet_alice", "benchmark", args.settings, "-o", bench, "--part", args.part)
     call("nnunet_alice", "report", "-i", bench, "-np", args.np)
     return 0
+
+
+def write_small_plans(folder: Path) -> None:
+    """nnU-Net's plans with fewer features and a smaller batch; patch, depth and the rest are its own."""
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    network = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = list(FEATURES[: network["n_stages"]])
+    plans["configurations"] = {"3d_fullres": plans["configurations"]["3d_fullres"] | {"batch_size": BATCH}}
+    plans["plans_name"] = PLANS
+    (folder / f"{PLANS}.json").write_text(json.dumps(plans, indent=2))
 
 
 def call(*words) -> None:

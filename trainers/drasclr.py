@@ -274,7 +274,7 @@ class DrasCLRTrainer(PretrainingTrainer):
             batch = crops(number, np.random.default_rng([self.seed, number]))
             patches = batch["data"].to(self.device)
             where = LocationGroups(batch["location"][None].to(self.device), (len(patches),))
-            pairs.append((self.model.query.represent(patches, where), plain(patches, where)))
+            pairs.append((self.model.query.represent.features(patches, where), plain.features(patches, where)))
         return feature_difference(pairs)
 
     # ------------------------------------------------------------------------------------------- checkpoints

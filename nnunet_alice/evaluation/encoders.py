@@ -31,7 +31,7 @@ class TrainedEncoder:
 
     Attributes:
         module: called with patches and locations; gives the encoder's stages, bottleneck last.
-        represent: patches and their `LocationGroups` -> features.
+        represent: what is read off its patches.
         run: what the checkpoint says about itself (``pretraining``).
         landmarks: landmarks of the atlas.
         atlas: geometry of the atlas case.
@@ -61,8 +61,8 @@ class TrainedEncoder:
 
     @torch.no_grad()
     def features(self, patches: Tensor, locations: Tensor) -> np.ndarray:
-        """`PatchRepresentation` of patches (B, C, z, y, x) at locations (B, 3): (B, width) float32."""
-        return self.represent(*self._placed(patches, locations)).float().cpu().numpy()
+        """`PatchRepresentation.features` of patches (B, C, z, y, x) at locations (B, 3): (B, F) float32."""
+        return self.represent.features(*self._placed(patches, locations)).float().cpu().numpy()
 
     def _placed(self, patches: Tensor, locations: Tensor) -> tuple[Tensor, LocationGroups]:
         """Patches and the location of each, where the encoder computes."""

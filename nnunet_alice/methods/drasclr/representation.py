@@ -22,9 +22,10 @@ _EPS = 1e-5
 class PatchRepresentation:
     """Patches and their locations -> vectors: cells of the bottleneck, then the statistics that norms take out.
 
-    Statistics are mean and deviation of the input of the first instance norm of the stem (if there is one) and of every
-    stage: what enters the norms behind it was normalised just before. No parameters, no state: an object beside the
-    encoder, which copies along with it.
+    Statistics are mean, deviation and mean positive part of the input of the first instance norm of the stem (if there
+    is one) and of every stage: what enters the norms behind it was normalised just before. The positive part is that
+    above a threshold which the convolution's bias can move: how much of the patch is brighter than that. No parameters,
+    no state: an object beside the encoder, which copies along with it.
 
     Args:
         encoder: `ConditionalEncoder` or `UnconditionedEncoder`; it gives a tensor (B, C, z, y, x), or a list whose last
@@ -33,7 +34,7 @@ class PatchRepresentation:
         cells: the bottleneck is averaged to ``cells`` ** 3 cells, which are flattened.
 
     Attributes:
-        width: numbers a patch: ``C * cells ** 3``, and 2 for every channel of the watched norms.
+        width: numbers a patch: ``C * cells ** 3``, and 3 for every channel of the watched norms.
     """
 
     def __init__(self, encoder: nn.Module, num_channels: int, cells: int) -> None:
@@ -43,10 +44,21 @@ class PatchRepresentation:
         norms = list(_first_norms(encoder.encoder))
         for norm in norms:
             norm.register_forward_pre_hook(self._taken.see)
-        self.width = num_channels * cells**3 + 2 * sum(norm.num_features for norm in norms)
+        self.width = num_channels * cells**3 + 3 * sum(norm.num_features for norm in norms)
 
     def __call__(self, x: Tensor, locations: LocationGroups) -> Tensor:
-        """Represent patches (B, C_in, z, y, x): (B, width), float32 at least, also under autocast."""
+        """Represent patches (B, C_in, z, y, x) for the contrast: (B, width), float32 at least, also under autocast."""
+        return self._pooled(x, locations, self.cells)
+
+    def features(self, x: Tensor, locations: LocationGroups) -> Tensor:
+        """What probes read: as above, the bottleneck averaged over the whole patch; (B, C + 3 ...).
+
+        Where in a patch something is, is gone from averages over landmarks in any case, and few cases make a probe
+        pay for every number.
+        """
+        return self._pooled(x, locations, 1)
+
+    def _pooled(self, x: Tensor, locations: LocationGroups, cells: int) -> Tensor:
         self._taken.moments = []
         try:
             maps = self.encoder(x, locations)
@@ -57,7 +69,7 @@ class PatchRepresentation:
             inverse = torch.argsort(locations.order)
             statistics = [moment[inverse] for moment in statistics]
         bottleneck = maps if isinstance(maps, Tensor) else maps[-1]
-        return torch.cat([functional.adaptive_avg_pool3d(_wide(bottleneck), self.cells).flatten(1), *statistics], dim=1)
+        return torch.cat([functional.adaptive_avg_pool3d(_wide(bottleneck), cells).flatten(1), *statistics], dim=1)
 
 
 class _Taken:
@@ -69,8 +81,9 @@ class _Taken:
     def see(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Hook in front of a norm."""
         if self.moments is not None:
-            variance, mean = torch.var_mean(_wide(inputs[0]), dim=(2, 3, 4), correction=0)
-            self.moments += [mean, (variance + _EPS).sqrt()]
+            x = _wide(inputs[0])
+            variance, mean = torch.var_mean(x, dim=(2, 3, 4), correction=0)
+            self.moments += [mean, (variance + _EPS).sqrt(), x.relu().mean(dim=(2, 3, 4))]
 
 
 class LandmarkStandardisation(nn.Module):

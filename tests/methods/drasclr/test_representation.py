@@ -39,9 +39,11 @@ def test_cells_and_statistics_are_those_computed_by_hand():
     expected = [skips[-1].flatten(1)]  # 2 x 2 x 2 voxels at the bottleneck
     for stage, source in enumerate([x, *skips[:-1]]):
         before = encoder.stages[stage][0].convs[0].conv(source).flatten(2)
-        expected += [before.mean(dim=2), before.var(dim=2, correction=0).sqrt()]
-    assert found.shape == (4, represent.width) == (4, 8 * 8 + 2 * sum(FEATURES))
+        expected += [before.mean(dim=2), before.var(dim=2, correction=0).sqrt(), before.clamp(min=0).mean(dim=2)]
+    assert found.shape == (4, represent.width) == (4, 8 * 8 + 3 * sum(FEATURES))
     torch.testing.assert_close(found, torch.cat(expected, dim=1), atol=1e-4, rtol=1e-4)
+    expected[0] = skips[-1].mean(dim=(2, 3, 4))
+    torch.testing.assert_close(represent.features(x, at_middle(4)), torch.cat(expected, dim=1), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
@@ -52,7 +54,7 @@ def test_it_tells_intensities_that_the_bottleneck_does_not(kind):
     cells = FEATURES[-1] * 8
     torch.testing.assert_close(one[:cells], two[:cells], atol=1e-3, rtol=1e-3)
     assert (one[cells:] - two[cells:]).norm() > 0.5 * one[cells:].norm()
-    assert represent.width == cells + 2 * (sum(FEATURES) + (FEATURES[0] if kind is ResidualEncoderUNet else 0))
+    assert represent.width == cells + 3 * (sum(FEATURES) + (FEATURES[0] if kind is ResidualEncoderUNet else 0))
 
 
 def test_rows_keep_the_order_of_the_batch():
