@@ -19,7 +19,8 @@ from nnunet_alice.files import read_json, write_json
 NUMBER, PLANS, CONFIGURATION = "4", "AliceSmallPlans", "3d_fullres"
 #: four short epochs: the run is killed once the first is saved
 PRETRAINING = "AliceTrainer_4epochs_2iterations"
-FINETUNING = "nnUNetTrainer_1epoch"
+#: not stock nnU-Net's trainer (test_workflow.py has that): 250 steps of its momentum often end at background
+FINETUNING = "FineTuneTrainer_1epoch_250iterations_lr1e-1_noTTA"
 TIMEOUT_S = 600
 
 
@@ -75,7 +76,7 @@ def kill_when_saved(chain: Chain, folder: Path, *words: str) -> None:
 
 
 def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain):
-    """convert, plan, anatomy, AliceTrainer killed and continued, inspect, stock fine-tuning from its weights."""
+    """convert, plan, anatomy, AliceTrainer killed and continued, inspect, fine-tuning from its weights."""
     chain.run("nnunet_alice", "anatomy", "-d", NUMBER, "-p", PLANS, "-c", CONFIGURATION, "-np", "2")
     dataset = chain.preprocessed / "Dataset004_Hippocampus"
     assert next(dataset.rglob("atlas.png")).is_file()
@@ -101,7 +102,7 @@ def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain):
     write_json(dataset / "splits_final.json", [{"train": cases[:20], "val": cases[20:22]}])
     weights = ["-pretrained_weights", str(final)]
     chain.run("nnUNetv2_train", NUMBER, CONFIGURATION, "0", "-tr", FINETUNING, *model, *weights)
-    assert "Loading pretrained weights" in chain.log.read_text()
+    assert "Starts from pretrained weights" in chain.log.read_text()
     tuned = chain.results / dataset.name / f"{FINETUNING}__{PLANS}__{CONFIGURATION}" / "fold_0"
     labels = read_json(tuned / "validation" / "summary.json")["mean"]
-    assert max(label["Dice"] for label in labels.values()) > 0.1, "250 steps find the larger half, roughly"
+    assert max(label["Dice"] for label in labels.values()) > 0.3, "250 steps find one half, roughly"
