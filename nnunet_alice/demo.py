@@ -51,8 +51,8 @@ class DemoSize:
     test: int = 8
     spacing_mm: float = 8.0
     pretraining: str = "AliceTrainer_2epochs_60iterations"
-    finetuning: str = "FineTuneTrainer_3epochs_125iterations_lr5e-2"
-    scratch: str = "FineTuneTrainer_scratch_3epochs_125iterations_lr5e-2"
+    finetuning: str = "FineTuneTrainer_3epochs_125iterations_AdamW_lr1e-2"
+    scratch: str = "FineTuneTrainer_scratch_3epochs_125iterations_AdamW_lr1e-2"
     embedding: str | None = None
     pairs: int = 100
 

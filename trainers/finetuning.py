@@ -36,13 +36,15 @@ class FineTuneTrainer(nnUNetTrainer):
     """Fine-tune from -pretrained_weights: warm-up, then nnU-Net's decay at a tenth of its learning rate.
 
     Network, loss, deep supervision, augmentation and validation are stock nnU-Net's, and so is SGD from 2,000
-    iterations on; in shorter runs its momentum is lower (``training.finetuning.short_momentum``). Beside the log lies
-    ``start.json``: whether weights were loaded, and the settings.
+    iterations on; in shorter runs its momentum is lower (``training.finetuning.short_momentum``). For runs of a few
+    hundred iterations take ``_AdamW``, there far ahead of SGD (docs/results.md). Beside the log lies ``start.json``:
+    whether weights were loaded, and the settings.
 
     Attributes:
         epochs: number of epochs.
         iterations: training iterations an epoch; a fifth as many for validation, as in stock nnU-Net.
         learning_rate: peak; the default is that of nnU-Net's own fine-tuning of pretrained networks (1e-3).
+        optimizer_name: ``SGD``, or ``AdamW`` (torch's, with its own weight decay).
         warmup_share: share of the run over which the rate rises linearly (50 of 1000 epochs).
         decoder_first_share: share of the run at its start in which the encoder stands still.
         encoder_decay: every encoder stage towards the input learns slower by this factor.
@@ -60,6 +62,7 @@ class FineTuneTrainer(nnUNetTrainer):
     epochs = 1000
     iterations = 250
     learning_rate = 1e-3
+    optimizer_name = "SGD"
     warmup_share = 0.05
     decoder_first_share = 0.0
     encoder_decay = 1.0
@@ -93,6 +96,8 @@ class FineTuneTrainer(nnUNetTrainer):
     def _check_settings(self) -> None:
         if not all(0 < percent < 100 for percent in self.keep_at):
             raise InputError(f"Checkpoints are kept between 1 and 99 per cent of the run, not at {self.keep_at}.")
+        if self.optimizer_name not in ("SGD", "AdamW"):
+            raise InputError(f"optimizer_name is {self.optimizer_name}; it is SGD or AdamW.")
         if not 0 <= self.decoder_first_share < 1:
             raise InputError(f"decoder_first_share is {self.decoder_first_share}; it lies between 0 and 1.")
 
@@ -116,7 +121,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self._initial = fingerprints(self.bare_network)
 
     def configure_optimizers(self):
-        """nnU-Net's SGD on groups of layers; the encoder leaves it when frozen."""
+        """nnU-Net's SGD (or AdamW) on groups of layers; the encoder leaves it when frozen."""
         network = self.bare_network
         stands = self.freeze_encoder or self.decoder_epochs > 0
         if stands and not any(is_encoder(name) for name, _ in network.named_parameters()):
@@ -128,9 +133,11 @@ class FineTuneTrainer(nnUNetTrainer):
             self._encoder_learns(False)  # before DDP looks which parameters will have gradients
         total = self.num_epochs * self.num_iterations_per_epoch
         groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
-        optimizer = torch.optim.SGD(
-            groups, lr=self.learning_rate, weight_decay=self.weight_decay, momentum=short_momentum(total), nesterov=True
-        )
+        if self.optimizer_name == "AdamW":
+            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        else:
+            momentum = {"momentum": short_momentum(total), "nesterov": True}
+            optimizer = torch.optim.SGD(groups, lr=self.learning_rate, weight_decay=self.weight_decay, **momentum)
         schedule = FineTuneSchedule(
             total=total,
             warmup=round(self.warmup_share * total),
@@ -188,8 +195,9 @@ class FineTuneTrainer(nnUNetTrainer):
                 f"WARNING: no pretrained weights were loaded, {name} trains FROM SCRATCH. Give -pretrained_weights, "
                 "or use FineTuneTrainer_scratch, which has scratch's learning rate."
             )
-        names = ("epochs", "iterations", "learning_rate", "warmup_share", "decoder_first_share", "encoder_decay")
-        settings = {key: getattr(self, key) for key in (*names, "freeze_encoder", "keep_at", "seed")}
+        names = ("epochs", "iterations", "optimizer_name", "learning_rate", "warmup_share", "decoder_first_share")
+        names += ("encoder_decay", "freeze_encoder", "keep_at", "seed")
+        settings = {key: getattr(self, key) for key in names}
         return {"trainer": name, "pretrained": pretrained, "tensors_loaded": len(changed), "settings": settings}
 
     def on_train_epoch_start(self) -> None:

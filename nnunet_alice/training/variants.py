@@ -23,6 +23,7 @@ _SUFFIXES = (
     _Suffix(re.compile(r"seed(\d+)"), "seed", int),
     _Suffix(re.compile(r"(\d+)experts"), "num_experts", int),
     _Suffix(re.compile(r"(noTTA)"), "test_time_mirroring", lambda _: False),
+    _Suffix(re.compile(r"(AdamW)"), "optimizer_name", str),
 )
 #: endings whose numbers must be above 0
 _POSITIVE = ("epochs", "iterations", "learning_rate", "num_experts")
@@ -33,7 +34,7 @@ def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
 
     Further endings, in any order and each once, where the trainer has the attribute: ``_<N>iterations`` (an epoch),
     ``_lr<X>`` (peak learning rate, e.g. ``_lr3e-3``), ``_seed<N>``, ``_keep<P>-<P>`` (per cent of the run at which
-    checkpoints are kept), ``_<N>experts``, ``_noTTA`` (validation without mirroring). Meant as a module's
+    checkpoints are kept), ``_<N>experts``, ``_noTTA`` (validation without mirroring), ``_AdamW``. Meant as a module's
     ``__getattr__``: nnU-Net finds trainers by ``hasattr(module, name)``.
 
     Args:

@@ -86,8 +86,20 @@ def test_everything_but_the_schedule_is_stock(dataset):
     assert not any(name in own for name in stock_parts)
 
 
-def test_rates_of_every_step_follow_the_formula(dataset, monkeypatch):
-    trainer = start(make_finetuner(short(epochs=4, iterations=5, warmup_share=0.2), dataset))
+def test_adamw_is_torchs_with_the_same_groups(dataset):
+    kind = short("FineTuneTrainer_layerDecay", endings="_AdamW_lr3e-3")
+    sgd, adamw = (make_finetuner(k, dataset) for k in (short("FineTuneTrainer_layerDecay"), kind))
+    for trainer in (sgd, adamw):
+        trainer.initialize()
+    assert type(sgd.optimizer) is torch.optim.SGD and type(adamw.optimizer) is torch.optim.AdamW
+    assert adamw.optimizer.defaults["lr"] == 3e-3
+    scales = [[group["scale"] for group in trainer.optimizer.param_groups] for trainer in (sgd, adamw)]
+    assert scales[0] == scales[1] and len(scales[0]) > 1
+
+
+@pytest.mark.parametrize("endings", ["_seed1", "_AdamW_seed1"])
+def test_rates_of_every_step_follow_the_formula(dataset, monkeypatch, endings):
+    trainer = start(make_finetuner(short(endings=endings, epochs=4, iterations=5, warmup_share=0.2), dataset))
     seen = []
     real = nnUNetTrainer.train_step
     monkeypatch.setattr(
@@ -199,9 +211,11 @@ def test_decoder_first_frees_the_encoder_in_time(dataset, tmp_path, monkeypatch)
     assert encoder <= moved[2]
 
 
-def test_continuing_equals_running_through(dataset, monkeypatch):
+@pytest.mark.parametrize("endings", ["_seed1", "_AdamW_seed1"])
+def test_continuing_equals_running_through(dataset, monkeypatch, endings):
     """Killed in the third of four epochs, inside the phase after the decoder's own."""
-    kind = short("FineTuneTrainer_decoderFirst", epochs=4, decoder_first_share=0.25, save_every=2)
+    changes = {"epochs": 4, "decoder_first_share": 0.25, "save_every": 2}
+    kind = short("FineTuneTrainer_decoderFirst", endings=endings, **changes)
     whole = start(make_finetuner(kind, dataset))
     whole.run_training()
     expected = copy_of(whole)
@@ -262,6 +276,8 @@ def test_a_checkpoint_is_whole_or_the_old_one(dataset, monkeypatch):
 def test_senseless_settings_are_refused(dataset):
     with pytest.raises(InputError, match="between 1 and 99"):
         make_finetuner(short(endings="_keep25-100"), dataset)
+    with pytest.raises(InputError, match="SGD or AdamW"):
+        make_finetuner(short(optimizer_name="Lion"), dataset)
 
 
 def test_nnunet_finds_every_variant_by_name(monkeypatch, capsys):

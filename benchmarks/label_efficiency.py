@@ -1,0 +1,61 @@
+"""What the label-efficiency benchmarks share: folders, public commands, pretraining of every seed, the final tables."""
+
+import os
+import shlex
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def arguments(description: str, trainers: Sequence[str], settings: Path) -> ArgumentParser:
+    """Flags of all of these benchmarks."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")
+    parser.add_argument("-np", default="2", help="processes [2]")
+    parser.add_argument("--settings", type=Path, default=settings, help=f"of the benchmark [{settings.name}]")
+    parser.add_argument("--trainers", nargs="+", default=trainers, help=f"pretraining trainers [{' '.join(trainers)}]")
+    parser.add_argument("--seeds", nargs="+", default=["1", "2"], help="of pretraining [1 2]")
+    parser.add_argument("--part", default="1/1", help="share of the benchmark's runs, for several machines [1/1]")
+    parser.add_argument("-device", default="cpu", help="for pretraining [cpu]; fine-tuning's is in the settings")
+    return parser
+
+
+def set_folders(base: Path) -> dict[str, Path]:
+    """nnU-Net's folders below one, made, and set in the environment together with our trainers."""
+    folders = {name: base.absolute() / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(folder)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    found = subprocess.run(["nnunet_alice", "trainers"], check=True, capture_output=True, text=True)
+    os.environ["nnUNet_extTrainer"] = found.stdout.strip()
+    return folders
+
+
+def call(*words) -> None:
+    """Run a command, shown as one would type it; stop where it fails."""
+    words = [str(word) for word in words]
+    print("$", shlex.join(words), flush=True)
+    subprocess.run(words, check=True)
+
+
+def pretrain(dataset: str, plans: str, args: Namespace) -> None:
+    """Pretrain every trainer with every seed, or go on from its last checkpoint."""
+    for seed in args.seeds:
+        for trainer in args.trainers:
+            name = f"{trainer}_seed{seed}"
+            fold = Path(os.environ["nnUNet_results"]) / dataset / f"{name}__{plans}__3d_fullres" / "fold_all"
+            if (fold / "checkpoint_final.pth").is_file():
+                continue
+            resume = ["--c"] if (fold / "checkpoint_latest.pth").is_file() else []
+            words = [dataset, "3d_fullres", "all", "-tr", name, "-p", plans, "-device", args.device, *resume]
+            call("nnUNetv2_train", *words)
+
+
+def compare(args: Namespace) -> None:
+    """Every run of the settings that is not done, and the report."""
+    bench = args.o.absolute() / "benchmark"
+    call("nnunet_alice", "benchmark", args.settings, "-o", bench, "--part", args.part)
+    call("nnunet_alice", "report", "-i", bench, "-np", args.np)
