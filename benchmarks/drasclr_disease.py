@@ -155,7 +155,7 @@ def untrained_conditional(checkpoint: Path) -> TrainedEncoder:
     plain = open_encoder(checkpoint, untrained=True)
     start = {"location_gain": DrasCLRSettings.location_gain, "generator": torch.Generator().manual_seed(0)}
     module = to_conditional(plain.module.encoder, DrasCLRSettings.num_experts, **start).eval()
-    represent = PatchRepresentation(module, plain.module.encoder.output_channels[-1], plain.represent.cells)
+    represent = PatchRepresentation(module, plain.module.encoder.output_channels[-1])
     return replace(plain, module=module, represent=represent, conditional=True)
 
 

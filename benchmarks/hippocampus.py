@@ -7,7 +7,6 @@ seeds each), then runs ``nnunet_alice benchmark hippocampus.yaml`` and ``nnunet_
 called. To add a method, add its trainer to ``--trainers`` and an arm to the settings.
 """
 
-import json
 import random
 import re
 import sys
@@ -15,17 +14,18 @@ from pathlib import Path
 
 from label_efficiency import arguments, call, compare, pretrain, set_folders
 
+from nnunet_alice.files import read_json, write_json
+
 LABELLED, UNLABELLED = "Dataset004_Hippocampus", "Dataset904_HippocampusUnlabelled"
 PLANS = "nnUNetSmallPlans"
 #: what makes nnU-Net's own plans bearable without a GPU
 FEATURES, BATCH, PAIRS_GB = (8, 16, 32, 64), 2, 0.5
 MOVED = f"{PLANS}_from004"
-TRAINERS = ("AliceTrainer_noContrast_40epochs_50iterations", "AliceTrainer_40epochs_50iterations")
 
 
 def main() -> int:
     """Run the steps that are not done."""
-    parser = arguments(__doc__, TRAINERS, Path(__file__).with_suffix(".yaml"))
+    parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"))
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="Task04_Hippocampus as downloaded")
     args = parser.parse_args()
     folders = set_folders(args.o)
@@ -52,12 +52,12 @@ def main() -> int:
 
 def write_small_plans(folder: Path) -> None:
     """nnU-Net's plans with fewer features and a smaller batch; patch, depth and the rest are its own."""
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans = read_json(folder / "nnUNetPlans.json")
     network = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     network["features_per_stage"] = list(FEATURES[: network["n_stages"]])
     plans["configurations"] = {"3d_fullres": plans["configurations"]["3d_fullres"] | {"batch_size": BATCH}}
     plans["plans_name"] = PLANS
-    (folder / f"{PLANS}.json").write_text(json.dumps(plans, indent=2))
+    write_json(folder / f"{PLANS}.json", plans)
 
 
 def link_unlabelled(labelled: Path, target: Path) -> None:
@@ -67,8 +67,8 @@ def link_unlabelled(labelled: Path, target: Path) -> None:
     }
     file = labelled / "test_cases.json"
     if not file.is_file():
-        file.write_text(json.dumps(sorted(random.Random(1).sample(sorted(images), 60))))
-    test = set(json.loads(file.read_text()))
+        write_json(file, sorted(random.Random(1).sample(sorted(images), 60)))
+    test = set(read_json(file))
     target.mkdir(exist_ok=True)
     for case, path in images.items():
         link = target / f"{case}.nii.gz"

@@ -5,17 +5,20 @@ import shlex
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_alice.discovery import package_folder
 
-def arguments(description: str, trainers: Sequence[str], settings: Path) -> ArgumentParser:
+TRAINERS = ("AliceTrainer_noContrast_40epochs_50iterations", "AliceTrainer_40epochs_50iterations")
+
+
+def arguments(description: str, settings: Path) -> ArgumentParser:
     """Flags of all of these benchmarks."""
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")
     parser.add_argument("-np", default="2", help="processes [2]")
     parser.add_argument("--settings", type=Path, default=settings, help=f"of the benchmark [{settings.name}]")
-    parser.add_argument("--trainers", nargs="+", default=trainers, help=f"pretraining trainers [{' '.join(trainers)}]")
+    parser.add_argument("--trainers", nargs="+", default=TRAINERS, help=f"pretraining trainers [{' '.join(TRAINERS)}]")
     parser.add_argument("--seeds", nargs="+", default=["1", "2"], help="of pretraining [1 2]")
     parser.add_argument("--part", default="1/1", help="share of the benchmark's runs, for several machines [1/1]")
     parser.add_argument("-device", default="cpu", help="for pretraining [cpu]; fine-tuning's is in the settings")
@@ -29,8 +32,7 @@ def set_folders(base: Path) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(folder)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    found = subprocess.run(["nnunet_alice", "trainers"], check=True, capture_output=True, text=True)
-    os.environ["nnUNet_extTrainer"] = found.stdout.strip()
+    os.environ["nnUNet_extTrainer"] = str(package_folder("nnunet_alice.trainers"))
     return folders
 
 

@@ -10,7 +10,6 @@ Two labelled datasets share plans and weights: 803 has all 16 organs; 804, which
 does not confuse with another, so that a few hundred steps get somewhere, and half the test cases.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +17,19 @@ from pathlib import Path
 from label_efficiency import arguments, call, compare, pretrain, set_folders
 
 from nnunet_alice.data.phantom import label_table, make_population, write_subjects
+from nnunet_alice.files import write_json
 
 ALL, UNPAIRED = "Dataset803_PhantomOrgans", "Dataset804_PhantomUnpairedOrgans"
 UNLABELLED = "Dataset903_PhantomsUnlabelled"
 ORGANS = ("heart", "aorta", "liver", "spleen", "stomach", "spine", "pelvis", "bladder")
 PLANS, MOVED = "AliceSmallPlans", "AliceSmallPlans_from803"
-TRAINERS = ("AliceTrainer_noContrast_40epochs_50iterations", "AliceTrainer_40epochs_50iterations")
 #: phantoms by what they are for: their numbers are their seeds
 TRAIN, TEST, FURTHER = range(40), range(40, 80), range(80, 180)
 
 
 def main() -> int:
     """Run the steps that are not done."""
-    parser = arguments(__doc__, TRAINERS, Path(__file__).with_suffix(".yaml"))
+    parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--spacing_mm", type=float, default=8.0)
     args = parser.parse_args()
     folders = set_folders(args.o)
@@ -62,10 +61,11 @@ def make_labelled(folder: Path, test: Sequence[int], organs: Sequence[str] | Non
     if (folder / "dataset.json").is_file():
         return
     form = {"images_folder": "imagesTr", "labels_folder": "labelsTr", "image_suffix": "_0000", "organs": organs}
-    write_subjects(folder, make_population([*TRAIN, *test], cut_share=0), spacing_mm=spacing_mm, **form)
-    (folder / "test_cases.json").write_text(json.dumps(sorted(make_population(test, cut_share=0))))
+    population = make_population([*TRAIN, *test], cut_share=0)
+    write_subjects(folder, population, spacing_mm=spacing_mm, **form)
+    write_json(folder / "test_cases.json", list(population)[len(TRAIN) :])
     content = {"channel_names": {"0": "CT"}, "labels": label_table(organs), "file_ending": ".nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps(content | {"numTraining": len(TRAIN) + len(test)}, indent=2))
+    write_json(folder / "dataset.json", content | {"numTraining": len(population)})
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ class DrasCLRTrainer(PretrainingTrainer):
             neighbours=0, seed=self.seed, affine=None, min_cases=1,
         )  # fmt: skip
         channels = self.network.encoder.output_channels[-1]
-        plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels, self.settings.cells)
+        plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels)
         pairs = []
         for number in range(batches):
             batch = crops(number, np.random.default_rng([self.seed, number]))

@@ -20,7 +20,6 @@ from nnunet_alice.errors import CheckpointError
 from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
-from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.views.landmark_crops import crop_size
 
@@ -111,10 +110,9 @@ def open_encoder(
     size = own["crop_size"] if own else crop_size(
         landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), configuration["patch_size"]
     )  # fmt: skip
-    cells = own["settings"]["cells"] if own else DrasCLRSettings.cells
     return TrainedEncoder(
         module.to(device).eval(),
-        PatchRepresentation(module, network.encoder.output_channels[-1], cells),
+        PatchRepresentation(module, network.encoder.output_channels[-1]),
         run,
         landmarks,
         atlas,

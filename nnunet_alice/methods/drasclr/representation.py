@@ -31,13 +31,14 @@ class PatchRepresentation:
         encoder: `ConditionalEncoder` or `UnconditionedEncoder`; it gives a tensor (B, C, z, y, x), or a list whose last
             one is the bottleneck.
         num_channels: C of the bottleneck.
-        cells: the bottleneck is averaged to ``cells`` ** 3 cells, which are flattened.
+        cells: for the contrast the bottleneck is averaged to ``cells`` ** 3 cells, which are flattened; features need
+            no more than 1.
 
     Attributes:
         width: numbers a patch: ``C * cells ** 3``, and 3 for every channel of the watched norms.
     """
 
-    def __init__(self, encoder: nn.Module, num_channels: int, cells: int) -> None:
+    def __init__(self, encoder: nn.Module, num_channels: int, cells: int = 1) -> None:
         self.encoder = encoder
         self.cells = cells
         self._taken = _Taken()
