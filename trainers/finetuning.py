@@ -29,6 +29,7 @@ from nnunet_alice.training.finetuning import (
     replaced,
     short_momentum,
 )
+from nnunet_alice.training.memory_format import channels_last_on_cpu
 from nnunet_alice.training.variants import epochs_variant
 
 
@@ -118,6 +119,7 @@ class FineTuneTrainer(nnUNetTrainer):
         """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded."""
         self._seed(0)
         super().initialize()
+        channels_last_on_cpu(self.bare_network, self.device)
         self._initial = fingerprints(self.bare_network)
 
     def configure_optimizers(self):

@@ -28,6 +28,7 @@ from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
+from nnunet_alice.training.memory_format import channels_last_on_cpu
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
 from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank_first
 from nnunet_alice.training.without_labels import NoSegmentation
@@ -122,6 +123,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
             self.enable_deep_supervision,
         )
         self.model = self.build_model(self.network).to(self.device)
+        channels_last_on_cpu(self.model, self.device)
         self.wrapped_student = self.trained_module()
         if self.is_ddp:
             self.wrapped_student = DDP(self.wrapped_student, device_ids=[self.local_rank])

@@ -1,6 +1,6 @@
 """Plan and preprocess an unlabelled dataset for pretraining.
 
-With --target, the plans of a labelled dataset move onto the unlabelled one: same network, patch, spacing and
+With --target, the plans of a labelled dataset move onto the unlabelled one: same network, spacing and
 normalisation, so that the pretrained weights fit the target as they are. Without it, a planner (-pl) plans from
 the unlabelled data alone. In the plans, batch_size is the number of pairs of views of a step.
 """
@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-overwrite_plans_name", metavar="NAME", help="name of the plans [PLANS_from<target>, or the planner's]"
     )
+    parser.add_argument(
+        "--keep_patch",
+        action="store_true",
+        help="with --target: keep its patch; without this, a patch larger than two thirds of the median volume shrinks",
+    )
     parser.add_argument("--no_preprocess", action="store_true", help="write the plans and stop")
     parser.add_argument("-np", type=_positive(int), metavar="N", help="processes [as nnU-Net, at most one a processor]")
 
@@ -59,6 +64,11 @@ def run(args: argparse.Namespace) -> int:
         f"{' x '.join(f'{s:.3g}' for s in planned.spacing)} mm (z, y, x), {planned.pairs} pairs of views a step, "
         f"about {planned.gigabytes:.1f} GB of GPU memory."
     )
+    if planned.target_patch is not None:
+        print(
+            f"The target's patch of {'x'.join(map(str, planned.target_patch))} would show nearly the whole volume, and "
+            "all views would look alike; views are smaller (the weights fit all the same; --keep_patch keeps it)."
+        )
     if not args.no_preprocess:
         outcome = preprocess_cases(name, planned.plans_name, args.c, processes)
         print(f"Preprocessed: {outcome.done} now, {outcome.kept} before, {len(outcome.failed)} failed.")
@@ -108,6 +118,7 @@ def _plan(args: argparse.Namespace, name: str):
         planners.values(),
         args.gpu_memory_target,
         args.overwrite_plans_name,
+        args.keep_patch,
     )
 
 

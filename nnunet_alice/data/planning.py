@@ -8,9 +8,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, prod
 from typing import Any
+
+import numpy as np
 
 from nnunet_alice.data.memory import gigabytes_of_pairs, gigabytes_of_training
 from nnunet_alice.data.preprocessing import raw_cases
@@ -23,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 #: Fewest pairs of views where the patch is given by a target's plans.
 MINIMUM_PAIRS = 2
+#: A view shows at most this share of the median volume along every axis. Larger ones are all alike but for their
+#: padding, which then tells views apart better than anatomy does (docs/alice.md).
+LARGEST_VIEW = 2 / 3
+#: Shortest edge of the bottleneck of a view, in voxels.
+SHORTEST_BOTTLENECK = 2
 #: Key of moved plans that names the dataset and the plans they came from.
 MOVED_FROM = "moved_from"
 #: Voxels of a case that enter the intensity statistics. nnU-Net draws 1e8 in all, however few cases there are (with
@@ -43,6 +51,7 @@ class Planned:
         pairs: pairs of views per step (``batch_size`` of the configuration).
         gigabytes: GPU memory that a step is estimated to take, GB.
         target_gigabytes: the memory target, GB.
+        target_patch: patch of the target's plans where views had to be smaller.
     """
 
     plans_name: str
@@ -51,6 +60,7 @@ class Planned:
     pairs: int
     gigabytes: float
     target_gigabytes: float
+    target_patch: tuple[int, ...] | None = None
 
 
 def ensure_fingerprint(dataset: str, num_processes: int) -> None:
@@ -152,11 +162,13 @@ def move_target_plans(
     planner_classes: Iterable[type],
     gpu_memory_gb: float | None = None,
     plans_name: str | None = None,
+    keep_patch: bool = False,
 ) -> Planned:
     """Move the plans of a target dataset onto an unlabelled one, so that pretrained weights fit the target as they are.
 
-    Network, patch, spacing, normalisation and its intensity statistics stay; only ``batch_size`` of the 3D
-    configurations changes, to pairs of views. The moved plans are named ``<plans>_from<number>`` unless named by
+    Network, spacing, normalisation and its intensity statistics stay. In the 3D configurations ``batch_size`` becomes
+    the number of pairs of views, and a patch that shows nearly the whole volume becomes smaller (:func:`view_size`);
+    weights do not depend on it. The moved plans are named ``<plans>_from<number>`` unless named by
     the caller: the same target always gives the same name, and neither plans nor preprocessed cases of the dataset's
     own or of another target can be mixed up with them. Fine-tuning uses the target's own plans, whatever this name.
 
@@ -170,6 +182,7 @@ def move_target_plans(
         gpu_memory_gb: memory target in GB. If not given, what the target's own training takes, and at least what
             its planner aims at.
         plans_name: identifier of the moved plans.
+        keep_patch: keep the target's patch, however much of a volume it shows.
 
     Raises:
         NotPreparedError: the target has no such plans.
@@ -197,12 +210,52 @@ def move_target_plans(
     gigabytes = gpu_memory_gb or _gigabytes_of_target(planner, plans["configurations"][configuration])
     for content in moved["configurations"].values():
         if _is_trainable(content):
+            if not keep_patch:
+                content["patch_size"] = _view_size(dataset, moved, content)
             cost = planner.cost(content["architecture"], content["patch_size"])
             content["batch_size"] = planner.pairs(cost, gigabytes, MINIMUM_PAIRS)
     write_json(path, moved)
     with atomic_write(path.parent / "dataset.json") as temporary:
         shutil.copyfile(nnunet_folder("nnUNet_raw") / dataset / "dataset.json", temporary)
-    return _summary(planner, moved, configuration, gigabytes)
+    planned = _summary(planner, moved, configuration, gigabytes)
+    target_patch = tuple(int(n) for n in plans["configurations"][configuration]["patch_size"])
+    return planned if planned.patch_size == target_patch else replace(planned, target_patch=target_patch)
+
+
+def view_size(
+    patch_size: Sequence[int], median_shape: Sequence[float], strides: Sequence[Sequence[int]]
+) -> tuple[int, ...]:
+    """Patch for views of volumes of this shape: at most about two thirds of the volume along every axis.
+
+    Axes that are short enough stay. Others become the multiple of the network's total stride that is nearest to two
+    thirds of the volume (of two equally near ones the smaller), with at least two voxels at the bottleneck.
+
+    Args:
+        patch_size: voxels, (z, y, x).
+        median_shape: of the volumes at the plans' spacing, voxels, (z, y, x).
+        strides: pooling of each stage, (z, y, x).
+    """
+    result = []
+    for axis, (patch, volume) in enumerate(zip(patch_size, median_shape, strict=True)):
+        stride = prod(int(stage[axis]) for stage in strides)
+        wanted = LARGEST_VIEW * volume
+        cells = max(SHORTEST_BOTTLENECK if stride > 1 else 1, ceil(wanted / stride - 0.5))
+        result.append(int(patch) if patch <= wanted else min(int(patch), cells * stride))
+    return tuple(result)
+
+
+def _view_size(dataset: str, plans: dict, configuration: dict) -> list[int]:
+    """:func:`view_size` for a configuration, from the dataset's fingerprint."""
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+
+    fingerprint = read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset_fingerprint.json")
+    order = plans["transpose_forward"]
+    shapes = [
+        compute_new_shape([shape[i] for i in order], [spacing[i] for i in order], configuration["spacing"])
+        for shape, spacing in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
+    ]
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    return list(view_size(configuration["patch_size"], np.median(shapes, axis=0), strides))
 
 
 def check_configuration(plans: dict, configuration: str, where: str) -> None:

@@ -106,6 +106,8 @@ def test_target_plans_move_and_everything_that_decides_the_weights_stays(dataset
     ours, theirs = moved["configurations"]["3d_fullres"], target["configurations"]["3d_fullres"]
     assert ours.pop("data_identifier") == "nnUNetPlans_from004_3d_fullres"
     assert ours.pop("batch_size") == 3  # as many pairs as cases; the patch is small
+    volume = np.asarray(theirs["median_image_size_in_voxels"])  # views show two thirds of it, patches may show all
+    assert np.all(np.asarray(ours.pop("patch_size")) < 0.9 * volume) and np.all(theirs.pop("patch_size") >= volume)
     del theirs["data_identifier"], theirs["batch_size"]
     moved["configurations"]["2d"]["data_identifier"] = target["configurations"]["2d"]["data_identifier"]
     assert moved == target
@@ -172,7 +174,8 @@ def test_running_again_does_only_what_is_missing_or_changed(datasets, capsys, ca
     del content["dataset"]["c"]
     write_json(raw / "dataset.json", content)
     fingerprint = datasets / UNLABELLED / "dataset_fingerprint.json"
-    write_json(fingerprint, read_json(fingerprint) | {"spacings": [(1, 1, 1)] * 2})
+    shapes = read_json(fingerprint)["shapes_after_crop"][:2]
+    write_json(fingerprint, read_json(fingerprint) | {"spacings": [(1, 1, 1)] * 2, "shapes_after_crop": shapes})
     untouched = (folder / "a.pkl").stat().st_mtime_ns
     assert plan("--target", "4") == 0
     assert sorted(path.name for path in folder.glob("*.b2nd")) == ["a.b2nd", "a_seg.b2nd", "b.b2nd", "b_seg.b2nd"]
@@ -266,9 +269,9 @@ def test_batch_of_moved_plans_follows_the_memory_target(datasets, caplog):
     write_json(path, target)
 
     def pairs(*arguments):
-        assert plan("--target", "4", "--no_preprocess", *arguments) == 0
+        assert plan("--target", "4", "--no_preprocess", "--keep_patch", *arguments) == 0
         moved = read_json(datasets / UNLABELLED / "nnUNetPlans_from004.json")
-        assert moved["configurations"]["3d_fullres"]["patch_size"] == [128, 128, 128]
+        assert moved["configurations"]["3d_fullres"]["patch_size"] == [128, 128, 128]  # larger than the volumes
         return moved["configurations"]["3d_fullres"]["batch_size"]
 
     assert pairs("-gpu_memory_target", "2") == 2

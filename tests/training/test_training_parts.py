@@ -6,10 +6,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny_networks import tiny_unet
 from torch import nn
 
 from nnunet_alice.training.collapse import signs_of_collapse
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
+from nnunet_alice.training.memory_format import channels_last_on_cpu
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
 from nnunet_alice.training.variants import epochs_variant
 
@@ -101,3 +103,33 @@ def test_each_gradient_is_clipped_on_its_own():
     torch.testing.assert_close(short.grad, torch.tensor([0.6, 0.8]))
     torch.testing.assert_close(long.grad, torch.tensor([1.8, 2.4]))
     assert none.grad is None
+
+
+def test_channels_last_changes_the_order_in_memory_and_nothing_else():
+    torch.manual_seed(0)
+    module = tiny_unet(features=(4, 8, 32))
+    parameters, images = list(module.parameters()), torch.randn(2, 1, 8, 8, 8)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def gradients():
+        module.zero_grad()
+        output = module(images)
+        output.square().mean().backward()
+        return [output.detach(), *(parameter.grad for parameter in parameters)]
+
+    def last():
+        return [m.weight.is_contiguous(memory_format=torch.channels_last_3d) for m in narrow]
+
+    # a convolution of one input channel, or of one voxel, is in both orders at once
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv3d) and m.in_channels > 1]
+    narrow = [m for m in convolutions if m.out_channels <= 16 and m.kernel_size == (3, 3, 3)]
+    wide = [m for m in convolutions if m.out_channels == 32]
+    before = gradients()
+    channels_last_on_cpu(module, torch.device("cuda"))
+    assert narrow and wide and not any(last())
+    channels_last_on_cpu(module, torch.device("cpu"))
+    assert all(last()) and all(m.weight.is_contiguous() for m in wide)
+    assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
+    assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
+    for a, b in zip(before, gradients(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
