@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 import torch
+from folders import set_folders
 from torch import nn
 from torch.nn import functional
 
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20, help=f"sets of {CANDIDATES} pairs for the final retrieval")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.update({f"nnUNet_{name}": str(args.o.resolve() / name) for name in ("raw", "preprocessed", "results")})
+    set_folders(args.o)
     os.environ["nnUNet_n_proc_DA"] = "0"
 
     datasets = prepare(args.o, args.cases)

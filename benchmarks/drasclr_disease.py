@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from folders import set_folders
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.data.phantom import Subject, load_subjects, make_subject, write_disease_table, write_subjects
-from nnunet_alice.discovery import package_folder
 from nnunet_alice.evaluation.encoders import TrainedEncoder, open_encoder
 from nnunet_alice.evaluation.features import extract
 from nnunet_alice.evaluation.images import DatasetImages
@@ -68,9 +68,8 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5, help="of the probes")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    folders = {f"nnUNet_{name}": str(args.o.resolve() / name) for name in ("raw", "preprocessed", "results")}
-    os.environ |= folders | {"nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1"}
-    os.environ["nnUNet_extTrainer"] = str(package_folder("nnunet_alice.trainers"))
+    set_folders(args.o)
+    os.environ |= {"nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1"}
 
     dataset, probed = prepare(args)
     (args.o / "features").mkdir(exist_ok=True)

@@ -12,7 +12,8 @@ import re
 import sys
 from pathlib import Path
 
-from label_efficiency import arguments, call, compare, pretrain, set_folders
+from folders import set_folders
+from label_efficiency import arguments, call, compare, pretrain
 
 from nnunet_alice.files import read_json, write_json
 

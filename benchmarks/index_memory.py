@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from folders import set_folders
 
 from nnunet_alice.anatomy.search import EmbeddingMatcher
 from nnunet_alice.cli.main import main as command
 from nnunet_alice.data.phantom import make_population, write_subjects
-from nnunet_alice.discovery import package_folder
 from nnunet_alice.indexing.dataset import index_dataset
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2000, help="pairs matched [%(default)s]")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.update({f"nnUNet_{name}": str(args.o.resolve() / name) for name in ("raw", "preprocessed", "results")})
+    set_folders(args.o)
     os.environ["nnUNet_n_proc_DA"] = "0"
 
     subjects = make_population(range(PHANTOMS))
@@ -49,7 +49,6 @@ def main() -> None:
     trained = Path(os.environ["nnUNet_results"]) / dataset.name / f"{TRAINER}__{PLANS}__3d_fullres" / "fold_all"
     checkpoint = trained / "checkpoint_final.pth"
     if not checkpoint.is_file():  # in a process of its own: training takes memory that indexing does not
-        os.environ["nnUNet_extTrainer"] = str(package_folder("nnunet_alice.trainers"))
         arguments = ["-tr", TRAINER, "-p", PLANS, "-device", "cpu"]
         subprocess.run([program, str(NUMBER), "3d_fullres", "all", *arguments], check=True)
     originals = [case for case in dataset.cases() if case in subjects]

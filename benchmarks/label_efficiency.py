@@ -1,13 +1,10 @@
-"""What the label-efficiency benchmarks share: folders, public commands, pretraining of every seed, the final tables."""
+"""What the label-efficiency benchmarks share: public commands, pretraining of every seed, the final tables."""
 
 import os
 import shlex
 import subprocess
-import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
-
-from nnunet_alice.discovery import package_folder
 
 TRAINERS = ("AliceTrainer_noContrast_40epochs_50iterations", "AliceTrainer_40epochs_50iterations")
 
@@ -23,17 +20,6 @@ def arguments(description: str, settings: Path) -> ArgumentParser:
     parser.add_argument("--part", default="1/1", help="share of the benchmark's runs, for several machines [1/1]")
     parser.add_argument("-device", default="cpu", help="for pretraining [cpu]; fine-tuning's is in the settings")
     return parser
-
-
-def set_folders(base: Path) -> dict[str, Path]:
-    """nnU-Net's folders below one, made, and set in the environment together with our trainers."""
-    folders = {name: base.absolute() / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    for name, folder in folders.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ[name] = str(folder)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    os.environ["nnUNet_extTrainer"] = str(package_folder("nnunet_alice.trainers"))
-    return folders
 
 
 def call(*words) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from folders import set_folders
 from naive_search import FullVolumeMatcher
 
 from nnunet_alice.anatomy.atlas import AtlasMatcher
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000, help="views drawn for each provider [%(default)s]")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.update({f"nnUNet_{name}": str(args.o.resolve() / name) for name in ("raw", "preprocessed", "results")})
+    set_folders(args.o)
     os.environ["nnUNet_n_proc_DA"] = "0"
 
     dataset = prepare(args)

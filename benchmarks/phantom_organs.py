@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from label_efficiency import arguments, call, compare, pretrain, set_folders
+from folders import set_folders
+from label_efficiency import arguments, call, compare, pretrain
 
 from nnunet_alice.data.phantom import label_table, make_population, write_subjects
 from nnunet_alice.files import write_json
