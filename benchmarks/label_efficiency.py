@@ -6,16 +6,17 @@ import subprocess
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-TRAINERS = ("AliceTrainer_noContrast_40epochs_50iterations", "AliceTrainer_40epochs_50iterations")
+METHODS = ("AliceTrainer_noContrast", "AliceTrainer")
 
 
-def arguments(description: str, settings: Path) -> ArgumentParser:
-    """Flags of all of these benchmarks."""
+def arguments(description: str, settings: Path, epochs: int) -> ArgumentParser:
+    """Flags of all of these benchmarks; ``epochs`` of 50 iterations are the default length of pretraining."""
+    trainers = [f"{method}_{epochs}epochs_50iterations" for method in METHODS]
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")
     parser.add_argument("-np", default="2", help="processes [2]")
     parser.add_argument("--settings", type=Path, default=settings, help=f"of the benchmark [{settings.name}]")
-    parser.add_argument("--trainers", nargs="+", default=TRAINERS, help=f"pretraining trainers [{' '.join(TRAINERS)}]")
+    parser.add_argument("--trainers", nargs="+", default=trainers, help=f"pretraining trainers [{' '.join(trainers)}]")
     parser.add_argument("--seeds", nargs="+", default=["1", "2"], help="of pretraining [1 2]")
     parser.add_argument("--part", default="1/1", help="share of the benchmark's runs, for several machines [1/1]")
     parser.add_argument("-device", default="cpu", help="for pretraining [cpu]; fine-tuning's is in the settings")
