@@ -67,7 +67,7 @@ def write_run(
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": batch_size,
         "patch_size": list(patch_size),
-        "median_image_size_in_voxels": list(patch_size),
+        "median_image_size_in_voxels": np.median([image.shape[1:] for image in images.values()], axis=0).tolist(),
         "spacing": list(spacing),
         "normalization_schemes": ["CTNormalization"] * channels,
         "use_mask_for_norm": [False] * channels,

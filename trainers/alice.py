@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import nn
 
+from nnunet_alice.data.planning import view_size
 from nnunet_alice.methods.alice.model import Alice, AliceStep
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import retrieval_accuracy, token_index_information
@@ -44,11 +45,25 @@ class AliceTrainer(PretrainingTrainer):
     def initialize(self) -> None:
         """Build everything; as many validation iterations as retrieval needs."""
         super().initialize()
+        self._warn_of_large_views()
         self.num_val_iterations_per_epoch = -(-self.retrieval_candidates // self.batch_size)
         if self.settings.distils and self.batch_size < 2 and not self.is_ddp:
             self.print_to_log_file(
                 "WARNING: the plans ask for one pair of views a step; Alice compares the views of a batch with each "
                 "other and needs at least two pairs: plan with a larger -gpu_memory_target, or on more GPUs."
+            )
+
+    def _warn_of_large_views(self) -> None:
+        """Views that show nearly the whole volume are all alike, but for their padding."""
+        plan = self.configuration_manager
+        strides = plan.network_arch_init_kwargs["strides"]
+        patch, volume = (tuple(int(n) for n in size) for size in (plan.patch_size, plan.median_image_size_in_voxels))
+        smaller = view_size(patch, volume, strides)
+        if smaller != patch:
+            patch_text, volume_text, smaller_text = ("x".join(map(str, size)) for size in (patch, volume, smaller))
+            self.print_to_log_file(
+                f"WARNING: views of {patch_text} voxels show nearly all of a volume of {volume_text}, and all look "
+                f"alike: set patch_size to {smaller_text} in the plans, or plan with --target."
             )
 
     def build_model(self, network: nn.Module) -> nn.Module:
