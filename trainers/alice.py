@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +20,9 @@ from nnunet_alice.training.variants import epochs_variant
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
 from nnunet_alice.views.loader import MatchedViews
 from nnunet_alice.views.pairs import MatchedPairs, SameVolumePairs
+
+#: cases whose shapes tell how large volumes are (moved plans hold the target's median shape, not this dataset's)
+_CASES_FOR_SHAPE = 50
 
 
 class AliceTrainer(PretrainingTrainer):
@@ -45,7 +49,6 @@ class AliceTrainer(PretrainingTrainer):
     def initialize(self) -> None:
         """Build everything; as many validation iterations as retrieval needs."""
         super().initialize()
-        self._warn_of_large_views()
         self.num_val_iterations_per_epoch = -(-self.retrieval_candidates // self.batch_size)
         if self.settings.distils and self.batch_size < 2 and not self.is_ddp:
             self.print_to_log_file(
@@ -53,12 +56,12 @@ class AliceTrainer(PretrainingTrainer):
                 "other and needs at least two pairs: plan with a larger -gpu_memory_target, or on more GPUs."
             )
 
-    def _warn_of_large_views(self) -> None:
+    def _warn_of_large_views(self, cases: list[str]) -> None:
         """Views that show nearly the whole volume are all alike, but for their padding."""
         plan = self.configuration_manager
-        strides = plan.network_arch_init_kwargs["strides"]
-        patch, volume = (tuple(int(n) for n in size) for size in (plan.patch_size, plan.median_image_size_in_voxels))
-        smaller = view_size(patch, volume, strides)
+        shapes = [self.dataset.shape(case) for case in cases[:_CASES_FOR_SHAPE]]
+        patch, volume = (tuple(int(n) for n in size) for size in (plan.patch_size, np.median(shapes, axis=0)))
+        smaller = view_size(patch, volume, plan.network_arch_init_kwargs["strides"])
         if smaller != patch:
             patch_text, volume_text, smaller_text = ("x".join(map(str, size)) for size in (patch, volume, smaller))
             self.print_to_log_file(
@@ -83,6 +86,8 @@ class AliceTrainer(PretrainingTrainer):
             pairs = SameVolumePairs(self.matcher, cases, patch_size)
         else:
             pairs = MatchedPairs(self.matcher, cases, patch_size, self.dataset.shape)
+        if training:
+            self._warn_of_large_views(pairs.cases)
         return MatchedViews(
             pairs,
             self.dataset.image,

@@ -251,14 +251,12 @@ def test_variants_are_found_by_name():
 
 
 @pytest.mark.parametrize("volume, warned", [((40, 40, 40), False), ((24, 40, 40), False), ((18, 18, 18), True)])
-def test_views_as_large_as_volumes_are_warned_of(small_run, volume, warned):
+def test_views_as_large_as_volumes_are_warned_of(small_run, monkeypatch, volume, warned):
     """Two thirds of 24 voxels are the patch's 16; of 18 they are 12."""
-    path = small_run / DATASET / f"{PLANS}.json"
-    plans = json.loads(path.read_text())
-    plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = volume
-    path.write_text(json.dumps(plans))
+    monkeypatch.setattr(PreprocessedDataset, "shape", lambda self, case: volume)
     trainer = make_trainer(variant(), small_run)
     trainer.initialize()
+    trainer.get_dataloaders()
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert ("views of 16x16x16 voxels show nearly all of a volume of 18x18x18" in log) == warned
     assert ("set patch_size to 12x12x12" in log) == warned
