@@ -201,6 +201,12 @@ class AliceTrainer_sameVolume(AliceTrainer):
     same_volume = True
 
 
+class AliceTrainer_weakContrast(AliceTrainer):
+    """Ablation: ``L_cls`` at 0.3 of its weight, between masked images alone and the whole method (docs/alice.md)."""
+
+    settings = replace(AliceTrainer.settings, cls_weight=0.3)
+
+
 class AliceTrainer_paper(AliceTrainer):
     """The paper's literal pooling, normalisation and temperatures; collapses on InstanceNorm U-Nets (docs/alice.md)."""
 

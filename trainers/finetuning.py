@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.finetuning import (
     FineTuneSchedule,
     GroupRates,
@@ -29,7 +30,6 @@ from nnunet_alice.training.finetuning import (
     replaced,
     short_momentum,
 )
-from nnunet_alice.training.memory_format import channels_last_on_cpu
 from nnunet_alice.training.variants import epochs_variant
 
 
@@ -271,14 +271,15 @@ class FineTuneTrainer(nnUNetTrainer):
         """nnU-Net's validation of the kept checkpoints (below ``at_<percent>``), then of the current weights."""
         if not self.test_time_mirroring:
             self.inference_allowed_mirroring_axes = None
-        for percent in self.keep_at:
-            if os.path.isfile(self._kept_file(percent)):
-                self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
-                with self._kept_weights(percent):
-                    super().perform_actual_validation(save_probabilities)
-            else:
-                self.print_to_log_file(f"WARNING: {self._kept_file(percent)} is missing and not validated.")
-        super().perform_actual_validation(save_probabilities)
+        with small_images_twice_on_cpu(self.bare_network, self.device):
+            for percent in self.keep_at:
+                if os.path.isfile(self._kept_file(percent)):
+                    self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
+                    with self._kept_weights(percent):
+                        super().perform_actual_validation(save_probabilities)
+                else:
+                    self.print_to_log_file(f"WARNING: {self._kept_file(percent)} is missing and not validated.")
+            super().perform_actual_validation(save_probabilities)
 
     @contextmanager
     def _kept_weights(self, percent: int):

@@ -26,9 +26,9 @@ from nnunet_alice.errors import InputError, NonFiniteLossError, NotPreparedError
 from nnunet_alice.methods.schedules import cosine, warmup_cosine
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.pictures.progress import draw_progress
+from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
-from nnunet_alice.training.memory_format import channels_last_on_cpu
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
 from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank_first
 from nnunet_alice.training.without_labels import NoSegmentation
