@@ -31,6 +31,7 @@ from nnunet_alice.data.memory import (
     pair_budget,
     pairs_in_memory,
 )
+from nnunet_alice.data.planning import total_stride
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.nnunet_folders import nnunet_folder
@@ -50,8 +51,7 @@ def maskable_patch(patch_size: Sequence[int], strides: Sequence[Sequence[int]], 
         min_edge_vox: shortest edge of a feature map.
     """
     result = []
-    for axis, length in enumerate(patch_size):
-        stride = prod(int(stage[axis]) for stage in strides)
+    for length, stride in zip(patch_size, total_stride(strides), strict=True):
         smaller = range(int(length), min_edge_vox * stride - 1, -stride)
         larger = range(int(length), max(int(length), FEWEST_BLOCKS * stride) + stride, stride)
         result.append(next(n for n in (*smaller, *larger) if _has_whole_blocks(n)))

@@ -15,6 +15,7 @@ from nnunet_alice.anatomy.atlas import AtlasMatcher
 from nnunet_alice.anatomy.atlas_landmarks import open_landmarks, prepare_landmarks
 from nnunet_alice.anatomy.landmark_places import LandmarkPlaces
 from nnunet_alice.anatomy.landmarks import Landmarks
+from nnunet_alice.data.planning import total_stride
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.methods.drasclr.conditional import LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
@@ -127,7 +128,7 @@ class DrasCLRTrainer(PretrainingTrainer):
         return to_conditional(plain, self.settings.num_experts, location_gain=gain, generator=generator)
 
     def _choose_crop_size(self, encoder: nn.Module) -> tuple[int, ...]:
-        strides = np.prod([np.broadcast_to(stride, 3) for stride in encoder.strides], axis=0).tolist()
+        strides = total_stride(encoder.strides)
         size = crop_size(self.landmarks.patch_mm, self.dataset.spacing, strides, self.configuration_manager.patch_size)
         shown_mm = (n * step for n, step in zip(size, self.dataset.spacing, strict=True))
         self.print_to_log_file(

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -222,6 +222,11 @@ def move_target_plans(
     return planned if planned.patch_size == target_patch else replace(planned, target_patch=target_patch)
 
 
+def total_stride(strides: Sequence[int | Sequence[int]]) -> tuple[int, int, int]:
+    """Voxels of the image that a voxel at the bottleneck stands for, (z, y, x), from the pooling of each stage."""
+    return tuple(np.prod([np.broadcast_to(stage, 3) for stage in strides], axis=0).tolist())
+
+
 def view_size(
     patch_size: Sequence[int], median_shape: Sequence[float], strides: Sequence[Sequence[int]]
 ) -> tuple[int, ...]:
@@ -236,8 +241,7 @@ def view_size(
         strides: pooling of each stage, (z, y, x).
     """
     result = []
-    for axis, (patch, volume) in enumerate(zip(patch_size, median_shape, strict=True)):
-        stride = prod(int(stage[axis]) for stage in strides)
+    for patch, volume, stride in zip(patch_size, median_shape, total_stride(strides), strict=True):
         wanted = LARGEST_VIEW * volume
         cells = max(SHORTEST_BOTTLENECK if stride > 1 else 1, ceil(wanted / stride - 0.5))
         result.append(int(patch) if patch <= wanted else min(int(patch), cells * stride))
