@@ -4,14 +4,15 @@ import os
 import shlex
 import subprocess
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 
 METHODS = ("AliceTrainer_noContrast", "AliceTrainer")
 
 
-def arguments(description: str, settings: Path, epochs: int) -> ArgumentParser:
+def arguments(description: str, settings: Path, epochs: int, methods: Sequence[str] = METHODS) -> ArgumentParser:
     """Flags of all of these benchmarks; ``epochs`` of 50 iterations are the default length of pretraining."""
-    trainers = [f"{method}_{epochs}epochs_50iterations" for method in METHODS]
+    trainers = [f"{method}_{epochs}epochs_50iterations" for method in methods]
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")
     parser.add_argument("-np", default="2", help="processes [2]")

@@ -30,7 +30,7 @@ TRAIN, TEST, FURTHER = range(40), range(40, 80), range(80, 180)
 
 def main() -> int:
     """Run the steps that are not done."""
-    parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"), epochs=40)
+    parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"), 40)
     parser.add_argument("--spacing_mm", type=float, default=8.0)
     args = parser.parse_args()
     folders = set_folders(args.o)

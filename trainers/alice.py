@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnunet_alice.anatomy.atlas import AtlasMatcher
+from nnunet_alice.anatomy.search import EmbeddingMatcher
 from nnunet_alice.data.planning import view_size
 from nnunet_alice.methods.alice.model import Alice, AliceStep
 from nnunet_alice.methods.alice.settings import AliceSettings
@@ -199,6 +201,22 @@ class AliceTrainer_sameVolume(AliceTrainer):
     """Ablation: both views come from one volume."""
 
     same_volume = True
+
+
+class AliceTrainer_atlas(AliceTrainer):
+    """Views matched by the atlas, though an embedding may be there (``AliceTrainer`` would take that)."""
+
+    def open_prepared_matcher(self) -> AtlasMatcher:
+        """The atlas."""
+        return AtlasMatcher(self.dataset)
+
+
+class AliceTrainer_embedding(AliceTrainer):
+    """Views matched by the anatomical embedding, which has to be there (``anatomy --method embedding``)."""
+
+    def open_matcher(self) -> EmbeddingMatcher:
+        """The embedding; nothing else is prepared in its place."""
+        return EmbeddingMatcher(self.dataset)
 
 
 class AliceTrainer_weakContrast(AliceTrainer):

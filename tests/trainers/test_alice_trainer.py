@@ -22,10 +22,12 @@ from pretraining_runs import (
     write_run,
 )
 
+from nnunet_alice.anatomy import providers
 from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.anatomy.providers import Provider
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.cli.main import main
-from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError
+from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError, NotPreparedError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers import alice
 
@@ -165,7 +167,7 @@ def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_r
 @pytest.mark.parametrize(
     "base",
     ["AliceTrainer_noCASA", "AliceTrainer_noContrast", "AliceTrainer_noReconstruction", "AliceTrainer_sameVolume"]
-    + ["AliceTrainer_paper"],
+    + ["AliceTrainer_paper", "AliceTrainer_weakContrast", "AliceTrainer_atlas"],
 )
 def test_ablations_run_and_say_what_they_trained(small_run, base):
     path = run(make_trainer(variant(getattr(alice, base), base), small_run)) / "checkpoint_final.pth"
@@ -205,6 +207,19 @@ def test_what_cannot_work_gets_one_sentence(folders, fresh_run):
             path.unlink()
     with pytest.raises(AliceError, match="two"):
         run(make_trainer(variant(), fresh_run))
+
+
+def test_the_matcher_can_be_chosen(small_run, monkeypatch):
+    """An embedding that is there wins, but for the variant that wants the atlas; where none is, its variant stops."""
+    with pytest.raises(NotPreparedError, match="--method embedding"):
+        run(make_trainer(variant(alice.AliceTrainer_embedding), small_run))
+    embedding = Provider("embedding", lambda _: True, lambda dataset: "the embedding")
+    monkeypatch.setattr(providers, "PROVIDERS", [embedding, *providers.PROVIDERS])
+    for base, expected in ((alice.AliceTrainer, "the embedding"), (alice.AliceTrainer_atlas, "atlas")):
+        trainer = make_trainer(variant(base), small_run)
+        trainer.initialize()
+        matcher = trainer.open_matcher()
+        assert getattr(matcher, "name", matcher) == expected
 
 
 def test_validation_cases_of_a_fold_are_held_out(small_run):
