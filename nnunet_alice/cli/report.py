@@ -12,6 +12,11 @@ EXAMPLE = "nnunet_alice report -i /results/hippocampus -np 8"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("-i", "--input", required=True, metavar="FOLDER", help="folder of nnunet_alice benchmark")
+    parser.add_argument(
+        "--baseline",
+        metavar="ARM",
+        help="compare with this arm and write FOLDER/report_against_ARM (default: the benchmark's baseline, scratch)",
+    )
     parser.add_argument("-np", type=int, default=4, metavar="N", help="processes (default: %(default)s)")
 
 
@@ -28,9 +33,10 @@ def run(args: argparse.Namespace) -> None:
     settings = Path(args.input) / "settings.json"
     if not settings.is_file():
         raise InputError(f"{args.input} holds no benchmark (no settings.json); run nnunet_alice benchmark first.")
-    report = write_report(Runner(parse_settings(read_json(settings)), args.input), args.np)
+    report = write_report(Runner(parse_settings(read_json(settings)), args.input), args.np, baseline=args.baseline)
     rows = report.summary[(report.summary["metric"] == "dice") & (report.summary["class"] == "mean")]
+    baseline = args.baseline or "the baseline"
     for row in rows.itertuples():
-        compared = "" if row.p != row.p else f", {row.difference:+.4f} against the baseline, p {row.p:.2g}"
+        compared = "" if row.p != row.p else f", {row.difference:+.4f} against {baseline}, p {row.p:.2g}"
         print(f"{row.labels} labels, {row.percent} % of the run, {row.arm}: Dice {row.mean:.4f}{compared}")
     print(f"{report.done} of {report.planned} runs. Written: {report.folder / 'report.md'}")

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,16 @@ class Settings:
         named = [arm for arm in self.arms if arm.name == self.baseline]
         return (named or [arm for arm in self.arms if not arm.checkpoints])[0]
 
+    def against(self, baseline: str) -> "Settings":
+        """The same with another baseline.
+
+        Raises:
+            InputError: no arm has this name.
+        """
+        changed = replace(self, baseline=baseline)
+        _check_baseline(changed)
+        return changed
+
     def arm(self, name: str) -> Arm:
         """Arm by its name."""
         return next(arm for arm in self.arms if arm.name == name)
@@ -223,12 +233,16 @@ def _part(kind: type, content: Any, name: str):
     return kind(**content)
 
 
-def _check(settings: Settings) -> None:
+def _check_baseline(settings: Settings) -> None:
     names = [arm.name for arm in settings.arms]
     if settings.baseline is not None and settings.baseline not in names:
         raise InputError(f"The baseline '{settings.baseline}' is not among the arms: {', '.join(names)}.")
     if settings.baseline is None and all(arm.checkpoints for arm in settings.arms):
         raise InputError("No arm trains from scratch: add one without checkpoints, or name a 'baseline'.")
+
+
+def _check(settings: Settings) -> None:
+    _check_baseline(settings)
     for key in ("draws", "seeds", "epochs", "iterations"):
         value = getattr(settings, key)
         if value is not None and value < 1:

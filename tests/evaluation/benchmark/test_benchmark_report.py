@@ -145,6 +145,23 @@ def test_the_page_says_what_it_must(finished, capsys):
         assert (folder / picture).read_bytes()[:4] == b"\x89PNG" and picture in page
 
 
+def test_another_baseline_turns_the_differences_round_and_has_its_own_folder(finished, capsys):
+    bench = finished / "bench"
+    asked = (bench / "settings.json").read_text()
+    assert main(["report", "-i", str(bench), "-np", "1", "--baseline", "nobody"]) == 1
+    assert "'nobody' is not among the arms: scratch, alice" in capsys.readouterr().err
+    for words in ([], ["--baseline", "alice"]):
+        assert main(["report", "-i", str(bench), "-np", "1", *words]) == 0
+    assert "against alice" in capsys.readouterr().out and (bench / "settings.json").read_text() == asked
+    keys = ["labels", "percent", "class", "metric"]
+    usual, turned = (pd.read_csv(bench / name / "summary.csv") for name in ("report", "report_against_alice"))
+    usual, turned = usual[usual["arm"] == "alice"], turned[turned["arm"] == "scratch"]
+    both = usual.merge(turned, on=keys, suffixes=("", "_turned"), validate="one_to_one")
+    assert len(both) == len(usual) > 0
+    np.testing.assert_allclose(both["difference"], -both["difference_turned"], atol=1e-5)
+    assert "minus alice" in (bench / "report_against_alice" / "report.md").read_text()
+
+
 def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
     write_dataset(tmp_path)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
