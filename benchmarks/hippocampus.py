@@ -2,9 +2,10 @@
 
     python benchmarks/hippocampus.py -i Task04_Hippocampus -o FOLDER
 
-Converts and plans the labelled data, sets 60 test cases aside, pretrains on the images of the others (three methods,
-two seeds each), then runs ``nnunet_alice benchmark hippocampus.yaml`` and ``nnunet_alice report``. Only public
-commands are called. To add a method, add its trainer to ``--trainers`` and an arm to the settings.
+Converts and plans the labelled data, sets 60 test cases aside, pretrains on the images of the others (four trainers,
+two seeds each, and an embedding that one of them matches its views with), then runs ``nnunet_alice benchmark
+hippocampus.yaml`` and ``nnunet_alice report``. Only public commands are called. To add a method, add its trainer to
+``--trainers`` and an arm to the settings.
 """
 
 import random
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from folders import set_folders
-from label_efficiency import METHODS, arguments, call, compare, pretrain
+from label_efficiency import arguments, call, compare, pretrain
 
 from nnunet_alice.files import read_json, write_json
 
@@ -24,11 +25,15 @@ FEATURES, BATCH, PAIRS_GB = (8, 16, 32, 64), 2, 0.18
 MOVED = f"{PLANS}_from004"
 #: DrasCLR's landmarks: the defaults (patches of 32 mm, 26 mm apart) are made for a torso, these volumes are 35 to 50 mm
 LANDMARKS = ("--landmark_patch_mm", 16, "--landmark_step_mm", 8)
+#: pretraining; the matcher is named because plain ``AliceTrainer`` takes whichever is there when it starts
+TRAINERS = ("AliceTrainer_noContrast", "AliceTrainer_atlas", "DrasCLRTrainer", "AliceTrainer_embedding")
+#: learns the embedding, on the same 140 images, that ``AliceTrainer_embedding`` matches with
+EMBEDDING = "AnatomicalEmbeddingTrainer_10epochs_50iterations"
 
 
 def main() -> int:
     """Run the steps that are not done."""
-    parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"), 20, (*METHODS, "DrasCLRTrainer"))
+    parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"), 20, TRAINERS)
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="Task04_Hippocampus as downloaded")
     args = parser.parse_args()
     folders = set_folders(args.o)
@@ -47,8 +52,12 @@ def main() -> int:
     call("nnunet_alice", "import", "-i", unlabelled, *new, "--channel", "MRI", "-np", args.np)
     target = ["--target", 4, "--target_plans", PLANS, "-gpu_memory_target", PAIRS_GB]
     call("nnunet_alice", "plan", "-d", 904, *target, "-np", args.np)
-    call("nnunet_alice", "anatomy", "-d", 904, "-p", MOVED, "-c", "3d_fullres", *LANDMARKS, "-np", args.np)
-    pretrain(UNLABELLED, MOVED, args)
+    anatomy = ("nnunet_alice", "anatomy", "-d", 904, "-p", MOVED, "-c", "3d_fullres")
+    call(*anatomy, *LANDMARKS, "-np", args.np)
+    if any("_embedding" in trainer for trainer in args.trainers):
+        (embedding,) = pretrain(UNLABELLED, MOVED, [EMBEDDING], args.seeds[:1], args.device)
+        call(*anatomy, "--method", "embedding", "--checkpoint", embedding, "-device", args.device)
+    pretrain(UNLABELLED, MOVED, args.trainers, args.seeds, args.device)
     compare(args)
     return 0
 

@@ -31,17 +31,22 @@ def call(*words) -> None:
     subprocess.run(words, check=True)
 
 
-def pretrain(dataset: str, plans: str, args: Namespace) -> None:
-    """Pretrain every trainer with every seed, or go on from its last checkpoint."""
-    for seed in args.seeds:
-        for trainer in args.trainers:
+def pretrain(
+    dataset: str, plans: str, trainers: Sequence[str], seeds: Sequence[str], device: str = "cpu"
+) -> list[Path]:
+    """Pretrain every trainer with every seed, or go on from its last checkpoint; the final checkpoints."""
+    done = []
+    for seed in seeds:
+        for trainer in trainers:
             name = f"{trainer}_seed{seed}"
             fold = Path(os.environ["nnUNet_results"]) / dataset / f"{name}__{plans}__3d_fullres" / "fold_all"
-            if (fold / "checkpoint_final.pth").is_file():
+            done.append(fold / "checkpoint_final.pth")
+            if done[-1].is_file():
                 continue
             resume = ["--c"] if (fold / "checkpoint_latest.pth").is_file() else []
-            words = [dataset, "3d_fullres", "all", "-tr", name, "-p", plans, "-device", args.device, *resume]
+            words = [dataset, "3d_fullres", "all", "-tr", name, "-p", plans, "-device", device, *resume]
             call("nnUNetv2_train", *words)
+    return done
 
 
 def compare(args: Namespace) -> None:

@@ -52,7 +52,7 @@ def main() -> int:
     call("nnunet_alice", "import", "-i", unlabelled, *new, "--channel", "CT", "-np", args.np)
     call("nnunet_alice", "plan", "-d", 903, "--target", 803, "--target_plans", PLANS, "-np", args.np)
     call("nnunet_alice", "anatomy", "-d", 903, "-p", MOVED, "-c", "3d_fullres", "-np", args.np)
-    pretrain(UNLABELLED, MOVED, args)
+    pretrain(UNLABELLED, MOVED, args.trainers, args.seeds, args.device)
     compare(args)
     return 0
 
