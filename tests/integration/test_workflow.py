@@ -9,7 +9,8 @@ import pytest
 
 from nnunet_alice.demo import Demo, DemoSize
 
-#: a demo of the smallest size: two epochs of two iterations, one epoch of stock nnU-Net's fine-tuning
+#: a demo of the smallest size: two epochs of two iterations, one epoch of stock nnU-Net from the weights; the run from
+#: scratch is short, as stock's 250 steps are minutes that would show nothing more
 SMALLEST = DemoSize(
     unlabelled=5,
     training=2,
@@ -17,7 +18,7 @@ SMALLEST = DemoSize(
     spacing_mm=16.0,
     pretraining="AliceTrainer_smoke",
     finetuning="nnUNetTrainer_1epoch",
-    scratch="nnUNetTrainer_1epoch",
+    scratch="FineTuneTrainer_scratch_1epoch_10iterations",
 )
 
 
@@ -27,7 +28,7 @@ def command(name: str) -> str:
 
 
 def test_demo_from_phantoms_to_dice(tmp_path):
-    """import, plan, anatomy, AliceTrainer, stock fine-tuning with and without weights, prediction, evaluation."""
+    """import, plan, anatomy, AliceTrainer, stock fine-tuning from its weights, a short run from scratch, evaluation."""
     steps = []
     demo = Demo(tmp_path / "demo", SMALLEST, 0, steps.append)
     report = demo.run()
