@@ -27,7 +27,7 @@ MOVED = f"{PLANS}_from004"
 LANDMARKS = ("--landmark_patch_mm", 16, "--landmark_step_mm", 8)
 #: pretraining; the matcher is named because plain ``AliceTrainer`` takes whichever is there when it starts
 TRAINERS = ("AliceTrainer_noContrast", "AliceTrainer_atlas", "DrasCLRTrainer", "AliceTrainer_embedding")
-#: learns the embedding, on the same 140 images, that ``AliceTrainer_embedding`` matches with
+#: learns the embedding, on the same 140 images, that ``AliceTrainer_embedding`` matches with; one for all its seeds
 EMBEDDING = "AnatomicalEmbeddingTrainer_10epochs_50iterations"
 
 
@@ -55,8 +55,8 @@ def main() -> int:
     anatomy = ("nnunet_alice", "anatomy", "-d", 904, "-p", MOVED, "-c", "3d_fullres")
     call(*anatomy, *LANDMARKS, "-np", args.np)
     if any("_embedding" in trainer for trainer in args.trainers):
-        (embedding,) = pretrain(UNLABELLED, MOVED, [EMBEDDING], args.seeds[:1], args.device)
-        call(*anatomy, "--method", "embedding", "--checkpoint", embedding, "-device", args.device)
+        pretrain(UNLABELLED, MOVED, [EMBEDDING], ["1"], args.device)
+        call(*anatomy, "--method", "embedding", "-device", args.device)
     pretrain(UNLABELLED, MOVED, args.trainers, args.seeds, args.device)
     compare(args)
     return 0

@@ -7,11 +7,9 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-METHODS = ("AliceTrainer_noContrast", "AliceTrainer")
 
-
-def arguments(description: str, settings: Path, epochs: int, methods: Sequence[str] = METHODS) -> ArgumentParser:
-    """Flags of all of these benchmarks; ``epochs`` of 50 iterations are the default length of pretraining."""
+def arguments(description: str, settings: Path, epochs: int, methods: Sequence[str]) -> ArgumentParser:
+    """Flags of all of these benchmarks; by default every method is pretrained for ``epochs`` of 50 iterations."""
     trainers = [f"{method}_{epochs}epochs_50iterations" for method in methods]
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")
@@ -31,22 +29,17 @@ def call(*words) -> None:
     subprocess.run(words, check=True)
 
 
-def pretrain(
-    dataset: str, plans: str, trainers: Sequence[str], seeds: Sequence[str], device: str = "cpu"
-) -> list[Path]:
-    """Pretrain every trainer with every seed, or go on from its last checkpoint; the final checkpoints."""
-    done = []
+def pretrain(dataset: str, plans: str, trainers: Sequence[str], seeds: Sequence[str], device: str) -> None:
+    """Pretrain every trainer with every seed, or go on from its last checkpoint."""
     for seed in seeds:
         for trainer in trainers:
             name = f"{trainer}_seed{seed}"
             fold = Path(os.environ["nnUNet_results"]) / dataset / f"{name}__{plans}__3d_fullres" / "fold_all"
-            done.append(fold / "checkpoint_final.pth")
-            if done[-1].is_file():
+            if (fold / "checkpoint_final.pth").is_file():
                 continue
             resume = ["--c"] if (fold / "checkpoint_latest.pth").is_file() else []
             words = [dataset, "3d_fullres", "all", "-tr", name, "-p", plans, "-device", device, *resume]
             call("nnUNetv2_train", *words)
-    return done
 
 
 def compare(args: Namespace) -> None:

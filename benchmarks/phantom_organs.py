@@ -24,13 +24,14 @@ ALL, UNPAIRED = "Dataset803_PhantomOrgans", "Dataset804_PhantomUnpairedOrgans"
 UNLABELLED = "Dataset903_PhantomsUnlabelled"
 ORGANS = ("heart", "aorta", "liver", "spleen", "stomach", "spine", "pelvis", "bladder")
 PLANS, MOVED = "AliceSmallPlans", "AliceSmallPlans_from803"
+TRAINERS = ("AliceTrainer_noContrast", "AliceTrainer")
 #: phantoms by what they are for: their numbers are their seeds
 TRAIN, TEST, FURTHER = range(40), range(40, 80), range(80, 180)
 
 
 def main() -> int:
     """Run the steps that are not done."""
-    parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"), 40)
+    parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"), 40, TRAINERS)
     parser.add_argument("--spacing_mm", type=float, default=8.0)
     args = parser.parse_args()
     folders = set_folders(args.o)
