@@ -3,8 +3,8 @@
     python benchmarks/phantom_organs.py -o FOLDER
 
 Makes CT-like phantoms of different people: 40 labelled ones to train on, 40 labelled test cases that nothing else sees,
-and 100 unlabelled ones, which pretraining sees beside the 40. Plans (``AlicePlannerSmall``), registers, pretrains (two
-methods, two seeds each), then runs ``nnunet_alice benchmark phantom_organs.yaml`` and ``nnunet_alice report``.
+and 100 unlabelled ones, which pretraining sees beside the 40. Plans (``AlicePlannerSmall``), registers, pretrains
+(three methods, two seeds each), then runs ``nnunet_alice benchmark phantom_organs.yaml`` and ``nnunet_alice report``.
 
 Two labelled datasets share plans and weights: 803 has all 16 organs; 804, which the settings name, has 8 that mirroring
 does not confuse with another, so that a few hundred steps get somewhere, and half the test cases.
@@ -24,7 +24,7 @@ ALL, UNPAIRED = "Dataset803_PhantomOrgans", "Dataset804_PhantomUnpairedOrgans"
 UNLABELLED = "Dataset903_PhantomsUnlabelled"
 ORGANS = ("heart", "aorta", "liver", "spleen", "stomach", "spine", "pelvis", "bladder")
 PLANS, MOVED = "AliceSmallPlans", "AliceSmallPlans_from803"
-TRAINERS = ("AliceTrainer_noContrast", "AliceTrainer")
+TRAINERS = ("AliceTrainer_noContrast", "AliceTrainer", "DrasCLRTrainer")
 #: phantoms by what they are for: their numbers are their seeds
 TRAIN, TEST, FURTHER = range(40), range(40, 80), range(80, 180)
 

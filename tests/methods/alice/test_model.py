@@ -20,6 +20,7 @@ SETTINGS = AliceSettings(
     bottleneck_dim=8,
     prototypes=16,
     attention_heads=2,
+    output_gain=1.0,  # an output of zeros would test little
 )
 PARTS = {
     "all": SETTINGS,
@@ -196,6 +197,24 @@ def test_tokens_are_capped():
     outputs = head(torch.randn(2, 12, 3, 4, 1), torch.randn(2, 8, 6, 8, 2))
     assert outputs.encoder_tokens.shape == (2, 2 * 2 * 1, 16)
     assert outputs.decoder_tokens.shape == (2, 8, 16)
+
+
+def test_reconstruction_starts_at_the_mean_and_all_learns_from_the_second_step_on():
+    model = model_of(replace(SETTINGS, contrast=False, alignment=False, output_gain=0.0))
+    trained = [parameter for parameter in model.student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    views, mask = batch()
+    step = model.compute(views, mask, 0.04)
+    assert not step.reconstruction.any()
+    torch.testing.assert_close(step.loss, 10 * 0.5 * views.square().mean())
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.compute(views, mask, 0.04).loss.backward()
+        optimizer.step()
+    instance_norms_hide = ".conv.bias"  # a constant before the norm changes nothing
+    for name, parameter in model.student.named_parameters():
+        if parameter.requires_grad and not name.endswith(instance_norms_hide):
+            assert parameter.grad.any(), name
 
 
 def test_settings_that_teach_nothing_are_refused():
