@@ -20,7 +20,6 @@ SETTINGS = AliceSettings(
     bottleneck_dim=8,
     prototypes=16,
     attention_heads=2,
-    output_gain=1.0,  # an output of zeros would test little
 )
 PARTS = {
     "all": SETTINGS,
@@ -199,7 +198,7 @@ def test_tokens_are_capped():
     assert outputs.decoder_tokens.shape == (2, 8, 16)
 
 
-def test_reconstruction_starts_at_the_mean_and_all_learns_from_the_second_step_on():
+def test_without_output_gain_reconstruction_starts_at_the_mean_and_all_learns_from_the_second_step_on():
     model = model_of(replace(SETTINGS, contrast=False, alignment=False, output_gain=0.0))
     trained = [parameter for parameter in model.student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
