@@ -77,10 +77,3 @@ def freeze_unused_decoder(network: nn.Module, decoder_stages: int | None = None)
     output_layers = decoder.seg_layers[:-1] if decoder_stages is None else decoder.seg_layers
     for module in (*decoder.stages[used:], *decoder.transpconvs[used:], *output_layers):
         module.requires_grad_(False)
-
-
-@torch.no_grad()
-def scale_output_layer(network: nn.Module, gain: float) -> None:
-    """Multiply the last output layer's initial weight and bias; with 0 the untrained network's output is 0."""
-    for parameter in network.decoder.seg_layers[-1].parameters():
-        parameter.mul_(gain)

@@ -20,7 +20,7 @@ from nnunet_alice.methods.alice.losses import (
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import conditional_entropy, embedding_spread, marginal_entropy
 from nnunet_alice.methods.ema import frozen_copy, update_ema
-from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder, scale_output_layer
+from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
 
 
 class StudentOutputs(NamedTuple):
@@ -70,7 +70,6 @@ class AliceStudent(nn.Module):
         self.settings = settings
         self.backbone = TappedUNet(network)
         freeze_unused_decoder(network, settings.decoder_stages)
-        scale_output_layer(network, settings.output_gain)
         self.head = self.casa = None
         if settings.distils:
             channels = network.encoder.output_channels

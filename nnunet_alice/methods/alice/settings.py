@@ -34,9 +34,6 @@ class AliceSettings:
         alignment_gain: initial gain of CASA's last LayerNorm. Its outputs are the logits of ``L_align``; at gain 1
             their standard deviation is 1, where the other logits are cosines of about 0.06, and the temperatures made
             for cosines turn them into one-hot targets (loss 26 against ln K = 6.2, and rising).
-        output_gain: factor on the initial weights of the layer that reconstructs. With 0 every run starts by
-            reconstructing the mean, and reconstruction is 12 % better after 1,000 steps; fine-tuning did not gain by
-            it so far (``docs/alice.md``), so nnU-Net's own start is kept.
         max_tokens: tokens per axis at most, of encoder and of decoder; larger maps are averaged. The paper's crops of
             64 voxels give 2 and 4; nnU-Net's patches and strides would give up to 10 and 20, and the head would then
             cost more than the network.
@@ -64,7 +61,6 @@ class AliceSettings:
     attention_heads: int = 8
     shared_query: bool = False
     alignment_gain: float = 0.1
-    output_gain: float = 1.0
     max_tokens: int = 4
     student_temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.01, 0.01)
