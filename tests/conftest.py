@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 # nnU-Net's default of 8 processes would be spawned, and torch imported in each, for three tiny cases.
 os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -17,3 +18,12 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set NNUNET_ALICE_TEST_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture
+def two_threads():
+    """torch computes with two threads, as nnUNetv2_train sets it on two cores; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

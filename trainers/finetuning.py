@@ -21,6 +21,7 @@ from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
+from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.finetuning import (
     FineTuneSchedule,
     GroupRates,
@@ -84,6 +85,7 @@ class FineTuneTrainer(nnUNetTrainer):
     ) -> None:
         save_every = self.save_every
         super().__init__(plans, configuration, fold, dataset_json, device)
+        keep_thread_limit(self.device)
         self.save_every = save_every
         self.num_epochs = self.epochs
         self.num_iterations_per_epoch = self.iterations

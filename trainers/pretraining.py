@@ -27,6 +27,7 @@ from nnunet_alice.methods.schedules import cosine, warmup_cosine
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
+from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
@@ -78,6 +79,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
     ) -> None:
         save_every = min(self.save_every, max(1, self.epochs // 10))
         super().__init__(plans, configuration, fold, dataset_json, device)
+        keep_thread_limit(self.device)
         if len(self.configuration_manager.patch_size) != 3:
             raise InputError(
                 f"{type(self).__name__} needs a 3D configuration, not '{configuration}'; use for example 3d_fullres."

@@ -102,6 +102,12 @@ def test_a_run_leaves_what_it_promises(fresh_run):
     assert all(f"{name} " in log for name in promised)
 
 
+def test_omp_num_threads_limits_training_on_the_cpu(fresh_run, two_threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_trainer(variant(), fresh_run)
+    assert torch.get_num_threads() == 1
+
+
 def test_checkpoint_is_plain_and_stock_nnunet_starts_from_it(small_run):
     folder = run(make_trainer(variant(), small_run))
     path = folder / "checkpoint_final.pth"

@@ -86,6 +86,12 @@ def test_everything_but_the_schedule_is_stock(dataset):
     assert not any(name in own for name in stock_parts)
 
 
+def test_omp_num_threads_limits_training_on_the_cpu(dataset, two_threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_finetuner(short(), dataset)
+    assert torch.get_num_threads() == 1
+
+
 def test_adamw_is_torchs_with_the_same_groups(dataset):
     kind = short("FineTuneTrainer_layerDecay", endings="_AdamW_lr3e-3")
     sgd, adamw = (make_finetuner(k, dataset) for k in (short("FineTuneTrainer_layerDecay"), kind))
