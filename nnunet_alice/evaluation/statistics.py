@@ -1,4 +1,4 @@
-"""Confidence intervals and tests for segmentation results that vary by case and by draw of the labelled cases."""
+"""Confidence intervals and tests for segmentation results that vary by case, by labelled draw and by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class Interval:
 def bootstrap_mean(
     values: np.ndarray, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
 ) -> Interval:
-    """Mean of values that vary in two ways, with a percentile bootstrap that draws both anew.
+    """Mean of values that vary in several ways, with a percentile bootstrap that draws all of them anew.
 
-    Rows (draws of the labelled cases) and columns (test cases) are drawn with replacement, independently of each
-    other; with one row only the columns vary. Drawing cases alone would take the luck of a draw for a property of the
-    method.
+    The entries of each axis (pretraining seeds, draws of the labelled cases, test cases) are drawn with replacement,
+    independently of the other axes; an axis of one entry does not vary. Drawing cases alone would take the luck of a
+    draw or a seed for a property of the method.
 
     Args:
-        values: (draws, cases); NaN where there is none.
+        values: an axis for each way in which they vary, e.g. (seeds, draws, cases); NaN where there is none.
         rng: source of chance.
         resamples: bootstrap samples.
         confidence: e.g. 0.95.
@@ -34,20 +34,24 @@ def bootstrap_mean(
     Returns:
         NaN throughout if there is no value.
     """
-    values = np.atleast_2d(np.asarray(values, dtype=float))
+    values = np.atleast_1d(np.asarray(values, dtype=float))
     known = np.isfinite(values)
     if not known.any():
         return Interval(np.nan, np.nan, np.nan)
-    filled = np.where(known, values, 0.0)
-    rows, columns = values.shape
-    row_weights = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
-    column_weights = rng.multinomial(columns, np.full(columns, 1 / columns), size=resamples).astype(float)
-    sums = np.einsum("sr,rc,sc->s", row_weights, filled, column_weights, optimize=True)
-    counts = np.einsum("sr,rc,sc->s", row_weights, known.astype(float), column_weights, optimize=True)
+    weights = [rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(float) for size in values.shape]
+    sums = _weighted_sums(np.where(known, values, 0.0), weights)
+    counts = _weighted_sums(known.astype(float), weights)
     means = sums[counts > 0] / counts[counts > 0]
     tail = 50 * (1 - confidence)
     low, high = np.percentile(means, [tail, 100 - tail])
     return Interval(float(values[known].mean()), float(low), float(high))
+
+
+def _weighted_sums(values: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Sum of an array for every sample's weights: (samples, n) for each axis of n entries."""
+    samples, axes = values.ndim, range(values.ndim)
+    factors = [part for axis in axes for part in (weights[axis], [samples, axis])]
+    return np.einsum(values, list(axes), *factors, [samples], optimize=True)
 
 
 def paired_wilcoxon(differences: np.ndarray) -> float:

@@ -32,6 +32,20 @@ def test_two_way_variance_against_a_loop():
     assert ours.high - ours.low > 2 * (cases_only.high - cases_only.low)
 
 
+def test_three_ways_of_varying_against_a_loop():
+    values = rng().normal(size=(3, 5, 20)) + 2 * rng().normal(size=(3, 1, 1)) + rng().normal(size=(5, 1))
+    chance = rng()
+    means = []
+    for _ in range(4000):
+        means.append(values[np.ix_(*(chance.integers(0, size, size) for size in values.shape))].mean())
+    ours = bootstrap_mean(values, rng(), resamples=4000)
+    assert ours.mean == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.12)
+    one_seed = bootstrap_mean(values[:1], rng())
+    assert one_seed == bootstrap_mean(values[0], rng())  # an axis of one entry does not vary
+    assert ours.high - ours.low > 1.5 * (one_seed.high - one_seed.low)
+
+
 def test_missing_values_do_not_count():
     values = np.array([[1.0, np.nan, 3.0], [1.0, 2.0, np.nan]])
     found = bootstrap_mean(values, rng())

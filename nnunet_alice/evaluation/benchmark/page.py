@@ -70,9 +70,10 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
         f"- **Surface Dice**: share of the surface voxels of both masks within {settings.tolerance_mm:g} mm of the "
         "other's surface. **HD95**: larger of the two directed 95th percentiles; the image's diagonal where one mask "
         "is empty.",
-        "- **Mean** of a case: over its classes. Intervals: 95 %, bootstrap over draws and test cases. p: Wilcoxon's "
-        f"signed-rank test over test cases against {settings.baseline_arm.name}, each averaged over the draws; Holm "
-        "corrects for all comparisons of a metric. It says nothing about other draws: see how many of them are better.",
+        "- **Mean** of a case: over its classes. Intervals: 95 %, bootstrap over pretraining seeds, draws and test "
+        "cases; an arm with one seed has no chance of seeds in it. p: Wilcoxon's signed-rank test over test cases "
+        f"against {settings.baseline_arm.name}, each averaged over the runs; Holm corrects for all comparisons of a "
+        "metric. It says nothing about other draws: see how many of them are better.",
     ]
     images = _test_images(runner, tests)
     lines += [f"- **{arm.name}** ({arm.trainer}): {exposure(arm, sorted(tests), images)}." for arm in settings.arms]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, 
 def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 2000) -> pd.DataFrame:
     """Means, intervals and tests of every arm, number of labels, share of the run, class and metric.
 
-    Runs of the same draw (checkpoints, seeds) are averaged first. Intervals draw labelled draws and test cases anew;
-    the Wilcoxon test pairs test cases, each averaged over the draws that both arms have. Holm's correction counts all
+    Fine-tuning seeds of the same draw and checkpoint are averaged first. Intervals draw checkpoints (pretraining
+    seeds), labelled draws and test cases anew, those of a difference the checkpoints of both arms; the Wilcoxon test
+    pairs test cases, each averaged over the runs of the draws that both arms have. Holm's correction counts all
     comparisons of the mean over classes of a metric.
 
     Args:
@@ -108,19 +110,19 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
     rows = []
     for (labels, percent, name), group in cases.groupby(["labels", "percent", "class"], sort=True):
         for metric in METRICS:
-            reference = _matrix(group, baseline, metric)
+            reference = group[group["arm"] == baseline]
             for arm in arms:
-                values = _matrix(group, arm, metric)
-                if values.empty:
+                own = group[group["arm"] == arm]
+                if own.empty:
                     continue
                 rng = np.random.default_rng([seed, int(labels), int(percent)])
-                interval = bootstrap_mean(values.to_numpy(), rng, resamples)
-                own = group[group["arm"] == arm]
+                values = _array(own, metric, sorted(own["draw"].unique()), sorted(own["case"].unique()))
+                interval = bootstrap_mean(values, rng, resamples)
                 row = {"labels": labels, "percent": percent, "class": name, "metric": metric, "arm": arm}
-                row |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "draws": len(values)}
-                row |= {"runs": own.groupby(["checkpoint", "draw", "seed"]).ngroups, "cases": values.shape[1]}
-                if arm != baseline and not reference.empty:
-                    row |= _comparison(values, reference, metric, rng, resamples)
+                row |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "draws": values.shape[1]}
+                row |= {"runs": own.groupby(["checkpoint", "draw", "seed"]).ngroups, "cases": values.shape[2]}
+                if arm != baseline:
+                    row |= _comparison(own, reference, metric, rng, resamples)
                 rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
     for metric in METRICS:
@@ -136,25 +138,29 @@ _COLUMNS = ["labels", "percent", "class", "metric", "arm", "mean", "low", "high"
 _COLUMNS += ["difference", "difference_low", "difference_high", "p", "p_holm", "draws_better", "draws_paired"]
 
 
-def _matrix(group: pd.DataFrame, arm: str, metric: str) -> pd.DataFrame:
-    """Draws as rows, cases as columns."""
-    own = group[group["arm"] == arm]
-    return own.pivot_table(index="draw", columns="case", values=metric, aggfunc="mean", dropna=False)
+def _array(runs: pd.DataFrame, metric: str, draws: Sequence[int], cases: Sequence[str]) -> np.ndarray:
+    """A metric of one arm's runs: (checkpoints, draws, cases); NaN where there is none."""
+    table = runs.pivot_table(index=["checkpoint", "draw"], columns="case", values=metric, aggfunc="mean", dropna=False)
+    index = pd.MultiIndex.from_product([sorted(runs["checkpoint"].unique()), draws])
+    return table.reindex(index=index, columns=cases).to_numpy().reshape(-1, len(draws), len(cases))
 
 
-def _comparison(values: pd.DataFrame, reference: pd.DataFrame, metric: str, rng, resamples: int) -> dict:
-    draws = values.index.intersection(reference.index)
-    if draws.empty:
+def _comparison(own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng, resamples: int) -> dict:
+    """An arm's runs against the baseline's, in the draws and cases that both have."""
+    draws, cases = (sorted(set(own[key]) & set(reference[key])) for key in ("draw", "case"))
+    if not draws or not cases:
         return {}
-    difference = (values.loc[draws] - reference.loc[draws]).dropna(axis=1, how="all")
-    interval = bootstrap_mean(difference.to_numpy(), rng, resamples)
+    ours, theirs = (_array(runs, metric, draws, cases) for runs in (own, reference))
+    difference = np.ma.masked_invalid(ours[:, None] - theirs[None])  # our checkpoints, theirs, draws, cases
+    difference = difference[..., difference.count(axis=(0, 1, 2)) > 0]
+    interval = bootstrap_mean(difference.filled(np.nan), rng, resamples)
     sign = -1 if metric == "hd95_mm" else 1
     return {
         "difference": interval.mean,
         "difference_low": interval.low,
         "difference_high": interval.high,
-        "p": paired_wilcoxon(difference.mean(axis=0).to_numpy()),
-        "draws_better": int((sign * difference.mean(axis=1) > 0).sum()),
+        "p": paired_wilcoxon(difference.mean(axis=(0, 1, 2)).filled(np.nan)),
+        "draws_better": int((sign * difference.mean(axis=(0, 1, 3)) > 0).filled(False).sum()),
         "draws_paired": len(draws),
     }
 

@@ -83,12 +83,12 @@ def test_kept_metrics_are_those_of_the_present_predictions(finished):
     assert kept.stat().st_mtime_ns > before
 
 
-def made_up(draws=4, cases=12, seed=0) -> pd.DataFrame:
-    """Results of two arms with two checkpoints for the second; the second is better by about 0.05."""
+def made_up(draws=4, cases=12, seed=0, gains=(0.04, 0.06)) -> pd.DataFrame:
+    """Results of two arms with two checkpoints for the second, which are better by about these gains."""
     rng = np.random.default_rng(seed)
     rows = []
     hardness, luck = rng.normal(0.7, 0.1, cases), rng.normal(0, 0.02, draws)
-    for arm, checkpoint, gain in (("scratch", -1, 0.0), ("alice", 0, 0.04), ("alice", 1, 0.06)):
+    for arm, checkpoint, gain in (("scratch", -1, 0.0), ("alice", 0, gains[0]), ("alice", 1, gains[1])):
         for draw in range(draws):
             for case in range(cases):
                 dice = hardness[case] + luck[draw] + gain + rng.normal(0, 0.01)
@@ -112,6 +112,38 @@ def test_statistics_against_a_recomputation():
     assert summary.loc[("hd95_mm", "alice"), "draws_better"] == 4  # lower is better
     baseline = summary.loc[("dice", "scratch")]
     assert baseline["mean"] == pytest.approx(means["scratch"].mean()) and np.isnan(baseline["p"])
+
+
+@pytest.mark.parametrize("baseline", ["scratch", "alice"])
+def test_intervals_know_how_seeds_differ(baseline):
+    """Two seeds of very different gains: a loop that draws seeds, draws and cases anew gives the interval."""
+    cases = made_up(gains=(0.0, 0.2))
+    other = {"scratch": "alice", "alice": "scratch"}[baseline]
+    row = summarise(cases, baseline, seed=1).set_index(["metric", "arm"]).loc[("dice", other)]
+    table = cases.set_index(["arm", "checkpoint", "draw", "case"])["dice"].sort_index()
+    seeds = [table[other, checkpoint].unstack().to_numpy() for checkpoint in table[other].index.unique(0)]
+    against = [table[baseline, checkpoint].unstack().to_numpy() for checkpoint in table[baseline].index.unique(0)]
+    rng, means = np.random.default_rng(5), []
+    for _ in range(2000):
+        draws, columns = rng.integers(0, 4, 4), rng.integers(0, 12, 12)
+        ours, theirs = (
+            np.mean([arm[number][np.ix_(draws, columns)] for number in rng.integers(0, len(arm), len(arm))])
+            for arm in (seeds, against)
+        )
+        means.append(ours - theirs)
+    assert row["difference"] == pytest.approx(np.mean(seeds) - np.mean(against))
+    interval = row["difference_low"], row["difference_high"]
+    assert interval == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.01)
+    assert interval[1] - interval[0] > 0.19
+
+
+def test_a_class_that_no_test_case_has_is_no_comparison():
+    cases = made_up()
+    absent = cases.assign(**{"class": "absent", "dice": np.nan, "surface_dice": np.nan, "hd95_mm": np.nan})
+    summary = summarise(pd.concat([cases, absent]), "scratch", seed=1)
+    rows = summary[(summary["class"] == "absent") & (summary["arm"] == "alice")]
+    assert len(rows) == 3 and rows[["mean", "difference", "p"]].isna().all(axis=None)
+    assert (rows["draws_better"] == 0).all()
 
 
 def test_only_draws_that_both_arms_have_are_compared():
