@@ -13,8 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from folders import set_folders
-from label_efficiency import arguments, call, compare, pretrain
+from label_efficiency import arguments, call, compare, prepare, pretrain
 
 from nnunet_alice.files import read_json, write_json
 
@@ -36,7 +35,7 @@ def main() -> int:
     parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"), 20, TRAINERS)
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="Task04_Hippocampus as downloaded")
     args = parser.parse_args()
-    folders = set_folders(args.o)
+    folders = prepare(args)
     labelled, unlabelled = folders["nnUNet_raw"] / LABELLED, args.o.absolute() / "unlabelled"
     if not (labelled / "dataset.json").is_file():
         call("nnUNetv2_convert_MSD_dataset", "-i", args.i.absolute(), "-np", args.np)

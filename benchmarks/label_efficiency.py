@@ -7,6 +7,12 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
+from folders import set_folders
+
+#: one core a run, so that several go side by side (--part); batches drawn in the trainer's own process, which alone
+#: makes them the same in every run; no eight new processes for every validation, which cost more than its small images
+ON_CPU = {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+
 
 def arguments(description: str, settings: Path, epochs: int, methods: Sequence[str]) -> ArgumentParser:
     """Flags of all of these benchmarks; by default every method is pretrained for ``epochs`` of 50 iterations."""
@@ -20,6 +26,13 @@ def arguments(description: str, settings: Path, epochs: int, methods: Sequence[s
     parser.add_argument("--part", default="1/1", help="share of the benchmark's runs, for several machines [1/1]")
     parser.add_argument("-device", default="cpu", help="for pretraining [cpu]; fine-tuning's is in the settings")
     return parser
+
+
+def prepare(args: Namespace) -> dict[str, Path]:
+    """nnU-Net's folders below ``-o``; on the CPU also ``ON_CPU``, where the environment does not say otherwise."""
+    if args.device == "cpu":
+        os.environ |= {name: value for name, value in ON_CPU.items() if name not in os.environ}
+    return set_folders(args.o)
 
 
 def call(*words) -> None:

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from folders import set_folders
-from label_efficiency import arguments, call, compare, pretrain
+from label_efficiency import arguments, call, compare, prepare, pretrain
 
 from nnunet_alice.data.phantom import label_table, make_population, write_subjects
 from nnunet_alice.files import write_json
@@ -34,7 +33,7 @@ def main() -> int:
     parser = arguments(__doc__, Path(__file__).with_suffix(".yaml"), 40, TRAINERS)
     parser.add_argument("--spacing_mm", type=float, default=8.0)
     args = parser.parse_args()
-    folders = set_folders(args.o)
+    folders = prepare(args)
     unlabelled = args.o.absolute() / "unlabelled"
     make_labelled(folders["nnUNet_raw"] / ALL, TEST, None, args.spacing_mm)
     make_labelled(folders["nnUNet_raw"] / UNPAIRED, TEST[:20], ORGANS, args.spacing_mm)
