@@ -51,8 +51,8 @@ class DemoSize:
     test: int = 8
     spacing_mm: float = 8.0
     pretraining: str = "AliceTrainer_2epochs_60iterations"
-    finetuning: str = "FineTuneTrainer_3epochs_125iterations_AdamW_lr1e-2"
-    scratch: str = "FineTuneTrainer_scratch_3epochs_125iterations_AdamW_lr1e-2"
+    finetuning: str = "FineTuneTrainer_3epochs_125iterations_AdamW_lr1e-2_seed1"
+    scratch: str = "FineTuneTrainer_scratch_3epochs_125iterations_AdamW_lr1e-2_seed1"
     embedding: str | None = None
     pairs: int = 100
 
@@ -246,7 +246,7 @@ class Demo:
             "nnUNet_results": str(results),
             "nnUNet_extTrainer": str(package_folder("nnunet_alice.trainers")),
             "nnUNet_def_n_proc": "1",
-            "nnUNet_n_proc_DA": "1",
+            "nnUNet_n_proc_DA": "0",  # batches from the trainer's seed: the same demo every time
         }
         return {**os.environ, **own}
 
