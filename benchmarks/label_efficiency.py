@@ -31,7 +31,8 @@ def arguments(description: str, settings: Path, epochs: int, methods: Sequence[s
 def prepare(args: Namespace) -> dict[str, Path]:
     """nnU-Net's folders below ``-o``; on the CPU also ``ON_CPU``, where the environment does not say otherwise."""
     if args.device == "cpu":
-        os.environ |= {name: value for name, value in ON_CPU.items() if name not in os.environ}
+        for name, value in ON_CPU.items():
+            os.environ.setdefault(name, value)
     return set_folders(args.o)
 
 
