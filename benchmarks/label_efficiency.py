@@ -9,9 +9,12 @@ from pathlib import Path
 
 from folders import set_folders
 
-#: one core a run, so that several go side by side (--part); batches drawn in the trainer's own process, which alone
-#: makes them the same in every run; no eight new processes for every validation, which cost more than its small images
-ON_CPU = {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+#: for every command on the CPU: one core a run, so that several go side by side (--part); no eight new processes for
+#: every validation, which cost more than its small images
+ON_CPU = {"OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1"}
+#: for trainings alone, as nnU-Net's planning refuses it: batches drawn in the trainer's own process, which makes them
+#: the same in every run
+IN_TRAINING = {"nnUNet_n_proc_DA": "0"}
 
 
 def arguments(description: str, settings: Path, epochs: int, methods: Sequence[str]) -> ArgumentParser:
@@ -29,11 +32,16 @@ def arguments(description: str, settings: Path, epochs: int, methods: Sequence[s
 
 
 def prepare(args: Namespace) -> dict[str, Path]:
-    """nnU-Net's folders below ``-o``; on the CPU also ``ON_CPU``, where the environment does not say otherwise."""
-    if args.device == "cpu":
-        for name, value in ON_CPU.items():
-            os.environ.setdefault(name, value)
+    """nnU-Net's folders below ``-o``, and ``ON_CPU``."""
+    on_cpu(args.device, ON_CPU)
     return set_folders(args.o)
+
+
+def on_cpu(device: str, variables: dict[str, str]) -> None:
+    """Set variables of the environment that it does not have, if the device is the CPU."""
+    if device == "cpu":
+        for name, value in variables.items():
+            os.environ.setdefault(name, value)
 
 
 def call(*words) -> None:
@@ -45,6 +53,7 @@ def call(*words) -> None:
 
 def pretrain(dataset: str, plans: str, trainers: Sequence[str], seeds: Sequence[str], device: str) -> None:
     """Pretrain every trainer with every seed, or go on from its last checkpoint."""
+    on_cpu(device, IN_TRAINING)
     for seed in seeds:
         for trainer in trainers:
             name = f"{trainer}_seed{seed}"
@@ -58,6 +67,7 @@ def pretrain(dataset: str, plans: str, trainers: Sequence[str], seeds: Sequence[
 
 def compare(args: Namespace) -> None:
     """Every run of the settings that is not done, and the report."""
+    on_cpu(args.device, IN_TRAINING)
     bench = args.o.absolute() / "benchmark"
     call("nnunet_alice", "benchmark", args.settings, "-o", bench, "--part", args.part)
     call("nnunet_alice", "report", "-i", bench, "-np", args.np)

@@ -110,19 +110,17 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
     rows = []
     for (labels, percent, name), group in cases.groupby(["labels", "percent", "class"], sort=True):
         for metric in METRICS:
-            reference = group[group["arm"] == baseline]
-            for arm in arms:
-                own = group[group["arm"] == arm]
-                if own.empty:
-                    continue
+            tables = {arm: _table(own, metric) for arm, own in group.groupby("arm")}
+            for arm in filter(tables.__contains__, arms):
                 rng = np.random.default_rng([seed, int(labels), int(percent)])
-                values = _array(own, metric, sorted(own["draw"].unique()), sorted(own["case"].unique()))
+                values = _array(tables[arm], *_draws_and_cases(tables[arm]))
                 interval = bootstrap_mean(values, rng, resamples)
                 row = {"labels": labels, "percent": percent, "class": name, "metric": metric, "arm": arm}
                 row |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "draws": values.shape[1]}
-                row |= {"runs": own.groupby(["checkpoint", "draw", "seed"]).ngroups, "cases": values.shape[2]}
-                if arm != baseline:
-                    row |= _comparison(own, reference, metric, rng, resamples)
+                runs = group[group["arm"] == arm].groupby(["checkpoint", "draw", "seed"]).ngroups
+                row |= {"runs": runs, "cases": values.shape[2]}
+                if arm != baseline and baseline in tables:
+                    row |= _comparison(tables[arm], tables[baseline], metric, rng, resamples)
                 rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
     for metric in METRICS:
@@ -138,19 +136,28 @@ _COLUMNS = ["labels", "percent", "class", "metric", "arm", "mean", "low", "high"
 _COLUMNS += ["difference", "difference_low", "difference_high", "p", "p_holm", "draws_better", "draws_paired"]
 
 
-def _array(runs: pd.DataFrame, metric: str, draws: Sequence[int], cases: Sequence[str]) -> np.ndarray:
-    """A metric of one arm's runs: (checkpoints, draws, cases); NaN where there is none."""
-    table = runs.pivot_table(index=["checkpoint", "draw"], columns="case", values=metric, aggfunc="mean", dropna=False)
-    index = pd.MultiIndex.from_product([sorted(runs["checkpoint"].unique()), draws])
+def _table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric of one arm's runs: (checkpoint, draw) x case, averaged over fine-tuning seeds."""
+    return runs.pivot_table(index=["checkpoint", "draw"], columns="case", values=metric, aggfunc="mean", dropna=False)
+
+
+def _draws_and_cases(table: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
+    return table.index.unique("draw").sort_values(), table.columns
+
+
+def _array(table: pd.DataFrame, draws: Sequence[int], cases: Sequence[str]) -> np.ndarray:
+    """(checkpoints, draws, cases) of a table; NaN where there is none."""
+    index = pd.MultiIndex.from_product([table.index.unique("checkpoint").sort_values(), draws])
     return table.reindex(index=index, columns=cases).to_numpy().reshape(-1, len(draws), len(cases))
 
 
 def _comparison(own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng, resamples: int) -> dict:
-    """An arm's runs against the baseline's, in the draws and cases that both have."""
-    draws, cases = (sorted(set(own[key]) & set(reference[key])) for key in ("draw", "case"))
-    if not draws or not cases:
+    """An arm's table against the baseline's, in the draws and cases that both have."""
+    both = zip(_draws_and_cases(own), _draws_and_cases(reference), strict=True)
+    draws, cases = (ours.intersection(theirs) for ours, theirs in both)
+    if draws.empty or cases.empty:
         return {}
-    ours, theirs = (_array(runs, metric, draws, cases) for runs in (own, reference))
+    ours, theirs = (_array(table, draws, cases) for table in (own, reference))
     difference = np.ma.masked_invalid(ours[:, None] - theirs[None])  # our checkpoints, theirs, draws, cases
     difference = difference[..., difference.count(axis=(0, 1, 2)) > 0]
     interval = bootstrap_mean(difference.filled(np.nan), rng, resamples)
