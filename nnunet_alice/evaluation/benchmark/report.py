@@ -109,16 +109,16 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
     arms = [baseline, *[arm for arm in cases["arm"].unique() if arm != baseline]]
     rows = []
     for (labels, percent, name), group in cases.groupby(["labels", "percent", "class"], sort=True):
+        by_arm = {arm: own for arm in arms if not (own := group[group["arm"] == arm]).empty}
         for metric in METRICS:
-            tables = {arm: _table(own, metric) for arm, own in group.groupby("arm")}
-            for arm in filter(tables.__contains__, arms):
+            tables = {arm: _table(own, metric) for arm, own in by_arm.items()}
+            for arm, own in by_arm.items():
                 rng = np.random.default_rng([seed, int(labels), int(percent)])
                 values = _array(tables[arm], *_draws_and_cases(tables[arm]))
                 interval = bootstrap_mean(values, rng, resamples)
                 row = {"labels": labels, "percent": percent, "class": name, "metric": metric, "arm": arm}
                 row |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "draws": values.shape[1]}
-                runs = group[group["arm"] == arm].groupby(["checkpoint", "draw", "seed"]).ngroups
-                row |= {"runs": runs, "cases": values.shape[2]}
+                row |= {"runs": own.groupby(["checkpoint", "draw", "seed"]).ngroups, "cases": values.shape[2]}
                 if arm != baseline and baseline in tables:
                     row |= _comparison(tables[arm], tables[baseline], metric, rng, resamples)
                 rows.append(row)
