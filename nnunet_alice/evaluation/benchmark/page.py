@@ -36,9 +36,11 @@ def page(
     lines = [f"# Benchmark on {runner.workspace.dataset}", "", *_facts(runner, cases, unusable, runs), ""]
     for picture in pictures:
         lines += [f"![{picture.partition('.')[0].replace('_', ' ')}]({picture})", ""]
+    baseline = runner.settings.baseline_arm.name
     lines += ["## Mean over classes", ""]
+    lines += [f"Mean [95 %]; below it minus {baseline} [95 %], the draws in which it is better, p, Holm's p.", ""]
     for metric in METRICS:
-        lines += [f"### {_TITLES[metric]}", "", *_mean_table(summary, metric, runner.settings.baseline_arm.name), ""]
+        lines += [f"### {_TITLES[metric]}", "", *_mean_table(summary, metric, baseline), ""]
     lines += [f"## Classes, at the end of the run ({_TITLES['dice']}, {_TITLES['surface_dice']}, HD95)", ""]
     lines += [*_class_table(summary), ""]
     lines += _tuning(runner)
@@ -89,26 +91,25 @@ def _test_images(runner: Runner, tests: set[str]) -> list[str]:
 
 
 def _mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:
+    """All arms beside each other; differences whose interval leaves out zero are bold."""
     rows = summary[(summary["metric"] == metric) & (summary["class"] == MEAN)]
-    header = ("labels", "% of run", "arm", "mean [95 %]", f"minus {baseline} [95 %]", "p", "p (Holm)", "draws better")
-    lines = [_line(header), _line(["---:"] * 2 + ["---"] + ["---:"] * 5)]
-    for row in rows.itertuples():
-        compared = pd.notna(row.difference)
-        lines.append(
-            _line(
-                (
-                    row.labels,
-                    row.percent,
-                    row.arm,
-                    _interval(row.mean, row.low, row.high, metric),
-                    _interval(row.difference, row.difference_low, row.difference_high, metric, "+") if compared else "",
-                    _p(row.p),
-                    _p(row.p_holm),
-                    f"{row.draws_better:.0f} of {row.draws_paired:.0f}" if compared else "",
-                )
-            )
-        )
+    arms = [baseline, *(arm for arm in rows["arm"].unique() if arm != baseline)]
+    lines = [_line(("labels", "% of run", *arms)), _line(["---:"] * 2 + ["---"] * len(arms))]
+    for (labels, percent), group in rows.groupby(["labels", "percent"], sort=False):
+        cells = {row.arm: _mean_cell(row, metric) for row in group.itertuples()}
+        lines.append(_line((labels, percent, *(cells.get(arm, "") for arm in arms))))
     return lines
+
+
+def _mean_cell(row, metric: str) -> str:
+    """Mean of an arm and, below it, what it has more than the baseline."""
+    mean = _interval(row.mean, row.low, row.high, metric)
+    if pd.isna(row.difference):
+        return mean
+    difference = _interval(row.difference, row.difference_low, row.difference_high, metric, "+")
+    bold = "**" if row.difference_low > 0 or row.difference_high < 0 else ""
+    p = f"p {_p(row.p)}, {_p(row.p_holm)}" if pd.notna(row.p) else "no p"
+    return f"{mean}<br>{bold}{difference}{bold}, {row.draws_better:.0f} of {row.draws_paired:.0f}, {p}"
 
 
 def _class_table(summary: pd.DataFrame) -> list[str]:
