@@ -29,7 +29,7 @@ def settings(checkpoint: Path, **changes) -> dict:
         "epochs": 4,
         "iterations": 2,
         "keep_at": [50],
-        "tuning": {"labels": 2, "cases": 2},
+        "tuning": {"labels": 2, "cases": 2, "draws": 1},
         "device": "cpu",
     }
     return content | changes
@@ -113,8 +113,9 @@ class Pretender:
             predicted = sitk.GetImageFromArray(np.where(wrong, 0, labels).astype(np.uint8))
             predicted.CopyInformation(truth)
             sitk.WriteImage(predicted, str(target / f"{case}.nii.gz"))
-            entries.append({"prediction_file": str(target / f"{case}.nii.gz"), "metrics": {}})
-        content = {"metric_per_case": entries, "foreground_mean": {"Dice": skill}}
+            metrics = {str(label): {"n_ref": int((labels == label).sum()), "Dice": skill} for label in (1, 2)}
+            entries.append({"prediction_file": str(target / f"{case}.nii.gz"), "metrics": metrics})
+        content = {"metric_per_case": entries, "mean": {label: {"Dice": skill} for label in ("1", "2")}}
         (target / "summary.json").write_text(json.dumps(content))
 
 

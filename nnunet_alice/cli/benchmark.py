@@ -7,6 +7,7 @@ nnunet_alice report -i FOLDER
 """
 
 import argparse
+from pathlib import Path
 
 EXAMPLE = "nnunet_alice benchmark hippocampus.yaml -o /results/hippocampus --part 1/4"
 
@@ -15,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("settings", nargs="?", metavar="SETTINGS.yaml", help="what to compare")
     parser.add_argument("-o", dest="folder", required=True, metavar="FOLDER", help="folder of the benchmark")
-    parser.add_argument("--dry_run", action="store_true", help="prepare the data and print the commands, for a cluster")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="prepare the data and print the commands, for a cluster; they take no lock: let no two processes run one",
+    )
     parser.add_argument(
         "--part", type=_part, default=(1, 1), metavar="I/N", help="run the I-th of N shares (default: %(default)s)"
     )
@@ -52,10 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run, or print the commands."""
     from nnunet_alice.evaluation.benchmark.runner import Runner
-    from nnunet_alice.evaluation.benchmark.settings import parse_settings, read_settings
+    from nnunet_alice.evaluation.benchmark.settings import absolute_paths, parse_settings, read_settings
 
     content = read_settings(args.settings) if args.settings else {}
-    runner = Runner(parse_settings(content | _flags(args)), args.folder)
+    runner = Runner(parse_settings(content | absolute_paths(_flags(args), Path.cwd())), args.folder)
     if args.dry_run:
         for line in runner.dry_run(args.part):
             print(line)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_alice.evaluation.benchmark.plan import Cell
-from nnunet_alice.evaluation.benchmark.results import MEAN
+from nnunet_alice.evaluation.benchmark.results import MEAN, keys_of
 from nnunet_alice.evaluation.benchmark.runner import Runner
 from nnunet_alice.files import read_json
 from nnunet_alice.nnunet_folders import nnunet_folder
@@ -33,9 +33,7 @@ def example_cases(runner: Runner, cases: pd.DataFrame) -> list[Example]:
     baseline, other = pair
     dice = {}
     for cell in pair:
-        keys = {"arm": cell.arm, "draw": cell.draw, "seed": cell.seed, "partition": cell.partition}
-        keys |= {"labels": len(runner.splits[cell.split]["train"]), "percent": 100, "class": MEAN}
-        keys |= {"checkpoint": -1 if cell.checkpoint is None else cell.checkpoint}
+        keys = keys_of(runner, cell) | {"percent": 100, "class": MEAN}
         rows = cases[np.logical_and.reduce([cases[key] == value for key, value in keys.items()])]
         dice[cell] = rows.set_index("case")["dice"].dropna()
     ordered = dice[other].sort_values().index
@@ -73,7 +71,10 @@ def _pair(runner: Runner) -> tuple[Cell, Cell] | None:
     pairs = [
         (base[cell.split, cell.seed], cell) for cell in finished if cell.arm != name and (cell.split, cell.seed) in base
     ]
-    return min(pairs, key=lambda pair: len(runner.splits[pair[1].split]["train"]), default=None)
+    # another arm from scratch is shown only if there is no pretrained one
+    return min(
+        pairs, key=lambda pair: (pair[1].checkpoint is None, len(runner.splits[pair[1].split]["train"])), default=None
+    )
 
 
 class _Files:

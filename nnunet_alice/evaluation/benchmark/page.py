@@ -60,7 +60,8 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
     length = f"{settings.epochs or 'as many as the trainer has'} epochs, "
     length += f"{settings.iterations or 'as many as the trainer has'} iterations each"
     lines = [
-        f"- **Split**: {split}; {len(tests)} test cases, which no run trains on; cases to label from ({pool}).",
+        f"- **Split**: {split}; {len(tests)} test cases, and no run trains on those it is tested on; cases to label "
+        f"from ({pool}).",
         f"- **Runs**: {settings.draws} draws of the labelled cases x {settings.seeds} fine-tuning seeds; "
         f"pretraining seeds: {checkpoints or 'none'}. {runs} of {planned} runs are finished"
         + (". **This report is not complete.**" if runs < planned else "."),
@@ -78,16 +79,16 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
         "metric. It says nothing about other draws: see how many of them are better.",
     ]
     images = _test_images(runner, tests)
-    lines += [f"- **{arm.name}** ({arm.trainer}): {exposure(arm, sorted(tests), images)}." for arm in settings.arms]
+    lines += [f"- **{arm.name}** ({arm.trainer}): {exposure(arm, images)}." for arm in settings.arms]
     lines += [f"- **Left out**: {name}: {why}" for name, why in unusable.items()]
     lines.append(f"- nnunet_alice {__version__}, {date.today().isoformat()}.")
     return lines
 
 
-def _test_images(runner: Runner, tests: set[str]) -> list[str]:
-    """Image files of the test cases, where ``dataset.json`` lists them."""
+def _test_images(runner: Runner, tests: set[str]) -> dict[str, list[str]]:
+    """Test case -> image files, where ``dataset.json`` lists them."""
     listed = read_json(runner.workspace.dataset_folder / "dataset.json").get("dataset", {})
-    return [image for case in tests for image in listed.get(case, {}).get("images", [])]
+    return {case: listed.get(case, {}).get("images", []) for case in sorted(tests)}
 
 
 def _mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:

@@ -118,7 +118,10 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
                 interval = bootstrap_mean(values, rng, resamples)
                 row = {"labels": labels, "percent": percent, "class": name, "metric": metric, "arm": arm}
                 row |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "draws": values.shape[1]}
-                row |= {"runs": own.groupby(["checkpoint", "draw", "seed"]).ngroups, "cases": values.shape[2]}
+                row |= {
+                    "runs": own.groupby(["checkpoint", "partition", "draw", "seed"]).ngroups,
+                    "cases": values.shape[2],
+                }
                 if arm != baseline and baseline in tables:
                     row |= _comparison(tables[arm], tables[baseline], metric, rng, resamples)
                 rows.append(row)

@@ -9,6 +9,7 @@ import pandas as pd
 from nnunet_alice.errors import InputError
 from nnunet_alice.evaluation.benchmark.plan import Cell
 from nnunet_alice.evaluation.benchmark.runner import Runner
+from nnunet_alice.evaluation.benchmark.splits import labelled_number
 from nnunet_alice.evaluation.segmentation_metrics import METRICS, agreement
 from nnunet_alice.files import atomic_write, read_json
 from nnunet_alice.parallel import map_cases
@@ -57,7 +58,7 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
         num_processes: processes that compare segmentations.
 
     Returns:
-        rows with ``arm``, ``checkpoint`` (-1 from scratch), ``partition``, ``labels`` (number of labelled cases),
+        rows with ``arm``, ``checkpoint`` (-1 from scratch), ``partition``, ``labels`` (of :func:`labelled_number`),
         ``draw``, ``seed``, ``percent`` (of the run), ``case``, ``class`` (name, or ``mean``), and the metrics;
         and cells whose results cannot be used, with why.
     """
@@ -82,14 +83,16 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
             job = Job(summary.parent, tuple(runner.splits[cell.split]["val"]))
             jobs.append(job)
             owners[job] = cell, percent
-    tables = []
+    tables = {}
     for job, outcome in map_cases(evaluate, truth, jobs, num_processes, "Comparing"):
         cell, percent = owners[job]
         if isinstance(outcome, Exception):
             unusable[cell.name] = str(outcome)
             logger.warning("%s: %s", cell.name, outcome)
         else:
-            tables.append(outcome.assign(**_keys(runner, cell), percent=percent))
+            tables[job] = outcome.assign(**keys_of(runner, cell), percent=percent)
+    # of a run that cannot be used, what it had on the way is not used either
+    tables = [table for job, table in tables.items() if owners[job][0].name not in unusable]
     if not tables:
         return pd.DataFrame(columns=[*_KEYS, "percent", "case", "class", *METRICS]), unusable
     table = pd.concat(tables, ignore_index=True)
@@ -99,12 +102,13 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
 _KEYS = ("arm", "checkpoint", "partition", "labels", "draw", "seed")
 
 
-def _keys(runner: Runner, cell: Cell) -> dict:
+def keys_of(runner: Runner, cell: Cell) -> dict:
+    """Columns that name a cell in the table of all cases."""
     return {
         "arm": cell.arm,
         "checkpoint": -1 if cell.checkpoint is None else cell.checkpoint,
         "partition": cell.partition,
-        "labels": len(runner.splits[cell.split]["train"]),
+        "labels": labelled_number(cell.labels, runner.divisions),
         "draw": cell.draw,
         "seed": cell.seed,
     }

@@ -120,6 +120,7 @@ class Runner:
             rate = arm.learning_rates[0] if arm.learning_rates else None
             find_trainer(plan.trainer_name(self.settings, arm, Cell("test", arm.name, None, "", 1, 0, 0), rate))
         self.divisions = self.workspace.prepare()
+        self.weights.check()
         cells = [*self.tuning_cells(), *self.test_cells()]
         self.splits = dict(plan.splits(self.settings, self.divisions, cells))
         self.folds = self.workspace.write_splits(self.splits.items())
@@ -156,10 +157,7 @@ class Runner:
         found: dict[float, list[float | None]] = {}
         for cell in self.tuning_cells():
             if (cell.arm, cell.partition) == (arm, partition):
-                summary = self.summaries(cell)[100]
-                dice = read_json(summary)["foreground_mean"]["Dice"] if self.is_done(cell) else None
-                if dice is not None and not np.isfinite(dice):  # no class anywhere, which is no success
-                    dice = 0.0
+                dice = validation_dice(self.summaries(cell)[100]) if self.is_done(cell) else None
                 found.setdefault(cell.learning_rate, []).append(dice)
         return {rate: float(np.mean(values)) for rate, values in found.items() if None not in values}
 
@@ -172,6 +170,12 @@ class Runner:
         trainer = plan.trainer_name(self.settings, self.settings.arm(cell.arm), cell, self.learning_rate(cell))
         model = f"{trainer}__{self.settings.plans}__{self.settings.configuration}"
         return self.results_folder(cell) / self.workspace.dataset / model / f"fold_{self.folds[cell.split]}"
+
+    def lock_file(self, cell: Cell) -> Path:
+        """Held while the cell runs; named by its weights, as another's settings may list them in another order."""
+        rate = "" if cell.learning_rate is None else f".lr{cell.learning_rate:g}"
+        name = f"{cell.split}.{cell.arm}.{self.weights.identity(cell)}.seed{cell.seed}{rate}.lock"
+        return self.workspace.folder / "locks" / name
 
     def summaries(self, cell: Cell) -> dict[int, Path]:
         """Per cent of the run -> nnU-Net's ``summary.json`` of the validation there."""
@@ -187,6 +191,11 @@ class Runner:
         expected = sorted(self.splits[cell.split]["val"])
         ending = self.workspace.file_ending
         return all(_summarised(path, ending) == expected for path in self.summaries(cell).values())
+
+    def is_begun(self, cell: Cell) -> bool:
+        """Whether the cell's run left a checkpoint to go on from."""
+        folder = self.fold_folder(cell)
+        return any((folder / f"checkpoint_{kind}.pth").is_file() for kind in ("final", "latest", "best"))
 
     def wrong_start(self, cell: Cell) -> str | None:
         """What is wrong with the weights that a finished cell started from; None if nothing is."""
@@ -233,13 +242,13 @@ class Runner:
             yield str(Command(words, self.environment(), log))
         tuning = [cell for cell in _share(self.tuning_cells(), part) if not self.is_done(cell)]
         for cell in tuning:
-            yield str(self.command(cell, cell.learning_rate))
+            yield str(self.command(cell, cell.learning_rate, self.is_begun(cell)))
         if tuning:
             yield "# <LR>: run this again after tuning, the best learning rate is then filled in"
         for cell in _share(self.test_cells(), part):
             try:
                 if not self.is_done(cell):
-                    yield str(self.command(cell, self.learning_rate(cell)))
+                    yield str(self.command(cell, self.learning_rate(cell), self.is_begun(cell)))
             except LookupError:
                 yield str(self.command(cell, "<LR>"))
 
@@ -268,14 +277,13 @@ class Runner:
         except LookupError:
             outcome.waiting.append(cell.name)
             return
-        with _held(self.workspace.folder / "locks" / f"{cell.name}.lock") as lock:
+        with _held(self.lock_file(cell)) as lock:
             if lock is None:
                 logger.info("[%s] %s is being run by another process", progress, cell.name)
                 outcome.waiting.append(cell.name)
                 return
             if not self.is_done(cell):
-                folder = self.fold_folder(cell)
-                resume = any((folder / f"checkpoint_{kind}.pth").is_file() for kind in ("final", "latest", "best"))
+                resume = self.is_begun(cell)
                 command = self.command(cell, rate, resume)
                 logger.info("[%s] %s%s", progress, cell.name, ", continued" if resume else "")
                 status = self.execute(command, [lock] if lock >= 0 else [])
@@ -312,6 +320,20 @@ def _share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
     return list(cells[number - 1 :: of])
 
 
+def validation_dice(summary: Path) -> float:
+    """Dice of a validation: mean over cases, then over the classes that the truth of any case has.
+
+    nnU-Net's ``foreground_mean`` is NaN where one class is in no case, and a number where a model invents that class.
+
+    Args:
+        summary: nnU-Net's ``summary.json``.
+    """
+    content = read_json(summary)
+    cases = [entry["metrics"] for entry in content["metric_per_case"]]
+    present = [name for name in content["mean"] if any(case[name]["n_ref"] > 0 for case in cases)]
+    return float(np.mean([content["mean"][name]["Dice"] for name in present])) if present else 0.0
+
+
 def _summarised(path: Path, ending: str) -> list[str] | None:
     """Sorted names of the cases in nnU-Net's summary; None if it is missing or not whole."""
     try:
@@ -326,7 +348,7 @@ def _held(path: Path) -> Iterator[int | None]:
     """Hold a lock that ends with the processes that hold it; gives its descriptor, or None if another one has it.
 
     A child that inherits the descriptor holds the lock, too: a run that outlives its killed parent is not run twice.
-    Gives -1 where the system has no such locks (Windows).
+    Gives -1 where the system (Windows) or the file system (Lustre without flock) has no such locks.
     """
     try:
         import fcntl
@@ -337,7 +359,11 @@ def _held(path: Path) -> Iterator[int | None]:
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             yield None
+            return
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): let no two processes share cells, see --part.", path, error)
+            yield -1
             return
         yield file.fileno()

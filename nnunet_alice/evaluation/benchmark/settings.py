@@ -1,5 +1,6 @@
 """What a benchmark compares: read from YAML or flags, checked, and kept beside the results."""
 
+import copy
 import difflib
 import os
 from collections.abc import Mapping
@@ -64,12 +65,12 @@ class Tuning:
     Attributes:
         labels: labelled cases of the tuning runs.
         cases: validation cases, taken from those that are not test cases.
-        draws: draws of the labelled cases.
+        draws: draws of the labelled cases, whose Dice is averaged: where runs end far apart, one draw chooses by luck.
     """
 
     labels: int = 5
     cases: int = 20
-    draws: int = 1
+    draws: int = 3
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,19 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no 'key: value' settings.")
-    for arm in (content.get("arms") or {}).values():
+    return absolute_paths(content, path.parent)
+
+
+def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Settings, still unchecked, whose relative paths count from ``base``."""
+    content = copy.deepcopy(content)
+    arms, test = content.get("arms"), content.get("test")
+    for arm in arms.values() if isinstance(arms, dict) else ():
         if isinstance(arm, dict) and "checkpoints" in arm:
-            arm["checkpoints"] = [_absolute(entry, path.parent) for entry in _listed(arm["checkpoints"])]
-    test = content.get("test")
+            arm["checkpoints"] = [_absolute(entry, base) for entry in _listed(arm["checkpoints"])]
     for key in ("file", "split"):
         if isinstance(test, dict) and test.get(key):
-            test[key] = _absolute(test[key], path.parent)
+            test[key] = _absolute(test[key], base)
     return content
 
 
@@ -182,9 +189,13 @@ def parse_settings(content: Mapping[str, Any]) -> Settings:
         if not content.get(key):
             raise InputError(f"The settings lack '{key}'.")
     content["dataset"] = str(content["dataset"])
-    content["arms"] = tuple(_arm(name, arm) for name, arm in content["arms"].items())
+    if not isinstance(content["arms"], Mapping):
+        raise InputError(
+            "'arms' has to be a mapping: a name, a colon and the arm's settings (or nothing) on each line."
+        )
+    content["arms"] = tuple(_arm(str(name), arm) for name, arm in content["arms"].items())
     content["test"] = _test(content["test"])
-    content["tuning"] = _part(Tuning, content.get("tuning") or {}, "tuning")
+    content["tuning"] = _whole_numbers(_part(Tuning, content.get("tuning") or {}, "tuning"), "tuning")
     for key, kind in (("labels", _label_count), ("keep_at", _integer("keep_at"))):
         if key in content:
             content[key] = tuple(map(kind, _listed(content[key])))
@@ -197,12 +208,14 @@ def parse_settings(content: Mapping[str, Any]) -> Settings:
 
 
 def _arm(name: str, content: Mapping[str, Any] | None) -> Arm:
+    if not isinstance(content or {}, Mapping):
+        raise InputError(f"Arm '{name}' has to be a mapping, e.g. checkpoints: [a.pth], not {content!r}.")
     content = dict(content or {})
     _check_keys(content, Arm, f"arm '{name}'")
     content["checkpoints"] = tuple(str(entry) for entry in _listed(content.get("checkpoints")))
     try:  # YAML takes 1e-3 for a text
-        content["learning_rates"] = tuple(sorted(float(rate) for rate in _listed(content.get("learning_rates"))))
-    except ValueError:
+        content["learning_rates"] = tuple(sorted({float(rate) for rate in _listed(content.get("learning_rates"))}))
+    except (TypeError, ValueError):
         raise InputError(f"Learning rates of arm '{name}' are not numbers: {content['learning_rates']}.") from None
     if not content["checkpoints"]:
         content.setdefault("trainer", f"{FINE_TUNER}_scratch")
@@ -217,10 +230,14 @@ def _arm(name: str, content: Mapping[str, Any] | None) -> Arm:
 
 
 def _test(content: Any) -> TestCases:
-    content = {"cases": content} if isinstance(content, int) else content
+    content = {"cases": content} if isinstance(content, int | str) else content
     test = _part(TestCases, content, "test")
+    if test.cases is not None:
+        test = replace(test, cases=_integer("cases")(test.cases))
     if "folds" in content:
-        test = TestCases(**{**asdict(test), "folds": tuple(map(_integer("folds"), _listed(content["folds"])))})
+        test = replace(test, folds=tuple(map(_integer("folds"), _listed(content["folds"]))))
+        if min(test.folds, default=0) < 0 or len(set(test.folds)) < len(test.folds):
+            raise InputError(f"'folds' of 'test' are numbers from 0, each once, not {list(test.folds)}.")
     if sum((test.cases is not None, test.file is not None, bool(test.folds))) != 1 or (test.split and not test.folds):
         raise InputError("'test' needs exactly one of cases (a number), file (a JSON list) and folds (of a split).")
     return test
@@ -231,6 +248,15 @@ def _part(kind: type, content: Any, name: str):
         raise InputError(f"'{name}' has to be a mapping with {', '.join(field.name for field in fields(kind))}.")
     _check_keys(content, kind, name)
     return kind(**content)
+
+
+def _whole_numbers(part, name: str):
+    """A group of settings that are all numbers above 0."""
+    values = {key: _integer(f"{name}: {key}")(value) for key, value in asdict(part).items()}
+    for key, value in values.items():
+        if value < 1:
+            raise InputError(f"'{name}: {key}' has to be at least 1, not {value}.")
+    return type(part)(**values)
 
 
 def _check_baseline(settings: Settings) -> None:

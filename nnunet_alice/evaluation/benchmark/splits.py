@@ -54,7 +54,18 @@ def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Map
             raise InputError(
                 f"'labels' asks for {largest} cases; split '{partition.name}' has {len(partition.pool)} to train on."
             )
+    everything = labelled_number(ALL, found)
+    if ALL in settings.labels and everything in settings.labels:
+        raise InputError(f"'labels' names '{ALL}' and {everything}, which is the same here; leave one of them out.")
     return found
+
+
+def labelled_number(count: int | str, divisions: Sequence[Partition]) -> int:
+    """Number of labelled cases that stands for a count in tables: of ``all`` the mean over folds, rounded.
+
+    Folds differ by a case or so; one number keeps their runs together.
+    """
+    return round(float(np.mean([len(partition.pool) for partition in divisions]))) if count == ALL else count
 
 
 def labelled(partition: Partition, count: int | str, draw: int, seed: int) -> list[str]:

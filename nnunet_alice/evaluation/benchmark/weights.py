@@ -26,6 +26,22 @@ class Weights:
         self.settings = settings
         self._digests: dict[tuple[str, int], str] = {}
 
+    def check(self) -> None:
+        """Look for checkpoints that are the same.
+
+        Raises:
+            InputError: one arm has a checkpoint twice, which would count as two pretraining seeds.
+        """
+        for arm in self.settings.arms:
+            seen: dict[str, Path] = {}
+            for number in range(len(arm.checkpoints)):
+                source, digest = self.source(arm.name, number), self.digest(arm.name, number)
+                if digest in seen:
+                    raise InputError(
+                        f"Arm '{arm.name}' has the same weights twice ({seen[digest]}, {source}); leave one out."
+                    )
+                seen[digest] = source
+
     def source(self, arm: str, checkpoint: int) -> Path:
         """The checkpoint as the settings name it."""
         return Path(self.settings.arm(arm).checkpoints[checkpoint])

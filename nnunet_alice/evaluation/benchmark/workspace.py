@@ -48,11 +48,14 @@ class Workspace:
         own = source.base / "splits_final.json"
         divisions = partitions(self.settings, source.cases(), read_json(own) if own.is_file() else None)
         target = self.preprocessed / source.name
-        link_files(source.folder, target / source.folder.name)
-        link_files(source.base / "gt_segmentations", target / "gt_segmentations")
-        for name in (f"{self.settings.plans}.json", "dataset.json", "dataset_fingerprint.json"):
+        files = (f"{self.settings.plans}.json", "dataset.json", "dataset_fingerprint.json")
+        for name in files:
             if not (source.base / name).is_file():
                 raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
+        self._check_unchanged(source.base, target)
+        link_files(source.folder, target / source.folder.name)
+        link_files(source.base / "gt_segmentations", target / "gt_segmentations")
+        for name in files:
             write_json(target / name, read_json(source.base / name))
         write_json(self.folder / "settings.json", self.settings.plain())
         return divisions
@@ -111,6 +114,23 @@ class Workspace:
                     f"{self.folder} holds a benchmark with {key} {old.get(key)}, not {new[key]}; use a new folder."
                 )
 
+    def _check_unchanged(self, source: Path, target: Path) -> None:
+        """Finished runs are of the plans and labels that were linked: others would be counted beside them."""
+        plans = f"{self.settings.plans}.json"
+        for name, relevant in ((plans, self._plan), ("dataset.json", _labels)):
+            if (target / name).is_file() and relevant(target / name) != relevant(source / name):
+                raise InputError(
+                    f"{source / name} changed since the benchmark in {self.folder} began; use a new folder for it."
+                )
+
+    def _plan(self, path: Path) -> dict:
+        """What of a plans file this benchmark's runs depend on: other configurations may come and go."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        content = read_json(path)
+        resolved = PlansManager(content).get_configuration(self.settings.configuration).configuration
+        return {key: value for key, value in content.items() if key != "configurations"} | {"configuration": resolved}
+
 
 def link_files(source: Path, target: Path) -> None:
     """Link every file of a folder into another one: symbolic links, or hard links where those are not allowed.
@@ -132,6 +152,11 @@ def link_files(source: Path, target: Path) -> None:
             continue
         except OSError:
             os.link(original, target / entry.name)
+
+
+def _labels(path: Path) -> dict:
+    content = read_json(path)
+    return {key: content.get(key) for key in ("labels", "regions_class_order", "channel_names", "file_ending")}
 
 
 def _comparable(value):

@@ -9,11 +9,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 from benchmark_runs import make_runner, settings, write_dataset
+from labelled_runs import DATASET
 from scipy import stats
 
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import NotPreparedError
-from nnunet_alice.evaluation.benchmark.exposure import exposure, image_name
+from nnunet_alice.evaluation.benchmark.exposure import exposure
 from nnunet_alice.evaluation.benchmark.report import summarise, write_report
 from nnunet_alice.evaluation.benchmark.results import collect
 from nnunet_alice.evaluation.benchmark.settings import Arm
@@ -208,7 +209,7 @@ def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
     (pretender.finished[1] / "start.json").write_text(json.dumps({"pretrained": None}))
     report = write_report(runner_of(tmp_path), 1)
     page = (report.folder / "report.md").read_text()
-    assert report.planned == CELLS and report.done == 4  # one of five cannot be used, one lacks its end
+    assert report.planned == CELLS and report.done == 3  # two of five cannot be used, not even half of the run
     assert "not complete" in page and page.count("**Left out**") == 2 and "is missing" in page
 
 
@@ -219,26 +220,57 @@ def test_nothing_finished_is_an_error_with_the_next_step(tmp_path, monkeypatch):
         write_report(runner_of(tmp_path), 1)
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("/x/case_01_0000.nii.gz", "case_01"),
-        ("img0001.nii.gz", "img0001"),
-        ("a/b/hippocampus_001.nii.gz", "hippocampus_001"),
-    ],
-)
-def test_image_names(path, name):
-    assert image_name(path) == name
+def pretrained_on(path: Path, *images: str) -> Arm:
+    """An arm whose checkpoint says that it saw these images, one a case."""
+    dataset = {f"u{number}": {"images": [image], "label": ""} for number, image in enumerate(images)}
+    torch.save({"pretraining": {"dataset_json": {"dataset": dataset}}}, path)
+    return Arm("alice", checkpoints=(str(path),))
 
 
 def test_exposure_is_told_from_the_checkpoint(tmp_path):
-    dataset = {f"u{i}": {"images": [f"/data/case{i:02d}_0000.nii.gz"], "label": ""} for i in range(4)}
-    torch.save({"pretraining": {"dataset_json": {"dataset": dataset}}}, tmp_path / "a.pth")
+    arm = pretrained_on(tmp_path / "a.pth", *(f"/data/case{i:02d}_0000.nii.gz" for i in range(4)))
+    assert "SAW images of 2 of 3" in exposure(arm, {"case02": [], "case03": [], "case07": []})
+    assert "did not see" in exposure(arm, {"case07": []})
+    assert "SAW" in exposure(arm, {"BTCV_0001": ["/raw/case01.nii.gz"]})
     torch.save({"network_weights": {}}, tmp_path / "b.pth")
-    arm = Arm("alice", checkpoints=(str(tmp_path / "a.pth"),))
-    assert "SAW images of 2 of 3" in exposure(arm, ["case02", "case03", "case07"])
-    assert "did not see" in exposure(arm, ["case07"])
-    assert "SAW" in exposure(arm, ["BTCV_0001"], ["/raw/case01.nii.gz"])
-    assert "unknown" in exposure(Arm("x", checkpoints=(str(tmp_path / "b.pth"),)), ["case07"])
-    assert "SAW" in exposure(Arm("x", checkpoints=("gone.pth",), saw_test_images=True), ["case07"])
-    assert exposure(Arm("scratch"), ["case07"]) == "no pretraining"
+    assert "unknown" in exposure(Arm("x", checkpoints=(str(tmp_path / "b.pth"),)), {"case07": []})
+    assert "SAW" in exposure(Arm("x", checkpoints=("gone.pth",), saw_test_images=True), {"case07": []})
+    assert exposure(Arm("scratch"), {"case07": []}) == "no pretraining"
+
+
+@pytest.mark.parametrize(
+    ("seen", "tests", "says"),
+    [
+        # a folder a case, as KiTS and TotalSegmentator have it: the file's name is that of every case
+        (
+            ["/k/case_1/imaging.nii.gz", "/k/case_2/imaging.nii.gz"],
+            {"case_2": [], "case_3": []},
+            "SAW images of 1 of 2",
+        ),
+        (["/k/s1/ct.nii.gz", "/k/s2/ct.nii.gz"], {"a": ["/t/s3/ct.nii.gz"], "b": ["/t/s4/ct.nii.gz"]}, "did not see"),
+        # numbers of cases that look like channels, as AMOS has them
+        (["/a/amos_0001.nii.gz", "/a/amos_0507.nii.gz"], {"amos_0001": []}, "SAW images of 1 of 1"),
+        (["/a/amos_0507.nii.gz"], {"x": ["/a/amos_0001.nii.gz"], "y": ["/a/amos_0002.nii.gz"]}, "did not see"),
+        # the same file under another name of the case
+        (["/a/1.nii.gz", "/b/1.nii.gz"], {"x": ["/b/1.nii.gz"], "y": ["/c/1.nii.gz"]}, "SAW images of 1 of 2"),
+    ],
+)
+def test_exposure_by_the_usual_layouts(tmp_path, seen, tests, says):
+    assert says in exposure(pretrained_on(tmp_path / "a.pth", *seen), tests)
+
+
+def test_folds_of_different_size_are_one_row_and_never_two_seeds(tmp_path, monkeypatch):
+    """Cross-validation with every case: each case is tested once, though the folds train on 5 and 6 cases."""
+    write_dataset(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    names = sorted(path.name[:6] for path in (tmp_path / "preprocessed" / DATASET / "gt_segmentations").iterdir())
+    split = [{"train": [n for n in names if n not in v], "val": v} for v in (names[:3], names[3:6], names[6:])]
+    (tmp_path / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(split))
+    content = settings(tmp_path / "pretrained.pth", test={"folds": [0, 1, 2]}, labels=["all"])
+    runner, pretender = make_runner(tmp_path, content)
+    assert len(runner.run().done) == len(set(pretender.finished)) == 12  # folds, draws, arms
+    report = write_report(make_runner(tmp_path, content)[0], 1)
+    assert (report.done, report.planned) == (12, 12)
+    rows = report.summary.query("metric == 'dice' and `class` == 'mean' and percent == 100")
+    assert rows["labels"].tolist() == [5, 5] and rows["cases"].tolist() == [8, 8] and rows["runs"].tolist() == [6, 6]

@@ -1,8 +1,13 @@
 """The runner: killed anywhere it goes on, never runs a finished cell again, shares cells without overlap."""
 
+import errno
 import json
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
@@ -10,7 +15,8 @@ from benchmark_runs import make_runner, settings, write_dataset
 
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import CheckpointError, InputError
-from nnunet_alice.evaluation.benchmark.runner import Command, _held, run_command
+from nnunet_alice.evaluation.benchmark.runner import Command, _held, run_command, validation_dice
+from nnunet_alice.files import write_json
 
 CELLS = 8  # 2 arms, 2 numbers of labels, 2 draws
 
@@ -66,6 +72,26 @@ def test_killed_at_any_cell_it_goes_on(base, how):
     assert len(done.run().done) == CELLS and not idle.calls
     summaries = list((base / "bench" / "results").rglob("fold_*/validation/summary.json"))
     assert len(summaries) == CELLS
+
+
+def test_killed_in_tuning_it_goes_on(base):
+    arms = {"scratch": {"learning_rates": [1e-2, 1e-3]}, "alice": {"checkpoints": str(base / "pretrained.pth")}}
+    for how in ("nothing", "checkpoint", "trained", "half_summary"):
+        runner, pretender = make_runner(base, content(base, arms=arms), die_at=1, how=how)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run()
+        assert not pretender.finished
+    runner, pretender = make_runner(base, content(base, arms=arms))
+    assert len(runner.run().done) == 2 + CELLS and len(set(pretender.finished)) == 2 + CELLS
+
+
+def test_killed_in_transfer_it_transfers_again(base):
+    runner, pretender = make_runner(base, content(base))
+    runner.execute = lambda command, keep_open=(): 1
+    with pytest.raises(InputError, match="cannot be transferred"):
+        runner.run()
+    runner, pretender = make_runner(base, content(base))
+    assert len(runner.run().done) == CELLS and pretender.calls[0][:2] == ("nnunet_alice", "transfer")
 
 
 def test_a_continued_run_is_not_given_weights_again(base):
@@ -134,6 +160,19 @@ def test_learning_rates_are_chosen_on_validation_cases(base):
     assert rates["scratch"]["fixed"]["chosen"] == "0.01"
 
 
+def test_validation_dice_is_of_the_classes_that_are_there(tmp_path):
+    """A class that is in no case makes nnU-Net's own mean NaN, or a number for a model that invents it."""
+    there = {"n_ref": 5, "Dice": 0.6}
+    for invented in (float("nan"), 0.0):
+        cases = [{"metrics": {"1": there, "2": {"n_ref": 0, "Dice": invented}}} for _ in range(2)]
+        mean = {"1": {"Dice": 0.6}, "2": {"Dice": invented}}
+        write_json(tmp_path / "summary.json", {"metric_per_case": cases, "mean": mean})
+        assert validation_dice(tmp_path / "summary.json") == pytest.approx(0.6)
+    nothing = {"metric_per_case": [{"metrics": {"1": there | {"n_ref": 0}}}], "mean": {"1": {"Dice": 0.0}}}
+    write_json(tmp_path / "summary.json", nothing)
+    assert validation_dice(tmp_path / "summary.json") == 0.0
+
+
 def test_test_cells_wait_until_tuning_is_done_elsewhere(base):
     arms = {"scratch": {"learning_rates": [1e-2, 1e-3]}, "alice": {"checkpoints": str(base / "pretrained.pth")}}
     first, _ = make_runner(base, content(base, arms=arms))
@@ -141,6 +180,26 @@ def test_test_cells_wait_until_tuning_is_done_elsewhere(base):
     assert outcome.waiting and all(".scratch." in name for name in outcome.waiting)
     make_runner(base, content(base, arms=arms))[0].run((2, 2))
     assert not make_runner(base, content(base, arms=arms))[0].run((1, 2)).waiting
+
+
+def test_one_pretraining_is_not_two_seeds(base):
+    copy = base / "copy.pth"
+    copy.write_bytes((base / "pretrained.pth").read_bytes())
+    arms = {"scratch": None, "alice": {"checkpoints": [str(base / "pretrained.pth"), str(copy)]}}
+    with pytest.raises(InputError, match=r"'alice' has the same weights twice .*copy\.pth"):
+        make_runner(base, content(base, arms=arms))[0].run()
+
+
+def test_a_lock_belongs_to_the_weights_in_whatever_order_they_are_named(base):
+    (base / "other.pth").write_bytes(b"second seed")
+    names = [str(base / "pretrained.pth"), str(base / "other.pth")]
+    locks = []
+    for order in (names, names[::-1]):
+        arms = {"scratch": None, "alice": {"checkpoints": order}}
+        runner = make_runner(base, content(base, arms=arms))[0]
+        runner.prepare()
+        locks.append({runner.fold_folder(cell): runner.lock_file(cell) for cell in runner.test_cells()})
+    assert locks[0] == locks[1] and len(set(locks[0].values())) == len(locks[0]) == CELLS * 3 / 2
 
 
 def test_a_replaced_checkpoint_makes_new_cells(base):
@@ -161,6 +220,16 @@ def test_dry_run_prints_what_a_run_would_do(base):
     assert list(make_runner(base, content(base))[0].dry_run()) == []
 
 
+def test_dry_run_continues_what_was_begun(base):
+    with pytest.raises(KeyboardInterrupt):
+        make_runner(base, content(base), die_at=2, how="checkpoint")[0].run()
+    lines = list(make_runner(base, content(base))[0].dry_run())
+    runner, pretender = make_runner(base, content(base))
+    runner.run()
+    words = [tuple(word for word in shlex.split(line) if "=" not in word) for line in lines]
+    assert words == pretender.calls and sum("--c" in line for line in lines) == 1
+
+
 def test_dry_run_leaves_unknown_learning_rates_open(base):
     arms = {"scratch": {"learning_rates": [1e-2, 1e-3]}}
     lines = list(make_runner(base, content(base, arms=arms))[0].dry_run())
@@ -171,7 +240,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(base):
     runner, _ = make_runner(base, content(base))
     runner.prepare()
     cell = runner.test_cells()[0]
-    with _held(base / "bench" / "locks" / f"{cell.name}.lock") as lock:
+    with _held(runner.lock_file(cell)) as lock:
         assert lock is not None
         outcome = runner.run()
     assert outcome.waiting == [cell.name] and len(outcome.done) == CELLS - 1
@@ -179,13 +248,45 @@ def test_a_cell_that_another_process_runs_is_left_to_it(base):
 
 def test_a_lock_outlives_its_holder_in_the_child(base):
     """A training that was left behind by a killed runner keeps its cell."""
-    command = Command((sys.executable, "-c", "import sys; sys.stdin.close()"), {}, base / "log")
-    with _held(base / "x.lock") as lock:
-        assert run_command(command, [lock]) == 0
-        with _held(base / "x.lock") as other:
-            assert other is None
-    with _held(base / "x.lock") as free:
-        assert free is not None
+    ready = base / "ready"
+    script = f"import os, time; print(os.getpid(), file=open({str(ready)!r}, 'w'), flush=True); time.sleep(600)"
+    holder = f"""
+import sys
+from pathlib import Path
+from nnunet_alice.evaluation.benchmark.runner import Command, _held, run_command
+with _held(Path({str(base / "x.lock")!r})) as lock:
+    run_command(Command((sys.executable, "-c", {script!r}), {{}}, Path({str(base / "log")!r})), [lock])
+"""
+    parent = subprocess.Popen([sys.executable, "-c", holder])
+    wait_for(lambda: ready.is_file() and ready.read_text())
+    parent.kill()
+    parent.wait()
+    with _held(base / "x.lock") as other:
+        assert other is None
+    os.kill(int(ready.read_text()), signal.SIGKILL)
+
+    def is_free():
+        with _held(base / "x.lock") as lock:
+            return lock is not None
+
+    wait_for(is_free)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    """Until it is true; fails after some time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_file_system_without_locks_does_not_stop_the_work(base, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert len(make_runner(base, content(base))[0].run().done) == CELLS
+    assert "cannot be locked" in caplog.text
 
 
 def test_commands_run_with_their_environment_and_log(base):
@@ -207,7 +308,7 @@ def test_unknown_trainers_and_checkpoints_are_said_before_any_run(base):
     assert not pretender.calls
 
 
-def test_flags_make_the_same_commands_as_yaml(base, capsys):
+def test_flags_make_the_same_commands_as_yaml(base, capsys, monkeypatch):
     flags = ["-o", base / "bench", "-d", 901, "--arm", "scratch@1e-2", "--arm", f"alice={base / 'pretrained.pth'}@1e-3"]
     flags += ["--labels", 2, "all", "--test_cases", 3, "--draws", 2, "--epochs", 4, "--iterations", 2, "-device", "cpu"]
     assert main(["benchmark", *map(str, flags), "--dry_run"]) == 0
@@ -216,6 +317,10 @@ def test_flags_make_the_same_commands_as_yaml(base, capsys):
     quick = [base / "quick" if flag == base / "bench" else flag for flag in flags]
     assert main(["benchmark", *map(str, quick), "--dry_run", "--disable_tta"]) == 0
     assert "lr0.01_keep25-50_noTTA_seed0" in capsys.readouterr().out
+    monkeypatch.chdir(base)
+    arm = ["--arm", "alice=pretrained.pth@1e-3"]
+    assert main(["benchmark", *map(str, flags[:6]), *arm, *map(str, flags[8:]), "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines  # relative paths count from here
     assert main(["report", "-i", str(base / "bench")]) == 1
     assert "No test run" in capsys.readouterr().err
     assert main(["benchmark", "-o", str(base / "bench"), "-d", "901"]) == 1

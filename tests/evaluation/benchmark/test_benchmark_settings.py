@@ -57,11 +57,24 @@ def test_settings_survive_a_trip_through_json():
         ({"draws": 0}, "at least 1"),
         ({"mirroring": "off "}, "true or false"),
         ({"keep_at": [100]}, "between 1 and 99"),
+        ({"arms": ["scratch", "alice"]}, "'arms' has to be a mapping"),
+        ({"arms": {"scratch": None, "alice": "a.pth"}}, "Arm 'alice' has to be a mapping"),
+        ({"arms": {"s": {"learning_rates": {"a": 1}}}}, "not numbers"),
+        ({"test": {"cases": "ten"}}, "'cases' has to be a whole number"),
+        ({"test": {"folds": [0, 0]}}, "each once"),
+        ({"test": {"folds": [-1]}}, "from 0"),
+        ({"tuning": {"labels": "all"}}, "'tuning: labels' has to be a whole number"),
+        ({"tuning": {"draws": 0}}, "'tuning: draws' has to be at least 1"),
     ],
 )
 def test_mistakes_are_named(change, message):
     with pytest.raises(InputError, match=message):
         parse_settings(GOOD | change)
+
+
+def test_a_rate_written_in_two_ways_is_one():
+    settings = parse_settings(GOOD | {"arms": {"scratch": {"learning_rates": ["1e-2", 0.01, 3e-3]}}, "test": "60"})
+    assert settings.arm("scratch").learning_rates == (0.003, 0.01) and settings.test.cases == 60
 
 
 def test_unreadable_files(tmp_path):

@@ -10,7 +10,7 @@ from labelled_runs import DATASET
 from nnunet_alice.errors import InputError
 from nnunet_alice.evaluation.benchmark import plan
 from nnunet_alice.evaluation.benchmark.settings import parse_settings
-from nnunet_alice.evaluation.benchmark.splits import labelled, partitions, tuning_split
+from nnunet_alice.evaluation.benchmark.splits import labelled, labelled_number, partitions, tuning_split
 from nnunet_alice.evaluation.benchmark.workspace import Workspace
 
 NAMES = [f"c{number:03d}" for number in range(40)]
@@ -116,6 +116,30 @@ def test_a_kill_between_the_two_files_of_splits_is_mended(base):
     assert json.loads((workspace.dataset_folder / "splits_final.json").read_text()) == [one, two]
     with pytest.raises(InputError, match="other cases for a"):
         workspace.write_splits([("a", two)])
+
+
+def test_replanned_data_are_refused_and_other_configurations_are_not(base):
+    workspace = Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth")))
+    workspace.prepare()
+    path = base / "preprocessed" / DATASET / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["2d"] = plans["configurations"]["3d_fullres"]
+    path.write_text(json.dumps(plans))
+    workspace.prepare()
+    plans["configurations"]["3d_fullres"] = plans["configurations"]["3d_fullres"] | {"patch_size": [8, 16, 16]}
+    path.write_text(json.dumps(plans))
+    with pytest.raises(InputError, match=r"nnUNetPlans\.json changed since the benchmark"):
+        workspace.prepare()
+
+
+def test_all_has_one_number_in_folds_of_different_size():
+    names = NAMES[:7]
+    split = [{"train": [n for n in names if n not in v], "val": v} for v in (names[:3], names[3:5], names[5:])]
+    chosen = parsed(test={"folds": [0, 1, 2]}, labels=[2, "all"])
+    divisions = partitions(chosen, names, split)
+    assert labelled_number("all", divisions) == 5 and labelled_number(2, divisions) == 2
+    with pytest.raises(InputError, match="'labels' names 'all' and 30"):
+        partitions(parsed(labels=[30, "all"]), NAMES, None)
 
 
 def test_another_benchmark_in_the_folder_is_refused(base):
