@@ -61,6 +61,7 @@ SYNAPSE_ORGANS = (
 SPLITS = ("nnunet", "monai", "synapse")
 _MONAI_VALIDATION = range(35, 41)
 _SYNAPSE_TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
+_EIGHT_ORGANS = {"background": 0} | {organ: new for new, organ in enumerate(SYNAPSE_ORGANS, start=1)}
 _MARK = "nnunet_alice convert_btcv"
 #: images and labels below the folder that the user names: as downloaded, and as MONAI's tutorials rename them
 _LAYOUTS = (("Training/img", "Training/label"), ("imagesTr", "labelsTr"))
@@ -134,15 +135,17 @@ def convert(
         num_workers: cases that are read at the same time.
 
     Raises:
-        InputError: folder, split or number of organs is wrong, the dataset number is taken, another
-            ``splits_final.json`` is there, or some cases are missing or bad (all are named; nothing is written).
+        InputError: folder, split or number of organs is wrong, the dataset number is taken (by these images with the
+            other organs, too), another ``splits_final.json`` is there, or some cases are missing or bad (all are
+            named; nothing is written).
     """
     if organs not in (13, 8):
         raise InputError(f"BTCV has 13 organs, or the 8 of the Synapse split, not {organs}.")
     if split is not None:
         splits(split)
     root, images, labels = _layout(Path(folder))
-    output = _output_folder(dataset_id, name)
+    classes = ORGANS if organs == 13 else _EIGHT_ORGANS
+    output = _output_folder(dataset_id, name, classes)
     files, problems = _check_all(images, labels, num_workers)
     if problems and not (skip_bad and files):
         listed = "; ".join(f"{case}: {why}" for case, why in problems.items())
@@ -154,7 +157,7 @@ def convert(
         _write_final_split(output.name, splits(split, cases))
     if organs == 8:
         _write_eight_organs(files, output / "labelsTr")
-    write_json(output / "dataset.json", _dataset_json(name, files, problems, organs, root))
+    write_json(output / "dataset.json", _dataset_json(name, files, problems, classes, root))
     for known in SPLITS:
         if known != "nnunet" or len(cases) >= 5:
             write_json(output / f"splits_{known}.json", splits(known, cases))
@@ -182,15 +185,23 @@ def _layout(folder: Path) -> tuple[Path, Path, Path]:
     )
 
 
-def _output_folder(dataset_id: int, name: str) -> Path:
-    """Folder of the new dataset; refused if its number or folder belongs to another dataset."""
+def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
+    """Folder of the new dataset; refused if its number or folder belongs to another dataset or to other labels."""
     raw = nnunet_folder("nnUNet_raw")
     output = raw / f"Dataset{dataset_id:03d}_{name}"
     others = [path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*") if path != output]
     if others:
         raise InputError(f"Dataset number {dataset_id} is taken by {others[0]}; choose another with -d.")
-    if (output / "dataset.json").is_file() and read_json(output / "dataset.json").get("converted_by") != _MARK:
-        raise InputError(f"{output} is another dataset; choose another number with -d or name with -n.")
+    if (output / "dataset.json").is_file():
+        existing = read_json(output / "dataset.json")
+        if existing.get("converted_by") != _MARK:
+            raise InputError(f"{output} is another dataset; choose another number with -d or name with -n.")
+        # nnU-Net copies the true segmentations only over older ones, so it would go on scoring against the old labels
+        if existing.get("labels") != classes:
+            raise InputError(
+                f"{output / 'dataset.json'} has {len(existing.get('labels', {})) - 1} organs, not {len(classes) - 1}; "
+                f"choose another number with -d and name with -n, e.g. -d {dataset_id + 1} -n BTCV{len(classes) - 1}."
+            )
     return output
 
 
@@ -250,7 +261,7 @@ def _shape(image: sitk.Image) -> str:
 def _write_eight_organs(files: dict[str, _Case], folder: Path) -> None:
     """Write label files with ``SYNAPSE_ORGANS`` as 1 to 8 and the rest as background, and point the cases to them."""
     numbers = np.zeros(max(ORGANS.values()) + 1, dtype=np.uint8)
-    for new, organ in enumerate(SYNAPSE_ORGANS, start=1):
+    for organ, new in _EIGHT_ORGANS.items():
         numbers[ORGANS[organ]] = new
     for case in tqdm(sorted(files), "Writing labels", unit="case", disable=None):
         source = sitk.ReadImage(str(files[case].label))
@@ -262,13 +273,12 @@ def _write_eight_organs(files: dict[str, _Case], folder: Path) -> None:
         files[case].label = path.resolve()
 
 
-def _dataset_json(name: str, files: dict[str, _Case], problems: dict[str, str], organs: int, root: Path) -> dict:
-    eight = {"background": 0} | {organ: new for new, organ in enumerate(SYNAPSE_ORGANS, start=1)}
+def _dataset_json(name: str, files: dict[str, _Case], problems: dict[str, str], classes: dict, root: Path) -> dict:
     content = {
         "name": name,
         "description": "BTCV abdominal CT, Synapse syn3193805",
         "channel_names": {"0": "CT"},
-        "labels": ORGANS if organs == 13 else eight,
+        "labels": classes,
         "numTraining": len(files),
         "file_ending": _ending(next(iter(files.values())).image),
         "dataset": {

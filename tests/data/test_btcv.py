@@ -191,6 +191,19 @@ def test_wrong_folder_taken_number_and_foreign_dataset(raw_data, tmp_path):
         convert(raw_data, 17, organs=5)
 
 
+@pytest.mark.parametrize(("first", "second"), [(8, 13), (13, 8)])
+def test_one_dataset_number_never_holds_13_organs_and_then_8(raw_data, first, second):
+    """nnU-Net's preprocessing keeps true segmentations that are newer than the labels: they would be the old ones."""
+    folder = convert(raw_data, 17, organs=first).folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    expected = rf"Dataset017_BTCV/dataset\.json has {first} organs, not {second}; .* e\.g\. -d 18 -n BTCV{second}\.$"
+    with pytest.raises(InputError, match=expected):
+        convert(raw_data, 17, organs=second)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    convert(raw_data, 17, organs=first)
+    convert(raw_data, 18, "BTCV8", organs=second)
+
+
 def test_monai_s_folder_names_and_plain_nifti(raw_data, tmp_path):
     folder = tmp_path / "renamed"
     for number in CASE_NUMBERS:
@@ -200,4 +213,4 @@ def test_monai_s_folder_names_and_plain_nifti(raw_data, tmp_path):
     assert dataset["file_ending"] == ".nii" and dataset["dataset"]["BTCV_0001"]["label"].endswith("BTCV_0001.nii")
     write(folder / "imagesTr/img0001.nii.gz", np.zeros(SHAPE, dtype=np.int16))
     with pytest.raises(InputError, match=r"mixes \.nii and \.nii\.gz"):
-        convert(folder, 17)
+        convert(folder, 17, organs=8)
