@@ -152,6 +152,7 @@ def convert(
         raise InputError(f"{len(problems)} of {len(CASE_NUMBERS)} cases of {root} are not usable: {listed}.")
     for case, why in problems.items():
         logger.warning("Left out %s: %s", case, why)
+    _warn_of_shifts(files)
     cases = sorted(files)
     if split is not None:
         _write_final_split(output.name, splits(split, cases))
@@ -167,11 +168,12 @@ def convert(
 
 @dataclass
 class _Case:
-    """Files of a case that passed all checks."""
+    """Files of a case that passed all checks; ``shift_vox``: between the origins of image and label."""
 
     image: Path
     label: Path
     orientation: str
+    shift_vox: float
 
 
 def _layout(folder: Path) -> tuple[Path, Path, Path]:
@@ -232,17 +234,31 @@ def _check_case(images: Path, labels: Path, number: int) -> _Case | str:
         return f"image of {_shape(image)} voxels but label of {_shape(label)}"
     if not np.allclose(image.GetSpacing(), label.GetSpacing(), rtol=1e-3):
         return f"image spacing {image.GetSpacing()} mm but label spacing {label.GetSpacing()} mm"
+    codes = [sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(i.GetDirection()) for i in (image, label)]
+    if not np.allclose(image.GetDirection(), label.GetDirection(), atol=1e-3):  # headers keep them rounded
+        return f"its header turns the label ({codes[1]}) another way than the image ({codes[0]})"
     found = np.unique(sitk.GetArrayViewFromImage(label))
     unknown = [f"{value:g}" for value in found if value not in ORGANS.values()]
     if unknown:
         return f"unknown label {', '.join(unknown[:5])}"
     if not found.any():
         return "its label is empty"
-    return _Case(
-        image_file.resolve(),
-        label_file.resolve(),
-        sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()),
-    )
+    shift_vox = np.subtract(image.GetOrigin(), label.GetOrigin()) / image.GetSpacing()
+    return _Case(image_file.resolve(), label_file.resolve(), codes[0], float(np.abs(shift_vox).max()))
+
+
+def _warn_of_shifts(files: dict[str, _Case]) -> None:
+    """Name the cases whose label begins elsewhere than its image.
+
+    No error: nnU-Net ignores origins, and nothing that we could read says whether all real files agree.
+    """
+    shifted = [case for case in sorted(files) if files[case].shift_vox > 0.5]
+    if shifted:
+        logger.warning(
+            "Headers put the label half a voxel or more beside the image in %s: nnU-Net ignores this; see whether they "
+            "match with nnUNetv2_plot_overlay_pngs.",
+            ", ".join(shifted),
+        )
 
 
 def _find(folder: Path, stem: str) -> Path | None:

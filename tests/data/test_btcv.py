@@ -14,10 +14,13 @@ from nnunet_alice.errors import InputError
 SHAPE = (4, 6, 5)
 
 
-def write(path: Path, array: np.ndarray, spacing=(0.7, 0.7, 3.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)) -> None:
+def write(
+    path: Path, array: np.ndarray, spacing=(0.7, 0.7, 3.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), origin=(0, 0, 0)
+) -> None:
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing)
     image.SetDirection(direction)
+    image.SetOrigin(origin)
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(image, str(path))
 
@@ -169,6 +172,27 @@ def test_differing_orientations_make_nnunet_reorient(raw_data):
     write(raw_data / "Training/label/label0005.nii.gz", label_of(5), direction=flipped)
     dataset = json.loads((convert(raw_data, 17).folder / "dataset.json").read_text())
     assert dataset["overwrite_image_reader_writer"] == "SimpleITKIOWithReorient"
+
+
+@pytest.mark.parametrize(
+    ("angle_degrees", "flip", "message"), [(0, -1, "label .RPS. .* image .LPS."), (2, 1, "label .LPS. .* image .LPS.")]
+)
+def test_a_label_that_lies_another_way_than_its_image(raw_data, angle_degrees, flip, message):
+    """Shape and spacing are equal, so nothing else would find it."""
+    sine, cosine = np.sin(np.radians(angle_degrees)), np.cos(np.radians(angle_degrees))
+    turned = (flip * cosine, -sine, 0, flip * sine, cosine, 0, 0, 0, 1)
+    write(raw_data / "Training/label/label0005.nii.gz", label_of(5), direction=turned)
+    with pytest.raises(InputError, match=f"1 of 30 cases .* BTCV_0005: its header turns the {message}"):
+        convert(raw_data, 17)
+
+
+def test_a_label_that_lies_beside_its_image_is_named_and_rounding_is_not(raw_data, caplog):
+    write(raw_data / "Training/label/label0005.nii.gz", label_of(5), origin=(0, 0, 1.6))
+    write(raw_data / "Training/label/label0006.nii.gz", label_of(6), origin=(0.3, 0, 1.4))
+    rounded = (np.cos(1e-4), -np.sin(1e-4), 0, np.sin(1e-4), np.cos(1e-4), 0, 0, 0, 1)
+    write(raw_data / "Training/label/label0007.nii.gz", label_of(7), direction=rounded)
+    assert len(convert(raw_data, 17).cases) == 30
+    assert [record.getMessage() for record in caplog.records if "beside the image in BTCV_0005:" in record.getMessage()]
 
 
 def test_a_split_becomes_nnunet_s_own_but_never_over_another(raw_data, tmp_path):
