@@ -1,8 +1,8 @@
 """Make an nnU-Net dataset of BTCV's Abdomen/RawData (30 labelled CTs, 13 organs), without copying an image.
 
-All 30 cases are checked first: both files there and readable, equal shape and spacing, only the 13 known labels. The
-common splits are written beside dataset.json: splits_nnunet.json (5 folds), splits_monai.json (24/6) and
-splits_synapse.json (18/12, usually reported with --organs 8).
+All 30 cases are checked first: both files there and readable, equal shape, spacing and direction, only the 13 known
+labels. The common splits are written beside dataset.json: splits_nnunet.json (5 folds), splits_monai.json (24/6) and
+splits_synapse.json (18/12, usually reported with --organs 8, which needs a dataset number of its own).
 """
 
 import argparse
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(13, 8),
         default=13,
-        help="8: only those of the 18/12 split (default: %(default)s)",
+        help="8: only those of the 18/12 split, e.g. with -d 18 -n BTCV8 (default: %(default)s)",
     )
     parser.add_argument(
         "--split",

@@ -61,6 +61,7 @@ SYNAPSE_ORGANS = (
 SPLITS = ("nnunet", "monai", "synapse")
 _MONAI_VALIDATION = range(35, 41)
 _SYNAPSE_TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
+_EIGHT_ORGANS = {"background": 0} | {organ: new for new, organ in enumerate(SYNAPSE_ORGANS, start=1)}
 _MARK = "nnunet_alice convert_btcv"
 #: images and labels below the folder that the user names: as downloaded, and as MONAI's tutorials rename them
 _LAYOUTS = (("Training/img", "Training/label"), ("imagesTr", "labelsTr"))
@@ -134,27 +135,30 @@ def convert(
         num_workers: cases that are read at the same time.
 
     Raises:
-        InputError: folder, split or number of organs is wrong, the dataset number is taken, another
-            ``splits_final.json`` is there, or some cases are missing or bad (all are named; nothing is written).
+        InputError: folder, split or number of organs is wrong, the dataset number is taken (by these images with the
+            other organs, too), another ``splits_final.json`` is there, or some cases are missing or bad (all are
+            named; nothing is written).
     """
     if organs not in (13, 8):
         raise InputError(f"BTCV has 13 organs, or the 8 of the Synapse split, not {organs}.")
     if split is not None:
         splits(split)
     root, images, labels = _layout(Path(folder))
-    output = _output_folder(dataset_id, name)
+    classes = ORGANS if organs == 13 else _EIGHT_ORGANS
+    output = _output_folder(dataset_id, name, classes)
     files, problems = _check_all(images, labels, num_workers)
     if problems and not (skip_bad and files):
         listed = "; ".join(f"{case}: {why}" for case, why in problems.items())
         raise InputError(f"{len(problems)} of {len(CASE_NUMBERS)} cases of {root} are not usable: {listed}.")
     for case, why in problems.items():
         logger.warning("Left out %s: %s", case, why)
+    _warn_of_shifts(files)
     cases = sorted(files)
     if split is not None:
         _write_final_split(output.name, splits(split, cases))
     if organs == 8:
         _write_eight_organs(files, output / "labelsTr")
-    write_json(output / "dataset.json", _dataset_json(name, files, problems, organs, root))
+    write_json(output / "dataset.json", _dataset_json(name, files, problems, classes, root))
     for known in SPLITS:
         if known != "nnunet" or len(cases) >= 5:
             write_json(output / f"splits_{known}.json", splits(known, cases))
@@ -164,11 +168,12 @@ def convert(
 
 @dataclass
 class _Case:
-    """Files of a case that passed all checks."""
+    """Files of a case that passed all checks; ``shift_vox``: between the origins of image and label."""
 
     image: Path
     label: Path
     orientation: str
+    shift_vox: float
 
 
 def _layout(folder: Path) -> tuple[Path, Path, Path]:
@@ -182,15 +187,23 @@ def _layout(folder: Path) -> tuple[Path, Path, Path]:
     )
 
 
-def _output_folder(dataset_id: int, name: str) -> Path:
-    """Folder of the new dataset; refused if its number or folder belongs to another dataset."""
+def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
+    """Folder of the new dataset; refused if its number or folder belongs to another dataset or to other labels."""
     raw = nnunet_folder("nnUNet_raw")
     output = raw / f"Dataset{dataset_id:03d}_{name}"
     others = [path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*") if path != output]
     if others:
         raise InputError(f"Dataset number {dataset_id} is taken by {others[0]}; choose another with -d.")
-    if (output / "dataset.json").is_file() and read_json(output / "dataset.json").get("converted_by") != _MARK:
-        raise InputError(f"{output} is another dataset; choose another number with -d or name with -n.")
+    if (output / "dataset.json").is_file():
+        existing = read_json(output / "dataset.json")
+        if existing.get("converted_by") != _MARK:
+            raise InputError(f"{output} is another dataset; choose another number with -d or name with -n.")
+        # nnU-Net copies the true segmentations only over older ones, so it would go on scoring against the old labels
+        if existing.get("labels") != classes:
+            raise InputError(
+                f"{output / 'dataset.json'} has {len(existing.get('labels', {})) - 1} organs, not {len(classes) - 1}; "
+                f"choose another number with -d and name with -n, e.g. -d {dataset_id + 1} -n BTCV{len(classes) - 1}."
+            )
     return output
 
 
@@ -221,17 +234,31 @@ def _check_case(images: Path, labels: Path, number: int) -> _Case | str:
         return f"image of {_shape(image)} voxels but label of {_shape(label)}"
     if not np.allclose(image.GetSpacing(), label.GetSpacing(), rtol=1e-3):
         return f"image spacing {image.GetSpacing()} mm but label spacing {label.GetSpacing()} mm"
+    codes = [sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(i.GetDirection()) for i in (image, label)]
+    if not np.allclose(image.GetDirection(), label.GetDirection(), atol=1e-3):  # headers keep them rounded
+        return f"its header turns the label ({codes[1]}) another way than the image ({codes[0]})"
     found = np.unique(sitk.GetArrayViewFromImage(label))
     unknown = [f"{value:g}" for value in found if value not in ORGANS.values()]
     if unknown:
         return f"unknown label {', '.join(unknown[:5])}"
     if not found.any():
         return "its label is empty"
-    return _Case(
-        image_file.resolve(),
-        label_file.resolve(),
-        sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()),
-    )
+    shift_vox = np.subtract(image.GetOrigin(), label.GetOrigin()) / image.GetSpacing()
+    return _Case(image_file.resolve(), label_file.resolve(), codes[0], float(np.abs(shift_vox).max()))
+
+
+def _warn_of_shifts(files: dict[str, _Case]) -> None:
+    """Name the cases whose label begins elsewhere than its image.
+
+    No error: nnU-Net ignores origins, and nothing that we could read says whether all real files agree.
+    """
+    shifted = [case for case in sorted(files) if files[case].shift_vox > 0.5]
+    if shifted:
+        logger.warning(
+            "Headers put the label half a voxel or more beside the image in %s: nnU-Net ignores this; see whether they "
+            "match with nnUNetv2_plot_overlay_pngs.",
+            ", ".join(shifted),
+        )
 
 
 def _find(folder: Path, stem: str) -> Path | None:
@@ -250,7 +277,7 @@ def _shape(image: sitk.Image) -> str:
 def _write_eight_organs(files: dict[str, _Case], folder: Path) -> None:
     """Write label files with ``SYNAPSE_ORGANS`` as 1 to 8 and the rest as background, and point the cases to them."""
     numbers = np.zeros(max(ORGANS.values()) + 1, dtype=np.uint8)
-    for new, organ in enumerate(SYNAPSE_ORGANS, start=1):
+    for organ, new in _EIGHT_ORGANS.items():
         numbers[ORGANS[organ]] = new
     for case in tqdm(sorted(files), "Writing labels", unit="case", disable=None):
         source = sitk.ReadImage(str(files[case].label))
@@ -262,13 +289,12 @@ def _write_eight_organs(files: dict[str, _Case], folder: Path) -> None:
         files[case].label = path.resolve()
 
 
-def _dataset_json(name: str, files: dict[str, _Case], problems: dict[str, str], organs: int, root: Path) -> dict:
-    eight = {"background": 0} | {organ: new for new, organ in enumerate(SYNAPSE_ORGANS, start=1)}
+def _dataset_json(name: str, files: dict[str, _Case], problems: dict[str, str], classes: dict, root: Path) -> dict:
     content = {
         "name": name,
         "description": "BTCV abdominal CT, Synapse syn3193805",
         "channel_names": {"0": "CT"},
-        "labels": ORGANS if organs == 13 else eight,
+        "labels": classes,
         "numTraining": len(files),
         "file_ending": _ending(next(iter(files.values())).image),
         "dataset": {

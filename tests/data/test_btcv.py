@@ -14,10 +14,13 @@ from nnunet_alice.errors import InputError
 SHAPE = (4, 6, 5)
 
 
-def write(path: Path, array: np.ndarray, spacing=(0.7, 0.7, 3.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)) -> None:
+def write(
+    path: Path, array: np.ndarray, spacing=(0.7, 0.7, 3.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), origin=(0, 0, 0)
+) -> None:
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing)
     image.SetDirection(direction)
+    image.SetOrigin(origin)
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(image, str(path))
 
@@ -44,9 +47,13 @@ def raw_data(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_published_facts():
+    """Written out here a second time: two organs swapped in the module would pass every other test."""
     assert len(CASE_NUMBERS) == 30 and set(CASE_NUMBERS) == set(range(1, 11)) | set(range(21, 41))
-    assert list(ORGANS.values()) == list(range(14)) and ORGANS["spleen"] == 1 and ORGANS["left_adrenal_gland"] == 13
-    assert len(SYNAPSE_ORGANS) == 8 and set(SYNAPSE_ORGANS) < set(ORGANS)
+    organs = """background spleen right_kidney left_kidney gallbladder esophagus liver stomach aorta inferior_vena_cava
+        portal_and_splenic_veins pancreas right_adrenal_gland left_adrenal_gland"""
+    assert list(ORGANS) == organs.split() and list(ORGANS.values()) == list(range(14))
+    synapse = "aorta gallbladder left_kidney right_kidney liver pancreas spleen stomach"
+    assert list(SYNAPSE_ORGANS) == synapse.split()
 
 
 def test_splits_by_name():
@@ -167,6 +174,27 @@ def test_differing_orientations_make_nnunet_reorient(raw_data):
     assert dataset["overwrite_image_reader_writer"] == "SimpleITKIOWithReorient"
 
 
+@pytest.mark.parametrize(
+    ("angle_degrees", "flip", "message"), [(0, -1, "label .RPS. .* image .LPS."), (2, 1, "label .LPS. .* image .LPS.")]
+)
+def test_a_label_that_lies_another_way_than_its_image(raw_data, angle_degrees, flip, message):
+    """Shape and spacing are equal, so nothing else would find it."""
+    sine, cosine = np.sin(np.radians(angle_degrees)), np.cos(np.radians(angle_degrees))
+    turned = (flip * cosine, -sine, 0, flip * sine, cosine, 0, 0, 0, 1)
+    write(raw_data / "Training/label/label0005.nii.gz", label_of(5), direction=turned)
+    with pytest.raises(InputError, match=f"1 of 30 cases .* BTCV_0005: its header turns the {message}"):
+        convert(raw_data, 17)
+
+
+def test_a_label_that_lies_beside_its_image_is_named_and_rounding_is_not(raw_data, caplog):
+    write(raw_data / "Training/label/label0005.nii.gz", label_of(5), origin=(0, 0, 1.6))
+    write(raw_data / "Training/label/label0006.nii.gz", label_of(6), origin=(0.3, 0, 1.4))
+    rounded = (np.cos(1e-4), -np.sin(1e-4), 0, np.sin(1e-4), np.cos(1e-4), 0, 0, 0, 1)
+    write(raw_data / "Training/label/label0007.nii.gz", label_of(7), direction=rounded)
+    assert len(convert(raw_data, 17).cases) == 30
+    assert [record.getMessage() for record in caplog.records if "beside the image in BTCV_0005:" in record.getMessage()]
+
+
 def test_a_split_becomes_nnunet_s_own_but_never_over_another(raw_data, tmp_path):
     convert(raw_data, 17, split="synapse")
     final = tmp_path / "nnUNet_preprocessed/Dataset017_BTCV/splits_final.json"
@@ -191,6 +219,19 @@ def test_wrong_folder_taken_number_and_foreign_dataset(raw_data, tmp_path):
         convert(raw_data, 17, organs=5)
 
 
+@pytest.mark.parametrize(("first", "second"), [(8, 13), (13, 8)])
+def test_one_dataset_number_never_holds_13_organs_and_then_8(raw_data, first, second):
+    """nnU-Net's preprocessing keeps true segmentations that are newer than the labels: they would be the old ones."""
+    folder = convert(raw_data, 17, organs=first).folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    expected = rf"Dataset017_BTCV/dataset\.json has {first} organs, not {second}; .* e\.g\. -d 18 -n BTCV{second}\.$"
+    with pytest.raises(InputError, match=expected):
+        convert(raw_data, 17, organs=second)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    convert(raw_data, 17, organs=first)
+    convert(raw_data, 18, "BTCV8", organs=second)
+
+
 def test_monai_s_folder_names_and_plain_nifti(raw_data, tmp_path):
     folder = tmp_path / "renamed"
     for number in CASE_NUMBERS:
@@ -200,4 +241,4 @@ def test_monai_s_folder_names_and_plain_nifti(raw_data, tmp_path):
     assert dataset["file_ending"] == ".nii" and dataset["dataset"]["BTCV_0001"]["label"].endswith("BTCV_0001.nii")
     write(folder / "imagesTr/img0001.nii.gz", np.zeros(SHAPE, dtype=np.int16))
     with pytest.raises(InputError, match=r"mixes \.nii and \.nii\.gz"):
-        convert(folder, 17)
+        convert(folder, 17, organs=8)
