@@ -65,6 +65,17 @@ def describe_run(
     }
 
 
+def pretrained_configuration(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that was pretrained, with what it inherits from others.
+
+    Args:
+        run: entry ``pretraining`` of a checkpoint.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(dict(run["plans"])).get_configuration(run["configuration"]).configuration
+
+
 def read_for_resume(
     path: str | os.PathLike,
     method: str,
