@@ -56,7 +56,11 @@ class Transfer:
 
 
 def transfer_weights(
-    source: Mapping[str, torch.Tensor], target: nn.Module, image_channels: int | None = None, parts: str = "all"
+    source: Mapping[str, torch.Tensor],
+    target: nn.Module,
+    image_channels: int | None = None,
+    parts: str = "all",
+    source_image_channels: int | None = None,
 ) -> Transfer:
     """Put the pretrained tensors into a freshly built network, in place, wherever they fit or can be made to fit.
 
@@ -65,6 +69,7 @@ def transfer_weights(
         target: one of nnU-Net's U-Nets, as initialised.
         image_channels: how many of the target's input channels are images (all by default; fewer in a cascade).
         parts: ``all``, or ``encoder`` to leave the decoder fresh.
+        source_image_channels: how many of the source's input channels are images, likewise.
 
     Raises:
         CheckpointError: the encoders are of different families, the source holds NaN or infinity, or nothing of the
@@ -79,7 +84,8 @@ def transfer_weights(
     rows, results = [], {}
     for name, fresh in tensors.items():
         source_name = _source_name(name, source, *depths)
-        adapted = _adapt_one(name, source.get(source_name or ""), fresh.detach(), image_channels, parts)
+        channels = (image_channels or fresh.shape[1], source_image_channels) if name in _INPUT_CONVOLUTIONS else None
+        adapted = _adapt_one(name, source.get(source_name or ""), fresh.detach(), channels, parts)
         if adapted.tensor is not None:
             results[name] = adapted.tensor
         rows.append(_row(name, source_name, source, fresh, adapted))
@@ -132,12 +138,11 @@ def transfer_checkpoint(
     plans, dataset_json = _target(dataset, plans_name, configuration)
     loaded = load_checkpoint(checkpoint, trust)
     source = unet_weights(loaded, checkpoint)
-    image_channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, channels = build_network(plans, configuration, dataset_json)
     try:
-        result = transfer_weights(source, network, image_channels, parts)
+        result = transfer_weights(source, network, _images(dataset_json), parts, _images(_dataset_of(loaded)))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} cannot go to {plans_name} {configuration}: {error}") from None
     content = {
@@ -195,6 +200,20 @@ def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[di
     return plans, read_json(dataset_json)
 
 
+def _dataset_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The dataset.json of a checkpoint's training; empty if it does not say."""
+    for key in ("pretraining", "init_args"):  # ours, nnU-Net's
+        entry = checkpoint.get(key)
+        if isinstance(entry, Mapping) and isinstance(entry.get("dataset_json"), Mapping):
+            return entry["dataset_json"]
+    return {}
+
+
+def _images(dataset_json: Mapping[str, Any]) -> int | None:
+    """Number of image channels; None if the dataset.json does not say."""
+    return len(dataset_json.get("channel_names", dataset_json.get("modality", ()))) or None
+
+
 def _check_families(source: Iterable[str], target: Iterable[str]) -> None:
     has, wants = _family(source), _family(target)
     if wants is None:
@@ -241,8 +260,13 @@ def _source_name(name: str, source: Mapping[str, torch.Tensor], source_stages: i
 
 
 def _adapt_one(
-    name: str, source: torch.Tensor | None, fresh: torch.Tensor, image_channels: int | None, parts: str
+    name: str,
+    source: torch.Tensor | None,
+    fresh: torch.Tensor,
+    channels: tuple[int, int | None] | None,
+    parts: str,
 ) -> Adapted:
+    """``channels``: for the first convolution, how many of the target's and the source's input channels are images."""
     if _HEAD in name:
         return Adapted(None, 0, "segmentation layers are trained anew")
     if parts == "encoder" and not name.startswith("encoder."):
@@ -255,7 +279,8 @@ def _adapt_one(
         source.to(fresh),
         fresh,
         transposed=".transpconvs." in name and name.endswith("weight") and fresh.ndim > 1,
-        image_channels=(image_channels or fresh.shape[1]) if name in _INPUT_CONVOLUTIONS else None,
+        image_channels=channels[0] if channels else None,
+        source_image_channels=channels[1] if channels else None,
         concatenated=bool(re.fullmatch(r"decoder\.stages\.\d+\.convs\.0\.conv\.weight", name)),
     )
 

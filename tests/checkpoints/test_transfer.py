@@ -194,6 +194,18 @@ def test_cascade_ignores_the_previous_stage_at_first(make_plans, make_network):
     assert torch.allclose(features(network, image)[0], features(target, torch.cat((image, prior), 1))[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_a_cascade_of_as_many_channels_ignores_the_previous_stage_too(kind, make_plans, make_network):
+    plans = make_plans(kind)
+    network, target = make_network(plans, 3), make_network(plans, 3)
+    result = transfer_weights(source_of(network), target, image_channels=1)
+    image, prior = torch.rand(1, 1, 16, 16, 16), torch.rand(1, 2, 16, 16, 16)
+    old = features(network, image.expand(-1, 3, -1, -1, -1))[0]
+    assert torch.allclose(old, features(target, torch.cat((image, prior), 1))[0], atol=1e-4)
+    (stem,) = result.table[result.table["how"].str.contains("more of zeros")].to_dict("records")
+    assert stem["status"] == "adapted" and stem["carried"] == stem["parameters"] // 3
+
+
 @pytest.mark.parametrize("kinds", [("plain", "residual"), ("residual", "plain")])
 def test_other_families_are_refused_and_nothing_changes(kinds, make_plans, make_network):
     source, target = source_of(make_network(make_plans(kinds[0]))), make_network(make_plans(kinds[1]))
@@ -253,6 +265,21 @@ def test_the_command_writes_checkpoint_and_table(target_dataset, tmp_path, make_
     assert main(command) == 0  # the same seed gives the same file, fresh tensors included
     again = load_checkpoint(tmp_path / "out.pth")["network_weights"]
     assert all(torch.equal(w, again[name]) for name, w in checkpoint["network_weights"].items())
+
+
+@pytest.mark.parametrize(("entry", "share"), [({"channel_names": {"0": "CT"}}, 1), ({}, 0)])
+def test_a_cascade_is_known_by_the_dataset_of_its_training(
+    target_dataset, tmp_path, make_plans, make_network, entry, share
+):
+    """Trained with one image and two one-hot channels, for a target of three images."""
+    source = make_network(make_plans("plain", 5, anisotropic=True), 3)
+    weights = source_of(source)
+    save_checkpoint({"network_weights": source.state_dict(), "init_args": {"dataset_json": entry}}, tmp_path / "i.pth")
+    transfer_checkpoint(tmp_path / "i.pth", 900, "nnUNetPlans", "3d_fullres", tmp_path / "o.pth")
+    stem = "encoder.stages.0.0.convs.0.conv.weight"
+    moved = load_checkpoint(tmp_path / "o.pth")["network_weights"][stem]
+    expected = weights[stem][:, :1].expand(-1, 3, -1, -1, -1) / 3 if share else weights[stem]
+    assert torch.allclose(moved, expected)
 
 
 def test_the_command_tells_errors_in_one_sentence(target_dataset, tmp_path, make_plans, make_network, capsys):
