@@ -23,7 +23,7 @@ from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, adaptation_plan, unet_weights
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
-from nnunet_alice.files import atomic_write, read_json
+from nnunet_alice.files import atomic_write, read_json, refusals_told
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,8 @@ def transfer_checkpoint(
         seed: for what stays fresh.
 
     Raises:
-        CheckpointError: unreadable, of another family, or nothing fits.
-        InputError: unknown configuration, or ``output`` would overwrite ``checkpoint``.
+        CheckpointError: unreadable, of another family, nothing fits, or ``output`` cannot be written.
+        InputError: unknown configuration, ``output`` would overwrite ``checkpoint``, or the table cannot be written.
         NotPreparedError: the target dataset has no plans.
     """
     output = Path(output)
@@ -156,9 +156,10 @@ def transfer_checkpoint(
             "share_of_encoder": result.share("encoder"),
         },
     }
-    with atomic_write(output.with_suffix(".csv")) as temporary:
-        result.table.to_csv(temporary, index=False)
     save_checkpoint(content, output)
+    table = output.with_suffix(".csv")  # last: a table without its checkpoint would tell of weights that are not there
+    with refusals_told(table), atomic_write(table) as temporary:
+        result.table.to_csv(temporary, index=False)
     return result
 
 

@@ -267,6 +267,21 @@ def test_the_command_writes_checkpoint_and_table(target_dataset, tmp_path, make_
     assert all(torch.equal(w, again[name]) for name, w in checkpoint["network_weights"].items())
 
 
+def test_an_output_that_cannot_be_written_is_one_sentence(target_dataset, tmp_path, make_plans, make_network, capsys):
+    save_checkpoint({"network_weights": make_network(make_plans()).state_dict()}, tmp_path / "in.pth")
+    command = ["transfer", "-i", str(tmp_path / "in.pth"), "-d", "900", "-o"]
+    (tmp_path / "full.pth").mkdir()  # no file can be put in its place
+    assert main([*command, str(tmp_path / "full.pth")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "full.pth could not be written" in message
+    assert not (tmp_path / "full.csv").exists(), "a table without its checkpoint"
+    (tmp_path / "out.csv").mkdir()
+    assert main([*command, str(tmp_path / "out.pth")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "out.csv could not be written (Is a directory)" in message
+    assert PLAN_KEY in load_checkpoint(tmp_path / "out.pth")
+
+
 @pytest.mark.parametrize(("entry", "share"), [({"channel_names": {"0": "CT"}}, 1), ({}, 0)])
 def test_a_cascade_is_known_by_the_dataset_of_its_training(
     target_dataset, tmp_path, make_plans, make_network, entry, share
