@@ -17,16 +17,32 @@ from nnunet_alice.checkpoints.transfer import transfer_checkpoint, transfer_weig
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 
-#: stages of source and target in every combination; anisotropy and channels run through theirs beside them
-DEPTHS = list(itertools.product(range(4, 8), repeat=2))
-CHANNELS = list(itertools.product(range(1, 5), repeat=2))
-CASES = [
-    (kind, depths, channels, (i % 2 == 0, i // 2 % 2 == 0))
-    for kind in ("plain", "residual")
-    for i, (depths, channels) in enumerate(
-        zip(DEPTHS, CHANNELS[::-1] if kind == "plain" else CHANNELS[5:] + CHANNELS[:5], strict=True)
-    )
-]
+#: products by 2 and by 3 in the field with four elements, whose sum is ``^``
+_TWICE, _THRICE = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def pairs_of_networks(kind: str) -> list[tuple]:
+    """Kind, depths, channels and anisotropy of 16 pairs of source and target.
+
+    Any two of source depth, target depth, source channels, target channels and kind of anisotropy (four values each)
+    take all 16 pairs of values: the lines x + y, x + 2y and x + 3y of the field with four elements.
+    """
+    shift = 0 if kind == "plain" else 2  # other quintuples for the other family
+    cases = []
+    for x, y in itertools.product(range(4), repeat=2):
+        flat, channels = x ^ y ^ shift, (1 + (x ^ _TWICE[y] ^ shift), 1 + (x ^ _THRICE[y]))
+        cases.append((kind, (4 + x, 4 + y), channels, (bool(flat & 1), bool(flat & 2))))
+    return cases
+
+
+CASES = pairs_of_networks("plain") + pairs_of_networks("residual")
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_depths_channels_and_anisotropy_vary_independently(kind):
+    factors = zip(*((*depths, *channels, flat) for _, depths, channels, flat in pairs_of_networks(kind)), strict=True)
+    for one, other in itertools.combinations(factors, 2):
+        assert len(set(zip(one, other, strict=True))) == 16
 
 
 def source_of(network) -> dict:
@@ -35,6 +51,11 @@ def source_of(network) -> dict:
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return unet_weights({"network_weights": network.state_dict()}, "source.pth")
+
+
+def centre(image):
+    """Without the border that zero padding reaches."""
+    return image[..., 3:-3, 3:-3, 3:-3]
 
 
 def features(network, image):
@@ -125,6 +146,33 @@ def test_equal_channels_give_the_same_features(kind, channels, make_plans, make_
         features(net, image.expand(-1, n, -1, -1, -1))[0] for net, n in zip((network, target), channels, strict=True)
     )
     assert torch.allclose(old, new, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("anisotropic", [(False, True), (True, False)])
+@pytest.mark.parametrize("channels", [(1, 3), (3, 2)])
+def test_the_stem_answers_constant_images_as_before(kind, anisotropic, channels, make_plans, make_network):
+    """Other kernel and other channels at once, in the networks themselves."""
+    network, target = (make_network(make_plans(kind, 4, a), n) for a, n in zip(anisotropic, channels, strict=True))
+    transfer_weights(source_of(network), target)
+    name = "encoder.stem.convs.0.conv" if kind == "residual" else "encoder.stages.0.0.convs.0.conv"
+    stems = [net.get_submodule(name) for net in (network, target)]
+    assert stems[0].kernel_size != stems[1].kernel_size
+    old, new = (centre(stem(torch.full((1, n, 9, 9, 9), 0.7))) for stem, n in zip(stems, channels, strict=True))
+    assert torch.allclose(old, new, atol=1e-5) and old.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("anisotropic", [(False, True), (True, False)])
+def test_upsampling_keeps_its_mean_over_each_voxel(kind, anisotropic, make_plans, make_network):
+    """Transposed convolutions of another stride, in the networks themselves."""
+    network, target = (make_network(make_plans(kind, 4, a)) for a in anisotropic)
+    transfer_weights(source_of(network), target)
+    layers = [net.decoder.transpconvs[-1] for net in (network, target)]
+    assert {layer.stride for layer in layers} == {(1, 2, 2), (2, 2, 2)}
+    image = torch.rand(1, layers[0].in_channels, 4, 4, 4)
+    old, new = (torch.nn.functional.interpolate(layer(image), size=(4, 4, 4), mode="area") for layer in layers)
+    assert torch.allclose(old, new, atol=1e-5) and old.std() > 0.01
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])
