@@ -18,8 +18,9 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.saving import whole_checkpoint
 from nnunet_alice.errors import CheckpointError, InputError
-from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.files import read_json, write_json
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.finetuning import (
@@ -251,7 +252,7 @@ class FineTuneTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
-        with atomic_write(filename) as temporary:
+        with whole_checkpoint(filename) as temporary:
             super().save_checkpoint(str(temporary))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:

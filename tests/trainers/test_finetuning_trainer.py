@@ -1,7 +1,9 @@
 """FineTuneTrainer on a small labelled dataset: trains, continues, freezes, and never hides where it started."""
 
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.checkpoints.saving import STALE_AFTER_SECONDS, save_checkpoint
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.trainers import finetuning
@@ -277,6 +279,16 @@ def test_a_checkpoint_is_whole_or_the_old_one(dataset, monkeypatch):
     path.unlink()
     trainer.save_checkpoint(str(path))
     assert not path.exists()
+
+
+def test_parts_that_killed_savers_left_are_removed(dataset):
+    trainer = start(make_finetuner(short(), dataset))
+    folder = Path(trainer.output_folder)
+    part = folder / ".checkpoint_latest.pth.aaaa.pth"
+    part.write_bytes(b"half")
+    os.utime(part, (time.time() - STALE_AFTER_SECONDS - 10,) * 2)
+    trainer.save_checkpoint(str(folder / "checkpoint_latest.pth"))
+    assert [path.name for path in folder.rglob("*.pth")] == ["checkpoint_latest.pth"]
 
 
 def test_senseless_settings_are_refused(dataset):
