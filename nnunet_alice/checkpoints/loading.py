@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_alice.errors import CheckpointError
+from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
             you would let use your account.
 
     Raises:
-        CheckpointError: the file is missing, truncated, not a checkpoint, would run code (and ``trust`` is off), or
-            needs a package that is not installed (and ``trust`` is on).
+        DamagedCheckpointError: the file is truncated or not a checkpoint.
+        CheckpointError: it is missing, would run code (and ``trust`` is off), or needs a package that is not installed
+            (and ``trust`` is on).
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +64,7 @@ def _read(path: Path, trust: bool) -> Any:
             f"{path} needs the package '{error.name or _reason(error)}', which is not installed here; install it first."
         ) from error
     except Exception as error:  # broken files: RuntimeError, EOFError, ValueError, KeyError, OSError, ...
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"{path} is truncated or not a checkpoint ({_reason(error)}); copy or download it again."
         ) from error
 
@@ -126,7 +127,7 @@ def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> CheckpointEr
             f"{path} was refused: it holds more than plain data ({_reason(error)}); "
             "pass --trust only if you trust its author with your account."
         )
-    return CheckpointError(f"{path} is truncated or not a checkpoint; copy or download it again.")
+    return DamagedCheckpointError(f"{path} is truncated or not a checkpoint; copy or download it again.")
 
 
 def _reason(error: BaseException) -> str:

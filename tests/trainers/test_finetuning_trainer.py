@@ -281,6 +281,42 @@ def test_a_checkpoint_is_whole_or_the_old_one(dataset, monkeypatch):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"text\n", b"\x80\x02no pickle", b"PK\x03\x04 no zip"])
+def test_a_file_that_cannot_be_read_may_be_deleted(dataset, tmp_path, content):
+    path = tmp_path / "latest.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"latest\.pth cannot be continued.*delete it"):
+        make_finetuner(short(), dataset).load_checkpoint(str(path))
+
+
+def test_a_sound_checkpoint_is_never_called_deletable(dataset, monkeypatch):
+    trainer = start(make_finetuner(short(), dataset))
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+
+    def no_memory(self, filename):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainer, "load_checkpoint", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            make_finetuner(short(), dataset).load_checkpoint(str(path))
+    with pytest.raises(InputError, match="above 0"):
+        make_finetuner(short(encoder_decay=2.0), dataset).load_checkpoint(str(path))
+
+    content = torch.load(path, weights_only=False)
+    weights = content["network_weights"]
+    for other, message in (
+        ({key: value for key, value in content.items() if key != "optimizer_state"}, "lacks optimizer_state"),
+        (content | {"network_weights": dict([*weights.items()][1:])}, "holds another network"),
+        (content | {"network_weights": weights | {"more": torch.ones(1)}}, "holds another network"),
+    ):
+        torch.save(other, path)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            make_finetuner(short(), dataset).load_checkpoint(str(path))
+        assert "delete" not in str(caught.value)
+
+
 def test_parts_that_killed_savers_left_are_removed(dataset):
     trainer = start(make_finetuner(short(), dataset))
     folder = Path(trainer.output_folder)
