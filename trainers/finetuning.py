@@ -117,7 +117,10 @@ class FineTuneTrainer(nnUNetTrainer):
     @property
     def decoder_epochs(self) -> int:
         """Epochs at the start in which only the decoder learns."""
-        return 0 if self.freeze_encoder else round(self.decoder_first_share * self.num_epochs)
+        if self.freeze_encoder or self.decoder_first_share == 0:
+            return 0
+        # each phase gets at least one epoch, where there are two
+        return min(self.num_epochs - 1, max(1, round(self.decoder_first_share * self.num_epochs)))
 
     def initialize(self) -> None:
         """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded."""

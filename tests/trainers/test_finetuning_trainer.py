@@ -317,6 +317,15 @@ def test_a_sound_checkpoint_is_never_called_deletable(dataset, monkeypatch):
         assert "delete" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "share", "expected"),
+    [(1000, 0.1, 100), (5, 0.1, 1), (2, 0.1, 1), (1, 0.1, 0), (5, 0.0, 0), (3, 0.9, 2)],
+)
+def test_both_phases_get_an_epoch_where_there_are_two(dataset, epochs, share, expected):
+    kind = variant(f"FineTuneTrainer_decoderFirst_{epochs}epochs", decoder_first_share=share)
+    assert make_finetuner(kind, dataset).decoder_epochs == expected
+
+
 def test_parts_that_killed_savers_left_are_removed(dataset):
     trainer = start(make_finetuner(short(), dataset))
     folder = Path(trainer.output_folder)
