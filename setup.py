@@ -27,7 +27,7 @@ setup(
         "nnunet_alice.planners": "planners",
     },
     install_requires=[
-        "torch>=2.1.2",
+        "torch>=2.6",  # checkpoints.loading: safe_globals with (callable, name)
         "nnunetv2>=2.8.1,<2.9",
         "batchgenerators>=0.25.1",
         "batchgeneratorsv2>=0.3.2",

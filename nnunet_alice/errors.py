@@ -19,6 +19,10 @@ class CheckpointError(AliceError):
     """A checkpoint is unreadable, incomplete, unsafe or of another family."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """The file is truncated or no checkpoint at all."""
+
+
 class NonFiniteLossError(AliceError):
     """The loss became NaN or infinite.
 

@@ -40,6 +40,21 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def refusals_told(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what the file system refuses while ``path`` is written (no space, no permission) into one sentence.
+
+    Raises:
+        InputError: in place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} could not be written ({error.strerror or error}); free space or choose another folder."
+        ) from error
+
+
 def _umask() -> int:
     """Current umask; ``mkstemp`` makes files that only their owner can read, unlike every other nnU-Net file."""
     mask = os.umask(0)

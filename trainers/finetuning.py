@@ -18,8 +18,10 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
-from nnunet_alice.errors import CheckpointError, InputError
-from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.checkpoints.pretraining import explain_failed_resume
+from nnunet_alice.checkpoints.saving import whole_checkpoint
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, write_json
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.finetuning import (
@@ -115,7 +117,10 @@ class FineTuneTrainer(nnUNetTrainer):
     @property
     def decoder_epochs(self) -> int:
         """Epochs at the start in which only the decoder learns."""
-        return 0 if self.freeze_encoder else round(self.decoder_first_share * self.num_epochs)
+        if self.freeze_encoder or self.decoder_first_share == 0:
+            return 0
+        # each phase gets at least one epoch, where there are two
+        return min(self.num_epochs - 1, max(1, round(self.decoder_first_share * self.num_epochs)))
 
     def initialize(self) -> None:
         """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded."""
@@ -251,22 +256,22 @@ class FineTuneTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
-        with atomic_write(filename) as temporary:
+        with whole_checkpoint(filename) as temporary:
             super().save_checkpoint(str(temporary))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """As nnU-Net's; remembers that the run is continued.
 
         Raises:
-            CheckpointError: the file is damaged or of another network.
+            CheckpointError: the file is damaged, incomplete or of another network.
         """
+        if not self.was_initialized:
+            self.initialize()  # here, as what fails in it is not the file's fault
         try:
             super().load_checkpoint(filename_or_checkpoint)
-        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{filename_or_checkpoint} cannot be continued ({str(error).splitlines()[0]}); delete it and start "
-                "without --c."
-            ) from error
+        except Exception:
+            explain_failed_resume(filename_or_checkpoint, self.bare_network.state_dict())
+            raise  # the file is sound: no memory on the GPU, for example
         self._resumed = True
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -149,6 +149,7 @@ def adapt(
     *,
     transposed: bool = False,
     image_channels: int | None = None,
+    source_image_channels: int | None = None,
     concatenated: bool = False,
 ) -> Adapted:
     """Make ``source`` fit in place of ``fresh`` by the rules of this module, or say why not.
@@ -157,10 +158,16 @@ def adapt(
         source: pretrained tensor.
         fresh: the target network's tensor as initialised.
         transposed: both are weights of a transposed convolution, (in, out, *kernel).
-        image_channels: for the network's first convolution, the number of the target's image channels.
+        image_channels: for the network's first convolution, the number of the target's image channels; what follows
+            them is a previous stage's segmentation.
+        source_image_channels: the same of the source; all by default.
         concatenated: the input is [upsampled features, skipped features] of equal numbers.
     """
-    if source.shape == fresh.shape:
+    other_inputs = image_channels is not None and (image_channels, fresh.shape[1]) != (
+        source_image_channels or source.shape[1],
+        source.shape[1],
+    )
+    if source.shape == fresh.shape and not other_inputs:
         return Adapted(source.clone(), source.numel(), "")
     if source.ndim == 1 or fresh.ndim == 1:
         return _fit_width(source, fresh, 1, []) if source.ndim == fresh.ndim else _no("other kind of layer")
@@ -182,15 +189,26 @@ def adapt(
         if adapted is None:
             return _no("kernel of even size")
         rules.append(f"{'stride' if transposed else 'kernel'} {old} to {'x'.join(map(str, kernel))}")
-    if image_channels is not None and adapted.shape[1] != fresh.shape[1]:
-        rules.append(f"{adapted.shape[1]} to {fresh.shape[1]} input channels")
-        adapted = adapt_input_channels(adapted, image_channels, fresh.shape[1] - image_channels)
+    if other_inputs:
+        return _fit_inputs(adapted[:, :source_image_channels], fresh, image_channels, rules)
     if transposed:
         fitted = _fit_width(adapted.transpose(0, 1), fresh.transpose(0, 1), 1, rules)
         return fitted._replace(tensor=None if fitted.tensor is None else fitted.tensor.transpose(0, 1).contiguous())
     if concatenated and adapted.shape[1] != 2 * adapted.shape[0] and adapted.shape != fresh.shape:
         return _no("its input is not [upsampled, skipped]")
     return _fit_width(adapted, fresh, 2 if concatenated else 1, rules)
+
+
+def _fit_inputs(source: torch.Tensor, fresh: torch.Tensor, image_channels: int, rules: list[str]) -> Adapted:
+    """Last steps of ``adapt`` for the first convolution; ``source`` holds the kernels of image channels alone."""
+    extra = fresh.shape[1] - image_channels
+    if source.shape[1] != image_channels:
+        rules = [*rules, f"{source.shape[1]} to {image_channels} input channels"]
+    if extra:
+        rules = [*rules, f"{extra} more of zeros"]
+    adapted = adapt_input_channels(source, image_channels, extra)
+    fitted = _fit_width(adapted, fresh, 1, rules)
+    return fitted if fitted.tensor is None else fitted._replace(carried=adapted[:, :image_channels].numel())
 
 
 def _fit_width(source: torch.Tensor, fresh: torch.Tensor, groups: int, rules: list[str]) -> Adapted:

@@ -10,7 +10,9 @@ import logging
 import os
 import pkgutil
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, load_checkpoint, netwo
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
-from nnunet_alice.files import read_json, write_json
+from nnunet_alice.files import read_json, refusals_told, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ TOLERANCE = 1e-5
 _TRAINERS = "nnunet_alice.trainers"
 #: in ``dataset.json`` of an export: whence it came, and that it may be written again
 _MARK = "exported_by_nnunet_alice_from"
+_CHECKPOINT = "checkpoint_final.pth"
 #: files beside the folds; nnU-Net needs the first two for predicting
 _NEEDED, _USEFUL = ("plans.json", "dataset.json"), ("dataset_fingerprint.json",)
 
@@ -64,6 +67,9 @@ def export_model(
 ) -> Export:
     """Write ``<output>/nnUNetTrainer__<plans>__<configuration>`` after checking that both trainers' logits agree.
 
+    The folder is whole or absent: a killed export is simply run again, and an export that is already there is replaced
+    with all its folds (nnU-Net would add the logits of what stayed).
+
     Args:
         model: model folder ``<trainer>__<plans>__<configuration>`` with ``plans.json``, ``dataset.json`` and folds.
         output: folder to write into; ``nnUNet_results/<dataset>`` makes it known to ``nnUNetv2_predict``.
@@ -73,7 +79,8 @@ def export_model(
         seed: of the random volume on which logits are compared.
 
     Raises:
-        InputError: the folder is no model folder, a fold lacks the checkpoint, or another model lies in the way.
+        InputError: the folder is no model folder, a fold lacks the checkpoint, something else than an export lies in
+            the way, or the output cannot be written.
         CheckpointError: a checkpoint is damaged, is of pretraining, or would predict otherwise with stock nnU-Net.
     """
     model, output = Path(model), Path(output)
@@ -89,14 +96,40 @@ def export_model(
     configuration = next(iter(found.values()))["init_args"]["configuration"]
     target = output / f"{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
     _check_free(target, model)
-    for fold, content in found.items():
-        save_checkpoint(content, target / f"fold_{fold}" / "checkpoint_final.pth")
-    for name in _USEFUL:
-        if (model / name).is_file():
-            write_json(target / name, read_json(model / name))
-    write_json(target / "plans.json", plans)
-    write_json(target / "dataset.json", dataset_json | {_MARK: f"{model.name}, {checkpoint_name}"})
+    files = {"plans.json": plans, "dataset.json": dataset_json | {_MARK: f"{model.name}, {checkpoint_name}"}}
+    files |= {name: read_json(model / name) for name in _USEFUL if (model / name).is_file()}
+    with refusals_told(target), _whole_folder(target) as folder:
+        for fold, content in found.items():
+            save_checkpoint(content, folder / f"fold_{fold}" / _CHECKPOINT)
+        for name, content in files.items():
+            write_json(folder / name, content)
     return Export(target, tuple(found), trainer, largest)
+
+
+@contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``target``; put it in place of ``target`` when the block ends well.
+
+    A kill leaves the old folder, none or the new one, and hidden ones beside it that the next export clears up.
+    """
+    new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    _clear_up(target, new, old)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
+    finally:
+        _clear_up(target, new, old)
+
+
+def _clear_up(target: Path, new: Path, old: Path) -> None:
+    if old.exists() and not target.exists():  # stopped between the two renamings
+        os.replace(old, target)
+    for folder in (new, old):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def _read_model(model: Path) -> tuple[dict, dict]:
@@ -222,11 +255,25 @@ def _same_configuration(found: dict[str, dict], path: Path) -> None:
 
 
 def _check_free(target: Path, model: Path) -> None:
-    """An export may replace an export, nothing else."""
+    """An export may replace an export that nothing was put into, and nothing else."""
     if target.resolve() == model.resolve():
         raise InputError(f"{target} is the model itself, and predicts with stock nnU-Net already; name another output.")
-    if not target.is_dir() or not any(target.iterdir()):
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     description = target / "dataset.json"
     if not description.is_file() or _MARK not in read_json(description):
         raise InputError(f"{target} holds another model; name another output folder with -o.")
+    for path in target.rglob("*"):
+        if path.is_file() and not _is_ours(path.relative_to(target)):
+            raise InputError(f"{path} is of no export and would be lost; move it, or name another output with -o.")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file of this path inside a model folder may be an export's."""
+    if len(path.parts) == 1:
+        return path.name in _NEEDED + _USEFUL or path.name.startswith(".")
+    return (
+        len(path.parts) == 2
+        and path.parts[0].startswith("fold_")
+        and (path.name == _CHECKPOINT or path.name.startswith("."))
+    )

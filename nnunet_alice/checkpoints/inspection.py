@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.errors import CheckpointError
 
 
@@ -21,8 +22,7 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} was not written by a pretraining trainer of nnunet_alice; "
             "its weights may still fit: nnunet_alice transfer adapts other nnU-Net and nnssl checkpoints."
         )
-    plans = run["plans"]
-    configuration = plans["configurations"][run["configuration"]]
+    configuration = pretrained_configuration(run)
     settings = run["hyper_parameters"]
     weights = checkpoint["network_weights"]
     parameters = {

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_alice.errors import CheckpointError
+from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -35,27 +35,38 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
             you would let use your account.
 
     Raises:
-        CheckpointError: the file is missing, truncated, not a checkpoint, or would run code (and ``trust`` is off).
+        DamagedCheckpointError: the file is truncated or not a checkpoint.
+        CheckpointError: it is missing, would run code (and ``trust`` is off), or needs a package that is not installed
+            (and ``trust`` is on).
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} {'is a folder, not a checkpoint' if path.is_dir() else 'does not exist'}.")
     if trust:
         logger.warning("Opening %s with --trust: code in it, if there is any, runs now.", path)
-    try:
-        with torch.serialization.safe_globals(_stock_types()):
-            content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        raise _unpickling_error(path, error) from None
-    except (
-        Exception
-    ) as error:  # torch reports broken files as RuntimeError, EOFError, ValueError, KeyError, OSError, ...
-        raise CheckpointError(
-            f"{path} is truncated or not a checkpoint ({_first_line(error)}); copy or download it again."
-        ) from error
+    content = _read(path, trust)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__} instead of a checkpoint's dict.")
     return dict(content)
+
+
+def _read(path: Path, trust: bool) -> Any:
+    """Whatever the file holds, on the CPU."""
+    registered = torch.serialization.get_safe_globals()  # of the host program; leaving the block would take them away
+    stock = torch.serialization.safe_globals([kind for kind in _stock_types() if kind not in registered])
+    try:
+        with stock:
+            return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        raise _unpickling_error(path, error) from None
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} needs the package '{error.name or _reason(error)}', which is not installed here; install it first."
+        ) from error
+    except Exception as error:  # broken files: RuntimeError, EOFError, ValueError, KeyError, OSError, ...
+        raise DamagedCheckpointError(
+            f"{path} is truncated or not a checkpoint ({_reason(error)}); copy or download it again."
+        ) from error
 
 
 def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -103,20 +114,24 @@ def _stock_types() -> list:
 
 def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
     """Tell a file that asks for code from one that is broken."""
-    asked = re.search(r"GLOBAL ([A-Za-z_]\w*(?:\.\w+)+)", str(error))  # the words of torch's weights-only unpickler
+    # the words of torch's weights-only unpickler; it leaves "builtins." out
+    asked = re.search(r"GLOBAL ([\w.]+) (?:was not an allowed|whose module)", str(error))
     if asked:
+        name = asked[1] if "." in asked[1] else f"builtins.{asked[1]}"
         return CheckpointError(
-            f"{path} was refused: opening it would run '{asked.group(1)}', which is no plain data; "
+            f"{path} was refused: opening it would run '{name}', which is no plain data; "
             "pass --trust only if you trust its author with your account."
         )
     if zipfile.is_zipfile(path):
         return CheckpointError(
-            f"{path} was refused: it holds more than plain data ({_first_line(error)}); "
+            f"{path} was refused: it holds more than plain data ({_reason(error)}); "
             "pass --trust only if you trust its author with your account."
         )
-    return CheckpointError(f"{path} is truncated or not a checkpoint; copy or download it again.")
+    return DamagedCheckpointError(f"{path} is truncated or not a checkpoint; copy or download it again.")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160].rstrip(".") if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """One short line of an error's text, without the advice on switching safety off that torch puts before it."""
+    text = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error).strip()
+    line = "".join(filter(str.isprintable, text.partition("\n")[0]))  # it may quote the file, which may hold anything
+    return line[:160].rstrip(". ") or type(error).__name__

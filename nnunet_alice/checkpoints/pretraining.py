@@ -1,18 +1,19 @@
 """What our pretraining checkpoints say about themselves, and what is checked before a run continues from one."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from nnunet_alice import __version__
-from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.nnssl import adaptation_plan
-from nnunet_alice.errors import CheckpointError
+from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
 
 #: entries that a checkpoint needs for continuing
 _NEEDED = ("network_weights", "model_state", "optimizer_state", "logging", "history", "current_epoch", "pretraining")
+_NEEDED_BY_NNUNET = ("network_weights", "optimizer_state", "logging", "_best_ema", "current_epoch", "init_args")
 
 
 def describe_run(
@@ -65,11 +66,22 @@ def describe_run(
     }
 
 
+def pretrained_configuration(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that was pretrained, with what it inherits from others.
+
+    Args:
+        run: entry ``pretraining`` of a checkpoint.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(dict(run["plans"])).get_configuration(run["configuration"]).configuration
+
+
 def read_for_resume(
     path: str | os.PathLike,
     method: str,
     hyper_parameters: Mapping[str, Any],
-    network_weights: Mapping[str, torch.Tensor],
+    own_weights: Mapping[str, torch.Tensor],
 ) -> dict[str, Any]:
     """Read a checkpoint that the same run wrote, and make sure that it did.
 
@@ -77,25 +89,17 @@ def read_for_resume(
         path: the checkpoint.
         method: of the trainer that continues.
         hyper_parameters: of the trainer that continues.
-        network_weights: of the trainer that continues, for their names and shapes.
+        own_weights: of the trainer that continues, for their names and shapes.
 
     Raises:
         CheckpointError: the file is damaged, or comes from another method, network or other settings.
     """
     checkpoint = load_checkpoint(path)
-    missing = [name for name in _NEEDED if name not in checkpoint]
-    if missing:
-        raise CheckpointError(
-            f"{path} lacks {', '.join(missing)} and cannot be continued; "
-            "to start from its weights use -pretrained_weights instead of --c."
-        )
+    _check_entries(path, checkpoint, _NEEDED)
     run = checkpoint["pretraining"]
     if run["method"] != method:
         raise CheckpointError(f"{path} was trained with {run['method']}, not {method}; start without --c.")
-    for name, shape in ((name, weight.shape) for name, weight in network_weights.items()):
-        weight = checkpoint["network_weights"].get(name)
-        if weight is None or weight.shape != shape:
-            raise CheckpointError(f"{path} holds another network ('{name}' does not fit); start without --c.")
+    _check_network(path, checkpoint, own_weights)
     changed = [
         f"{name} was {run['hyper_parameters'].get(name)!r} and is {value!r}"
         for name, value in hyper_parameters.items()
@@ -104,6 +108,46 @@ def read_for_resume(
     if changed:
         raise CheckpointError(f"{path} comes from a run with other settings: {'; '.join(changed)}; start without --c.")
     return checkpoint
+
+
+def explain_failed_resume(path: str | os.PathLike, own_weights: Mapping[str, torch.Tensor]) -> None:
+    """Say what is wrong with a checkpoint from which nnU-Net's trainer could not continue; nothing if it is sound.
+
+    Args:
+        path: the checkpoint.
+        own_weights: of the trainer that continues, for their names and shapes.
+
+    Raises:
+        CheckpointError: the file is damaged, incomplete or of another network.
+    """
+    try:
+        checkpoint = load_checkpoint(path)
+    except DamagedCheckpointError as error:
+        raise CheckpointError(
+            f"{path} cannot be continued, as it cannot be read; delete it and start without --c."
+        ) from error
+    except CheckpointError:
+        return  # missing, or more than plain data: nnU-Net's own error says more
+    _check_entries(path, checkpoint, _NEEDED_BY_NNUNET)
+    _check_network(path, checkpoint, own_weights)
+
+
+def _check_entries(path: str | os.PathLike, checkpoint: Mapping[str, Any], needed: Iterable[str]) -> None:
+    missing = [name for name in needed if name not in checkpoint]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(missing)} and cannot be continued; "
+            "to start from its weights use -pretrained_weights instead of --c."
+        )
+
+
+def _check_network(
+    path: str | os.PathLike, checkpoint: Mapping[str, Any], own_weights: Mapping[str, torch.Tensor]
+) -> None:
+    saved = network_weights(checkpoint, path)
+    for name in [*own_weights, *saved]:
+        if name not in saved or name not in own_weights or saved[name].shape != own_weights[name].shape:
+            raise CheckpointError(f"{path} holds another network ('{name}' does not fit); start without --c.")
 
 
 def _same(one: Any, other: Any) -> bool:

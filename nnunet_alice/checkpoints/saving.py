@@ -6,7 +6,8 @@ is needed, and no class of ours, of numpy or of nnU-Net has to be importable.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,27 @@ def save_checkpoint(content: dict, path: str | os.PathLike) -> None:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"A checkpoint is a dict, not {type(content).__name__}: {path} was not written.")
     content = plain(content)
-    path = Path(path)
-    _remove_stale_parts(path)
     try:
-        with atomic_write(path) as temporary:
+        with whole_checkpoint(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} could not be written ({reason}); free space or choose another folder."
         ) from error
+
+
+@contextmanager
+def whole_checkpoint(path: str | os.PathLike) -> Iterator[Path]:
+    """``atomic_write`` for checkpoints, which are large: removes what killed savers of the same file left.
+
+    Yields:
+        the temporary path to write to.
+    """
+    path = Path(path)
+    _remove_stale_parts(path)
+    with atomic_write(path) as temporary:
+        yield temporary
 
 
 def _remove_stale_parts(path: Path) -> None:

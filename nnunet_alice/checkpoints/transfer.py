@@ -23,7 +23,7 @@ from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, adaptation_plan, unet_weights
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
-from nnunet_alice.files import atomic_write, read_json
+from nnunet_alice.files import atomic_write, read_json, refusals_told
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,11 @@ class Transfer:
 
 
 def transfer_weights(
-    source: Mapping[str, torch.Tensor], target: nn.Module, image_channels: int | None = None, parts: str = "all"
+    source: Mapping[str, torch.Tensor],
+    target: nn.Module,
+    image_channels: int | None = None,
+    parts: str = "all",
+    source_image_channels: int | None = None,
 ) -> Transfer:
     """Put the pretrained tensors into a freshly built network, in place, wherever they fit or can be made to fit.
 
@@ -65,6 +69,7 @@ def transfer_weights(
         target: one of nnU-Net's U-Nets, as initialised.
         image_channels: how many of the target's input channels are images (all by default; fewer in a cascade).
         parts: ``all``, or ``encoder`` to leave the decoder fresh.
+        source_image_channels: how many of the source's input channels are images, likewise.
 
     Raises:
         CheckpointError: the encoders are of different families, the source holds NaN or infinity, or nothing of the
@@ -79,7 +84,8 @@ def transfer_weights(
     rows, results = [], {}
     for name, fresh in tensors.items():
         source_name = _source_name(name, source, *depths)
-        adapted = _adapt_one(name, source.get(source_name or ""), fresh.detach(), image_channels, parts)
+        channels = (image_channels or fresh.shape[1], source_image_channels) if name in _INPUT_CONVOLUTIONS else None
+        adapted = _adapt_one(name, source.get(source_name or ""), fresh.detach(), channels, parts)
         if adapted.tensor is not None:
             results[name] = adapted.tensor
         rows.append(_row(name, source_name, source, fresh, adapted))
@@ -122,8 +128,8 @@ def transfer_checkpoint(
         seed: for what stays fresh.
 
     Raises:
-        CheckpointError: unreadable, of another family, or nothing fits.
-        InputError: unknown configuration, or ``output`` would overwrite ``checkpoint``.
+        CheckpointError: unreadable, of another family, nothing fits, or ``output`` cannot be written.
+        InputError: unknown configuration, ``output`` would overwrite ``checkpoint``, or the table cannot be written.
         NotPreparedError: the target dataset has no plans.
     """
     output = Path(output)
@@ -132,12 +138,11 @@ def transfer_checkpoint(
     plans, dataset_json = _target(dataset, plans_name, configuration)
     loaded = load_checkpoint(checkpoint, trust)
     source = unet_weights(loaded, checkpoint)
-    image_channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, channels = build_network(plans, configuration, dataset_json)
     try:
-        result = transfer_weights(source, network, image_channels, parts)
+        result = transfer_weights(source, network, _images(dataset_json), parts, _images(_dataset_of(loaded)))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} cannot go to {plans_name} {configuration}: {error}") from None
     content = {
@@ -151,9 +156,10 @@ def transfer_checkpoint(
             "share_of_encoder": result.share("encoder"),
         },
     }
-    with atomic_write(output.with_suffix(".csv")) as temporary:
-        result.table.to_csv(temporary, index=False)
     save_checkpoint(content, output)
+    table = output.with_suffix(".csv")  # last: a table without its checkpoint would tell of weights that are not there
+    with refusals_told(table), atomic_write(table) as temporary:
+        result.table.to_csv(temporary, index=False)
     return result
 
 
@@ -193,6 +199,20 @@ def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[di
     if not dataset_json.is_file():
         dataset_json = nnunet_folder("nnUNet_raw") / name / "dataset.json"
     return plans, read_json(dataset_json)
+
+
+def _dataset_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The dataset.json of a checkpoint's training; empty if it does not say."""
+    for key in ("pretraining", "init_args"):  # ours, nnU-Net's
+        entry = checkpoint.get(key)
+        if isinstance(entry, Mapping) and isinstance(entry.get("dataset_json"), Mapping):
+            return entry["dataset_json"]
+    return {}
+
+
+def _images(dataset_json: Mapping[str, Any]) -> int | None:
+    """Number of image channels; None if the dataset.json does not say."""
+    return len(dataset_json.get("channel_names", dataset_json.get("modality", ()))) or None
 
 
 def _check_families(source: Iterable[str], target: Iterable[str]) -> None:
@@ -241,8 +261,13 @@ def _source_name(name: str, source: Mapping[str, torch.Tensor], source_stages: i
 
 
 def _adapt_one(
-    name: str, source: torch.Tensor | None, fresh: torch.Tensor, image_channels: int | None, parts: str
+    name: str,
+    source: torch.Tensor | None,
+    fresh: torch.Tensor,
+    channels: tuple[int, int | None] | None,
+    parts: str,
 ) -> Adapted:
+    """``channels``: for the first convolution, how many of the target's and the source's input channels are images."""
     if _HEAD in name:
         return Adapted(None, 0, "segmentation layers are trained anew")
     if parts == "encoder" and not name.startswith("encoder."):
@@ -255,7 +280,8 @@ def _adapt_one(
         source.to(fresh),
         fresh,
         transposed=".transpconvs." in name and name.endswith("weight") and fresh.ndim > 1,
-        image_channels=(image_channels or fresh.shape[1]) if name in _INPUT_CONVOLUTIONS else None,
+        image_channels=channels[0] if channels else None,
+        source_image_channels=channels[1] if channels else None,
         concatenated=bool(re.fullmatch(r"decoder\.stages\.\d+\.convs\.0\.conv\.weight", name)),
     )
 

@@ -15,6 +15,7 @@ from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.checkpoints.conditional import query_encoder_state
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.data.atlas_file import geometry_of_checkpoint
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, LocationGroups, UnconditionedEncoder
@@ -106,9 +107,9 @@ def open_encoder(
         module = UnconditionedEncoder(network.encoder)
     strides = np.cumprod([np.broadcast_to(stride, 3) for stride in network.encoder.strides], axis=0)
     landmarks, atlas = _anatomy(run, own)
-    configuration = run["plans"]["configurations"][run["configuration"]]
+    patch_size = pretrained_configuration(run)["patch_size"]
     size = own["crop_size"] if own else crop_size(
-        landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), configuration["patch_size"]
+        landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), patch_size
     )  # fmt: skip
     return TrainedEncoder(
         module.to(device).eval(),

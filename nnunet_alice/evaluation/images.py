@@ -9,6 +9,7 @@ import numpy as np
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.cases import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.world import PreparedCases, world_affine
+from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
@@ -44,7 +45,7 @@ class DatasetImages:
     """
 
     def __init__(self, dataset: PreprocessedDataset, run: Mapping) -> None:
-        trained = run["plans"]["configurations"][run["configuration"]]
+        trained = pretrained_configuration(run)
         there = (dataset.spacing, tuple(dataset.plans["transpose_forward"]))
         wanted = (tuple(trained["spacing"]), tuple(run["plans"]["transpose_forward"]))
         if not np.allclose(there[0], wanted[0]) or there[1] != wanted[1]:

@@ -128,7 +128,8 @@ def test_between_2d_and_3d():
 
 
 def test_equal_shapes_are_the_identity_for_every_kind():
-    for options in ({}, {"transposed": True}, {"image_channels": 2}, {"concatenated": True}):
+    cascade = {"image_channels": 2, "source_image_channels": 2}
+    for options in ({}, {"transposed": True}, {"image_channels": 4}, cascade, {"concatenated": True}):
         source = torch.randn(2, 4, 3, 3, 3)
         result = adapt(source, torch.zeros(2, 4, 3, 3, 3), **options)
         assert torch.equal(result.tensor, source) and result.how == "" and result.carried == source.numel()
@@ -143,6 +144,30 @@ def test_rules_add_up_and_are_named():
     result = adapt(torch.ones(4, 2, 2, 2, 2), torch.full((5, 3, 1, 2, 2), 9.0), transposed=True)
     assert result.how == "stride 2x2x2 to 1x2x2, widened 2x4 to 3x5"
     assert (result.tensor[:4, :2] == 1).all() and (result.tensor[4, :2] == 0).all() and (result.tensor[:, 2] == 9).all()
+
+
+@pytest.mark.parametrize(("old", "prior"), [(3, 2), (1, 2), (2, 1), (4, 1)])
+def test_a_cascade_with_as_many_channels_ignores_the_previous_stage(old, prior):
+    """The source's channels are all images; the target has one image and one-hot channels behind it."""
+    weight, image, onehot = torch.randn(2, old, 3, 3, 3), torch.randn(1, 1, 6, 6, 6), torch.randn(1, prior, 6, 6, 6)
+    result = adapt(weight, torch.ones(2, 1 + prior, 3, 3, 3), image_channels=1)
+    response = conv3d(torch.cat((image, onehot), 1), result.tensor)
+    assert torch.allclose(response, conv3d(image.expand(-1, old, -1, -1, -1), weight))
+    assert result.carried == 2 * 27 and f"{prior} more of zeros" in result.how
+    wider = adapt(weight, torch.ones(5, 1 + prior, 3, 3, 3), image_channels=1)
+    assert wider.carried == 2 * 27 and torch.equal(wider.tensor[:2], result.tensor)
+
+
+def test_a_cascade_goes_whole_to_the_same_cascade_and_its_images_alone_elsewhere():
+    weight, image = torch.randn(2, 3, 3, 3, 3), torch.randn(1, 1, 6, 6, 6)
+    same = adapt(weight, torch.ones(2, 3, 3, 3, 3), image_channels=1, source_image_channels=1)
+    assert torch.equal(same.tensor, weight) and same.how == "" and same.carried == weight.numel()
+    for channels, images in ((3, 3), (1, 1), (5, 2)):
+        result = adapt(weight, torch.ones(2, channels, 3, 3, 3), image_channels=images, source_image_channels=1)
+        assert torch.allclose(
+            conv3d(image.expand(-1, images, -1, -1, -1), result.tensor[:, :images]), conv3d(image, weight[:, :1])
+        )
+        assert not result.tensor[:, images:].any() and result.carried == 2 * images * 27
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Exported models: the same logits, predicted by stock nnU-Net without this package, or refused."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,9 +138,94 @@ def test_wrong_checkpoints_are_refused(trained, tmp_path, changes, message):
         export_model(copied(trained[0], tmp_path / "model", **changes), tmp_path / "out")
 
 
+def names_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_export_replaces_an_export_with_all_its_folds(trained, tmp_path):
+    """nnU-Net's predictor would ensemble a fold that stayed."""
+    model, out = trained[0], tmp_path / "out"
+    export = export_model(model, out)
+    expected = names_below(out)
+    shutil.copytree(export.folder / "fold_0", export.folder / "fold_1")
+    export_model(model, out)
+    assert names_below(out) == expected and len(expected) == 4
+
+
+def test_a_killed_export_leaves_no_model_and_is_repeated(trained, tmp_path, monkeypatch):
+    """Killed inside its last file, the first time and over an export."""
+    model, out = trained[0], tmp_path / "out"
+    target = out / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+
+    def killed(path, content):
+        raise KeyboardInterrupt
+
+    def left_as_by_a_kill(folder, **options):
+        assert not folder.exists() or folder.name.startswith(".")
+
+    for before in ([], ["dataset.json", "dataset_fingerprint.json", "fold_0/checkpoint_final.pth", "plans.json"]):
+        with monkeypatch.context() as patch:
+            patch.setattr(exporting, "write_json", killed)
+            patch.setattr(exporting.shutil, "rmtree", left_as_by_a_kill)
+            with pytest.raises(KeyboardInterrupt):
+                export_model(model, out)
+        assert names_below(target) == before
+        assert len(list(out.iterdir())) == 1 + bool(before), "nothing was left: the test proves nothing"
+        export_model(model, out)
+        assert [path.name for path in out.iterdir()] == [target.name]
+
+
+def test_an_export_that_cannot_be_put_in_place_leaves_the_old_one(trained, tmp_path, monkeypatch):
+    export = export_model(trained[0], tmp_path)
+    before, real = names_below(tmp_path), os.replace
+
+    def refused(source, target):
+        if str(source).endswith(".new"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting.os, "replace", refused)
+        with pytest.raises(InputError, match=r"could not be written \(Input/output error\)"):
+            export_model(trained[0], tmp_path)
+    assert names_below(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == [export.folder.name]
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(trained, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    assert main(["export", "-i", str(trained[0]), "-o", str(tmp_path / "file")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "file/nnUNetTrainer__nnUNetPlans__3d_fullres could not be written" in message
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporting, "write_json", full)
+    assert main(["export", "-i", str(trained[0]), "-o", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "could not be written (No space left on device)" in message
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_was_put_into_an_export_is_not_lost(trained, tmp_path):
+    export = export_model(trained[0], tmp_path)
+    for name in ("postprocessing.pkl", "fold_0/validation/summary.json"):
+        path = export.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+        with pytest.raises(InputError, match=rf"{path.name} is of no export and would be lost"):
+            export_model(trained[0], tmp_path)
+        path.unlink()
+    export_model(trained[0], tmp_path)
+
+
 def test_nothing_but_an_export_is_replaced(trained, tmp_path):
     target = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     target.mkdir()
     (target / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match="holds another model"):
+        export_model(trained[0], tmp_path)
+    shutil.rmtree(target)
+    target.touch()
     with pytest.raises(InputError, match="holds another model"):
         export_model(trained[0], tmp_path)

@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,25 @@ def test_the_allow_list_is_not_left_open(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+def test_what_the_host_program_allows_stays_allowed(tmp_path):
+    save_checkpoint({"network_weights": {"w": torch.ones(2)}}, tmp_path / "c.pth")
+    with torch.serialization.safe_globals([np.dtype, Path]):
+        load_checkpoint(tmp_path / "c.pth")
+        assert set(torch.serialization.get_safe_globals()) >= {np.dtype, Path}
+
+
+def test_a_torch_that_is_too_old_is_not_taken_for_a_broken_file(tmp_path, monkeypatch):
+    save_checkpoint({"network_weights": {"w": torch.ones(2)}}, tmp_path / "c.pth")
+    monkeypatch.delattr(torch.serialization, "safe_globals")
+    with pytest.raises(AttributeError, match="safe_globals"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+def test_the_required_torch_has_an_allow_list_with_names():
+    setup = (Path(__file__).parents[2] / "setup.py").read_text()
+    assert tuple(map(int, re.search(r'"torch>=([\d.]+)"', setup)[1].split("."))) >= (2, 6)
+
+
 def test_scalars_of_numpy_1_open(tmp_path):
     torch.save({"a": np.float64(0.25), "b": np.int64(3), "c": np.float32(2)}, tmp_path / "c.pth", pickle_protocol=2)
     import zipfile
@@ -112,17 +133,33 @@ class Malicious:
         return os.mkdir, (self.path,)
 
 
+class Executed(Malicious):
+    """The same by a builtin, whose module torch does not name."""
+
+    def __reduce__(self):
+        return exec, (f"import os; os.mkdir({self.path!r})",)
+
+
+@pytest.mark.parametrize(("kind", "named"), [(Malicious, "mkdir"), (Executed, "builtins.exec")])
 @pytest.mark.parametrize("write", ["zip", "legacy", "pickle"])
-def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path, write):
+def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path, write, kind, named):
     path, touched = tmp_path / "bad.pth", tmp_path / "touched"
-    content = {"network_weights": {"w": torch.ones(2)}, "extra": Malicious(touched)}
+    content = {"network_weights": {"w": torch.ones(2)}, "extra": kind(touched)}
     if write == "pickle":
         path.write_bytes(pickle.dumps({"extra": content["extra"]}, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=write == "zip")
-    with pytest.raises(CheckpointError, match=r"bad\.pth was refused.*mkdir.*--trust") as caught:
+    with pytest.raises(CheckpointError, match=rf"bad\.pth was refused.*{named}'.*--trust") as caught:
         load_checkpoint(path)
-    assert "\n" not in str(caught.value) and not touched.exists()
+    assert str(caught.value).isprintable() and not touched.exists()
+
+
+def test_what_is_refused_for_another_reason_is_told_without_torchs_advice(tmp_path):
+    """Protocol 4 has instructions that torch does not read."""
+    torch.save({"extra": Malicious(tmp_path / "touched")}, tmp_path / "bad.pth", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match=r"more than plain data \(Unsupported operand \d+\)") as caught:
+        load_checkpoint(tmp_path / "bad.pth")
+    assert str(caught.value).isprintable() and not (tmp_path / "touched").exists()
 
 
 def test_trust_opens_it_and_then_the_code_runs(tmp_path):
@@ -130,6 +167,16 @@ def test_trust_opens_it_and_then_the_code_runs(tmp_path):
     torch.save({"network_weights": {"w": torch.ones(2)}, "extra": Malicious(touched)}, path)
     assert torch.equal(load_checkpoint(path, trust=True)["network_weights"]["w"], torch.ones(2))
     assert touched.exists()
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    module = types.ModuleType("absent_package")
+    module.Thing = type("Thing", (), {"__module__": "absent_package"})
+    monkeypatch.setitem(sys.modules, "absent_package", module)
+    torch.save({"extra": module.Thing()}, tmp_path / "c.pth")
+    monkeypatch.delitem(sys.modules, "absent_package")
+    with pytest.raises(CheckpointError, match=r"c\.pth needs the package 'absent_package', which is not installed"):
+        load_checkpoint(tmp_path / "c.pth", trust=True)
 
 
 def test_a_whole_module_is_refused(tmp_path):

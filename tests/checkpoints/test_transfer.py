@@ -17,16 +17,32 @@ from nnunet_alice.checkpoints.transfer import transfer_checkpoint, transfer_weig
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 
-#: stages of source and target in every combination; anisotropy and channels run through theirs beside them
-DEPTHS = list(itertools.product(range(4, 8), repeat=2))
-CHANNELS = list(itertools.product(range(1, 5), repeat=2))
-CASES = [
-    (kind, depths, channels, (i % 2 == 0, i // 2 % 2 == 0))
-    for kind in ("plain", "residual")
-    for i, (depths, channels) in enumerate(
-        zip(DEPTHS, CHANNELS[::-1] if kind == "plain" else CHANNELS[5:] + CHANNELS[:5], strict=True)
-    )
-]
+#: products by 2 and by 3 in the field with four elements, whose sum is ``^``
+_TWICE, _THRICE = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def pairs_of_networks(kind: str) -> list[tuple]:
+    """Kind, depths, channels and anisotropy of 16 pairs of source and target.
+
+    Any two of source depth, target depth, source channels, target channels and kind of anisotropy (four values each)
+    take all 16 pairs of values: the lines x + y, x + 2y and x + 3y of the field with four elements.
+    """
+    shift = 0 if kind == "plain" else 2  # other quintuples for the other family
+    cases = []
+    for x, y in itertools.product(range(4), repeat=2):
+        flat, channels = x ^ y ^ shift, (1 + (x ^ _TWICE[y] ^ shift), 1 + (x ^ _THRICE[y]))
+        cases.append((kind, (4 + x, 4 + y), channels, (bool(flat & 1), bool(flat & 2))))
+    return cases
+
+
+CASES = pairs_of_networks("plain") + pairs_of_networks("residual")
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_depths_channels_and_anisotropy_vary_independently(kind):
+    factors = zip(*((*depths, *channels, flat) for _, depths, channels, flat in pairs_of_networks(kind)), strict=True)
+    for one, other in itertools.combinations(factors, 2):
+        assert len(set(zip(one, other, strict=True))) == 16
 
 
 def source_of(network) -> dict:
@@ -35,6 +51,11 @@ def source_of(network) -> dict:
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return unet_weights({"network_weights": network.state_dict()}, "source.pth")
+
+
+def centre(image):
+    """Without the border that zero padding reaches."""
+    return image[..., 3:-3, 3:-3, 3:-3]
 
 
 def features(network, image):
@@ -128,6 +149,33 @@ def test_equal_channels_give_the_same_features(kind, channels, make_plans, make_
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("anisotropic", [(False, True), (True, False)])
+@pytest.mark.parametrize("channels", [(1, 3), (3, 2)])
+def test_the_stem_answers_constant_images_as_before(kind, anisotropic, channels, make_plans, make_network):
+    """Other kernel and other channels at once, in the networks themselves."""
+    network, target = (make_network(make_plans(kind, 4, a), n) for a, n in zip(anisotropic, channels, strict=True))
+    transfer_weights(source_of(network), target)
+    name = "encoder.stem.convs.0.conv" if kind == "residual" else "encoder.stages.0.0.convs.0.conv"
+    stems = [net.get_submodule(name) for net in (network, target)]
+    assert stems[0].kernel_size != stems[1].kernel_size
+    old, new = (centre(stem(torch.full((1, n, 9, 9, 9), 0.7))) for stem, n in zip(stems, channels, strict=True))
+    assert torch.allclose(old, new, atol=1e-5) and old.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("anisotropic", [(False, True), (True, False)])
+def test_upsampling_keeps_its_mean_over_each_voxel(kind, anisotropic, make_plans, make_network):
+    """Transposed convolutions of another stride, in the networks themselves."""
+    network, target = (make_network(make_plans(kind, 4, a)) for a in anisotropic)
+    transfer_weights(source_of(network), target)
+    layers = [net.decoder.transpconvs[-1] for net in (network, target)]
+    assert {layer.stride for layer in layers} == {(1, 2, 2), (2, 2, 2)}
+    image = torch.rand(1, layers[0].in_channels, 4, 4, 4)
+    old, new = (torch.nn.functional.interpolate(layer(image), size=(4, 4, 4), mode="area") for layer in layers)
+    assert torch.allclose(old, new, atol=1e-5) and old.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_wider_networks_compute_the_old_features_beside_new_ones(kind, make_plans, make_network):
     network, target = make_network(make_plans(kind, 4, width=2)), make_network(make_plans(kind, 4, width=3))
     result = transfer_weights(source_of(network), target)
@@ -194,6 +242,18 @@ def test_cascade_ignores_the_previous_stage_at_first(make_plans, make_network):
     assert torch.allclose(features(network, image)[0], features(target, torch.cat((image, prior), 1))[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_a_cascade_of_as_many_channels_ignores_the_previous_stage_too(kind, make_plans, make_network):
+    plans = make_plans(kind)
+    network, target = make_network(plans, 3), make_network(plans, 3)
+    result = transfer_weights(source_of(network), target, image_channels=1)
+    image, prior = torch.rand(1, 1, 16, 16, 16), torch.rand(1, 2, 16, 16, 16)
+    old = features(network, image.expand(-1, 3, -1, -1, -1))[0]
+    assert torch.allclose(old, features(target, torch.cat((image, prior), 1))[0], atol=1e-4)
+    (stem,) = result.table[result.table["how"].str.contains("more of zeros")].to_dict("records")
+    assert stem["status"] == "adapted" and stem["carried"] == stem["parameters"] // 3
+
+
 @pytest.mark.parametrize("kinds", [("plain", "residual"), ("residual", "plain")])
 def test_other_families_are_refused_and_nothing_changes(kinds, make_plans, make_network):
     source, target = source_of(make_network(make_plans(kinds[0]))), make_network(make_plans(kinds[1]))
@@ -253,6 +313,36 @@ def test_the_command_writes_checkpoint_and_table(target_dataset, tmp_path, make_
     assert main(command) == 0  # the same seed gives the same file, fresh tensors included
     again = load_checkpoint(tmp_path / "out.pth")["network_weights"]
     assert all(torch.equal(w, again[name]) for name, w in checkpoint["network_weights"].items())
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(target_dataset, tmp_path, make_plans, make_network, capsys):
+    save_checkpoint({"network_weights": make_network(make_plans()).state_dict()}, tmp_path / "in.pth")
+    command = ["transfer", "-i", str(tmp_path / "in.pth"), "-d", "900", "-o"]
+    (tmp_path / "full.pth").mkdir()  # no file can be put in its place
+    assert main([*command, str(tmp_path / "full.pth")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "full.pth could not be written" in message
+    assert not (tmp_path / "full.csv").exists(), "a table without its checkpoint"
+    (tmp_path / "out.csv").mkdir()
+    assert main([*command, str(tmp_path / "out.pth")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "out.csv could not be written (Is a directory)" in message
+    assert PLAN_KEY in load_checkpoint(tmp_path / "out.pth")
+
+
+@pytest.mark.parametrize(("entry", "share"), [({"channel_names": {"0": "CT"}}, 1), ({}, 0)])
+def test_a_cascade_is_known_by_the_dataset_of_its_training(
+    target_dataset, tmp_path, make_plans, make_network, entry, share
+):
+    """Trained with one image and two one-hot channels, for a target of three images."""
+    source = make_network(make_plans("plain", 5, anisotropic=True), 3)
+    weights = source_of(source)
+    save_checkpoint({"network_weights": source.state_dict(), "init_args": {"dataset_json": entry}}, tmp_path / "i.pth")
+    transfer_checkpoint(tmp_path / "i.pth", 900, "nnUNetPlans", "3d_fullres", tmp_path / "o.pth")
+    stem = "encoder.stages.0.0.convs.0.conv.weight"
+    moved = load_checkpoint(tmp_path / "o.pth")["network_weights"][stem]
+    expected = weights[stem][:, :1].expand(-1, 3, -1, -1, -1) / 3 if share else weights[stem]
+    assert torch.allclose(moved, expected)
 
 
 def test_the_command_tells_errors_in_one_sentence(target_dataset, tmp_path, make_plans, make_network, capsys):

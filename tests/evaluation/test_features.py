@@ -221,3 +221,15 @@ def test_what_cannot_work_gets_one_sentence(folders, tmp_path, capsys):
     run["plans"]["configurations"]["3d_fullres"]["spacing"] = [1, 1, 1]
     with pytest.raises(InputError, match=r"16.* mm, the checkpoint's to \(1, 1, 1\) mm"):
         DatasetImages(PreprocessedDataset(DATASET, PLANS, "3d_fullres"), run)
+
+
+def test_plans_whose_configuration_inherits(folders, tmp_path):
+    from nnunet_alice.evaluation.images import DatasetImages
+
+    checkpoint = torch.load(folders / "alice.pth", weights_only=True)
+    configurations = checkpoint["pretraining"]["plans"]["configurations"]
+    configurations["3d_base"] = configurations["3d_fullres"]
+    configurations["3d_fullres"] = {"inherits_from": "3d_base"}
+    torch.save(checkpoint, tmp_path / "c.pth")
+    run = open_encoder(tmp_path / "c.pth").run
+    assert len(DatasetImages(PreprocessedDataset(DATASET, PLANS, "3d_fullres"), run).cases) == 3

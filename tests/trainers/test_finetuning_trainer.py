@@ -1,7 +1,9 @@
 """FineTuneTrainer on a small labelled dataset: trains, continues, freezes, and never hides where it started."""
 
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.checkpoints.saving import STALE_AFTER_SECONDS, save_checkpoint
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.trainers import finetuning
@@ -277,6 +279,61 @@ def test_a_checkpoint_is_whole_or_the_old_one(dataset, monkeypatch):
     path.unlink()
     trainer.save_checkpoint(str(path))
     assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n", b"\x80\x02no pickle", b"PK\x03\x04 no zip"])
+def test_a_file_that_cannot_be_read_may_be_deleted(dataset, tmp_path, content):
+    path = tmp_path / "latest.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"latest\.pth cannot be continued.*delete it"):
+        make_finetuner(short(), dataset).load_checkpoint(str(path))
+
+
+def test_a_sound_checkpoint_is_never_called_deletable(dataset, monkeypatch):
+    trainer = start(make_finetuner(short(), dataset))
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+
+    def no_memory(self, filename):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainer, "load_checkpoint", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            make_finetuner(short(), dataset).load_checkpoint(str(path))
+    with pytest.raises(InputError, match="above 0"):
+        make_finetuner(short(encoder_decay=2.0), dataset).load_checkpoint(str(path))
+
+    content = torch.load(path, weights_only=False)
+    weights = content["network_weights"]
+    for other, message in (
+        ({key: value for key, value in content.items() if key != "optimizer_state"}, "lacks optimizer_state"),
+        (content | {"network_weights": dict([*weights.items()][1:])}, "holds another network"),
+        (content | {"network_weights": weights | {"more": torch.ones(1)}}, "holds another network"),
+    ):
+        torch.save(other, path)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            make_finetuner(short(), dataset).load_checkpoint(str(path))
+        assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share", "expected"),
+    [(1000, 0.1, 100), (5, 0.1, 1), (2, 0.1, 1), (1, 0.1, 0), (5, 0.0, 0), (3, 0.9, 2)],
+)
+def test_both_phases_get_an_epoch_where_there_are_two(dataset, epochs, share, expected):
+    kind = variant(f"FineTuneTrainer_decoderFirst_{epochs}epochs", decoder_first_share=share)
+    assert make_finetuner(kind, dataset).decoder_epochs == expected
+
+
+def test_parts_that_killed_savers_left_are_removed(dataset):
+    trainer = start(make_finetuner(short(), dataset))
+    folder = Path(trainer.output_folder)
+    part = folder / ".checkpoint_latest.pth.aaaa.pth"
+    part.write_bytes(b"half")
+    os.utime(part, (time.time() - STALE_AFTER_SECONDS - 10,) * 2)
+    trainer.save_checkpoint(str(folder / "checkpoint_latest.pth"))
+    assert [path.name for path in folder.rglob("*.pth")] == ["checkpoint_latest.pth"]
 
 
 def test_senseless_settings_are_refused(dataset):

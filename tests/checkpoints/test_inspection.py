@@ -1,0 +1,27 @@
+"""Inspection of checkpoints whose plans are written in ways that nnU-Net allows."""
+
+from nnunet_alice.checkpoints.inspection import describe_checkpoint
+from nnunet_alice.checkpoints.pretraining import describe_run
+from nnunet_alice.checkpoints.saving import save_checkpoint
+
+
+def test_a_configuration_that_inherits_is_described(make_plans, make_network, tmp_path):
+    plans = make_plans("residual", anisotropic=True)
+    plans["configurations"]["3d_base"]["normalization_schemes"] = ["CTNormalization"]
+    run = describe_run(
+        method="Alice",
+        trainer_name="AliceTrainer",
+        plans=plans,
+        configuration="3d_fullres",
+        dataset_json={"channel_names": {"0": "CT"}, "numTraining": 4},
+        num_input_channels=1,
+        hyper_parameters={"epochs": 2, "iterations": 3},
+        epochs_done=2,
+        trained={"encoder": True, "decoder": False},
+        matching=None,
+        fold="all",
+    )
+    save_checkpoint({"network_weights": make_network(plans).state_dict(), **run}, tmp_path / "c.pth")
+    described = describe_checkpoint(tmp_path / "c.pth")
+    assert described["network"] == "ResidualEncoderUNet" and described["normalisation"] == "CTNormalization"
+    assert described["patch size"].startswith("64 x 64 x 64 voxels") and described["spacing"].startswith("3 x 1 x 1 mm")
