@@ -80,8 +80,10 @@ class PreprocessedDataset:
         """
         found = cls(dataset_name(dataset), plans_name, configuration)
         if not (found.base / f"{plans_name}.json").is_file():
+            others = [path.stem for path in sorted(found.base.glob("*Plans*.json"))]
+            there = f" but {', '.join(others)}; name those with -p, or" if others else ";"
             raise NotPreparedError(
-                f"{found.base} has no plans {plans_name}.json; run: nnunet_alice plan -d {found.number}"
+                f"{found.base} has no plans {plans_name}.json{there} run: nnunet_alice plan -d {found.number}"
             )
         if configuration not in found.plans["configurations"]:
             known = ", ".join(found.plans["configurations"])

@@ -186,7 +186,7 @@ class AlicePlanner(PairPlanning, ExperimentPlanner):
 
 
 class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
-    """Plans for trying things out without a GPU: 8 to 64 features, patches of at most 24 voxels a side, 4 pairs."""
+    """Plans for trying things out without a GPU: 8 to 64 features, patches of at most 24^3 voxels, 4 pairs."""
 
     standard_plans_name = "AliceSmallPlans"
     largest_patch_vox = 24**3

@@ -35,6 +35,7 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         + ("trained; seg_layers are not carried on" if part == "decoder" else "trained")
         if run["trained"][part]
         else f"{part} ({count:,} parameters): NOT trained, at its initial values"
+        + (" but for the first stage, which alignment trains" if settings.get("alignment") else "")
         for part, count in parameters.items()
     ]
     everything = run["fold"] == "all"

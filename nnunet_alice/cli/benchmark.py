@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prepare the data and print the commands, for a cluster; they take no lock: let no two processes run one",
     )
     parser.add_argument(
-        "--part", type=_part, default=(1, 1), metavar="I/N", help="run the I-th of N shares (default: %(default)s)"
+        "--part", type=_part, default=(1, 1), metavar="I/N", help="run the I-th of N shares (default: 1/1)"
     )
     flags = parser.add_argument_group("settings as flags")
     flags.add_argument("-d", dest="dataset", metavar="DATASET", help="labelled dataset, number or name")

@@ -9,6 +9,10 @@ from nnunet_alice.discovery import classes_in, package_folder, summary
 
 EXAMPLE = "export nnUNet_extTrainer=$(nnunet_alice trainers)"
 PACKAGE = "nnunet_alice.trainers"
+#: what every name may end with, see training.variants
+ENDINGS = """Names take endings, in any order, e.g. AliceTrainer_100epochs_seed2:
+_<N>epochs, _<N>iterations (an epoch), _lr<X>, _seed<N>; DrasCLR's also _<N>experts;
+FineTuneTrainers also _keep25-50 (checkpoints at these per cent), _noTTA, _AdamW."""
 #: What the pretraining trainers share; it cannot be trained itself.
 BASE = "PretrainingTrainer"
 
@@ -29,5 +33,5 @@ def run(args: argparse.Namespace) -> int:
     width = max((len(name) for name in trainers), default=0)
     for name, trainer in trainers.items():
         print(f"{name:<{width}}  {summary(trainer)}")
-    print("\nEvery trainer also exists as NAME_<N>epochs, e.g. AliceTrainer_250epochs.")
+    print(f"\n{ENDINGS}")
     return 0

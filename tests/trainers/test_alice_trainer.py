@@ -180,6 +180,7 @@ def test_ablations_run_and_say_what_they_trained(small_run, base):
     description = describe_checkpoint(path)
     decoder = next(line for line in description["trained"] if line.startswith("decoder"))
     assert ("NOT trained" in decoder) == (base == "AliceTrainer_noReconstruction")
+    assert ("but for the first stage" in decoder) == (base == "AliceTrainer_noReconstruction")
     metrics = torch.load(path, weights_only=True)["history"][-1]
     assert ("spread" in metrics) == (base != "AliceTrainer_noContrast")
     assert metrics["loss_reconstruction"] == 0 or base != "AliceTrainer_noReconstruction"
