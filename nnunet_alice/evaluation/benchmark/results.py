@@ -96,7 +96,13 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
     if not tables:
         return pd.DataFrame(columns=[*_KEYS, "percent", "case", "class", *METRICS]), unusable
     table = pd.concat(tables, ignore_index=True)
-    return table.sort_values([*_KEYS, "percent", "case"], kind="stable").reset_index(drop=True), unusable
+    position = {arm.name: number for number, arm in enumerate(runner.settings.arms)}  # arms as the settings name them
+    table = table.sort_values(
+        [*_KEYS, "percent", "case"],
+        kind="stable",
+        key=lambda column: column.map(position) if column.name == "arm" else column,
+    )
+    return table.reset_index(drop=True), unusable
 
 
 _KEYS = ("arm", "checkpoint", "partition", "labels", "draw", "seed")

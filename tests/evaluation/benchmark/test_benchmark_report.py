@@ -173,6 +173,7 @@ def test_the_page_says_what_it_must(finished, capsys):
     summary = pd.read_csv(folder / "summary.csv")
     row = summary.query("metric == 'dice' and `class` == 'mean' and arm == 'alice' and percent == 100 and labels == 2")
     assert f"{row['mean'].item():.4f} [{row['low'].item():.4f}, {row['high'].item():.4f}]" in tables
+    assert "| labels | % of run | scratch | alice |" in tables
     low, high = row["difference_low"].item(), row["difference_high"].item()
     assert low > 0 and f"**{row['difference'].item():+.4f} [{low:+.4f}, {high:+.4f}]**, 2 of 2" in tables
     assert row["difference"].item() > 0.03 and len(pd.read_csv(folder / "cases.csv")) == CELLS * 18
