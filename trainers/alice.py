@@ -51,7 +51,8 @@ class AliceTrainer(PretrainingTrainer):
     def initialize(self) -> None:
         """Build everything; as many validation iterations as retrieval needs."""
         super().initialize()
-        self.num_val_iterations_per_epoch = -(-self.retrieval_candidates // self.batch_size)
+        # Every rank does as many (they meet in collectives), enough for the one with the fewest pairs.
+        self.num_val_iterations_per_epoch = -(-self.retrieval_candidates // min(self.rank_batch_sizes))
         if self.settings.distils and self.batch_size < 2 and not self.is_ddp:
             self.print_to_log_file(
                 "WARNING: the plans ask for one pair of views a step; Alice compares the views of a batch with each "

@@ -31,7 +31,7 @@ from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
-from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank_first
+from nnunet_alice.training.ranks import metrics_over_ranks, number_of_each_rank, on_one_rank_first
 from nnunet_alice.training.without_labels import NoSegmentation
 from nnunet_alice.views.loader import NumberedBatches, start_loader
 from nnunet_alice.views.pairs import matching_metrics
@@ -106,7 +106,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         """Settings for the checkpoint, plain types."""
         names = ("epochs", "iterations", "seed", "learning_rate", "final_learning_rate", "warmup_share")
         names += ("weight_decay_range", "max_gradient_norm")
-        return {name: getattr(self, name) for name in names} | {"batch_size": self.batch_size}
+        return {name: getattr(self, name) for name in names} | {"batch_size": sum(self.rank_batch_sizes)}
 
     def initialize(self) -> None:
         """Build network, model and optimiser; as nnU-Net's, but for a network that reconstructs its input."""
@@ -125,10 +125,12 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
             self.enable_deep_supervision,
         )
         self.model = self.build_model(self.network).to(self.device)
+        self.rank_batch_sizes = number_of_each_rank(self.batch_size, self.device)
         channels_last_on_cpu(self.model, self.device)
         self.wrapped_student = self.trained_module()
         if self.is_ddp:
-            self.wrapped_student = DDP(self.wrapped_student, device_ids=[self.local_rank])
+            own_gpu = [self.local_rank] if self.device.type == "cuda" else None
+            self.wrapped_student = DDP(self.wrapped_student, device_ids=own_gpu)
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile...")
             self.compile_model()
@@ -356,6 +358,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
                     trained=self.trained_parts(),
                     matching=self.matcher.name if self.matcher is not None else None,
                     fold=self.fold,
+                    ranks=len(self.rank_batch_sizes),
                 ),
                 **self.checkpoint_extras(),
             },
@@ -377,7 +380,11 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         checkpoint = read_for_resume(
-            filename_or_checkpoint, self.method, self.hyper_parameters(), self.network.state_dict()
+            filename_or_checkpoint,
+            self.method,
+            self.hyper_parameters(),
+            self.network.state_dict(),
+            self.rank_batch_sizes,
         )
         self.network.load_state_dict(checkpoint["network_weights"])
         self.model.load_state_dict({**self.model.state_dict(), **checkpoint["model_state"]})

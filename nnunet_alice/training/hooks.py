@@ -21,11 +21,13 @@ class PretrainingHooks:
         model: what :meth:`build_model` gave, on the device.
         network: the network of the plans.
         batch_size: of this rank.
+        rank_batch_sizes: of all ranks; nnU-Net splits a batch that does not divide into unequal parts.
     """
 
     model: nn.Module
     network: nn.Module
     batch_size: int
+    rank_batch_sizes: tuple[int, ...]
 
     def build_model(self, network: nn.Module) -> nn.Module:
         """Hook: the method's module around the network of the plans."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import distributed as dist
 
-from nnunet_alice.methods.distributed import mean_over_ranks, world_size
+from nnunet_alice.methods.distributed import gather_rows, mean_over_ranks, world_size
 
 Result = TypeVar("Result")
 
@@ -30,6 +30,16 @@ def on_one_rank_first(work: Callable[[], Result]) -> Result:
     result = work() if first else None
     dist.barrier(group=patient)
     return result if first else work()
+
+
+def number_of_each_rank(number: int, device: torch.device) -> tuple[int, ...]:
+    """A number of every rank, in the order of the ranks.
+
+    Args:
+        number: this rank's.
+        device: where the ranks' backend can gather.
+    """
+    return tuple(gather_rows(torch.tensor([number], device=device)).tolist())
 
 
 def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:
