@@ -1,6 +1,8 @@
 """Small preprocessed datasets of phantoms, with plans that nnU-Net's trainers take, for tests of trainers."""
 
+import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -150,6 +152,28 @@ def whole_and_resumed(trainer_class: type, base: Path, killed_in: int, look=lamb
         checkpoints.append(torch.load(final, weights_only=True))
         final.unlink()
     return tuple(checkpoints)
+
+
+def steps_around_a_bad_one(trainer) -> dict:
+    """A step of training, one on NaN alone, and one more.
+
+    Returns:
+        state of model and optimiser after each: ``first``, ``bad`` and ``next``.
+    """
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    states = {}
+    for number, name in enumerate(("first", "bad", "next")):
+        batch = next(trainer.dataloader_train)
+        if name == "bad":
+            batch["data"][:] = math.nan
+        trainer.train_step(batch)
+        assert trainer.step == number + 1
+        states[name] = copy.deepcopy(
+            {**trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]}
+        )
+    return states
 
 
 def _kill(trainer, epoch: int) -> None:

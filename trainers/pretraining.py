@@ -5,6 +5,7 @@ nnU-Net's own ``run_training``.
 """
 
 import os
+from collections.abc import Iterable
 from time import time
 
 import torch
@@ -30,8 +31,15 @@ from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
+from nnunet_alice.training.nonfinite import BufferCopies, NonFiniteSteps
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
-from nnunet_alice.training.ranks import metrics_over_ranks, number_of_each_rank, on_one_rank_first
+from nnunet_alice.training.ranks import (
+    metrics_over_ranks,
+    names_of_all_ranks,
+    number_of_each_rank,
+    on_one_rank_first,
+)
+from nnunet_alice.training.variants import with_learning_rate
 from nnunet_alice.training.without_labels import NoSegmentation
 from nnunet_alice.views.loader import NumberedBatches, start_loader
 from nnunet_alice.views.pairs import matching_metrics
@@ -55,6 +63,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         max_gradient_norm: every parameter's gradient is clipped to this norm; None does not clip.
         save_every: epochs between two writings of ``checkpoint_latest.pth``, at most a tenth of the run.
         pictures_every: epochs between two sets of pictures of what the network sees.
+        most_steps_left_out: so many steps in a row (or an epoch of them) whose loss is not finite end the run.
     """
 
     method = "pretraining"
@@ -68,6 +77,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
     max_gradient_norm: float | None = 3.0
     save_every = 10
     pictures_every = 5
+    most_steps_left_out = 10
 
     def __init__(
         self,
@@ -96,6 +106,8 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         self.model: nn.Module | None = None
         self.matcher: Matcher | None = None
         self.step = 0
+        # An epoch without a single step would have nothing to report.
+        self._non_finite = NonFiniteSteps(min(self.most_steps_left_out, self.iterations))
         self._resumed = False
         self._train_metrics: dict[str, float] = {}
         self._validation_metrics: dict[str, float] = {}
@@ -237,20 +249,25 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         }
 
     def train_step(self, batch: dict) -> dict:
-        """One optimiser step.
+        """One optimiser step; none where the loss of any rank is not finite.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite; the message names the cases of the batch.
+            NonFiniteLossError: so it was several times in a row; the message names the cases of the batch.
         """
         batch = self.to_device(batch)
+        seen = {"views": len(batch["data"]), "pairs": batch.get("pairs", ())}
+        copies = BufferCopies(self.step_buffers())
         set_learning_rate(self.optimizer, self.scheduled_learning_rate())
         set_weight_decay(self.optimizer, cosine(self.step, self.total_steps, *self.weight_decay_range))
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             result = self.compute(batch, training=True)
         loss = result.loss
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(self.current_epoch, self.cases_of(batch), self.output_folder)
+        if self._non_finite.leaves_out(loss):
+            copies.restore()
+            self.step += 1  # batches and rates are numbered by the step, left out or not
+            self._report_step_left_out(() if torch.isfinite(loss) else self.cases_of(batch))
+            return {"parts": {}, **seen}
         scaler = self.grad_scaler
         if scaler is None:
             loss.backward()
@@ -267,7 +284,18 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
             scaler.update()
         self.after_step()
         self.step += 1
-        return {"parts": result.parts, "views": len(batch["data"]), "pairs": batch.get("pairs", ())}
+        return {"parts": result.parts, **seen}
+
+    def _report_step_left_out(self, own_cases: Iterable[str]) -> None:
+        """Warn of a step without an update; give up after too many in a row."""
+        cases = names_of_all_ranks(own_cases)
+        if self._non_finite.too_many():
+            slower = with_learning_rate(type(self).__name__, self.learning_rate / 10)
+            raise NonFiniteLossError(self._non_finite.in_a_row, self.current_epoch, cases, slower)
+        self.print_to_log_file(
+            f"WARNING: the loss is not finite on the cases {', '.join(cases)}: this step is left out "
+            f"({self._non_finite.in_a_row} in a row; {self._non_finite.most} end the run)."
+        )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Mean of the epoch's metrics over steps and ranks."""

@@ -1,6 +1,6 @@
 """What trainers do together over the ranks of a DDP run; all of it is plain work in a single process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -40,6 +40,15 @@ def number_of_each_rank(number: int, device: torch.device) -> tuple[int, ...]:
         device: where the ranks' backend can gather.
     """
     return tuple(gather_rows(torch.tensor([number], device=device)).tolist())
+
+
+def names_of_all_ranks(names: Iterable[str]) -> list[str]:
+    """Names that any rank gives, sorted."""
+    if world_size() == 1:
+        return sorted(set(names))
+    gathered: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(gathered, list(names))
+    return sorted({name for own in gathered for name in own})
 
 
 def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pretraining_runs import (
     make_trainer,
     phantom_images,
     same_content,
+    steps_around_a_bad_one,
     whole_and_resumed,
     without_times,
     write_run,
@@ -154,6 +156,33 @@ def test_labels_are_never_read(fresh_run):
     assert (run(make_trainer(variant(), fresh_run)) / "checkpoint_final.pth").is_file()
 
 
+@pytest.mark.parametrize("sinkhorn", [True, False])
+def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, sinkhorn):
+    base = variant(iterations=4)
+    trainer = make_trainer(variant(iterations=4, settings=replace(base.settings, sinkhorn=sinkhorn)), small_run)
+    states = steps_around_a_bad_one(trainer)
+    assert same_content(states["first"], states["bad"]) and not same_content(states["bad"], states["next"])
+    assert states["first"]["centre_cls.value"].any()
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert len(re.findall(r"WARNING: the loss is not finite on the cases case\d.*: this step is left out", log)) == 1
+
+
+def test_a_run_goes_on_after_a_bad_step_and_resumes_to_the_bit(small_run):
+    class Poisoned(variant(epochs=3, iterations=3)):
+        def compute(self, batch, training):
+            if training and self.step in (2, 3):  # end of an epoch, start of the next
+                batch["data"][0, 0, 0, 0, 0] = math.nan
+            return super().compute(batch, training)
+
+    expected, resumed = whole_and_resumed(Poisoned, small_run, killed_in=1)
+    for part in ("network_weights", "model_state", "optimizer_state"):
+        assert same_content(expected[part], resumed[part]), part
+    assert without_times(expected["history"]) == without_times(resumed["history"])
+    assert all(math.isfinite(value) for row in expected["history"] for value in row.values())
+    state = {**expected["network_weights"], **expected["model_state"]}
+    assert all(value.isfinite().all() for value in state.values())
+
+
 def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_run):
     class Poisoned(variant(epochs=3, save_every=1)):
         def compute(self, batch, training):
@@ -162,7 +191,7 @@ def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_r
             return super().compute(batch, training)
 
     trainer = make_trainer(Poisoned, small_run)
-    with pytest.raises(NonFiniteLossError, match=r"epoch 2.*case\d.*--c"):
+    with pytest.raises(NonFiniteLossError, match=r"2 steps in a row.*epoch 2.*case\d.*-tr Poisoned_lr0.0001 "):
         trainer.run_training()
     folder = Path(trainer.output_folder)
     saved = torch.load(folder / "checkpoint_latest.pth", weights_only=True)

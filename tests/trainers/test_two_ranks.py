@@ -1,5 +1,7 @@
 """AliceTrainer on two real gloo processes with unequal batches, as nnU-Net deals out a batch that does not divide."""
 
+import math
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -30,6 +32,18 @@ class AliceTrainer_ranks(AliceTrainer):
     settings = replace(AliceTrainer.settings, hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
 
 
+class AliceTrainer_poisoned(AliceTrainer_ranks):
+    """Rank 1 alone meets a broken image, once."""
+
+    iterations = 3
+
+    def compute(self, batch, training):
+        """As ever, but for NaN."""
+        if training and self.step == 1 and self.local_rank == 1:
+            batch["data"][:] = math.nan
+        return super().compute(batch, training)
+
+
 def on_cpu(trainer_class, base):
     """A trainer of this rank; nnU-Net would give it a GPU."""
     trainer = make_trainer(trainer_class, base)
@@ -48,11 +62,11 @@ def process_group(rank, folder, name):
         dist.destroy_process_group()
 
 
-def a_whole_run(base):
-    trainer = on_cpu(AliceTrainer_ranks, base)
+def a_whole_run(trainer_class, base):
+    trainer = on_cpu(trainer_class, base)
     trainer.run_training()
     path = Path(trainer.output_folder) / "checkpoint_final.pth"
-    on_cpu(AliceTrainer_ranks, base).load_checkpoint(str(path))
+    on_cpu(trainer_class, base).load_checkpoint(str(path))
     return {
         "own batch": trainer.batch_size,
         "validation iterations": trainer.num_val_iterations_per_epoch,
@@ -64,7 +78,11 @@ def a_whole_run(base):
 def rank_main(rank, folder):
     torch.set_num_threads(1)
     with process_group(rank, folder, "rendezvous"):
-        torch.save(a_whole_run(folder / "preprocessed"), folder / f"{rank}.pt")
+        runs = {kind.__name__: a_whole_run(kind, folder / "preprocessed") for kind in TRAINERS}
+        torch.save(runs, folder / f"{rank}.pt")
+
+
+TRAINERS = (AliceTrainer_ranks, AliceTrainer_poisoned)
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +100,27 @@ def ranks(tmp_path_factory):
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
-def test_unequal_batches_validate_and_train_in_step(ranks):
-    _, results = ranks
+@pytest.mark.parametrize("kind", [kind.__name__ for kind in TRAINERS])
+def test_unequal_batches_validate_and_train_in_step(ranks, kind):
+    results = [runs[kind] for runs in ranks[1]]
     assert [result["own batch"] for result in results] == [2, 1]
     assert [result["validation iterations"] for result in results] == [4, 4]
     assert results[0]["metrics"] == results[1]["metrics"]
     for name, weight in results[0]["weights"].items():
-        assert torch.equal(weight, results[1]["weights"][name]), name
+        assert torch.equal(weight, results[1]["weights"][name]) and weight.isfinite().all(), name
+
+
+def test_a_bad_batch_of_one_rank_is_left_out_by_all_and_its_cases_are_named(ranks):
+    folder, results = ranks
+    assert all(math.isfinite(value) for runs in results for value in runs["AliceTrainer_poisoned"]["metrics"].values())
+    logs = folder.glob("results/**/AliceTrainer_poisoned*/fold_all/training_log*.txt")
+    log = "".join(path.read_text() for path in logs)
+    assert len(re.findall(r"WARNING: the loss is not finite on the cases case\d", log)) == 1
 
 
 def test_the_batch_of_all_ranks_is_recorded_and_what_older_versions_recorded_is_known(ranks):
     folder, _ = ranks
-    path = next(folder.glob("results/**/checkpoint_final.pth"))
+    path = next(folder.glob("results/**/AliceTrainer_ranks*/fold_all/checkpoint_final.pth"))
     content = torch.load(path, weights_only=True)
     run = content["pretraining"]
     assert run["hyper_parameters"]["batch_size"] == PAIRS and run["ranks"] == RANKS
