@@ -142,7 +142,7 @@ def whole_and_resumed(trainer_class: type, base: Path, killed_in: int, look=lamb
     for kill in (False, True):
         trainer = make_trainer(trainer_class, base)
         if kill:
-            _kill(trainer, killed_in)
+            kill_at(trainer, killed_in)
             trainer = make_trainer(trainer_class, base, continue_training=True)
             trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
             assert trainer.current_epoch == killed_in
@@ -176,7 +176,8 @@ def steps_around_a_bad_one(trainer) -> dict:
     return states
 
 
-def _kill(trainer, epoch: int) -> None:
+def kill_at(trainer, epoch: int) -> None:
+    """Train until the start of an epoch."""
     start = trainer.on_train_epoch_start
 
     def kill_or_start():

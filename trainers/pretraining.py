@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from time import time
 
 import torch
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
@@ -18,12 +17,9 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from nnunet_alice.anatomy.atlas import prepare_atlas
-from nnunet_alice.anatomy.matching import Matcher
-from nnunet_alice.anatomy.providers import open_matcher
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
-from nnunet_alice.errors import InputError, NonFiniteLossError, NotPreparedError
+from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.methods.schedules import cosine, warmup_cosine
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.pictures.progress import draw_progress
@@ -31,21 +27,17 @@ from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
+from nnunet_alice.training.matched_cases import MatchedCases
 from nnunet_alice.training.nonfinite import BufferCopies, NonFiniteSteps
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
-from nnunet_alice.training.ranks import (
-    metrics_over_ranks,
-    names_of_all_ranks,
-    number_of_each_rank,
-    on_one_rank_first,
-)
+from nnunet_alice.training.ranks import metrics_over_ranks, names_of_all_ranks, number_of_each_rank
 from nnunet_alice.training.variants import with_learning_rate
 from nnunet_alice.training.without_labels import NoSegmentation
 from nnunet_alice.views.loader import NumberedBatches, start_loader
 from nnunet_alice.views.pairs import matching_metrics
 
 
-class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
+class PretrainingTrainer(PretrainingHooks, MatchedCases, NoSegmentation, nnUNetTrainer):
     """Base of the trainers that learn from unlabelled volumes. Labels are never read.
 
     Class attributes are the settings; a variant is a subclass that changes some. ``<Trainer>_<N>epochs`` needs no
@@ -104,11 +96,9 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         )
         self.history = MetricsHistory()
         self.model: nn.Module | None = None
-        self.matcher: Matcher | None = None
         self.step = 0
         # An epoch without a single step would have nothing to report.
         self._non_finite = NonFiniteSteps(min(self.most_steps_left_out, self.iterations))
-        self._resumed = False
         self._train_metrics: dict[str, float] = {}
         self._validation_metrics: dict[str, float] = {}
 
@@ -162,6 +152,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
     def get_dataloaders(self):
         """Loaders of views for training and validation; prepares what they need first where that was not done."""
         train_cases, validation_cases = self.prepare_cases(*self.do_split())
+        self.note_views(train_cases)
         processes = get_allowed_n_proc_DA()
         pin_memory = self.device.type == "cuda"
         train = NumberedBatches(
@@ -182,35 +173,6 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
             start_loader(validation, min(processes, 1), pin_memory),
         )
 
-    def prepare_cases(self, train_cases: list[str], validation_cases: list[str]) -> tuple[list[str], list[str]]:
-        """Hook: make ready what views need of these cases; returns those to train and to validate on."""
-        self.matcher = on_one_rank_first(self.open_matcher)
-        self.print_to_log_file(f"Views are matched by the {self.matcher.name} ({len(self.matcher.cases)} cases).")
-        if len(set(validation_cases) & set(self.matcher.cases)) < 2:
-            self.print_to_log_file("Fewer than two validation cases can be matched: validating on training cases.")
-            validation_cases = train_cases
-        return train_cases, validation_cases
-
-    def open_matcher(self) -> Matcher:
-        """The matcher that was prepared; prepares the atlas where none was."""
-        try:
-            return self.open_prepared_matcher()
-        except NotPreparedError:
-            self.print_to_log_file(
-                "No anatomy was prepared for this dataset: registering every case to an atlas now. "
-                "Next time run nnunet_alice anatomy before, to look at the registrations first."
-            )
-            prepare_atlas(self.dataset, default_num_processes)
-            return self.open_prepared_matcher()
-
-    def open_prepared_matcher(self) -> Matcher:
-        """Hook: the best matcher that was prepared.
-
-        Raises:
-            NotPreparedError: none was.
-        """
-        return open_matcher(self.dataset)
-
     # --------------------------------------------------------------------------------------------- training
 
     @property
@@ -221,7 +183,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
     def on_train_start(self) -> None:
         """As nnU-Net's; then the hook for new runs."""
         super().on_train_start()
-        if not self._resumed:
+        if self.resumed_run is None:
             self.before_training()
 
     def on_train_epoch_start(self) -> None:
@@ -387,6 +349,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
                     matching=self.matcher.name if self.matcher is not None else None,
                     fold=self.fold,
                     ranks=len(self.rank_batch_sizes),
+                    views=self.views_record,
                 ),
                 **self.checkpoint_extras(),
             },
@@ -423,4 +386,4 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         self.history = MetricsHistory(checkpoint["history"])
         self.current_epoch = checkpoint["current_epoch"]
         self.step = self.current_epoch * self.num_iterations_per_epoch
-        self._resumed = True
+        self.resumed_run = checkpoint["pretraining"]

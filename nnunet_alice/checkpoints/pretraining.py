@@ -30,6 +30,7 @@ def describe_run(
     matching: str | None,
     fold: int | str,
     ranks: int = 1,
+    views: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Entries that tell where weights come from: ``pretraining`` (ours) and ``nnssl_adaptation_plan`` (upstream's).
 
@@ -46,6 +47,7 @@ def describe_run(
         matching: provider of matched views.
         fold: fold of the run; with ``all`` pretraining saw every image of its dataset.
         ranks: processes that trained together.
+        views: what views depend on beside settings and seed (``training.matched_cases.record_of_views``).
     """
     return {
         "pretraining": {
@@ -64,6 +66,7 @@ def describe_run(
             "trained": dict(trained),
             "matching": matching,
             "ranks": ranks,
+            "views": None if views is None else dict(views),
         },
         "nnssl_adaptation_plan": adaptation_plan(plans, configuration, num_input_channels),
     }

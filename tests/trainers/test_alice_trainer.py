@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pretraining_runs import (
     DATASET,
     PLANS,
+    kill_at,
     make_trainer,
     phantom_images,
     same_content,
@@ -25,7 +26,7 @@ from pretraining_runs import (
 )
 
 from nnunet_alice.anatomy import providers
-from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.providers import Provider
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.cli.main import main
@@ -256,6 +257,71 @@ def test_the_matcher_can_be_chosen(small_run, monkeypatch):
         trainer.initialize()
         matcher = trainer.open_matcher()
         assert getattr(matcher, "name", matcher) == expected
+
+
+def begun(kind, base) -> str:
+    """Checkpoint of a run that was killed before its second epoch."""
+    trainer = make_trainer(kind, base)
+    kill_at(trainer, 1)
+    return str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+
+
+def continued(kind, base, path):
+    """The matcher of the run that goes on from a checkpoint."""
+    trainer = make_trainer(kind, base, continue_training=True)
+    trainer.load_checkpoint(path)
+    trainer.get_dataloaders()
+    return trainer.matcher
+
+
+class LaterMatcher(AtlasMatcher):
+    """Stands for an embedding."""
+
+    name = "embedding"
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch, older):
+    path = begun(variant(), small_run)
+    if older:
+        content = torch.load(path)
+        del content["pretraining"]["views"], content["pretraining"]["ranks"]
+        torch.save(content, path)
+    embedding = Provider("embedding", lambda _: True, LaterMatcher)
+    monkeypatch.setattr(providers, "PROVIDERS", [embedding, *providers.PROVIDERS])
+    assert make_trainer(variant(), small_run).open_matcher().name == "embedding"
+    assert continued(variant(), small_run, path).name == "atlas"
+    with pytest.raises(CheckpointError, match=r"matched by the atlas and are by the embedding; .* start without --c"):
+        continued(variant(open_prepared_matcher=lambda self: LaterMatcher(self.dataset)), small_run, path)
+
+
+def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, monkeypatch):
+    with monkeypatch.context() as patch:
+        embedding = Provider("embedding", lambda _: True, LaterMatcher)
+        patch.setattr(providers, "PROVIDERS", [embedding, *providers.PROVIDERS])
+        path = begun(variant(), small_run)
+    with pytest.raises(NotPreparedError, match=r"embedding.*--method embedding"):
+        continued(variant(), small_run, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cases": ("case0", "case1", "case2")}, "came from 4 cases and come from 3"),
+        ({"threshold": 0.01}, "matched by another atlas"),
+        ({"fingerprint": {"atlas_case": "case9"}}, "matched by another atlas"),
+    ],
+)
+def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, change, words):
+    path = begun(variant(), small_run)
+
+    def changed_matcher(self):
+        matcher = AtlasMatcher(self.dataset)
+        vars(matcher).update(change)
+        return matcher
+
+    with pytest.raises(CheckpointError, match=words):
+        continued(variant(open_prepared_matcher=changed_matcher), small_run, path)
 
 
 def test_validation_cases_of_a_fold_are_held_out(small_run):
