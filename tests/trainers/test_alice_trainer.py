@@ -367,6 +367,25 @@ def test_variants_are_found_by_name():
     assert not hasattr(alice, "AliceTrainer_manyepochs")
 
 
+def test_validation_keeps_the_arrays_of_its_first_batch_only(small_run):
+    """Full patches of a whole validation epoch take gigabytes, and one batch is drawn."""
+    seen, kept = [], []
+
+    class Spy(variant(epochs=2)):
+        def validation_outputs(self, batch, result):
+            seen.append(batch["data"][:2, :1].numpy())
+            outputs = super().validation_outputs(batch, result)
+            kept.append({name for name, value in outputs.items() if not isinstance(value, torch.Tensor)})
+            return outputs
+
+        def draw_pictures(self):
+            assert (self._picture["queries"] == seen[0]).all() and (seen[0] != seen[1]).any()
+
+    trainer = make_trainer(Spy, small_run)
+    trainer.run_training()
+    assert len(seen) == 4 and not set.union(*kept)
+
+
 @pytest.mark.parametrize("volume, warned", [((40, 40, 40), False), ((24, 40, 40), False), ((18, 18, 18), True)])
 def test_views_as_large_as_volumes_are_warned_of(small_run, monkeypatch, volume, warned):
     """Two thirds of 24 voxels are the patch's 16; of 18 they are 12."""
