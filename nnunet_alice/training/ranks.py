@@ -52,7 +52,7 @@ def names_of_all_ranks(names: Iterable[str]) -> list[str]:
 
 
 def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Mean over the ranks of metrics that every rank has.
+    """Mean over the ranks of metrics; NaN, for "nothing to measure here", does not count unless all ranks say so.
 
     Args:
         metrics: name -> number, the same names in the same order on every rank.
@@ -60,5 +60,7 @@ def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[
     """
     if world_size() == 1 or not metrics:
         return metrics
-    values = mean_over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
-    return dict(zip(metrics, values.tolist(), strict=True))
+    values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+    measured = ~values.isnan()
+    sums, counts = mean_over_ranks(torch.stack([values.where(measured, 0.0), measured.double()]))
+    return dict(zip(metrics, (sums / counts).tolist(), strict=True))

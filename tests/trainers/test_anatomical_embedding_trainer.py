@@ -158,6 +158,13 @@ def test_a_non_finite_loss_names_the_cases(small_run):
         make_trainer(Poisoned, small_run).run_training()
 
 
+def test_a_rank_without_queries_has_the_metrics_of_the_others(small_run):
+    trainer = make_trainer(variant(), small_run)
+    some, none = ({"errors": torch.ones(n), "chance": torch.ones(n)} for n in (3, 0))
+    empty = trainer.validation_metrics([none, none])
+    assert list(empty) == list(trainer.validation_metrics([some, none])) and all(map(math.isnan, empty.values()))
+
+
 def test_variants_are_found_by_name():
     assert anatomical_embedding.AnatomicalEmbeddingTrainer_7epochs.epochs == 7
     smoke = anatomical_embedding.AnatomicalEmbeddingTrainer_smoke
