@@ -140,6 +140,21 @@ class PretrainingTrainer(PretrainingHooks, MatchedCases, NoSegmentation, nnUNetT
         self.was_initialized = True
         self.logger.update_config({"hparas": self.hyper_parameters()})
 
+    def _set_batch_size_and_oversample(self) -> None:
+        """As nnU-Net's, which stops at a bare assertion where a rank would get nothing.
+
+        Raises:
+            InputError: there are more GPUs than pairs in a batch.
+        """
+        planned, gpus = self.configuration_manager.batch_size, dist.get_world_size() if self.is_ddp else 1
+        if planned < gpus:
+            path = self.dataset.base / f"{self.plans_manager.plans_name}.json"
+            raise InputError(
+                f"{path}, {self.configuration_name}: batch_size {planned} cannot be split among {gpus} GPUs; "
+                f"train with -num_gpus {planned}, or plan with nnunet_alice plan ... -num_gpus {gpus}."
+            )
+        super()._set_batch_size_and_oversample()
+
     def compile_model(self) -> None:
         """Hook: compile in place (``Module.compile``), so that the weights keep their names."""
         self.model.student.backbone.compile()
@@ -370,13 +385,8 @@ class PretrainingTrainer(PretrainingHooks, MatchedCases, NoSegmentation, nnUNetT
         """
         if not self.was_initialized:
             self.initialize()
-        checkpoint = read_for_resume(
-            filename_or_checkpoint,
-            self.method,
-            self.hyper_parameters(),
-            self.network.state_dict(),
-            self.rank_batch_sizes,
-        )
+        settings, weights = self.hyper_parameters(), self.network.state_dict()
+        checkpoint = read_for_resume(filename_or_checkpoint, self.method, settings, weights, self.rank_batch_sizes)
         self.network.load_state_dict(checkpoint["network_weights"])
         self.model.load_state_dict({**self.model.state_dict(), **checkpoint["model_state"]})
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])

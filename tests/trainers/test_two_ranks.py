@@ -15,6 +15,7 @@ from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.pretraining import read_for_resume
+from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers.alice import AliceTrainer
 
@@ -75,10 +76,19 @@ def a_whole_run(trainer_class, base):
     }
 
 
+def message_about_few_pairs(base):
+    trainer = on_cpu(AliceTrainer_ranks, base)
+    trainer.configuration_manager.configuration["batch_size"] = 1
+    with pytest.raises(InputError) as caught:
+        trainer.initialize()
+    return str(caught.value)
+
+
 def rank_main(rank, folder):
     torch.set_num_threads(1)
     with process_group(rank, folder, "rendezvous"):
         runs = {kind.__name__: a_whole_run(kind, folder / "preprocessed") for kind in TRAINERS}
+        runs["more ranks than pairs"] = message_about_few_pairs(folder / "preprocessed")
         torch.save(runs, folder / f"{rank}.pt")
 
 
@@ -116,6 +126,13 @@ def test_a_bad_batch_of_one_rank_is_left_out_by_all_and_its_cases_are_named(rank
     logs = folder.glob("results/**/AliceTrainer_poisoned*/fold_all/training_log*.txt")
     log = "".join(path.read_text() for path in logs)
     assert len(re.findall(r"WARNING: the loss is not finite on the cases case\d", log)) == 1
+
+
+def test_more_gpus_than_pairs_is_one_sentence(ranks):
+    for runs in ranks[1]:
+        message = runs["more ranks than pairs"]
+        assert f"{PLANS}.json, 3d_fullres: batch_size 1 cannot be split among 2 GPUs" in message
+        assert "train with -num_gpus 1, or plan with nnunet_alice plan ... -num_gpus 2." in message
 
 
 def test_the_batch_of_all_ranks_is_recorded_and_what_older_versions_recorded_is_known(ranks):
