@@ -24,16 +24,18 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class NonFiniteLossError(AliceError):
-    """The loss became NaN or infinite.
+    """The loss was NaN or infinite in several steps in a row.
 
     Args:
+        steps: how many.
         epoch: when.
-        cases: names of the cases in the batch.
-        folder: where the last good checkpoint is.
+        cases: names of the cases in the last batch.
+        slower: name of the same trainer with a lower learning rate.
     """
 
-    def __init__(self, epoch: int, cases: Iterable[str], folder: str) -> None:
+    def __init__(self, steps: int, epoch: int, cases: Iterable[str], slower: str) -> None:
         super().__init__(
-            f"The loss is not finite in epoch {epoch}, on the cases {', '.join(cases)}: look at their intensities or "
-            f"lower the learning rate, then continue with --c from the last checkpoint in {folder}."
+            f"The loss was not finite in {steps} steps in a row, the last in epoch {epoch} on the cases "
+            f"{', '.join(cases)}: look at their intensities, or start anew with a lower learning rate, -tr {slower} "
+            "(--c would only repeat these steps)."
         )

@@ -70,6 +70,7 @@ class PairPlanning:
         minimum_pairs: fewest pairs of views in a step.
         standard_plans_name: identifier of the plans.
         standard_gigabytes: memory target where none is given, GB.
+        num_gpus: GPUs that train together; each gets the same number of pairs, and has the memory target for itself.
     """
 
     minimum_pairs = 4
@@ -84,7 +85,9 @@ class PairPlanning:
         plans_name: str | None = None,
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
+        num_gpus: int = 1,
     ) -> None:
+        self.num_gpus = num_gpus
         with warnings.catch_warnings():
             # nnU-Net warns about every memory target but its own; here it is a plain option.
             warnings.simplefilter("ignore")
@@ -112,18 +115,24 @@ class PairPlanning:
     def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
         """Pairs of views per step: what fits, not more than there are cases, but never fewer than ``minimum``.
 
+        A multiple of ``num_gpus``, and at least one pair for each.
+
         Args:
             cost: size of the network at the patch.
-            gigabytes: memory target, GB.
+            gigabytes: memory target of a GPU, GB.
             minimum: fewest pairs, ``minimum_pairs`` if not given.
         """
-        fitting = min(pairs_in_memory(cost, self.memory_reference, gigabytes), len(self.dataset))
-        return max(fitting, self.minimum_pairs if minimum is None else minimum)
+        fitting = min(pairs_in_memory(cost, self.memory_reference, gigabytes), len(self.dataset) // self.num_gpus)
+        return self.num_gpus * max(fitting, self.share(self.minimum_pairs if minimum is None else minimum))
+
+    def share(self, pairs: int) -> int:
+        """Pairs on the GPU that gets most of them."""
+        return -(-pairs // self.num_gpus)
 
     def static_estimate_VRAM_usage(
         self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
     ):
-        """Estimate that makes nnU-Net shrink the patch until ``minimum_pairs`` pairs fit (3D only).
+        """Estimate that makes nnU-Net shrink the patch until a GPU's share of ``minimum_pairs`` fits (3D only).
 
         nnU-Net compares the number with its reference for the memory target; ours is above that reference exactly
         when the pairs take more than the target. (A static method in nnU-Net, but called on the instance.)
@@ -141,11 +150,12 @@ class PairPlanning:
             return cost.elements
         reference = self.memory_reference
         available = pair_budget(cost, reference, self.UNet_vram_target_GB)
-        needed = self.minimum_pairs * cost.pair_elements
+        pairs = self.share(self.minimum_pairs)
+        needed = pairs * cost.pair_elements
         if needed > available and max(patch_size) <= 4 * self.UNet_featuremap_min_edge_length:
             smallest = "x".join(str(int(n)) for n in patch_size)
             raise InputError(
-                f"{self.minimum_pairs} pairs of views do not fit into {self.UNet_vram_target_GB:g} GB even with "
+                f"{pairs} pair(s) of views do not fit into {self.UNet_vram_target_GB:g} GB even with "
                 f"patches of {smallest} voxels; raise -gpu_memory_target."
             )
         target = reference.elements * self.UNet_vram_target_GB / reference.gigabytes
@@ -197,8 +207,8 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
         self.UNet_max_features_3d = 64
 
     def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
-        """Always ``minimum_pairs``: time is short here, not memory."""
-        return self.minimum_pairs
+        """Always about ``minimum_pairs``: time is short here, not memory."""
+        return self.num_gpus * self.share(self.minimum_pairs)
 
     def static_estimate_VRAM_usage(
         self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import

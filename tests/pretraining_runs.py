@@ -1,6 +1,8 @@
 """Small preprocessed datasets of phantoms, with plans that nnU-Net's trainers take, for tests of trainers."""
 
+import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -140,7 +142,7 @@ def whole_and_resumed(trainer_class: type, base: Path, killed_in: int, look=lamb
     for kill in (False, True):
         trainer = make_trainer(trainer_class, base)
         if kill:
-            _kill(trainer, killed_in)
+            kill_at(trainer, killed_in)
             trainer = make_trainer(trainer_class, base, continue_training=True)
             trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
             assert trainer.current_epoch == killed_in
@@ -152,7 +154,30 @@ def whole_and_resumed(trainer_class: type, base: Path, killed_in: int, look=lamb
     return tuple(checkpoints)
 
 
-def _kill(trainer, epoch: int) -> None:
+def steps_around_a_bad_one(trainer) -> dict:
+    """A step of training, one on NaN alone, and one more.
+
+    Returns:
+        state of model and optimiser after each: ``first``, ``bad`` and ``next``.
+    """
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    states = {}
+    for number, name in enumerate(("first", "bad", "next")):
+        batch = next(trainer.dataloader_train)
+        if name == "bad":
+            batch["data"][:] = math.nan
+        trainer.train_step(batch)
+        assert trainer.step == number + 1
+        states[name] = copy.deepcopy(
+            {**trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]}
+        )
+    return states
+
+
+def kill_at(trainer, epoch: int) -> None:
+    """Train until the start of an epoch."""
     start = trainer.on_train_epoch_start
 
     def kill_or_start():

@@ -51,7 +51,8 @@ class AliceTrainer(PretrainingTrainer):
     def initialize(self) -> None:
         """Build everything; as many validation iterations as retrieval needs."""
         super().initialize()
-        self.num_val_iterations_per_epoch = -(-self.retrieval_candidates // self.batch_size)
+        # Every rank does as many (they meet in collectives), enough for the one with the fewest pairs.
+        self.num_val_iterations_per_epoch = -(-self.retrieval_candidates // min(self.rank_batch_sizes))
         if self.settings.distils and self.batch_size < 2 and not self.is_ddp:
             self.print_to_log_file(
                 "WARNING: the plans ask for one pair of views a step; Alice compares the views of a batch with each "
@@ -123,8 +124,13 @@ class AliceTrainer(PretrainingTrainer):
             start = min(self.teacher_momentum, max(0.0, 1 - 20 / self.total_steps))
             self.model.teacher.follow(self.model.student, cosine(self.step, self.total_steps, start, 1.0))
 
+    def on_validation_epoch_start(self) -> None:
+        """Evaluation mode; the first batch will be drawn."""
+        super().on_validation_epoch_start()
+        self._picture = None
+
     def validation_outputs(self, batch: dict, result: AliceStep) -> dict:
-        """Descriptors and token codes of a batch, and the batch itself for the picture."""
+        """Descriptors and token codes of a batch; the first batch is kept for the picture."""
         descriptors = result.descriptors
         if descriptors is None:
             descriptors = self.model.describe(batch["data"])
@@ -132,19 +138,19 @@ class AliceTrainer(PretrainingTrainer):
         outputs = {"query": descriptors[:count].cpu(), "anchor": descriptors[count:].cpu()}
         if result.token_codes is not None:
             outputs["codes"] = result.token_codes.cpu()
-        rebuilt = result.reconstruction
-        outputs["picture"] = {
-            "queries": batch["data"][:count, :1].cpu().numpy(),
-            "anchors": batch["data"][count:, :1].cpu().numpy(),
-            "masks": batch["mask"][:count].cpu().numpy(),
-            "reconstructions": None if rebuilt is None else rebuilt[:count, :1].float().cpu().numpy(),
-            "pairs": batch["pairs"],
-        }
+        if self._picture is None:
+            rebuilt = result.reconstruction
+            self._picture = {
+                "queries": batch["data"][:count, :1].cpu().numpy(),
+                "anchors": batch["data"][count:, :1].cpu().numpy(),
+                "masks": batch["mask"][:count].cpu().numpy(),
+                "reconstructions": None if rebuilt is None else rebuilt[:count, :1].float().cpu().numpy(),
+                "pairs": batch["pairs"],
+            }
         return outputs
 
     def validation_metrics(self, outputs: list[dict]) -> dict[str, float]:
         """Retrieval among the validation pairs, and what token codes tell about the token's index."""
-        self._picture = outputs[0]["picture"]
         query, anchor = (torch.cat([output[view] for output in outputs]) for view in ("query", "anchor"))
         candidates = min(self.retrieval_candidates, len(query))
         hits = retrieval_accuracy(query[:candidates], anchor[:candidates], k=(1, min(5, candidates)))

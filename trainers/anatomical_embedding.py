@@ -167,8 +167,8 @@ class AnatomicalEmbeddingTrainer(PretrainingTrainer):
     def validation_metrics(self, outputs: list[dict]) -> dict[str, float]:
         """Median and 90th percentile of the errors; ``match_error_random_mm`` is what guessing would give."""
         errors, chance = (torch.cat([output[name] for output in outputs]) for name in ("errors", "chance"))
-        if not len(errors):
-            return {}
+        if not len(errors):  # under the same names all the same: ranks reduce them together
+            errors = chance = torch.tensor([float("nan")])
         return {
             "match_error_median_mm": float(errors.quantile(0.5)),
             "match_error_p90_mm": float(errors.quantile(0.9)),

@@ -213,6 +213,11 @@ class DrasCLRTrainer(PretrainingTrainer):
             parts |= accuracies | {"spread": losses.key_spread, "queue_fill": self.model.queues.fill_fraction()}
         return DrasCLRStep(losses.total, parts, accuracies)
 
+    def step_buffers(self) -> list[torch.Tensor]:
+        """All but the queues, which are large and take finite keys only."""
+        queues = {id(buffer) for buffer in self.model.queues.buffers()}
+        return [buffer for buffer in self.model.buffers() if id(buffer) not in queues]
+
     def after_step(self) -> None:
         """Move the key encoder. In short runs its memory is at most a twentieth of the run."""
         momentum = min(self.settings.key_momentum, max(0.0, 1 - 20 / self.total_steps))

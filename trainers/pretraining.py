@@ -5,10 +5,10 @@ nnU-Net's own ``run_training``.
 """
 
 import os
+from collections.abc import Iterable
 from time import time
 
 import torch
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
@@ -17,12 +17,9 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from nnunet_alice.anatomy.atlas import prepare_atlas
-from nnunet_alice.anatomy.matching import Matcher
-from nnunet_alice.anatomy.providers import open_matcher
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
-from nnunet_alice.errors import InputError, NonFiniteLossError, NotPreparedError
+from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.methods.schedules import cosine, warmup_cosine
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.pictures.progress import draw_progress
@@ -30,14 +27,17 @@ from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.hooks import PretrainingHooks
+from nnunet_alice.training.matched_cases import MatchedCases
+from nnunet_alice.training.nonfinite import BufferCopies, NonFiniteSteps
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
-from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank_first
+from nnunet_alice.training.ranks import metrics_over_ranks, names_of_all_ranks, number_of_each_rank
+from nnunet_alice.training.variants import with_learning_rate
 from nnunet_alice.training.without_labels import NoSegmentation
 from nnunet_alice.views.loader import NumberedBatches, start_loader
 from nnunet_alice.views.pairs import matching_metrics
 
 
-class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
+class PretrainingTrainer(PretrainingHooks, MatchedCases, NoSegmentation, nnUNetTrainer):
     """Base of the trainers that learn from unlabelled volumes. Labels are never read.
 
     Class attributes are the settings; a variant is a subclass that changes some. ``<Trainer>_<N>epochs`` needs no
@@ -55,6 +55,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         max_gradient_norm: every parameter's gradient is clipped to this norm; None does not clip.
         save_every: epochs between two writings of ``checkpoint_latest.pth``, at most a tenth of the run.
         pictures_every: epochs between two sets of pictures of what the network sees.
+        most_steps_left_out: so many steps in a row (or an epoch of them) whose loss is not finite end the run.
     """
 
     method = "pretraining"
@@ -68,6 +69,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
     max_gradient_norm: float | None = 3.0
     save_every = 10
     pictures_every = 5
+    most_steps_left_out = 10
 
     def __init__(
         self,
@@ -94,9 +96,9 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         )
         self.history = MetricsHistory()
         self.model: nn.Module | None = None
-        self.matcher: Matcher | None = None
         self.step = 0
-        self._resumed = False
+        # An epoch without a single step would have nothing to report.
+        self._non_finite = NonFiniteSteps(min(self.most_steps_left_out, self.iterations))
         self._train_metrics: dict[str, float] = {}
         self._validation_metrics: dict[str, float] = {}
 
@@ -106,7 +108,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         """Settings for the checkpoint, plain types."""
         names = ("epochs", "iterations", "seed", "learning_rate", "final_learning_rate", "warmup_share")
         names += ("weight_decay_range", "max_gradient_norm")
-        return {name: getattr(self, name) for name in names} | {"batch_size": self.batch_size}
+        return {name: getattr(self, name) for name in names} | {"batch_size": sum(self.rank_batch_sizes)}
 
     def initialize(self) -> None:
         """Build network, model and optimiser; as nnU-Net's, but for a network that reconstructs its input."""
@@ -125,16 +127,33 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
             self.enable_deep_supervision,
         )
         self.model = self.build_model(self.network).to(self.device)
+        self.rank_batch_sizes = number_of_each_rank(self.batch_size, self.device)
         channels_last_on_cpu(self.model, self.device)
         self.wrapped_student = self.trained_module()
         if self.is_ddp:
-            self.wrapped_student = DDP(self.wrapped_student, device_ids=[self.local_rank])
+            own_gpu = [self.local_rank] if self.device.type == "cuda" else None
+            self.wrapped_student = DDP(self.wrapped_student, device_ids=own_gpu)
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile...")
             self.compile_model()
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.was_initialized = True
         self.logger.update_config({"hparas": self.hyper_parameters()})
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """As nnU-Net's, which stops at a bare assertion where a rank would get nothing.
+
+        Raises:
+            InputError: there are more GPUs than pairs in a batch.
+        """
+        planned, gpus = self.configuration_manager.batch_size, dist.get_world_size() if self.is_ddp else 1
+        if planned < gpus:
+            path = self.dataset.base / f"{self.plans_manager.plans_name}.json"
+            raise InputError(
+                f"{path}, {self.configuration_name}: batch_size {planned} cannot be split among {gpus} GPUs; "
+                f"train with -num_gpus {planned}, or plan with nnunet_alice plan ... -num_gpus {gpus}."
+            )
+        super()._set_batch_size_and_oversample()
 
     def compile_model(self) -> None:
         """Hook: compile in place (``Module.compile``), so that the weights keep their names."""
@@ -148,6 +167,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
     def get_dataloaders(self):
         """Loaders of views for training and validation; prepares what they need first where that was not done."""
         train_cases, validation_cases = self.prepare_cases(*self.do_split())
+        self.note_views(train_cases)
         processes = get_allowed_n_proc_DA()
         pin_memory = self.device.type == "cuda"
         train = NumberedBatches(
@@ -168,35 +188,6 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
             start_loader(validation, min(processes, 1), pin_memory),
         )
 
-    def prepare_cases(self, train_cases: list[str], validation_cases: list[str]) -> tuple[list[str], list[str]]:
-        """Hook: make ready what views need of these cases; returns those to train and to validate on."""
-        self.matcher = on_one_rank_first(self.open_matcher)
-        self.print_to_log_file(f"Views are matched by the {self.matcher.name} ({len(self.matcher.cases)} cases).")
-        if len(set(validation_cases) & set(self.matcher.cases)) < 2:
-            self.print_to_log_file("Fewer than two validation cases can be matched: validating on training cases.")
-            validation_cases = train_cases
-        return train_cases, validation_cases
-
-    def open_matcher(self) -> Matcher:
-        """The matcher that was prepared; prepares the atlas where none was."""
-        try:
-            return self.open_prepared_matcher()
-        except NotPreparedError:
-            self.print_to_log_file(
-                "No anatomy was prepared for this dataset: registering every case to an atlas now. "
-                "Next time run nnunet_alice anatomy before, to look at the registrations first."
-            )
-            prepare_atlas(self.dataset, default_num_processes)
-            return self.open_prepared_matcher()
-
-    def open_prepared_matcher(self) -> Matcher:
-        """Hook: the best matcher that was prepared.
-
-        Raises:
-            NotPreparedError: none was.
-        """
-        return open_matcher(self.dataset)
-
     # --------------------------------------------------------------------------------------------- training
 
     @property
@@ -207,7 +198,7 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
     def on_train_start(self) -> None:
         """As nnU-Net's; then the hook for new runs."""
         super().on_train_start()
-        if not self._resumed:
+        if self.resumed_run is None:
             self.before_training()
 
     def on_train_epoch_start(self) -> None:
@@ -235,20 +226,25 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         }
 
     def train_step(self, batch: dict) -> dict:
-        """One optimiser step.
+        """One optimiser step; none where the loss of any rank is not finite.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite; the message names the cases of the batch.
+            NonFiniteLossError: so it was several times in a row; the message names the cases of the batch.
         """
         batch = self.to_device(batch)
+        seen = {"views": len(batch["data"]), "pairs": batch.get("pairs", ())}
+        copies = BufferCopies(self.step_buffers())
         set_learning_rate(self.optimizer, self.scheduled_learning_rate())
         set_weight_decay(self.optimizer, cosine(self.step, self.total_steps, *self.weight_decay_range))
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             result = self.compute(batch, training=True)
         loss = result.loss
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(self.current_epoch, self.cases_of(batch), self.output_folder)
+        if self._non_finite.leaves_out(loss):
+            copies.restore()
+            self.step += 1  # batches and rates are numbered by the step, left out or not
+            self._report_step_left_out(() if torch.isfinite(loss) else self.cases_of(batch))
+            return {"parts": {}, **seen}
         scaler = self.grad_scaler
         if scaler is None:
             loss.backward()
@@ -265,7 +261,18 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
             scaler.update()
         self.after_step()
         self.step += 1
-        return {"parts": result.parts, "views": len(batch["data"]), "pairs": batch.get("pairs", ())}
+        return {"parts": result.parts, **seen}
+
+    def _report_step_left_out(self, own_cases: Iterable[str]) -> None:
+        """Warn of a step without an update; give up after too many in a row."""
+        cases = names_of_all_ranks(own_cases)
+        if self._non_finite.too_many():
+            slower = with_learning_rate(type(self).__name__, self.learning_rate / 10)
+            raise NonFiniteLossError(self._non_finite.in_a_row, self.current_epoch, cases, slower)
+        self.print_to_log_file(
+            f"WARNING: the loss is not finite on the cases {', '.join(cases)}: this step is left out "
+            f"({self._non_finite.in_a_row} in a row; {self._non_finite.most} end the run)."
+        )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Mean of the epoch's metrics over steps and ranks."""
@@ -356,6 +363,8 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
                     trained=self.trained_parts(),
                     matching=self.matcher.name if self.matcher is not None else None,
                     fold=self.fold,
+                    ranks=len(self.rank_batch_sizes),
+                    views=self.views_record,
                 ),
                 **self.checkpoint_extras(),
             },
@@ -376,9 +385,8 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         """
         if not self.was_initialized:
             self.initialize()
-        checkpoint = read_for_resume(
-            filename_or_checkpoint, self.method, self.hyper_parameters(), self.network.state_dict()
-        )
+        settings, weights = self.hyper_parameters(), self.network.state_dict()
+        checkpoint = read_for_resume(filename_or_checkpoint, self.method, settings, weights, self.rank_batch_sizes)
         self.network.load_state_dict(checkpoint["network_weights"])
         self.model.load_state_dict({**self.model.state_dict(), **checkpoint["model_state"]})
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
@@ -388,4 +396,4 @@ class PretrainingTrainer(PretrainingHooks, NoSegmentation, nnUNetTrainer):
         self.history = MetricsHistory(checkpoint["history"])
         self.current_epoch = checkpoint["current_epoch"]
         self.step = self.current_epoch * self.num_iterations_per_epoch
-        self._resumed = True
+        self.resumed_run = checkpoint["pretraining"]

@@ -33,23 +33,25 @@ PROVIDERS: list[Provider] = [
 ]
 
 
-def open_matcher(dataset: PreprocessedDataset, num_processes: int | None = None) -> Matcher:
+def open_matcher(dataset: PreprocessedDataset, num_processes: int | None = None, *, name: str | None = None) -> Matcher:
     """Open the best matcher that was prepared for a dataset.
 
     Args:
         dataset: the preprocessed dataset.
         num_processes: when nothing is prepared, register all cases to an atlas with so many processes; None does not.
+        name: take the matcher of this name only.
 
     Raises:
         NotPreparedError: nothing is prepared; the message names the command.
     """
     for provider in PROVIDERS:
-        if provider.is_prepared(dataset):
+        if name in (None, provider.name) and provider.is_prepared(dataset):
             return provider.open(dataset)
-    if num_processes is None:
+    if num_processes is None or name not in (None, "atlas"):
         raise NotPreparedError(
-            f"No anatomy was prepared for {dataset.folder}; run: "
+            f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: "
             f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
+            + ("" if name is None else f" --method {name}")
         )
     prepare_atlas(dataset, num_processes)
     return AtlasMatcher(dataset)

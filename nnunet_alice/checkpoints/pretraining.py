@@ -1,7 +1,7 @@
 """What our pretraining checkpoints say about themselves, and what is checked before a run continues from one."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ def describe_run(
     trained: Mapping[str, bool],
     matching: str | None,
     fold: int | str,
+    ranks: int = 1,
+    views: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Entries that tell where weights come from: ``pretraining`` (ours) and ``nnssl_adaptation_plan`` (upstream's).
 
@@ -44,6 +46,8 @@ def describe_run(
         trained: part of the network (``encoder``, ``decoder``) -> whether it was trained.
         matching: provider of matched views.
         fold: fold of the run; with ``all`` pretraining saw every image of its dataset.
+        ranks: processes that trained together.
+        views: what views depend on beside settings and seed (``training.matched_cases.record_of_views``).
     """
     return {
         "pretraining": {
@@ -61,6 +65,8 @@ def describe_run(
             "epochs_done": epochs_done,
             "trained": dict(trained),
             "matching": matching,
+            "ranks": ranks,
+            "views": None if views is None else dict(views),
         },
         "nnssl_adaptation_plan": adaptation_plan(plans, configuration, num_input_channels),
     }
@@ -82,6 +88,7 @@ def read_for_resume(
     method: str,
     hyper_parameters: Mapping[str, Any],
     own_weights: Mapping[str, torch.Tensor],
+    rank_batch_sizes: Sequence[int],
 ) -> dict[str, Any]:
     """Read a checkpoint that the same run wrote, and make sure that it did.
 
@@ -90,6 +97,7 @@ def read_for_resume(
         method: of the trainer that continues.
         hyper_parameters: of the trainer that continues.
         own_weights: of the trainer that continues, for their names and shapes.
+        rank_batch_sizes: of the trainer that continues; ``hyper_parameters`` hold their sum as ``batch_size``.
 
     Raises:
         CheckpointError: the file is damaged, or comes from another method, network or other settings.
@@ -100,6 +108,8 @@ def read_for_resume(
     if run["method"] != method:
         raise CheckpointError(f"{path} was trained with {run['method']}, not {method}; start without --c.")
     _check_network(path, checkpoint, own_weights)
+    if "ranks" not in run:  # older ones recorded the batch of the rank that wrote them
+        hyper_parameters = {**hyper_parameters, "batch_size": rank_batch_sizes[0]}
     changed = [
         f"{name} was {run['hyper_parameters'].get(name)!r} and is {value!r}"
         for name, value in hyper_parameters.items()

@@ -32,7 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-gpu_memory_target",
         type=_positive(float),
         metavar="GB",
-        help="GPU memory of a step [the target's, or the planner's]",
+        help="GPU memory of a step, on each GPU [the target's, or the planner's]",
+    )
+    parser.add_argument(
+        "-num_gpus",
+        type=_positive(int),
+        default=1,
+        metavar="N",
+        help="GPUs that will train together: as many pairs of views on each, at least one [%(default)s]",
     )
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="3D configuration [%(default)s]")
     parser.add_argument(
@@ -62,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"Plans {planned.plans_name}, {args.c}: patch {'x'.join(map(str, planned.patch_size))} voxels of "
         f"{' x '.join(f'{s:.3g}' for s in planned.spacing)} mm (z, y, x), {planned.pairs} pairs of views a step, "
-        f"about {planned.gigabytes:.1f} GB of GPU memory."
+        f"about {planned.gigabytes:.1f} GB of GPU memory{f' on each of {args.num_gpus}' if args.num_gpus > 1 else ''}."
     )
     if planned.target_patch is not None:
         print(
@@ -109,7 +116,7 @@ def _plan(args: argparse.Namespace, name: str):
     planners = _planners()
     if args.target is None:
         planner = planners[args.pl or "AlicePlanner"]
-        return plan_from_data(name, planner, args.c, args.gpu_memory_target, args.overwrite_plans_name)
+        return plan_from_data(name, planner, args.c, args.gpu_memory_target, args.overwrite_plans_name, args.num_gpus)
     return move_target_plans(
         name,
         dataset_name(args.target),
@@ -119,6 +126,7 @@ def _plan(args: argparse.Namespace, name: str):
         args.gpu_memory_target,
         args.overwrite_plans_name,
         args.keep_patch,
+        args.num_gpus,
     )
 
 
@@ -138,7 +146,8 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
     print("  # optional: the trainer prepares the anatomy itself where this was not run")
     print(f"  nnunet_alice anatomy -d {number} -p {plans} -c {args.c}")
     print("  export nnUNet_extTrainer=$(nnunet_alice trainers)")
-    print(f"  nnUNetv2_train {number} {args.c} all -tr AliceTrainer -p {plans}")
+    gpus = f" -num_gpus {args.num_gpus}" if args.num_gpus > 1 else ""
+    print(f"  nnUNetv2_train {number} {args.c} all -tr AliceTrainer -p {plans}{gpus}")
     if args.target is None:
         print("  # then, for a labelled dataset T that nnU-Net has planned already: it takes over these plans")
         print(f"  nnUNetv2_move_plans_between_datasets -s {number} -t T -sp {plans} -tp {plans}")

@@ -48,8 +48,8 @@ class Planned:
         plans_name: identifier of the plans.
         patch_size: voxels, (z, y, x).
         spacing: mm, (z, y, x).
-        pairs: pairs of views per step (``batch_size`` of the configuration).
-        gigabytes: GPU memory that a step is estimated to take, GB.
+        pairs: pairs of views per step (``batch_size`` of the configuration), on all GPUs together.
+        gigabytes: memory that a step is estimated to take on a GPU, GB.
         target_gigabytes: the memory target, GB.
         target_patch: patch of the target's plans where views had to be smaller.
     """
@@ -135,6 +135,7 @@ def plan_from_data(
     configuration: str = "3d_fullres",
     gpu_memory_gb: float | None = None,
     plans_name: str | None = None,
+    num_gpus: int = 1,
 ) -> Planned:
     """Plan from the fingerprint of the dataset itself and write the plans.
 
@@ -144,11 +145,12 @@ def plan_from_data(
         configuration: configuration that will be trained.
         gpu_memory_gb: memory target in GB; the planner's own if not given.
         plans_name: identifier of the plans; the planner's own if not given.
+        num_gpus: GPUs that will train together.
 
     Raises:
         InputError: the plans have no such 3D configuration, or nothing fits the memory target.
     """
-    planner = planner_class(dataset, gpu_memory_target_in_gb=gpu_memory_gb, plans_name=plans_name)
+    planner = planner_class(dataset, gpu_memory_target_in_gb=gpu_memory_gb, plans_name=plans_name, num_gpus=num_gpus)
     plans = _quietly(planner.plan_experiment)
     check_configuration(plans, configuration, f"{dataset}/{planner.plans_identifier}.json")
     return _summary(planner, plans, configuration, planner.UNet_vram_target_GB)
@@ -163,6 +165,7 @@ def move_target_plans(
     gpu_memory_gb: float | None = None,
     plans_name: str | None = None,
     keep_patch: bool = False,
+    num_gpus: int = 1,
 ) -> Planned:
     """Move the plans of a target dataset onto an unlabelled one, so that pretrained weights fit the target as they are.
 
@@ -183,6 +186,7 @@ def move_target_plans(
             its planner aims at.
         plans_name: identifier of the moved plans.
         keep_patch: keep the target's patch, however much of a volume it shows.
+        num_gpus: GPUs that will train together.
 
     Raises:
         NotPreparedError: the target has no such plans.
@@ -204,7 +208,7 @@ def move_target_plans(
     origin = {"dataset": target, "plans_name": target_plans}
     if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:
         raise InputError(f"{path} holds other plans already; choose another name with -overwrite_plans_name.")
-    planner = _planner_of(plans, configuration, planner_classes)(dataset, plans_name=name)
+    planner = _planner_of(plans, configuration, planner_classes)(dataset, plans_name=name, num_gpus=num_gpus)
     _quietly(move_plans_between_datasets, target, dataset, target_plans, name)
     moved = read_json(path) | {MOVED_FROM: origin}
     gigabytes = gpu_memory_gb or _gigabytes_of_target(planner, plans["configurations"][configuration])
@@ -335,14 +339,14 @@ def _summary(planner: Any, plans: dict, configuration: str, target_gigabytes: fl
         tuple(int(n) for n in content["patch_size"]),
         tuple(float(s) for s in content["spacing"]),
         int(content["batch_size"]),
-        gigabytes_of_pairs(cost, planner.memory_reference, content["batch_size"]),
+        gigabytes_of_pairs(cost, planner.memory_reference, planner.share(content["batch_size"])),
         float(target_gigabytes),
     )
     if planned.gigabytes > planned.target_gigabytes:
         logger.warning(
-            "A step of %d pairs at patch %s is estimated to take %.1f GB, more than the target of %.1f GB; "
+            "A step of %d pair(s) on a GPU at patch %s is estimated to take %.1f GB, more than the target of %.1f GB; "
             "fewer pairs would leave the heads without statistics.",
-            planned.pairs,
+            planner.share(planned.pairs),
             "x".join(map(str, planned.patch_size)),
             planned.gigabytes,
             planned.target_gigabytes,

@@ -1,6 +1,6 @@
 """What a pretraining method fills in: the hooks that ``PretrainingTrainer`` (trainers/pretraining.py) calls."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -21,11 +21,13 @@ class PretrainingHooks:
         model: what :meth:`build_model` gave, on the device.
         network: the network of the plans.
         batch_size: of this rank.
+        rank_batch_sizes: of all ranks; nnU-Net splits a batch that does not divide into unequal parts.
     """
 
     model: nn.Module
     network: nn.Module
     batch_size: int
+    rank_batch_sizes: tuple[int, ...]
 
     def build_model(self, network: nn.Module) -> nn.Module:
         """Hook: the method's module around the network of the plans."""
@@ -42,6 +44,13 @@ class PretrainingHooks:
     def compute(self, batch: dict, training: bool) -> StepResult:
         """Hook: loss and named parts of one batch that is on the trainer's device."""
         raise NotImplementedError
+
+    def step_buffers(self) -> Iterable[torch.Tensor]:
+        """Hook: buffers that :meth:`compute` moves and that get their values back where a step is left out.
+
+        They are copied before every step: a method with large ones leaves them out, and keeps NaN from them itself.
+        """
+        return self.model.buffers()
 
     def after_backward(self) -> None:
         """Hook: before the optimiser's step, e.g. to drop gradients."""

@@ -1,13 +1,13 @@
 """What trainers do together over the ranks of a DDP run; all of it is plain work in a single process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 
-from nnunet_alice.methods.distributed import mean_over_ranks, world_size
+from nnunet_alice.methods.distributed import gather_rows, mean_over_ranks, world_size
 
 Result = TypeVar("Result")
 
@@ -32,8 +32,27 @@ def on_one_rank_first(work: Callable[[], Result]) -> Result:
     return result if first else work()
 
 
+def number_of_each_rank(number: int, device: torch.device) -> tuple[int, ...]:
+    """A number of every rank, in the order of the ranks.
+
+    Args:
+        number: this rank's.
+        device: where the ranks' backend can gather.
+    """
+    return tuple(gather_rows(torch.tensor([number], device=device)).tolist())
+
+
+def names_of_all_ranks(names: Iterable[str]) -> list[str]:
+    """Names that any rank gives, sorted."""
+    if world_size() == 1:
+        return sorted(set(names))
+    gathered: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(gathered, list(names))
+    return sorted({name for own in gathered for name in own})
+
+
 def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Mean over the ranks of metrics that every rank has.
+    """Mean over the ranks of metrics; NaN, for "nothing to measure here", does not count unless all ranks say so.
 
     Args:
         metrics: name -> number, the same names in the same order on every rank.
@@ -41,5 +60,7 @@ def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[
     """
     if world_size() == 1 or not metrics:
         return metrics
-    values = mean_over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
-    return dict(zip(metrics, values.tolist(), strict=True))
+    values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+    measured = ~values.isnan()
+    sums, counts = mean_over_ranks(torch.stack([values.where(measured, 0.0), measured.double()]))
+    return dict(zip(metrics, (sums / counts).tolist(), strict=True))

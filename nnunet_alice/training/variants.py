@@ -15,10 +15,11 @@ class _Suffix:
     value: Callable[[str], Any]
 
 
+_LEARNING_RATE = _Suffix(re.compile(r"lr(\d+(?:\.\d+)?(?:e-?\d+)?)"), "learning_rate", float)
 _SUFFIXES = (
     _Suffix(re.compile(r"(\d+)epochs?"), "epochs", int),
     _Suffix(re.compile(r"(\d+)iterations?"), "iterations", int),
-    _Suffix(re.compile(r"lr(\d+(?:\.\d+)?(?:e-?\d+)?)"), "learning_rate", float),
+    _LEARNING_RATE,
     _Suffix(re.compile(r"keep(\d+(?:-\d+)*)"), "keep_at", lambda text: tuple(map(int, text.split("-")))),
     _Suffix(re.compile(r"seed(\d+)"), "seed", int),
     _Suffix(re.compile(r"(\d+)experts"), "num_experts", int),
@@ -52,6 +53,18 @@ def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
         raise AttributeError(f"module '{module}' has no attribute '{name}'")
     summary = f"{base.__name__} with {', '.join(f'{key} {value}' for key, value in settings.items())}."
     return type(name, (base,), {**settings, "__module__": module, "__doc__": summary})
+
+
+def with_learning_rate(name: str, value: float) -> str:
+    """Name of a trainer with another learning rate.
+
+    Args:
+        name: of the trainer, endings included.
+        value: the peak learning rate.
+    """
+    endings = name.split("_")
+    kept = [ending for ending in endings if not _LEARNING_RATE.pattern.fullmatch(ending)]
+    return f"{'_'.join(kept)}_lr{value:.3g}"
 
 
 def _read(name: str, namespace: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

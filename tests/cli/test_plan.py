@@ -262,6 +262,18 @@ def test_plans_of_its_own(datasets, capsys):
     assert "nnUNetv2_preprocess -d 900 -plans_name Mine -c 3d_fullres\n" in capsys.readouterr().out
 
 
+def test_plans_for_several_gpus(datasets, capsys):
+    for arguments, plans in (
+        (("--target", "4"), "nnUNetPlans_from004"),
+        (("-pl", "AlicePlannerSmall"), "AliceSmallPlans"),
+    ):
+        assert plan("--no_preprocess", "-num_gpus", "8", *arguments) == 0
+        assert read_json(datasets / UNLABELLED / f"{plans}.json")["configurations"]["3d_fullres"]["batch_size"] == 8
+        printed = capsys.readouterr().out
+        assert "8 pairs of views a step" in printed and "GB of GPU memory on each of 8." in printed
+        assert f"nnUNetv2_train 900 3d_fullres all -tr AliceTrainer -p {plans} -num_gpus 8\n" in printed
+
+
 def test_batch_of_moved_plans_follows_the_memory_target(datasets, caplog):
     path = datasets / TARGET / "nnUNetPlans.json"
     target = read_json(path)

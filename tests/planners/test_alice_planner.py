@@ -188,6 +188,22 @@ def test_never_more_pairs_than_cases_but_at_least_four(tmp_path, monkeypatch):
     assert plan(AlicePlanner, make_dataset(tmp_path, monkeypatch, "tiny", cases=2)).content["batch_size"] == 4
 
 
+@pytest.mark.parametrize("planner_class", [AlicePlanner, AlicePlannerSmall])
+@pytest.mark.parametrize(("gpus", "cases"), [(3, 60), (8, 60), (8, 20), (8, 2)])
+def test_every_gpu_gets_as_many_pairs_and_has_its_own_memory(tmp_path, monkeypatch, planner_class, gpus, cases):
+    name = make_dataset(tmp_path, monkeypatch, "torso CT", cases=cases)
+    planned = plan(planner_class, name, num_gpus=gpus)
+    pairs = planned.content["batch_size"]
+    assert pairs % gpus == 0 and pairs >= max(4, gpus) and pairs <= max(cases, gpus, 6)
+    used = [gigabytes_of_pairs(planned.cost, planned.planner.memory_reference, pairs // gpus + n) for n in (0, 1)]
+    assert used[0] <= 8
+    if planner_class is AlicePlanner:
+        # Nothing is given away: another pair on every GPU would not fit, or there are no more cases.
+        assert used[1] > 8 or pairs + gpus > cases
+        single = plan(planner_class, name).content["patch_size"]
+        assert math.prod(planned.content["patch_size"]) >= math.prod(single)
+
+
 def test_a_hopeless_memory_target_is_one_sentence(tmp_path, monkeypatch):
     name = make_dataset(tmp_path, monkeypatch, "isotropic")
     with pytest.raises(InputError, match=r"do not fit into 0\.01 GB .* raise -gpu_memory_target"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pretraining_runs import (
     DATASET,
     PLANS,
+    kill_at,
     make_trainer,
     phantom_images,
     same_content,
+    steps_around_a_bad_one,
     whole_and_resumed,
     without_times,
     write_run,
 )
 
 from nnunet_alice.anatomy import providers
-from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.providers import Provider
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.cli.main import main
@@ -154,6 +157,33 @@ def test_labels_are_never_read(fresh_run):
     assert (run(make_trainer(variant(), fresh_run)) / "checkpoint_final.pth").is_file()
 
 
+@pytest.mark.parametrize("sinkhorn", [True, False])
+def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, sinkhorn):
+    base = variant(iterations=4)
+    trainer = make_trainer(variant(iterations=4, settings=replace(base.settings, sinkhorn=sinkhorn)), small_run)
+    states = steps_around_a_bad_one(trainer)
+    assert same_content(states["first"], states["bad"]) and not same_content(states["bad"], states["next"])
+    assert states["first"]["centre_cls.value"].any()
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert len(re.findall(r"WARNING: the loss is not finite on the cases case\d.*: this step is left out", log)) == 1
+
+
+def test_a_run_goes_on_after_a_bad_step_and_resumes_to_the_bit(small_run):
+    class Poisoned(variant(epochs=3, iterations=3)):
+        def compute(self, batch, training):
+            if training and self.step in (2, 3):  # end of an epoch, start of the next
+                batch["data"][0, 0, 0, 0, 0] = math.nan
+            return super().compute(batch, training)
+
+    expected, resumed = whole_and_resumed(Poisoned, small_run, killed_in=1)
+    for part in ("network_weights", "model_state", "optimizer_state"):
+        assert same_content(expected[part], resumed[part]), part
+    assert without_times(expected["history"]) == without_times(resumed["history"])
+    assert all(math.isfinite(value) for row in expected["history"] for value in row.values())
+    state = {**expected["network_weights"], **expected["model_state"]}
+    assert all(value.isfinite().all() for value in state.values())
+
+
 def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_run):
     class Poisoned(variant(epochs=3, save_every=1)):
         def compute(self, batch, training):
@@ -162,7 +192,7 @@ def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_r
             return super().compute(batch, training)
 
     trainer = make_trainer(Poisoned, small_run)
-    with pytest.raises(NonFiniteLossError, match=r"epoch 2.*case\d.*--c"):
+    with pytest.raises(NonFiniteLossError, match=r"2 steps in a row.*epoch 2.*case\d.*-tr Poisoned_lr0.0001 "):
         trainer.run_training()
     folder = Path(trainer.output_folder)
     saved = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
@@ -229,6 +259,71 @@ def test_the_matcher_can_be_chosen(small_run, monkeypatch):
         assert getattr(matcher, "name", matcher) == expected
 
 
+def begun(kind, base) -> str:
+    """Checkpoint of a run that was killed before its second epoch."""
+    trainer = make_trainer(kind, base)
+    kill_at(trainer, 1)
+    return str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+
+
+def continued(kind, base, path):
+    """The matcher of the run that goes on from a checkpoint."""
+    trainer = make_trainer(kind, base, continue_training=True)
+    trainer.load_checkpoint(path)
+    trainer.get_dataloaders()
+    return trainer.matcher
+
+
+class LaterMatcher(AtlasMatcher):
+    """Stands for an embedding."""
+
+    name = "embedding"
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch, older):
+    path = begun(variant(), small_run)
+    if older:
+        content = torch.load(path)
+        del content["pretraining"]["views"], content["pretraining"]["ranks"]
+        torch.save(content, path)
+    embedding = Provider("embedding", lambda _: True, LaterMatcher)
+    monkeypatch.setattr(providers, "PROVIDERS", [embedding, *providers.PROVIDERS])
+    assert make_trainer(variant(), small_run).open_matcher().name == "embedding"
+    assert continued(variant(), small_run, path).name == "atlas"
+    with pytest.raises(CheckpointError, match=r"matched by the atlas and are by the embedding; .* start without --c"):
+        continued(variant(open_prepared_matcher=lambda self: LaterMatcher(self.dataset)), small_run, path)
+
+
+def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, monkeypatch):
+    with monkeypatch.context() as patch:
+        embedding = Provider("embedding", lambda _: True, LaterMatcher)
+        patch.setattr(providers, "PROVIDERS", [embedding, *providers.PROVIDERS])
+        path = begun(variant(), small_run)
+    with pytest.raises(NotPreparedError, match=r"embedding.*--method embedding"):
+        continued(variant(), small_run, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cases": ("case0", "case1", "case2")}, "came from 4 cases and come from 3"),
+        ({"threshold": 0.01}, "matched by another atlas"),
+        ({"fingerprint": {"atlas_case": "case9"}}, "matched by another atlas"),
+    ],
+)
+def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, change, words):
+    path = begun(variant(), small_run)
+
+    def changed_matcher(self):
+        matcher = AtlasMatcher(self.dataset)
+        vars(matcher).update(change)
+        return matcher
+
+    with pytest.raises(CheckpointError, match=words):
+        continued(variant(open_prepared_matcher=changed_matcher), small_run, path)
+
+
 def test_validation_cases_of_a_fold_are_held_out(small_run):
     splits = [{"train": ["case0", "case1"], "val": ["case2", "case3"]}]
     next(small_run.iterdir()).joinpath("splits_final.json").write_text(json.dumps(splits))
@@ -270,6 +365,25 @@ def test_variants_are_found_by_name():
     assert alice.AliceTrainer_7epochs.epochs == 7 and alice.AliceTrainer_noCASA_30epochs.settings.casa is False
     assert (alice.AliceTrainer_smoke.epochs, alice.AliceTrainer_smoke.iterations) == (2, 2)
     assert not hasattr(alice, "AliceTrainer_manyepochs")
+
+
+def test_validation_keeps_the_arrays_of_its_first_batch_only(small_run):
+    """Full patches of a whole validation epoch take gigabytes, and one batch is drawn."""
+    seen, kept = [], []
+
+    class Spy(variant(epochs=2)):
+        def validation_outputs(self, batch, result):
+            seen.append(batch["data"][:2, :1].numpy())
+            outputs = super().validation_outputs(batch, result)
+            kept.append({name for name, value in outputs.items() if not isinstance(value, torch.Tensor)})
+            return outputs
+
+        def draw_pictures(self):
+            assert (self._picture["queries"] == seen[0]).all() and (seen[0] != seen[1]).any()
+
+    trainer = make_trainer(Spy, small_run)
+    trainer.run_training()
+    assert len(seen) == 4 and not set.union(*kept)
 
 
 @pytest.mark.parametrize("volume, warned", [((40, 40, 40), False), ((24, 40, 40), False), ((18, 18, 18), True)])

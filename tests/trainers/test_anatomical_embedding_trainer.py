@@ -9,7 +9,15 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from pretraining_runs import make_trainer, phantom_images, whole_and_resumed, without_times, write_run
+from pretraining_runs import (
+    make_trainer,
+    phantom_images,
+    same_content,
+    steps_around_a_bad_one,
+    whole_and_resumed,
+    without_times,
+    write_run,
+)
 
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.errors import NonFiniteLossError
@@ -135,14 +143,26 @@ def test_other_plans(folders, plans):
     assert trainer.history.rows[0]["queries"] > 0
 
 
+def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run):
+    states = steps_around_a_bad_one(make_trainer(variant(iterations=4), small_run))
+    assert same_content(states["first"], states["bad"]) and not same_content(states["bad"], states["next"])
+
+
 def test_a_non_finite_loss_names_the_cases(small_run):
     class Poisoned(variant(epochs=1)):
         def compute(self, batch, training):
             batch["data"][:] = math.nan
             return super().compute(batch, training)
 
-    with pytest.raises(NonFiniteLossError, match=r"epoch 0.*case\d"):
+    with pytest.raises(NonFiniteLossError, match=r"epoch 0.*case\d.*_lr0.002 "):
         make_trainer(Poisoned, small_run).run_training()
+
+
+def test_a_rank_without_queries_has_the_metrics_of_the_others(small_run):
+    trainer = make_trainer(variant(), small_run)
+    some, none = ({"errors": torch.ones(n), "chance": torch.ones(n)} for n in (3, 0))
+    empty = trainer.validation_metrics([none, none])
+    assert list(empty) == list(trainer.validation_metrics([some, none])) and all(map(math.isnan, empty.values()))
 
 
 def test_variants_are_found_by_name():

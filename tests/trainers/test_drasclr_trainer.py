@@ -17,6 +17,7 @@ from pretraining_runs import (
     make_trainer,
     phantom_images,
     same_content,
+    steps_around_a_bad_one,
     whole_and_resumed,
     without_times,
     write_run,
@@ -244,13 +245,20 @@ def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
     assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
 
 
+def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, no_pictures):
+    trainer = make_trainer(variant(iterations=4), small_run)
+    states = steps_around_a_bad_one(trainer)
+    assert same_content(states["first"], states["bad"]) and not same_content(states["bad"], states["next"])
+    assert states["first"]["queues.filled"].any() and states["first"]["query.standardise.batches"] == 1
+
+
 def test_a_non_finite_loss_names_the_cases(small_run, no_pictures):
     class Poisoned(variant()):
         def compute(self, batch, training):
             batch["data"][0, 0, 0, 0, 0] = math.nan
             return super().compute(batch, training)
 
-    with pytest.raises(NonFiniteLossError, match=r"epoch 0.*case\d, case\d.*--c"):
+    with pytest.raises(NonFiniteLossError, match=r"epoch 0 on the cases case\d, case\d.*_lr0.001 "):
         make_trainer(Poisoned, small_run).run_training()
 
 

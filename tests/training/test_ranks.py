@@ -1,5 +1,7 @@
 """Two real gloo processes: rank 0 works first, and metrics become means."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,7 +25,8 @@ def rank_main(rank, folder):
             return rank, found
 
         result = on_one_rank_first(work)
-        metrics = metrics_over_ranks({"loss": 1.0 + rank, "spread": 0.5}, CPU)
+        own = {"loss": 1.0 + rank, "spread": 0.5, "of rank 1": 3.0 if rank else math.nan, "of none": math.nan}
+        metrics = metrics_over_ranks(own, CPU)
         torch.save((result, metrics), folder / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -35,7 +38,8 @@ def test_rank_0_works_first_and_metrics_are_means(tmp_path):
     for rank in range(2):
         result, metrics = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert result == (rank, rank == 1)
-        assert metrics == {"loss": 1.5, "spread": 0.5}
+        assert math.isnan(metrics.pop("of none"))
+        assert metrics == {"loss": 1.5, "spread": 0.5, "of rank 1": 3.0}
 
 
 def test_one_process_works_once_and_keeps_its_metrics():

@@ -9,11 +9,13 @@ import torch
 from tiny_networks import tiny_unet
 from torch import nn
 
+from nnunet_alice.trainers import alice
 from nnunet_alice.training.collapse import signs_of_collapse
 from nnunet_alice.training.cpu_convolutions import SMALL_IMAGE, channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
+from nnunet_alice.training.nonfinite import BufferCopies, NonFiniteSteps
 from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
-from nnunet_alice.training.variants import epochs_variant
+from nnunet_alice.training.variants import epochs_variant, with_learning_rate
 
 ALIVE = {
     "spread": 0.5,
@@ -37,6 +39,36 @@ def test_history_writes_all_rows_and_late_columns(tmp_path):
 
 def test_mean_metrics_counts_only_steps_that_have_them():
     assert mean_metrics([{"a": 1.0, "b": 4.0}, {"a": torch.tensor(3.0)}]) == {"a": 2.0, "b": 4.0}
+
+
+def test_finite_losses_start_the_count_of_bad_steps_anew():
+    steps = NonFiniteSteps(3)
+    seen = [(steps.leaves_out(torch.tensor(loss)), steps.too_many()) for loss in (1, math.nan, math.inf, 2, math.nan)]
+    assert seen == [(False, False), (True, False), (True, False), (False, False), (True, False)]
+    assert [steps.leaves_out(torch.tensor(-math.inf)) and steps.too_many() for _ in range(2)] == [False, True]
+
+
+def test_copies_give_buffers_their_values_back_in_place():
+    norm = nn.BatchNorm1d(2)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    mean, copies = norm.running_mean, BufferCopies(norm.buffers())
+    norm(torch.full((3, 2), math.nan))
+    assert norm.running_mean.isnan().all()
+    copies.restore()
+    assert norm.running_mean is mean and all(torch.equal(before[name], v) for name, v in norm.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("AliceTrainer", "AliceTrainer_lr0.0001"),
+        ("AliceTrainer_lr3e-3_30epochs", "AliceTrainer_30epochs_lr0.0001"),
+        ("AliceTrainer_noCASA", "AliceTrainer_noCASA_lr0.0001"),
+    ],
+)
+def test_a_trainer_of_another_rate_is_found_by_the_name_that_is_advised(name, expected):
+    assert with_learning_rate(name, 1e-4) == expected
+    assert getattr(alice, with_learning_rate(name, 2.5e-6)).learning_rate == 2.5e-6
 
 
 def test_a_living_run_raises_no_alarm():

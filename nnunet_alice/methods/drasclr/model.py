@@ -189,11 +189,15 @@ class DrasCLRModel(nn.Module):
 
     @torch.no_grad()
     def _enqueue(self, landmark: int, key: Tensor, subjects: Tensor | None) -> None:
-        """Put the keys of all ranks into their queues; ranks may be at different landmarks."""
+        """Put the keys of all ranks into their queues; ranks may be at different landmarks.
+
+        Keys that are not finite (of a broken image) are left out: a queue would hold them for many epochs.
+        """
         if subjects is None:
             subjects = torch.full(key.shape[:1], -1)
         landmarks = gather_rows(torch.full(key.shape[:1], landmark, device=key.device))
         keys, subjects = gather_rows(key), gather_rows(subjects.to(key.device, torch.int32))
+        finite = keys.isfinite().all(dim=1)
         for number in landmarks.unique().tolist():
-            chosen = landmarks == number
+            chosen = (landmarks == number) & finite
             self.queues.enqueue(number, keys[chosen], subjects[chosen])

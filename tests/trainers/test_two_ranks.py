@@ -1,0 +1,150 @@
+"""AliceTrainer on two real gloo processes with unequal batches, as nnU-Net deals out a batch that does not divide."""
+
+import math
+import re
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+
+from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.checkpoints.pretraining import read_for_resume
+from nnunet_alice.errors import InputError
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.trainers.alice import AliceTrainer
+
+RANKS, PAIRS = 2, 3
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
+
+
+class AliceTrainer_ranks(AliceTrainer):
+    """A small head and a short run."""
+
+    epochs = 1
+    iterations = 2
+    retrieval_candidates = 4
+    settings = replace(AliceTrainer.settings, hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
+
+
+class AliceTrainer_poisoned(AliceTrainer_ranks):
+    """Rank 1 alone meets a broken image, once."""
+
+    iterations = 3
+
+    def compute(self, batch, training):
+        """As ever, but for NaN."""
+        if training and self.step == 1 and self.local_rank == 1:
+            batch["data"][:] = math.nan
+        return super().compute(batch, training)
+
+
+def on_cpu(trainer_class, base):
+    """A trainer of this rank; nnU-Net would give it a GPU."""
+    trainer = make_trainer(trainer_class, base)
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+    return trainer
+
+
+@contextmanager
+def process_group(rank, folder, name):
+    """Ranks that wait for each other in vain fail soon instead of after half an hour."""
+    rendezvous = f"file://{folder}/{name}"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def a_whole_run(trainer_class, base):
+    trainer = on_cpu(trainer_class, base)
+    trainer.run_training()
+    path = Path(trainer.output_folder) / "checkpoint_final.pth"
+    on_cpu(trainer_class, base).load_checkpoint(str(path))
+    return {
+        "own batch": trainer.batch_size,
+        "validation iterations": trainer.num_val_iterations_per_epoch,
+        "metrics": {name: trainer.history.rows[0][name] for name in ("loss", "val_loss", "retrieval_top1")},
+        "weights": trainer.network.state_dict(),
+    }
+
+
+def message_about_few_pairs(base):
+    trainer = on_cpu(AliceTrainer_ranks, base)
+    trainer.configuration_manager.configuration["batch_size"] = 1
+    with pytest.raises(InputError) as caught:
+        trainer.initialize()
+    return str(caught.value)
+
+
+def rank_main(rank, folder):
+    torch.set_num_threads(1)
+    with process_group(rank, folder, "rendezvous"):
+        runs = {kind.__name__: a_whole_run(kind, folder / "preprocessed") for kind in TRAINERS}
+        runs["more ranks than pairs"] = message_about_few_pairs(folder / "preprocessed")
+        torch.save(runs, folder / f"{rank}.pt")
+
+
+TRAINERS = (AliceTrainer_ranks, AliceTrainer_poisoned)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each rank saw, and the folder of the run."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            (folder / name).mkdir()
+            patch.setenv(f"nnUNet_{name}", str(folder / name))
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        write_run(folder / "preprocessed", phantom_images(3), batch_size=PAIRS)
+        prepare_atlas(PreprocessedDataset.find(DATASET, PLANS, "3d_fullres"), 1)
+        mp.spawn(rank_main, (folder,), nprocs=RANKS)
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("kind", [kind.__name__ for kind in TRAINERS])
+def test_unequal_batches_validate_and_train_in_step(ranks, kind):
+    results = [runs[kind] for runs in ranks[1]]
+    assert [result["own batch"] for result in results] == [2, 1]
+    assert [result["validation iterations"] for result in results] == [4, 4]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    for name, weight in results[0]["weights"].items():
+        assert torch.equal(weight, results[1]["weights"][name]) and weight.isfinite().all(), name
+
+
+def test_a_bad_batch_of_one_rank_is_left_out_by_all_and_its_cases_are_named(ranks):
+    folder, results = ranks
+    assert all(math.isfinite(value) for runs in results for value in runs["AliceTrainer_poisoned"]["metrics"].values())
+    logs = folder.glob("results/**/AliceTrainer_poisoned*/fold_all/training_log*.txt")
+    log = "".join(path.read_text() for path in logs)
+    assert len(re.findall(r"WARNING: the loss is not finite on the cases case\d", log)) == 1
+
+
+def test_more_gpus_than_pairs_is_one_sentence(ranks):
+    for runs in ranks[1]:
+        message = runs["more ranks than pairs"]
+        assert f"{PLANS}.json, 3d_fullres: batch_size 1 cannot be split among 2 GPUs" in message
+        assert "train with -num_gpus 1, or plan with nnunet_alice plan ... -num_gpus 2." in message
+
+
+def test_the_batch_of_all_ranks_is_recorded_and_what_older_versions_recorded_is_known(ranks):
+    folder, _ = ranks
+    path = next(folder.glob("results/**/AliceTrainer_ranks*/fold_all/checkpoint_final.pth"))
+    content = torch.load(path, weights_only=True)
+    run = content["pretraining"]
+    assert run["hyper_parameters"]["batch_size"] == PAIRS and run["ranks"] == RANKS
+    settings = run["hyper_parameters"]
+    read_for_resume(path, "Alice", settings, content["network_weights"], (PAIRS,))
+    del run["ranks"]
+    run["hyper_parameters"] = settings | {"batch_size": 2}  # the first rank's
+    older = path.with_name("older.pth")
+    torch.save(content, older)
+    read_for_resume(older, "Alice", settings, content["network_weights"], (2, 1))
