@@ -2,7 +2,7 @@
 
 nnU-Net's own loop empties the folder first, ends with the first case that fails, and sends ``dataset.json`` to its
 workers once a case. This one runs the same preprocessor on each case and writes the same files. It leaves out
-``gt_segmentations``: a body mask is no truth to validate against.
+``gt_segmentations``: a body mask is no truth to validate against. What ``anatomy`` knows of an image goes with it.
 """
 
 import functools
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_alice.anatomy.forgetting import forget_all, forget_case
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder
 from nnunet_alice.parallel import map_cases
 
 logger = logging.getLogger(__name__)
@@ -105,12 +106,13 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     base = nnunet_folder("nnUNet_preprocessed") / dataset
     plans = read_json(base / f"{plans_name}.json")
     manager = PlansManager(plans).get_configuration(configuration)
+    prepared = PreprocessedDataset(dataset, plans_name, configuration)
     folder, report = base / manager.data_identifier, base / f"{manager.data_identifier}_preprocessing.json"
     cases = raw_cases(dataset)
     _copy_labels(dataset, cases, base / "gt_segmentations")
     recipe = _recipe(plans, manager.configuration)
-    _clear_if_different(folder, report, recipe)
-    _remove_unnamed(folder, cases)
+    _clear_if_different(prepared, report, recipe)
+    _remove_unnamed(prepared, cases)
     missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
     kept = len(cases) - len(missing)
     if not missing:
@@ -156,8 +158,9 @@ def _recipe(plans: dict, configuration: dict) -> dict:
     return recipe
 
 
-def _clear_if_different(folder: Path, report: Path, recipe: dict) -> None:
+def _clear_if_different(dataset: PreprocessedDataset, report: Path, recipe: dict) -> None:
     """Empty the folder unless it was made by this recipe; leftovers of a killed run go in any case."""
+    folder = dataset.folder
     shutil.rmtree(_partial_folder(folder), ignore_errors=True)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
@@ -168,17 +171,20 @@ def _clear_if_different(folder: Path, report: Path, recipe: dict) -> None:
     if known != recipe:
         reason = "there is no record of how it was made" if known is None else "it was made by other plans"
         logger.info("%s is preprocessed anew: %s.", folder, reason)
+        forget_all(dataset)  # first: a kill in between costs work, but leaves nothing that is wrong
         shutil.rmtree(folder)
 
 
-def _remove_unnamed(folder: Path, cases: dict) -> None:
+def _remove_unnamed(dataset: PreprocessedDataset, cases: dict) -> None:
     """Remove preprocessed cases that the dataset does not name (any more)."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+    folder = dataset.folder
     if not folder.is_dir():
         return
     for case in sorted(set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) - set(cases)):
         logger.info("Case %s is no longer in dataset.json; its preprocessed files are removed.", case)
+        forget_case(dataset, case)
         for suffix in reversed(_SUFFIXES):
             (folder / f"{case}{suffix}").unlink(missing_ok=True)
 
@@ -205,6 +211,7 @@ def _preprocess_case(job: _Job, case: str) -> None:
     preprocessor.run_case_save(
         str(partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
     )
+    forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
     for suffix in _SUFFIXES:
         os.replace(partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
 

@@ -198,6 +198,50 @@ def test_other_plans_start_anew_and_say_so(datasets, caplog):
     assert set(after) == set(before) and all(after[name] != before[name] for name in before)
 
 
+def anatomy_files(datasets) -> list:
+    """Files of all cases as ``anatomy`` leaves them, empty; the atlas is b."""
+    anatomy = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres_anatomy"
+    places = [(anatomy / "cases", ".npz"), (anatomy / "atlas" / "cases", ".json"), (anatomy / "embedding", ".npz")]
+    files = [folder / f"{case}{suffix}" for folder, suffix in places for case in CASES]
+    write_json(anatomy / "atlas" / "atlas.json", {"atlas_case": "b"})
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return [*files, anatomy / "atlas" / "atlas.json"]
+
+
+def test_what_is_known_of_a_case_goes_with_its_preprocessed_image(datasets):
+    assert plan("--target", "4") == 0
+    raw = datasets.parent / "nnUNet_raw" / UNLABELLED
+    files = anatomy_files(datasets)
+    assert plan("--target", "4") == 0
+    assert all(path.is_file() for path in files)  # nothing was preprocessed
+
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "a_0000.nii.gz")))
+    write_image(raw / "a_0000.nii.gz", image[:, ::-1].copy())
+    os.utime(raw / "a_0000.nii.gz", (files[0].stat().st_mtime + 10,) * 2)
+    assert plan("--target", "4") == 0
+    assert [path for path in files if not path.is_file()] == [path for path in files if path.stem == "a"]
+
+    content = read_json(raw / "dataset.json")
+    del content["dataset"]["b"]
+    write_json(raw / "dataset.json", content)
+    fingerprint = datasets / UNLABELLED / "dataset_fingerprint.json"
+    known = read_json(fingerprint)
+    write_json(fingerprint, known | {name: known[name][:2] for name in ("spacings", "shapes_after_crop")})
+    assert plan("--target", "4") == 0
+    assert {path.stem for path in files if path.is_file()} == {"c"}  # the atlas was b
+
+
+def test_what_is_known_of_all_cases_goes_when_all_are_preprocessed_anew(datasets):
+    assert plan("--target", "4") == 0
+    files = anatomy_files(datasets)
+    report = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres_preprocessing.json"
+    write_json(report, {"recipe": {**read_json(report)["recipe"], "image_reader_writer": "NibabelIOWithReorient"}})
+    assert plan("--target", "4") == 0
+    assert not any(path.is_file() for path in files)
+
+
 def test_a_bad_case_is_named_and_stops_no_other(datasets, capsys, caplog):
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
     (raw / "b_0000.nii.gz").write_bytes(b"not an image")
