@@ -197,14 +197,17 @@ class EmbeddingMatcher(GeometryMatcher):
 
 
 def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
-    """Whether a dataset has indices that can be used; the log says so when it has unusable ones."""
+    """Whether a dataset has indices that can be used and are finished; the log says so when it has others."""
     store = IndexStore(dataset)
     if not store.description_file.is_file():
         return False
     try:
-        store.fingerprint()
+        checkpoint = store.fingerprint().checkpoint
     except NotPreparedError as error:
         logger.warning("%s", error)
+        return False
+    if read_trust(store, checkpoint) is None:
+        logger.warning("The indices in %s are not finished and are not used; run: %s", store.folder, store.command)
         return False
     return len(store.cases()) >= 2
 

@@ -65,8 +65,10 @@ def test_going_on_with_the_same_checkpoint_keeps_what_is_there(dataset, store):
 
 
 def test_another_checkpoint_never_mixes_with_the_old_indices(dataset, store):
+    store.trust_file.touch()
+    assert store.begin(store.fingerprint(), "checkpoint_final.pth") == ["c2"] and store.trust_file.is_file()
     assert store.begin(Fingerprint.of(dataset, "b" * 64, 8), "other.pth") == ["c0", "c1", "c2"]
-    assert store.cases() == []
+    assert store.cases() == [] and not store.trust_file.exists()
     assert store.fingerprint().checkpoint == "b" * 64
 
 
