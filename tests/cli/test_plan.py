@@ -3,6 +3,11 @@
 import json
 import multiprocessing
 import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +16,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -272,9 +278,51 @@ def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
         patch.setattr(preprocessing.os, "replace", fail_at_the_second)
         assert plan("--target", "4") == 0
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["b", "c"]
-    assert not (datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres" / ".partial").exists()
+    assert not list((datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres").glob(".partial*"))
     assert plan("--target", "4") == 0
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == list(CASES)
+
+
+def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
+    """A second run starts while the first writes a case: the first one's half-written file stays where it is."""
+    folder = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres"
+    run_case_save = DefaultPreprocessor.run_case_save
+    targets = []
+
+    def meet(self, output, *arguments):
+        targets.append(output)
+        if len(targets) == 1:
+            Path(f"{output}.b2nd").write_bytes(b"half a case")
+            assert plan("--target", "4") == 0
+            assert Path(f"{output}.b2nd").read_bytes() == b"half a case"
+            Path(f"{output}.b2nd").unlink()
+        run_case_save(self, output, *arguments)
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_save", meet)
+    assert plan("--target", "4") == 0
+    assert len(targets) == 2 * len(CASES) and len({Path(target).parent for target in targets}) == 2
+    assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == list(CASES)
+    assert not list(folder.glob(".partial*"))
+
+
+def test_only_folders_of_dead_or_long_idle_runs_are_removed(tmp_path):
+    here = platform.node()
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    names = {
+        "dead": f".partial@{here}@{dead.pid}@1",
+        "alive": f".partial@{here}@{os.getpid()}@2",
+        "elsewhere": f".partial@not{here}@{dead.pid}@3",
+        "idle": f".partial@not{here}@{dead.pid}@4",
+        "of an older version": ".partial",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.b2nd").touch()
+    os.utime(tmp_path / names["idle"], (time.time() - 25 * 3600,) * 2)
+    preprocessing._remove_leftovers(tmp_path)
+    left = {reason for reason, name in names.items() if (tmp_path / name).exists()}
+    assert left == {"alive", "elsewhere", "of an older version"}
 
 
 def test_fingerprint_is_extracted_and_a_bad_case_left_out(datasets, caplog, monkeypatch):
