@@ -151,10 +151,17 @@ class PreprocessedDataset:
         return list(self._dataset.identifiers)
 
     def image(self, case: str):
-        """Image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part."""
+        """Image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part.
+
+        Raises:
+            InputError: the file is no image, or the beginning of one only.
+        """
         path = self.folder / f"{case}.b2nd"
         if path.is_file():  # not through nnU-Net's loader, which opens the labels and reads all properties as well
-            return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode=_MMAP_MODE)
+            try:
+                return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode=_MMAP_MODE)
+            except RuntimeError as error:
+                raise InputError(f"{path} cannot be read ({error}); delete it and preprocess again.") from error
         return self._dataset.load_case(case)[0]
 
     def image_stamp(self, case: str) -> str | None:

@@ -168,6 +168,11 @@ class AtlasMatcher(GeometryMatcher):
         score = min(self._quality[case_a], self._quality[case_b])
         return Matches(found, np.where(self.geometry(case_b).in_body(found), score, -np.inf))
 
+    def open(self, case: str) -> None:
+        """Read geometry and registration of a case."""
+        super().open(case)
+        self.affine(case)
+
     def to_atlas_mm(self, case: str, points_vox: np.ndarray) -> np.ndarray:
         """(N, 3) voxels of a case to (N, 3) mm of the atlas, (z, y, x)."""
         affine = self.affine(case)
