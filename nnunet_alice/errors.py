@@ -1,6 +1,14 @@
 """Errors that a user can mend: one sentence that names the file or case, and the fix."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+#: names of cases that a message gives
+_NAMED = 3
+
+
+def named(cases: Sequence[str]) -> str:
+    """The first cases by name, for a message."""
+    return ", ".join(cases[:_NAMED]) + (", ..." if len(cases) > _NAMED else "")
 
 
 class AliceError(RuntimeError):

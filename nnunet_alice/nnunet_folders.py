@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ from nnunet_alice.files import read_json
 
 #: memory-mapped files crash on Windows, says nnU-Net
 _MMAP_MODE = None if os.name == "nt" else "r"
+#: bytes of each end of an image's file that its stamp looks at
+_STAMPED_BYTES = 1 << 16
 
 
 def nnunet_folder(variable: str) -> Path:
@@ -148,11 +151,35 @@ class PreprocessedDataset:
         return list(self._dataset.identifiers)
 
     def image(self, case: str):
-        """Image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part."""
+        """Image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part.
+
+        Raises:
+            InputError: the file is no image, or the beginning of one only.
+        """
         path = self.folder / f"{case}.b2nd"
         if path.is_file():  # not through nnU-Net's loader, which opens the labels and reads all properties as well
-            return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode=_MMAP_MODE)
+            try:
+                return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode=_MMAP_MODE)
+            except RuntimeError as error:
+                raise InputError(f"{path} cannot be read ({error}); delete it and preprocess again.") from error
         return self._dataset.load_case(case)[0]
+
+    def image_stamp(self, case: str) -> str | None:
+        """What tells the preprocessed image of a case from another one that was there before; None without a file.
+
+        Size of the file and a checksum of its ends, where a blosc2 file says how long each of its chunks is. A time
+        would change when the dataset is copied to another disk, and reading all of it would take as long as training.
+        """
+        for suffix in (".b2nd", ".npz"):
+            try:
+                with open(self.folder / f"{case}{suffix}", "rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    checksum = zlib.crc32(file.read(_STAMPED_BYTES))
+                    file.seek(max(0, size - _STAMPED_BYTES))
+                    return f"{size}-{zlib.crc32(file.read(), checksum):08x}"
+            except FileNotFoundError:
+                continue
+        return None
 
     def shape(self, case: str) -> tuple[int, ...]:
         """Shape of a case's preprocessed array without channels, (z, y, x) voxels."""

@@ -52,6 +52,13 @@ def write_preprocessed(
     return PreprocessedDataset(folder.name, "nnUNetPlans", "3d_fullres")
 
 
+def replace_image(dataset: PreprocessedDataset, case: str, image: np.ndarray) -> None:
+    """Preprocess a case again, so to speak: another image takes the place of its own."""
+    for file in dataset.folder.glob(f"{case}[._]*"):
+        file.unlink()
+    write_preprocessed(dataset.base.parent, {case: image}, dataset.spacing)
+
+
 def ball(shape: Sequence[int], spacing: Sequence[float], radius_mm: float, seed: int = 0) -> np.ndarray:
     """(1, *shape) image of a bright textured ball in dark air."""
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]

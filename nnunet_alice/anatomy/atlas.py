@@ -5,14 +5,15 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
-from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
+from nnunet_alice.anatomy.cases import CaseGeometry, geometry_stamp, load_geometry
 from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register
 from nnunet_alice.anatomy.typical import most_typical
-from nnunet_alice.errors import AliceError, InputError, NotPreparedError
+from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.parallel import map_cases
 
@@ -62,7 +63,7 @@ def prepare_atlas(
         if isinstance(outcome, Exception):
             reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
             outcome = AtlasRecord(case, FAILED, reason)
-            files.write_record(outcome, job.fingerprint)
+            files.write_record(outcome, job.fingerprint, None)  # it will be tried again, whatever the image
         report.records[case] = outcome
     files.write_report(report)
     return report
@@ -78,10 +79,10 @@ class _Job:
     overwrite: bool
 
 
-def _choose_atlas(files: AtlasFiles, cases: list[str], named: str | None, overwrite: bool) -> CaseGeometry:
-    if named is not None and named not in cases:
-        raise InputError(f"There is no preprocessed case '{named}' in {files.dataset.folder}; check --atlas.")
-    chosen = named or (None if overwrite else files.atlas_case())
+def _choose_atlas(files: AtlasFiles, cases: list[str], asked: str | None, overwrite: bool) -> CaseGeometry:
+    if asked is not None and asked not in cases:
+        raise InputError(f"There is no preprocessed case '{asked}' in {files.dataset.folder}; check --atlas.")
+    chosen = asked or (None if overwrite else files.atlas_case())
     if chosen not in cases:
         chosen = most_typical(cases, lambda case: load_geometry(files.dataset, case))
     return load_geometry(files.dataset, chosen, overwrite)
@@ -92,6 +93,7 @@ def _register_one(job: _Job, case: str) -> AtlasRecord:
     geometry = job.atlas
     if case != job.atlas.case:
         geometry = load_geometry(job.dataset, case, job.overwrite)
+    stamp = geometry_stamp(job.dataset, case)
     result = register(geometry, job.atlas)
     good = result.quality >= MIN_QUALITY
     record = AtlasRecord(
@@ -104,7 +106,7 @@ def _register_one(job: _Job, case: str) -> AtlasRecord:
         result.correlation,
         result.overlap,
     )
-    AtlasFiles(job.dataset).write_record(record, job.fingerprint)
+    AtlasFiles(job.dataset).write_record(record, job.fingerprint, stamp)
     return record
 
 
@@ -139,6 +141,7 @@ class AtlasMatcher(GeometryMatcher):
                 "%d of %d cases are not registered to the atlas yet (e.g. %s) and are left out; run: %s",
                 len(missing), len(existing), missing[0], command,
             )  # fmt: skip
+        good = self._usable(good, report.fingerprint, command)
         if len(good) < 2:
             raise NotPreparedError(
                 f"Only {len(good)} of {len(existing)} cases are registered well to the atlas {report.atlas_case}; "
@@ -165,6 +168,11 @@ class AtlasMatcher(GeometryMatcher):
         score = min(self._quality[case_a], self._quality[case_b])
         return Matches(found, np.where(self.geometry(case_b).in_body(found), score, -np.inf))
 
+    def open(self, case: str) -> None:
+        """Read geometry and registration of a case."""
+        super().open(case)
+        self.affine(case)
+
     def to_atlas_mm(self, case: str, points_vox: np.ndarray) -> np.ndarray:
         """(N, 3) voxels of a case to (N, 3) mm of the atlas, (z, y, x)."""
         affine = self.affine(case)
@@ -190,6 +198,18 @@ class AtlasMatcher(GeometryMatcher):
         record = self.files.read_record(case, self.fingerprint)
         if record is None:
             raise NotPreparedError(
-                f"{self.files.case_file(case)} is missing or belongs to another atlas; run nnunet_alice anatomy again."
+                f"{self.files.case_file(case)} is missing or of other images; run nnunet_alice anatomy again."
             )
         return record.matrix
+
+    def _usable(self, cases: list[str], fingerprint: dict, command: str) -> list[str]:
+        """Those whose registration is there and made from their present image; one that is not would end a run."""
+        there = tqdm(cases, desc="Checking registrations", disable=None)
+        usable = [case for case in there if self.files.read_record(case, fingerprint) is not None]
+        if len(usable) < len(cases):
+            left_out = sorted(set(cases) - set(usable))
+            logger.warning(
+                "The registrations of %d of %d cases (%s) are missing, damaged or older than their images: left out; "
+                "run: %s", len(left_out), len(cases), named(left_out), command,
+            )  # fmt: skip
+        return usable

@@ -2,7 +2,9 @@
 
 ``<data_identifier>_anatomy/atlas/atlas.json`` names the atlas case and what it was made from (the fingerprint),
 ``atlas/cases/<case>.json`` holds one registration and ``atlas/report.json`` the outcome of all. Every file carries the
-fingerprint: what does not fit it belongs to another atlas and is made again.
+fingerprint: what does not fit it belongs to another atlas and is made again. A registration carries the stamp of its
+case's image, too (``PreprocessedDataset.image_stamp``), and the fingerprint that of the atlas: an image that was
+preprocessed again is another image.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_alice.anatomy.cases import geometry_stamp
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.nnunet_folders import PreprocessedDataset
@@ -100,12 +103,22 @@ class AtlasFiles:
 
     def fingerprint(self, atlas_case: str) -> dict:
         """What registrations to this atlas depend on: the preprocessed cases, which several plans may share."""
-        return {
+        fingerprint = {
             "version": VERSION,
             "preprocessed": self.dataset.folder.name,
             "spacing": list(self.dataset.spacing),
             "atlas_case": atlas_case,
         }
+        stamp = geometry_stamp(self.dataset, atlas_case)
+        # An atlas from before stamps were kept stays what it is, and so do the registrations to it.
+        return fingerprint if stamp is None else fingerprint | {"atlas_image": stamp}
+
+    def named_case(self) -> str | None:
+        """Name of the atlas that was chosen before, whether it still fits or not; None if there is none."""
+        try:
+            return read_json(self.atlas_file)["atlas_case"]
+        except (InputError, KeyError, TypeError):
+            return None
 
     def atlas_case(self) -> str | None:
         """Name of the atlas that was chosen before and still fits the dataset; None if there is none."""
@@ -113,7 +126,7 @@ class AtlasFiles:
             return None
         content = read_json(self.atlas_file)
         case = content.get("atlas_case")
-        return case if content.get("fingerprint") == self.fingerprint(case) else None
+        return case if case is not None and content.get("fingerprint") == self.fingerprint(case) else None
 
     def write_atlas(self, atlas_case: str, grid_spacing_mm: tuple[float, ...]) -> None:
         """Name the atlas; from now on a report of another one counts no more."""
@@ -126,21 +139,22 @@ class AtlasFiles:
         return self.folder / "cases" / f"{case}.json"
 
     def read_record(self, case: str, fingerprint: dict) -> AtlasRecord | None:
-        """Registration of a case to the atlas of this fingerprint; None if missing, damaged or of another atlas."""
+        """Registration of a case to the atlas of this fingerprint; None if missing, damaged, or of other images."""
         path = self.case_file(case)
         if not path.is_file():
             return None
         try:
             content = read_json(path)
-            if content.pop("fingerprint") != fingerprint:
+            stale = content.pop("image", None) != geometry_stamp(self.dataset, case)
+            if content.pop("fingerprint") != fingerprint or stale:
                 return None
             return AtlasRecord(**content)
         except (InputError, KeyError, TypeError, AttributeError):
             return None
 
-    def write_record(self, record: AtlasRecord, fingerprint: dict) -> None:
-        """Store the registration of a case."""
-        write_json(self.case_file(record.case), {**asdict(record), "fingerprint": fingerprint})
+    def write_record(self, record: AtlasRecord, fingerprint: dict, stamp: str | None) -> None:
+        """Store the registration of a case, and the stamp of the image that it was made from."""
+        write_json(self.case_file(record.case), {**asdict(record), "fingerprint": fingerprint, "image": stamp})
 
     def write_report(self, report: AtlasReport) -> None:
         """Store the outcome of all cases, without their affine maps."""

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 MAX_GRID_CELLS = 80**3
 #: Raised when the stored form changes: older files are computed again.
 VERSION = 1
+#: what reading a damaged file raises
+_UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def geometry_file(dataset: PreprocessedDataset, case: str) -> Path:
 
 
 def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = False) -> CaseGeometry:
-    """Geometry of a case, read from disk, or computed and stored when it is missing or of an older version.
+    """Geometry of a case, read from disk, or computed and stored when it is missing, older or of another image.
 
     Args:
         dataset: the preprocessed dataset.
@@ -207,9 +209,11 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
     """
     path = geometry_file(dataset, case)
     if not overwrite and path.is_file():
-        stored = _read(path, case)
-        if stored is not None and np.allclose(stored.spacing, dataset.spacing):
+        stored = _read(path, dataset, case)
+        if stored is not None:
             return stored
+    # Before the image is read: one that is replaced meanwhile is noticed next time.
+    stamp = dataset.image_stamp(case)
     # Readers give (z, y, x); nnU-Net may have put another axis first.
     axial_axis = list(dataset.plans["transpose_forward"]).index(0)
     geometry = compute_geometry(case, dataset.image(case), dataset.spacing, axial_axis)
@@ -217,6 +221,7 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
         np.savez_compressed(
             temporary,
             version=VERSION,
+            stamp=stamp or "",
             shape=geometry.shape,
             spacing=geometry.spacing,
             factors=geometry.factors,
@@ -226,11 +231,44 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
     return geometry
 
 
-def _read(path: Path, case: str) -> CaseGeometry | None:
-    """Geometry in a file; None when the file is of another version or unreadable."""
+def geometry_stamp(dataset: PreprocessedDataset, case: str) -> str | None:
+    """Stamp of the image that :func:`load_geometry` answers for: what is made from the geometry is to remember it.
+
+    None for a geometry from before stamps were kept, as long as it fits the image.
+    """
+    try:
+        with np.load(geometry_file(dataset, case), allow_pickle=False) as file:
+            if _fits(file, dataset, case):
+                return _stamp(file)
+    except _UNREADABLE:
+        pass  # it will be computed from the image that is there now
+    return dataset.image_stamp(case)
+
+
+def _stamp(file) -> str | None:
+    """Stamp in a stored geometry; None in one from before stamps were kept."""
+    return (str(file["stamp"]) if "stamp" in file else "") or None
+
+
+def _fits(file, dataset: PreprocessedDataset, case: str) -> bool:
+    """Whether a stored geometry is of this version and belongs to the preprocessed image as it is now."""
+    if int(file["version"]) != VERSION or not np.allclose(file["spacing"], dataset.spacing):
+        return False
+    stamp = _stamp(file)
+    if stamp is not None and stamp == dataset.image_stamp(case):
+        return True
+    try:
+        shape = dataset.shape(case)
+    except (OSError, RuntimeError):
+        return True  # nothing says that an image that cannot be opened is another one; whoever reads it will complain
+    return stamp is None and tuple(file["shape"].tolist()) == shape
+
+
+def _read(path: Path, dataset: PreprocessedDataset, case: str) -> CaseGeometry | None:
+    """Geometry in a file; None when the file is of another version or image, or unreadable."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            if int(file["version"]) != VERSION:
+            if not _fits(file, dataset, case):
                 return None
             return CaseGeometry(
                 case,
@@ -241,6 +279,6 @@ def _read(path: Path, case: str) -> CaseGeometry | None:
                 file["image"],
                 file["packed_body"],
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         logger.warning("%s is unreadable (%s) and is computed again.", path, error)
         return None

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -145,6 +145,11 @@ class IndexStore:
         return self.folder / "index.json"
 
     @property
+    def trust_file(self) -> Path:
+        """JSON file with the scores to trust (``anatomy.trust``); written last: it stands for a finished work."""
+        return self.folder / "trust.json"
+
+    @property
     def checkpoint_file(self) -> Path | None:
         """The checkpoint that made the indices, as named then; None where the description does not say."""
         try:
@@ -163,8 +168,8 @@ class IndexStore:
     def begin(self, fingerprint: Fingerprint, checkpoint_file: str | os.PathLike) -> list[str]:
         """Start or continue to index with one checkpoint.
 
-        Indices of another fingerprint are deleted before the new description is written, so that the folder never
-        mixes two, whenever the process is killed.
+        Indices of another fingerprint, and what was measured with them, are deleted before the new description is
+        written, so that the folder never mixes two, whenever the process is killed.
 
         Args:
             fingerprint: of what will be written.
@@ -179,6 +184,7 @@ class IndexStore:
                 logger.info("%d indices of another checkpoint, plans or version are deleted.", len(stale))
             for path in stale:
                 path.unlink()
+            self.trust_file.unlink(missing_ok=True)
             write_json(
                 self.description_file, {**asdict(fingerprint), "checkpoint_file": str(Path(checkpoint_file).resolve())}
             )
@@ -212,8 +218,14 @@ class IndexStore:
             )
         return found
 
-    def write(self, case: str, index: CaseIndex, fingerprint: Fingerprint) -> None:
+    def write(self, case: str, index: CaseIndex, fingerprint: Fingerprint, stamp: str | None = None) -> None:
         """Store the index of a case, whole or not at all.
+
+        Args:
+            case: name of the case.
+            index: its descriptors.
+            fingerprint: of what made them.
+            stamp: of the image that was described (``PreprocessedDataset.image_stamp``); None if not known.
 
         Raises:
             InputError: descriptors are not finite, not of unit length, not as many as points, or too many.
@@ -236,6 +248,7 @@ class IndexStore:
             np.savez(
                 temporary,
                 fingerprint=json.dumps({**asdict(fingerprint), "case": case}),
+                stamp=stamp or "",
                 shape=np.asarray(index.shape, dtype=np.int64),
                 spacing=np.asarray(index.spacing, dtype=np.float64),
                 origin_vox=np.asarray(index.grid.origin_vox, dtype=np.float64),
@@ -251,8 +264,8 @@ class IndexStore:
         try:
             with np.load(self.file(case), allow_pickle=False) as file:
                 fresh = json.loads(str(file["fingerprint"])) == {**asdict(expected), "case": case}
-                return fresh and tuple(file["shape"].tolist()) == self.dataset.shape(case)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                return fresh and self._is_of_image(case, file)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return False
 
     def read(self, case: str, expected: Fingerprint) -> CaseIndex:
@@ -279,12 +292,22 @@ class IndexStore:
             raise NotPreparedError(f"Case {case} has no index ({path}); run: {self.command}") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise NotPreparedError(f"{path} is damaged ({error}); delete it and run: {self.command}") from None
-        shape = tuple(int(n) for n in self.dataset.image(case).shape[1:])
-        if index.shape != shape or not np.allclose(index.spacing, self.dataset.spacing):
+        if not self._is_of_image(case, stored):
             raise NotPreparedError(
                 f"{path} is stale: case {case} was preprocessed again since; delete it and run: {self.command}"
             )
         return index
+
+    def _is_of_image(self, case: str, stored: Mapping[str, np.ndarray]) -> bool:
+        """Whether a stored index is of the image as it is now; one from before stamps were kept has to fit its shape.
+
+        Raises:
+            OSError, RuntimeError: the image cannot be opened.
+        """
+        if "stamp" in stored and str(stored["stamp"]) not in ("", self.dataset.image_stamp(case)):
+            return False
+        fits = tuple(stored["shape"].tolist()) == self.dataset.shape(case)
+        return fits and np.allclose(stored["spacing"], self.dataset.spacing)
 
     def _files(self) -> Iterator[Path]:
         # Files that start with a dot are being written, or left by a kill.

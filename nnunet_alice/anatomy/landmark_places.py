@@ -40,12 +40,11 @@ class LandmarkPlaces:
     @classmethod
     def of_registered(cls, landmarks: Landmarks, matcher: AtlasMatcher) -> "LandmarkPlaces":
         """Places in all cases that are registered well; reads one small file a case."""
-        dataset = matcher.dataset
         affines, shapes = [], []
         for case in tqdm(matcher.cases, desc="Opening registrations", disable=None):
             affines.append(matcher.affine(case))
-            shapes.append(dataset.shape(case))
-        return cls(landmarks, matcher.cases, affines, shapes, dataset.spacing)
+            shapes.append(_shape(matcher, case))
+        return cls(landmarks, matcher.cases, affines, shapes, matcher.dataset.spacing)
 
     def points_vox(self, landmark: int) -> np.ndarray:
         """Where a landmark lies in every case: (N, 3) sub-voxel, (z, y, x), also outside of the array."""
@@ -60,3 +59,11 @@ class LandmarkPlaces:
     def seen(self) -> np.ndarray:
         """How many cases show each landmark: (L,) int64."""
         return np.array([int(self.visible(number).sum()) for number in range(len(self.landmarks))], dtype=np.int64)
+
+
+def _shape(matcher: AtlasMatcher, case: str) -> Sequence[int]:
+    """Shape of a case's array; of its geometry where the image cannot be opened, which is for the loader to say."""
+    try:
+        return matcher.dataset.shape(case)
+    except (OSError, RuntimeError):
+        return matcher.geometry(case).shape

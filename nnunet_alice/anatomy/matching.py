@@ -48,6 +48,10 @@ class Matcher(Protocol):
         """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
         ...
 
+    def open(self, case: str) -> None:
+        """Read what :meth:`match` needs of a case; whatever is wrong with its files is raised here."""
+        ...
+
 
 class GeometryMatcher:
     """What matchers share that know the geometry of cases: body points, and a bounded number of opened cases.
@@ -73,6 +77,10 @@ class GeometryMatcher:
     def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
         return self.geometry(case).body_points(count, rng)
+
+    def open(self, case: str) -> None:
+        """Read what matching needs of a case, and keep it for a while."""
+        self.geometry(case)
 
     def _recent(self, key: tuple[str, str], make: Callable[[], Any]) -> Any:
         """What was made for ``key``, if it is still among the most recently used."""

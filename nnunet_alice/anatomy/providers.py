@@ -1,5 +1,6 @@
 """Which matcher to use: the best one that was prepared for a dataset."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from nnunet_alice.anatomy.matching import Matcher
 from nnunet_alice.anatomy.search import EmbeddingMatcher, embedding_is_prepared
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,16 @@ def open_matcher(dataset: PreprocessedDataset, num_processes: int | None = None,
     Raises:
         NotPreparedError: nothing is prepared; the message names the command.
     """
+    unusable = None
     for provider in PROVIDERS:
         if name in (None, provider.name) and provider.is_prepared(dataset):
-            return provider.open(dataset)
+            try:
+                return provider.open(dataset)
+            except NotPreparedError as error:  # it is there, but too little of it is usable
+                logger.warning("%s", error)
+                unusable = error
     if num_processes is None or name not in (None, "atlas"):
-        raise NotPreparedError(
+        raise unusable or NotPreparedError(
             f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: "
             f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
             + ("" if name is None else f" --method {name}")

@@ -15,13 +15,14 @@ from functools import cached_property
 import numpy as np
 import torch
 from scipy.spatial import KDTree
+from tqdm import tqdm
 
 from nnunet_alice.anatomy.consensus import agreed_matches
 from nnunet_alice.anatomy.index import CaseIndex, IndexStore
 from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
 from nnunet_alice.anatomy.peaks import neighbour_offsets, quadratic_peaks
 from nnunet_alice.anatomy.trust import read_trust
-from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.errors import NotPreparedError, named
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
@@ -148,16 +149,17 @@ class EmbeddingMatcher(GeometryMatcher):
         self.store = IndexStore(dataset)
         self.fingerprint = self.store.fingerprint(checkpoint)
         there, existing = set(self.store.cases()), dataset.cases()
-        super().__init__(dataset, [case for case in existing if case in there])
+        super().__init__(dataset, self._usable([case for case in existing if case in there]))
         if len(self.cases) < 2:
             raise NotPreparedError(
-                f"{self.store.folder} holds indices of {len(self.cases)} of {len(existing)} cases; "
+                f"{self.store.folder} holds usable indices of {len(self.cases)} of {len(existing)} cases; "
                 f"run: {self.store.command}"
             )
-        if len(self.cases) < len(existing):
+        if not there.issuperset(existing):
+            missing = [case for case in existing if case not in there]
             logger.warning(
-                "%d of %d cases have no index yet and are left out; run: %s",
-                len(existing) - len(self.cases), len(existing), self.store.command,
+                "%d of %d cases (%s) have no index yet and are left out; run: %s",
+                len(missing), len(existing), named(missing), self.store.command,
             )  # fmt: skip
         if threshold is None:
             trust = read_trust(self.store, self.fingerprint.checkpoint)
@@ -178,6 +180,10 @@ class EmbeddingMatcher(GeometryMatcher):
         step_mm = float(max((np.asarray(s.index.grid.step_vox) * spacing).max() for s in (here, there)))
         return agreed_matches(lambda points: there.match(*here.describe(points)), points_vox, step_mm, spacing)
 
+    def open(self, case: str) -> None:
+        """Read the index of a case."""
+        self.search(case)
+
     def search(self, case: str) -> IndexSearch:
         """The opened index of a case.
 
@@ -192,19 +198,34 @@ class EmbeddingMatcher(GeometryMatcher):
         self._searches.move_to_end(case)
         return self._searches[case]
 
+    def _usable(self, cases: list[str]) -> list[str]:
+        """Those whose index is whole and of their present image; one that is not would end a run when it is drawn."""
+        checked = tqdm(cases, desc="Checking indices", disable=None)
+        usable = [case for case in checked if self.store.is_usable(case, self.fingerprint)]
+        if len(usable) < len(cases):
+            left_out = sorted(set(cases) - set(usable))
+            logger.warning(
+                "The indices of %d of %d cases (%s) are damaged or stale, or their images cannot be read: left out; "
+                "run: %s", len(left_out), len(cases), named(left_out), self.store.command,
+            )  # fmt: skip
+        return usable
+
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_searches": OrderedDict()}
 
 
 def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
-    """Whether a dataset has indices that can be used; the log says so when it has unusable ones."""
+    """Whether a dataset has indices that can be used and are finished; the log says so when it has others."""
     store = IndexStore(dataset)
     if not store.description_file.is_file():
         return False
     try:
-        store.fingerprint()
+        checkpoint = store.fingerprint().checkpoint
     except NotPreparedError as error:
         logger.warning("%s", error)
+        return False
+    if read_trust(store, checkpoint) is None:
+        logger.warning("The indices in %s are not finished and are not used; run: %s", store.folder, store.command)
         return False
     return len(store.cases()) >= 2
 

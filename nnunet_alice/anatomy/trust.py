@@ -84,12 +84,12 @@ def measure_trust(matcher: Matcher, spacing_mm: tuple[float, ...], tolerance_mm:
 
 def write_trust(store: IndexStore, trust: Trust, checkpoint: str) -> None:
     """Keep what was measured beside the indices of a checkpoint (its SHA-256)."""
-    write_json(store.folder / "trust.json", {"checkpoint": checkpoint, **asdict(trust)})
+    write_json(store.trust_file, {"checkpoint": checkpoint, **asdict(trust)})
 
 
 def read_trust(store: IndexStore, checkpoint: str) -> Trust | None:
     """What was measured with the indices of this checkpoint; None where nothing was, or with another one's."""
-    path = store.folder / "trust.json"
+    path = store.trust_file
     if not path.is_file():
         return None
     try:

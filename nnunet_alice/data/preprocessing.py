@@ -2,21 +2,24 @@
 
 nnU-Net's own loop empties the folder first, ends with the first case that fails, and sends ``dataset.json`` to its
 workers once a case. This one runs the same preprocessor on each case and writes the same files. It leaves out
-``gt_segmentations``: a body mask is no truth to validate against.
+``gt_segmentations``: a body mask is no truth to validate against. What ``anatomy`` knows of an image goes with it.
 """
 
 import functools
 import logging
 import os
+import platform
+import secrets
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_alice.anatomy.forgetting import forget_all, forget_case
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder
 from nnunet_alice.parallel import map_cases
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,10 @@ _RECIPE_KEYS = (
 _SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 #: In the order of writing: a case counts as there once its image is.
 _SUFFIXES = (".pkl", "_seg.b2nd", ".b2nd")
+#: Beginning of the names of the folders for cases in work; the host, the process and a random number follow.
+_PARTIAL = ".partial"
+#: A folder for cases in work in which nothing was written for so long belongs to nobody.
+_ABANDONED_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,13 @@ class Preprocessed:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to find everything else; ``run`` is another number in every run."""
+    """What a worker needs to find everything else; ``partial`` is another folder in every run."""
 
     dataset: str
     plans_file: Path
     configuration: str
     folder: Path
-    run: int
+    partial: Path
 
 
 def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
@@ -105,12 +112,13 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     base = nnunet_folder("nnUNet_preprocessed") / dataset
     plans = read_json(base / f"{plans_name}.json")
     manager = PlansManager(plans).get_configuration(configuration)
+    prepared = PreprocessedDataset(dataset, plans_name, configuration)
     folder, report = base / manager.data_identifier, base / f"{manager.data_identifier}_preprocessing.json"
     cases = raw_cases(dataset)
     _copy_labels(dataset, cases, base / "gt_segmentations")
     recipe = _recipe(plans, manager.configuration)
-    _clear_if_different(folder, report, recipe)
-    _remove_unnamed(folder, cases)
+    _clear_if_different(prepared, report, recipe)
+    _remove_unnamed(prepared, cases)
     missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
     kept = len(cases) - len(missing)
     if not missing:
@@ -121,13 +129,13 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     write_json(report, {"recipe": recipe, "failed": {}})
     partial = _partial_folder(folder)
     partial.mkdir(parents=True)
-    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, time.time_ns())
+    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, partial)
     failed = {}
     for case, outcome in map_cases(_preprocess_case, job, missing, num_processes, "Preprocessing"):
         if isinstance(outcome, Exception):
             failed[case] = _one_line(outcome)
             logger.warning("Case %s could not be preprocessed and is left out: %s", case, failed[case])
-    shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     write_json(report, {"recipe": recipe, "failed": failed})
     if len(failed) == len(cases):
         case, reason = next(iter(failed.items()))
@@ -156,9 +164,10 @@ def _recipe(plans: dict, configuration: dict) -> dict:
     return recipe
 
 
-def _clear_if_different(folder: Path, report: Path, recipe: dict) -> None:
-    """Empty the folder unless it was made by this recipe; leftovers of a killed run go in any case."""
-    shutil.rmtree(_partial_folder(folder), ignore_errors=True)
+def _clear_if_different(dataset: PreprocessedDataset, report: Path, recipe: dict) -> None:
+    """Empty the folder unless it was made by this recipe; leftovers of killed runs go in any case."""
+    folder = dataset.folder
+    _remove_leftovers(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
@@ -168,17 +177,20 @@ def _clear_if_different(folder: Path, report: Path, recipe: dict) -> None:
     if known != recipe:
         reason = "there is no record of how it was made" if known is None else "it was made by other plans"
         logger.info("%s is preprocessed anew: %s.", folder, reason)
+        forget_all(dataset)  # first: a kill in between costs work, but leaves nothing that is wrong
         shutil.rmtree(folder)
 
 
-def _remove_unnamed(folder: Path, cases: dict) -> None:
+def _remove_unnamed(dataset: PreprocessedDataset, cases: dict) -> None:
     """Remove preprocessed cases that the dataset does not name (any more)."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+    folder = dataset.folder
     if not folder.is_dir():
         return
     for case in sorted(set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) - set(cases)):
         logger.info("Case %s is no longer in dataset.json; its preprocessed files are removed.", case)
+        forget_case(dataset, case)
         for suffix in reversed(_SUFFIXES):
             (folder / f"{case}{suffix}").unlink(missing_ok=True)
 
@@ -194,19 +206,47 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
 
 
 def _partial_folder(folder: Path) -> Path:
-    """Where cases are written before they are whole; nnU-Net looks at files only, not at folders in here."""
-    return folder / ".partial"
+    """Where a run writes cases before they are whole; nnU-Net looks at files only, not at folders in here.
+
+    Another one for every run: two machines may work on one disk, and processes outlive a parent that was killed.
+    """
+    return folder / f"{_PARTIAL}@{platform.node()}@{os.getpid()}@{secrets.token_hex(4)}"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs were writing: a dead process of this host, or nothing new for a day."""
+    for partial in folder.glob(f"{_PARTIAL}*"):
+        try:
+            abandoned = time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS
+        except FileNotFoundError:
+            continue  # its run has just ended
+        _, *owner = partial.name.split("@")
+        if abandoned or (owner[:1] == [platform.node()] and not _is_alive(int(owner[1]))):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this host is running."""
+    if os.name == "nt":
+        return True  # there, asking in this way would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is somebody else's
+    return True
 
 
 def _preprocess_case(job: _Job, case: str) -> None:
     """Preprocess one case and move its files to their place, the image last."""
     cases, dataset_json, plans, configuration, preprocessor = _tools(job)
-    partial = _partial_folder(job.folder)
     preprocessor.run_case_save(
-        str(partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
+        str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
     )
+    forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
     for suffix in _SUFFIXES:
-        os.replace(partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
+        os.replace(job.partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
 
 
 @functools.lru_cache(maxsize=1)

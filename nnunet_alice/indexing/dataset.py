@@ -105,7 +105,8 @@ def index_dataset(
             if case not in waiting and not overwrite and store.is_usable(case, fingerprint):
                 report.kept.append(case)
                 continue
-            store.write(case, index_case(describer, dataset, case), fingerprint)
+            stamp = dataset.image_stamp(case)
+            store.write(case, index_case(describer, dataset, case), fingerprint, stamp)
             report.made.append(case)
         except Exception as error:  # whatever is wrong with one case, the others go on
             reason = str(error) if isinstance(error, AliceError) else f"{type(error).__name__}: {error}"

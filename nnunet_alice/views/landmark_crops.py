@@ -18,6 +18,7 @@ from nnunet_alice.anatomy.landmark_places import LandmarkPlaces
 from nnunet_alice.errors import InputError
 from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.cropping import crop_bounds
+from nnunet_alice.views.readings import Readings, UnreadableCaseError
 
 #: Edge of the reference's patches in voxels, which its translation is a share of.
 _REFERENCE_PATCH_VOX = 32
@@ -130,7 +131,8 @@ class LandmarkCrops:
 
     Batch n shows landmark ``order[n % L]`` of a permutation of all landmarks that is drawn anew every L batches, so
     that all are visited equally often. Subjects are drawn without repetition among the cases that show the landmark
-    and its neighbours; where these are fewer than B, the batch is smaller.
+    and its neighbours; where these are fewer than B, the batch is smaller. Others take the place of those that cannot
+    be read; where too few of a landmark's are left, the batch shows the landmark that comes next.
 
     A batch holds
 
@@ -178,6 +180,8 @@ class LandmarkCrops:
         self.seed = seed
         self.affine = affine
         self.transform = transform
+        self.min_cases = min_cases
+        self.readings = Readings()
         number_of = {case: number for number, case in enumerate(places.cases)}
         self.subjects = np.array(sorted(number_of[case] for case in cases if case in number_of), dtype=np.int64)
         count = len(places.landmarks)
@@ -199,18 +203,11 @@ class LandmarkCrops:
         return int(self.landmarks[np.random.default_rng([self.seed, visit]).permutation(len(self.landmarks))[place]])
 
     def __call__(self, number: int, rng: np.random.Generator) -> dict:
-        landmark = self.landmark_of(number)
-        there = self._subjects_at(landmark)
-        subjects = rng.choice(there, size=min(self.batch_size, len(there)), replace=False)
-        cases = [self.places.cases[subject] for subject in subjects]
+        landmark, patches = self._first_readable(number, rng)
+        subjects = np.array(list(patches), dtype=np.int64)
         around = self.neighbours[landmark]
-        patches = [[] for _ in range(1 + len(around))]
-        points = [self.places.points_vox(place) for place in (landmark, *around)]
-        for subject, case in zip(subjects, cases, strict=True):
-            image = self.open_image(case)
-            for found, at in zip(patches, points, strict=True):
-                found.append(torch.from_numpy(crop_with_border(image, at[subject], self.size)))
-        crops = torch.stack([patch for found in (patches[0], *patches) for patch in found])
+        by_place = list(zip(*patches.values(), strict=True))
+        crops = torch.stack([patch for found in (by_place[0], *by_place) for patch in found])
         locations = torch.from_numpy(self.places.landmarks.locations)
         return {
             "data": self._augmented(crops, rng),
@@ -218,8 +215,52 @@ class LandmarkCrops:
             "location": locations[landmark].clone(),
             "neighbour_locations": locations[around],
             "subjects": torch.from_numpy(subjects),
-            "cases": cases,
+            "cases": [self.places.cases[subject] for subject in subjects],
         }
+
+    def _first_readable(self, number: int, rng: np.random.Generator) -> tuple[int, dict[int, list[Tensor]]]:
+        """Landmark of batch ``number`` and its patches; the next one that enough readable subjects show, if need be.
+
+        Raises:
+            InputError: there is none.
+        """
+        for later in range(2 * len(self.landmarks)):  # from anywhere in a round to the end of the next
+            landmark = self.landmark_of(number + later)
+            patches = self._read(landmark, rng)
+            if len(patches) >= min(self.min_cases, self.batch_size):
+                return landmark, patches
+        raise InputError(
+            f"No landmark is shown by {self.min_cases} of the {len(self.subjects)} cases that can be read; the first "
+            f"that cannot: {self.readings.first}"
+        )
+
+    def _read(self, landmark: int, rng: np.random.Generator) -> dict[int, list[Tensor]]:
+        """Patches at a landmark and its neighbours, of up to B subjects."""
+        there = self._subjects_at(landmark)
+        count = min(self.batch_size, len(there))
+        chosen = rng.choice(there, size=count, replace=False)
+        points = [self.places.points_vox(place) for place in (landmark, *self.neighbours[landmark])]
+        patches: dict[int, list[Tensor]] = {}
+        self._add_patches(patches, chosen, count, points)
+        if len(patches) < count:
+            self._add_patches(patches, rng.permutation(np.setdiff1d(there, chosen)), count, points)
+        return patches
+
+    def _add_patches(self, patches: dict[int, list[Tensor]], subjects: np.ndarray, most: int, points: list) -> None:
+        """Add the patches of the subjects that can be read, one after the other, until there are ``most``."""
+        for subject in subjects.tolist():
+            if len(patches) == most:
+                return
+            try:
+                patches[subject] = self._patches(subject, [at[subject] for at in points])
+            except UnreadableCaseError:
+                continue
+
+    def _patches(self, subject: int, points_vox: list[np.ndarray]) -> list[Tensor]:
+        case = self.places.cases[subject]
+        with self.readings.of(case):
+            image = self.open_image(case)
+            return [torch.from_numpy(crop_with_border(image, point, self.size)) for point in points_vox]
 
     def _augmented(self, crops: Tensor, rng: np.random.Generator) -> Tensor:
         if self.affine is not None:

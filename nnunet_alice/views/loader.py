@@ -17,10 +17,13 @@ from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.cropping import crop_centred
 from nnunet_alice.views.masking import block_mask, block_shape
 from nnunet_alice.views.pairs import PointPair
+from nnunet_alice.views.readings import Readings
 
 
 class DrawsPairs(Protocol):
-    """Anything that draws pairs of points."""
+    """Anything that draws pairs of points, and remembers which cases could not be read."""
+
+    readings: Readings
 
     def draw(self, rng: np.random.Generator) -> PointPair: ...
 
@@ -84,7 +87,8 @@ class MatchedViews:
     """Makes batches of matched views for Alice; callable as ``make_batch`` of :class:`NumberedBatches`.
 
     A batch holds ``data`` (2B, C, *patch) float32, first B query views, then their B anchor views; ``mask``
-    (2B, *patch) bool, True where the student is blind; and ``pairs``, the B point pairs.
+    (2B, *patch) bool, True where the student is blind; and ``pairs``, the B point pairs. Cases that cannot be read are
+    left out: another pair is drawn in the place of theirs.
 
     Args:
         pairs: draws the point pairs.
@@ -114,11 +118,20 @@ class MatchedViews:
         self.transform = transform
 
     def __call__(self, number: int, rng: np.random.Generator) -> dict:
-        pairs = [self.pairs.draw(rng) for _ in range(self.batch_size)]
-        places = [(pair.case_a, pair.point_a) for pair in pairs] + [(pair.case_b, pair.point_b) for pair in pairs]
-        views = []
-        for case, point in places:
-            view = crop_centred(self.open_image(case), point, self.patch_size)
-            views.append(torch.from_numpy(view) if self.transform is None else augment(view, self.transform, rng))
-        masks = [block_mask(self.patch_size, self.block, self.mask_ratio, rng) for _ in places]
-        return {"data": torch.stack(views), "mask": torch.from_numpy(np.stack(masks)), "pairs": pairs}
+        drawn = [self.pairs.readings.again(self._draw, rng) for _ in range(self.batch_size)]
+        pairs, queries, anchors = zip(*drawn, strict=True)
+        views = [
+            torch.from_numpy(view) if self.transform is None else augment(view, self.transform, rng)
+            for view in (*queries, *anchors)
+        ]
+        masks = [block_mask(self.patch_size, self.block, self.mask_ratio, rng) for _ in views]
+        return {"data": torch.stack(views), "mask": torch.from_numpy(np.stack(masks)), "pairs": list(pairs)}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[PointPair, np.ndarray, np.ndarray]:
+        """A pair, its query view and its anchor view."""
+        pair = self.pairs.draw(rng)
+        return pair, self._crop(pair.case_a, pair.point_a), self._crop(pair.case_b, pair.point_b)
+
+    def _crop(self, case: str, point: np.ndarray) -> np.ndarray:
+        with self.pairs.readings.of(case):
+            return crop_centred(self.open_image(case), point, self.patch_size)

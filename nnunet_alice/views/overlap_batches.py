@@ -10,6 +10,10 @@ from nnunet_alice.anatomy.cases import CaseGeometry
 from nnunet_alice.errors import InputError
 from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.overlap import Crop, OverlapSampler, overlapping_crops
+from nnunet_alice.views.readings import Readings, UnreadableCaseError
+
+#: case, its geometry and a pair of crops
+_Drawn = tuple[str, CaseGeometry, tuple[Crop, Crop]]
 
 
 class OverlappingCrops:
@@ -18,7 +22,7 @@ class OverlappingCrops:
     A batch shows B different cases where there are as many: ``data`` (2B, C, *patch) float32, crop i and crop i + B
     of one volume; ``affine`` (2B, 4, 4) float32, voxel of the crop -> mm in the volume; ``fine_valid`` and
     ``coarse_valid``, bool (2B, N), which voxels of the two descriptor maps lie in the body; ``cases``, B names; and
-    ``seed``, from which queries and negatives are drawn.
+    ``seed``, from which queries and negatives are drawn. Another case takes the place of one that cannot be read.
 
     Args:
         cases: cases to draw from.
@@ -58,17 +62,15 @@ class OverlappingCrops:
         self.batch_size = batch_size
         self.fine_stride, self.coarse_stride = tuple(fine_stride), tuple(coarse_stride)
         self.transform = transform
+        self.readings = Readings()
 
     def __call__(self, number: int, rng: np.random.Generator) -> dict:
         """Batch of this number; everything random comes from ``rng``."""
         count = len(self.cases)
         # Different volumes: the coarse loss takes its global negatives from them.
         chosen = rng.choice(count, self.batch_size, replace=count < self.batch_size).tolist()
-        cases = [self.cases[index] for index in chosen]
-        pairs, geometries = [], [self.geometry_of(case) for case in cases]
-        for case, geometry in zip(cases, geometries, strict=True):
-            point = geometry.body_points(1, rng)[0]
-            pairs.append(overlapping_crops(self.open_image(case), point, self.spacing_mm, self.sampler, rng))
+        drawn = self._read([self.cases[index] for index in chosen], rng)
+        cases, geometries, pairs = map(list, zip(*drawn, strict=True))
         crops = [pair[side] for side in (0, 1) for pair in pairs]
         valid = {
             stride: np.stack([body_voxels(c, g, stride) for c, g in zip(crops, 2 * geometries, strict=True)])
@@ -86,6 +88,40 @@ class OverlappingCrops:
             "cases": cases,
             "seed": int(rng.integers(2**62)),
         }
+
+    def _read(self, chosen: list[str], rng: np.random.Generator) -> list[_Drawn]:
+        """A pair of crops of each chosen case, or of one that takes its place: of no other in the batch, if possible.
+
+        Raises:
+            InputError: no case can be read.
+        """
+        drawn = []
+        for case in chosen:
+            state = rng.bit_generator.state
+            try:
+                drawn.append(self._crops(case, rng))
+                continue
+            except UnreadableCaseError:
+                rng.bit_generator.state = state  # however far it came: see Readings
+            shuffled = [self.cases[index] for index in rng.permutation(len(self.cases))]
+            used = {*chosen, *(name for name, _, _ in drawn)}
+            drawn.append(self._first_readable(sorted(shuffled, key=used.__contains__), rng))
+        return drawn
+
+    def _first_readable(self, cases: list[str], rng: np.random.Generator) -> _Drawn:
+        state = rng.bit_generator.state
+        for case in cases:
+            try:
+                return self._crops(case, rng)
+            except UnreadableCaseError:
+                rng.bit_generator.state = state
+        raise InputError(f"None of the {len(cases)} cases can be read; the first: {self.readings.first}")
+
+    def _crops(self, case: str, rng: np.random.Generator) -> _Drawn:
+        with self.readings.of(case):
+            geometry, image = self.geometry_of(case), self.open_image(case)
+            point = geometry.body_points(1, rng)[0]
+            return case, geometry, overlapping_crops(image, point, self.spacing_mm, self.sampler, rng)
 
 
 def body_voxels(crop: Crop, geometry: CaseGeometry, stride: Sequence[int]) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from nnunet_alice.anatomy.matching import Matcher
 from nnunet_alice.errors import InputError
 from nnunet_alice.views.cropping import share_inside
+from nnunet_alice.views.readings import Readings
 
 #: points matched at once; the first acceptable one is taken, so that most draws need one small batch
 _DRAWS_AT_ONCE = 10
@@ -43,6 +44,8 @@ class MatchedPairs:
     threshold and both crops show enough of their volumes. After ``max_draws`` points another B is drawn. When
     ``max_partners`` cases B gave nothing, both views come from A, at the same point, and the pair says so.
 
+    ``readings`` knows the cases that could not be read, here or by whoever crops the views.
+
     Args:
         matcher: finds counterparts and body points.
         cases: cases to draw from; those that the matcher does not know are left out.
@@ -75,6 +78,7 @@ class MatchedPairs:
                 f"Matched views need at least two cases, but only {len(self.cases)} of {len(cases)} can be matched "
                 f"by the {matcher.name}; add cases, or look into the report of nnunet_alice anatomy."
             )
+        self.readings = Readings()
         self.matcher = matcher
         self.patch_size = tuple(patch_size)
         self.shape_of = shape_of
@@ -83,15 +87,25 @@ class MatchedPairs:
         self.max_partners = max_partners
 
     def draw(self, rng: np.random.Generator) -> PointPair:
-        """Draw one pair; the same state of ``rng`` gives the same pair."""
+        """Draw one pair; the same state of ``rng`` gives the same pair.
+
+        Raises:
+            UnreadableCaseError: a case was drawn that cannot be read; draw again.
+            InputError: fewer than two cases can be read.
+        """
+        _require(2, self.cases, self.readings)
         index_a = int(rng.integers(len(self.cases)))
         case_a = self.cases[index_a]
+        with self.readings.of(case_a):
+            self.matcher.open(case_a)
         draws = 0
         for _ in range(self.max_partners):
             index_b = int(rng.integers(len(self.cases) - 1))
             case_b = self.cases[index_b + (index_b >= index_a)]
+            with self.readings.of(case_b):
+                self.matcher.open(case_b)
             for _ in range(0, self.max_draws, _DRAWS_AT_ONCE):
-                points = self.matcher.body_points(case_a, _DRAWS_AT_ONCE, rng)
+                points = self._body_points(case_a, _DRAWS_AT_ONCE, rng)
                 matches = self.matcher.match(case_a, case_b, points)
                 good = (matches.scores >= self.matcher.threshold) & self._shows_enough(case_a, points)
                 good[good] = self._shows_enough(case_b, matches.points_vox[good])
@@ -107,11 +121,17 @@ class MatchedPairs:
                         True,
                     )
                 draws += _DRAWS_AT_ONCE
-        point = self.matcher.body_points(case_a, 1, rng)[0]
+        point = self._body_points(case_a, 1, rng)[0]
         return PointPair(case_a, case_a, point, point, 1.0, draws, False)
 
+    def _body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
+        with self.readings.of(case):
+            return self.matcher.body_points(case, count, rng)
+
     def _shows_enough(self, case: str, points: np.ndarray) -> np.ndarray:
-        return share_inside(points, self.shape_of(case), self.patch_size) >= self.min_inside
+        with self.readings.of(case):
+            shape = self.shape_of(case)
+        return share_inside(points, shape, self.patch_size) >= self.min_inside
 
 
 class SameVolumePairs:
@@ -129,15 +149,33 @@ class SameVolumePairs:
         self.cases = sorted(case for case in cases if case in known)
         if not self.cases:
             raise InputError("No case to draw views from; look into the report of nnunet_alice anatomy.")
+        self.readings = Readings()
         self.matcher = matcher
         self.reach = np.asarray(patch_size) * shift
 
     def draw(self, rng: np.random.Generator) -> PointPair:
-        """Draw one pair; the same state of ``rng`` gives the same pair."""
+        """Draw one pair; the same state of ``rng`` gives the same pair.
+
+        Raises:
+            UnreadableCaseError: a case was drawn that cannot be read; draw again.
+            InputError: no case can be read.
+        """
+        _require(1, self.cases, self.readings)
         case = self.cases[int(rng.integers(len(self.cases)))]
-        point = self.matcher.body_points(case, 1, rng)[0]
+        with self.readings.of(case):
+            point = self.matcher.body_points(case, 1, rng)[0]
         shifted = point + rng.uniform(-self.reach, self.reach)
         return PointPair(case, case, point, shifted, 1.0, 1, True)
+
+
+def _require(count: int, cases: Sequence[str], readings: Readings) -> None:
+    """Raise InputError when fewer than ``count`` of the cases are left that can be read."""
+    left = len(cases) - len(readings.unreadable)
+    if left < count:
+        raise InputError(
+            f"Views need at least {count} cases, but only {left} of {len(cases)} can be read; the first that cannot: "
+            f"{readings.first}"
+        )
 
 
 def matching_metrics(pairs: Sequence[PointPair]) -> dict[str, float]:

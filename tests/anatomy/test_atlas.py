@@ -5,14 +5,17 @@ import pickle
 import numpy as np
 import pytest
 from atlas_phantoms import SPACING, Phantoms
-from small_datasets import ball, write_preprocessed
+from small_datasets import ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.anatomy.cases import load_geometry
+from nnunet_alice.anatomy.forgetting import forget_case
 from nnunet_alice.anatomy.matching import RelativePositionMatcher
 from nnunet_alice.anatomy.providers import open_matcher
 from nnunet_alice.anatomy.registration import assess
 from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.files import read_json, write_json
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 ATLAS = "p1"
@@ -212,6 +215,76 @@ def test_a_case_that_came_later_is_left_out_with_a_warning(balls, registered, ca
     grown = write_preprocessed(balls.base.parent, images, (2.0, 2.0, 2.0))
     assert AtlasMatcher(grown).cases == ("a", "b", "c")
     assert "1 of 4 cases are not registered" in caplog.text
+
+
+def test_a_case_that_was_preprocessed_again_is_left_out_and_registered_anew(balls, registered, caplog):
+    prepare_atlas(balls, 1, "b")
+    replace_image(balls, "a", balls.image("a")[...] * 1.5)
+    assert AtlasMatcher(balls).cases == ("b", "c")
+    assert "1 of 3 cases (a) are missing, damaged or older than their images" in caplog.text
+    assert "nnunet_alice anatomy -d 900" in caplog.text
+    registered.clear()
+    prepare_atlas(balls, 1)
+    assert registered == ["a"] and AtlasMatcher(balls).cases == ("a", "b", "c")
+
+
+def test_an_atlas_that_was_preprocessed_again_is_another_atlas(balls, registered):
+    prepare_atlas(balls, 1, "b")
+    replace_image(balls, "b", balls.image("b")[...] * 1.5)
+    with pytest.raises(NotPreparedError, match="No atlas was prepared"):
+        AtlasMatcher(balls)
+    registered.clear()
+    prepare_atlas(balls, 1, "b")
+    assert sorted(registered) == ["a", "b", "c"]
+
+
+@pytest.fixture
+def from_before_stamps(balls, registered):
+    """An atlas as it was stored before anything knew of stamps."""
+    prepare_atlas(balls, 1, "b")
+    for path in sorted(balls.anatomy_folder.rglob("*.json")):
+        content = read_json(path)
+        content.pop("image", None)
+        content["fingerprint"].pop("atlas_image")
+        write_json(path, content)
+    for path in (balls.anatomy_folder / "cases").glob("*.npz"):
+        geometry = dict(np.load(path))
+        del geometry["stamp"]
+        np.savez(path, **geometry)
+    registered.clear()
+    return balls
+
+
+def test_an_atlas_from_before_stamps_is_used_and_continued(from_before_stamps, registered):
+    balls = from_before_stamps
+    assert AtlasMatcher(balls).cases == ("a", "b", "c")
+    prepare_atlas(balls, 1)
+    assert registered == []
+    AtlasFiles(balls).case_file("a").unlink()
+    prepare_atlas(balls, 1)
+    assert registered == ["a"] and AtlasMatcher(balls).cases == ("a", "b", "c")
+
+
+def test_a_registration_from_before_stamps_goes_with_its_geometry(from_before_stamps, registered):
+    """Whoever asks for the geometry of a changed case first has it computed anew; its registration is old still."""
+    balls = from_before_stamps
+    replace_image(balls, "a", ball((20, 20, 24), (2.0, 2.0, 2.0), 14))
+    load_geometry(balls, "a")
+    assert AtlasMatcher(balls).cases == ("b", "c")
+    prepare_atlas(balls, 1)
+    assert registered == ["a"]
+
+
+def test_a_forgotten_case_is_registered_anew_and_a_forgotten_atlas_takes_all_with_it(from_before_stamps, registered):
+    balls = from_before_stamps
+    forget_case(balls, "a")
+    prepare_atlas(balls, 1)
+    assert registered == ["a"]
+    registered.clear()
+    forget_case(balls, "b")
+    assert AtlasFiles(balls).read_report() is None
+    prepare_atlas(balls, 1, "b")
+    assert sorted(registered) == ["a", "b", "c"]
 
 
 def test_bad_arguments_get_one_sentence(balls, tmp_path, monkeypatch):

@@ -1,15 +1,18 @@
 """Case geometry: coarse grids, body points and their storage."""
 
+import os
+
 import blosc2
 import numpy as np
 import pytest
-from small_datasets import ball, write_preprocessed
+from small_datasets import ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.cases import (
     CaseGeometry,
     block_mean,
     compute_geometry,
     geometry_file,
+    geometry_stamp,
     grid_factors,
     load_geometry,
 )
@@ -155,6 +158,48 @@ def test_damaged_or_stale_geometry_is_computed_again(dataset, damage):
         content |= {"version": 0} if damage == "older version" else {"spacing": (1.0, 1.0, 1.0)}
         np.savez(path, **content | {"image": np.zeros(1)})
     assert_same(load_geometry(dataset, "a"), first)
+    assert_same(load_geometry(dataset, "a"), first)
+
+
+def without_stamp(path) -> None:
+    """Make a stored geometry one from before images' stamps were kept."""
+    content = dict(np.load(path))
+    del content["stamp"]
+    np.savez(path, **content)
+
+
+def test_a_geometry_goes_with_its_image_also_where_the_shape_stays(dataset):
+    first = load_geometry(dataset, "a")
+    flipped = np.roll(dataset.image("a")[...], 12, axis=2)
+    replace_image(dataset, "a", flipped)
+    expected = compute_geometry("a", flipped, SPACING)
+    assert (expected.body != first.body).any()
+    assert_same(load_geometry(dataset, "a"), expected)
+
+
+def test_a_geometry_outlives_a_copy_of_its_dataset(dataset, monkeypatch):
+    first = load_geometry(dataset, "a")
+    path = dataset.folder / "a.b2nd"
+    os.utime(path, (1, 1))
+    monkeypatch.setattr("nnunet_alice.anatomy.cases.compute_geometry", lambda *_: pytest.fail("computed again"))
+    assert_same(load_geometry(dataset, "a"), first)
+
+
+def test_a_geometry_from_before_stamps_stays_while_it_fits_the_shape(dataset, monkeypatch):
+    first = load_geometry(dataset, "a")
+    without_stamp(geometry_file(dataset, "a"))
+    assert geometry_stamp(dataset, "a") is None
+    with monkeypatch.context() as patch:
+        patch.setattr("nnunet_alice.anatomy.cases.compute_geometry", lambda *_: pytest.fail("computed again"))
+        assert_same(load_geometry(dataset, "a"), first)
+    replace_image(dataset, "a", ball((16, 60, 44), SPACING, 20))
+    assert geometry_stamp(dataset, "a") == dataset.image_stamp("a") is not None
+    assert load_geometry(dataset, "a").shape == (16, 60, 44)
+
+
+def test_an_image_that_cannot_be_opened_leaves_the_geometry(dataset):
+    first = load_geometry(dataset, "a")
+    (dataset.folder / "a.b2nd").write_bytes(b"half an image")
     assert_same(load_geometry(dataset, "a"), first)
 
 

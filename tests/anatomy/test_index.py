@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_datasets import FourierField, ball, write_preprocessed
+from small_datasets import FourierField, ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy import index as index_module
 from nnunet_alice.anatomy.cases import load_geometry
@@ -65,8 +65,10 @@ def test_going_on_with_the_same_checkpoint_keeps_what_is_there(dataset, store):
 
 
 def test_another_checkpoint_never_mixes_with_the_old_indices(dataset, store):
+    store.trust_file.touch()
+    assert store.begin(store.fingerprint(), "checkpoint_final.pth") == ["c2"] and store.trust_file.is_file()
     assert store.begin(Fingerprint.of(dataset, "b" * 64, 8), "other.pth") == ["c0", "c1", "c2"]
-    assert store.cases() == []
+    assert store.cases() == [] and not store.trust_file.exists()
     assert store.fingerprint().checkpoint == "b" * 64
 
 
@@ -150,11 +152,34 @@ def test_flipped_bits_are_refused(store):
 
 
 def test_an_index_of_a_case_that_was_preprocessed_again_is_refused(dataset, store, tmp_path):
-    for file in dataset.folder.glob("c0*"):
-        file.unlink()
-    write_preprocessed(tmp_path, {"c0": ball((12, 30, 29), SPACING, 12)}, SPACING)
+    replace_image(dataset, "c0", ball((12, 30, 29), SPACING, 12))
+    assert not store.is_usable("c0", store.fingerprint())
     with pytest.raises(NotPreparedError, match="preprocessed again"):
         store.read("c0", store.fingerprint())
+
+
+def test_an_index_of_another_image_of_the_same_shape_is_refused(dataset, store):
+    fingerprint = store.fingerprint()
+    store.write("c0", make_index(dataset, "c0"), fingerprint, dataset.image_stamp("c0"))
+    assert store.is_usable("c0", fingerprint)
+    store.read("c0", fingerprint)
+    replace_image(dataset, "c0", dataset.image("c0")[...][:, ::-1])
+    assert not store.is_usable("c0", fingerprint)
+    with pytest.raises(NotPreparedError, match="preprocessed again"):
+        store.read("c0", fingerprint)
+
+
+def test_an_index_from_before_stamps_were_kept_stays_usable(dataset, store):
+    content = dict(np.load(store.file("c0")))
+    del content["stamp"]
+    np.savez(store.file("c0"), **content)
+    assert store.is_usable("c0", store.fingerprint())
+    store.read("c0", store.fingerprint())
+
+
+def test_a_damaged_image_makes_an_index_unusable_and_no_crash(dataset, store):
+    (dataset.folder / "c0.b2nd").write_bytes(b"half an image")
+    assert not store.is_usable("c0", store.fingerprint())
 
 
 @pytest.mark.parametrize("bad", ["nan", "long", "few"])

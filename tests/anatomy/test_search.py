@@ -5,17 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_datasets import FourierField, ball, write_preprocessed
+from small_datasets import FourierField, ball, replace_image, write_preprocessed
 
+from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.cases import load_geometry
 from nnunet_alice.anatomy.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.anatomy.providers import open_matcher
 from nnunet_alice.anatomy.search import EmbeddingMatcher, IndexSearch, _parabola_peak, embedding_is_prepared
+from nnunet_alice.anatomy.trust import Trust, write_trust
 from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.views.pairs import MatchedPairs
 
 SPACING = (4.0, 1.0, 1.5)
 DIMENSION = 32
 STEP_MM = 5.0
+TRUST = Trust(0.7, 1.0, 1.0, 1.0, 5.0, 100)
 FINE, COARSE = FourierField(DIMENSION, 12.0, 1), FourierField(DIMENSION, 40.0, 2)
 #: canonical position = (mm - shift) / scale
 PLACES = {"a": (np.zeros(3), 1.0), "b": (np.array([4.0, -6.0, 5.0]), 1.1), "c": (np.array([-3.0, 2.0, 1.0]), 0.9)}
@@ -31,6 +35,13 @@ def truth(case_a: str, case_b: str, points_vox: np.ndarray) -> np.ndarray:
     return (canonical(case_a, points_vox) * scale + shift) / SPACING
 
 
+def index_of(dataset, case: str, place: str | None = None) -> CaseIndex:
+    geometry = load_geometry(dataset, case)
+    grid = index_grid(geometry, DIMENSION, STEP_MM)
+    places = canonical(place or case, grid.points_vox)
+    return CaseIndex(geometry.shape, geometry.spacing, grid, FINE(places), COARSE(places))
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     base = tmp_path_factory.mktemp("preprocessed")
@@ -40,11 +51,8 @@ def dataset(tmp_path_factory):
         store, fingerprint = IndexStore(dataset), Fingerprint.of(dataset, "a" * 64, DIMENSION)
         store.begin(fingerprint, "checkpoint_final.pth")
         for case in PLACES:
-            geometry = load_geometry(dataset, case)
-            grid = index_grid(geometry, DIMENSION, STEP_MM)
-            places = canonical(case, grid.points_vox)
-            index = CaseIndex(geometry.shape, geometry.spacing, grid, FINE(places), COARSE(places))
-            store.write(case, index, fingerprint)
+            store.write(case, index_of(dataset, case), fingerprint)
+        write_trust(store, TRUST, fingerprint.checkpoint)
         yield dataset
 
 
@@ -185,15 +193,16 @@ def test_prepared_means_usable_indices_of_two_cases(dataset, tmp_path, monkeypat
     other = write_preprocessed(tmp_path, images, SPACING)
     store, fingerprint = IndexStore(other), Fingerprint.of(other, "a" * 64, DIMENSION)
     store.begin(fingerprint, "checkpoint_final.pth")
-    geometry = load_geometry(other, "a")
-    grid = index_grid(geometry, DIMENSION, STEP_MM)
-    places = canonical("a", grid.points_vox)
-    index = CaseIndex(geometry.shape, geometry.spacing, grid, FINE(places), COARSE(places))
-    store.write("a", index, fingerprint)
+    store.write("a", index_of(other, "a"), fingerprint)
     assert not embedding_is_prepared(other)
     with pytest.raises(NotPreparedError, match="1 of 2 cases"):
         EmbeddingMatcher(other)
-    store.write("b", index, fingerprint)
+    store.write("b", index_of(other, "b"), fingerprint)
+    assert not embedding_is_prepared(other)  # a kill could have left this
+    assert f"are not finished and are not used; run: {store.command}" in caplog.text
+    write_trust(store, TRUST, "b" * 64)
+    assert not embedding_is_prepared(other)
+    write_trust(store, TRUST, fingerprint.checkpoint)
     assert embedding_is_prepared(other)
     store.begin(replace(fingerprint, plans="otherPlans"), "checkpoint_final.pth")
     assert not embedding_is_prepared(other)
@@ -205,3 +214,63 @@ def test_descriptors_between_grid_points_come_close_to_the_true_ones(matcher):
     joined, _ = IndexSearch(matcher.search("a").index).describe(points)
     exact = np.concatenate([FINE(canonical("a", points)), COARSE(canonical("a", points))], axis=1) * np.sqrt(0.5)
     assert ((joined * exact).sum(axis=1) > 0.97).all()
+
+
+def test_a_killed_indexing_does_not_beat_a_finished_atlas(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    other = write_preprocessed(tmp_path, {case: ball((16, 60, 40), SPACING, 27) for case in "ab"}, SPACING)
+    prepare_atlas(other, 1, "a")
+    store, fingerprint = IndexStore(other), Fingerprint.of(other, "a" * 64, DIMENSION)
+    store.begin(fingerprint, "checkpoint_final.pth")
+    for case in "ab":
+        store.write(case, index_of(other, case), fingerprint)
+    assert open_matcher(other).name == "atlas"
+    write_trust(store, TRUST, fingerprint.checkpoint)
+    assert open_matcher(other).name == "embedding"
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A dataset with indices of four cases, to be damaged."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    other = write_preprocessed(tmp_path, {case: ball((16, 60, 40), SPACING, 27) for case in "abcd"}, SPACING)
+    store, fingerprint = IndexStore(other), Fingerprint.of(other, "a" * 64, DIMENSION)
+    store.begin(fingerprint, "checkpoint_final.pth")
+    for case, place in zip("abcd", "abca", strict=True):
+        store.write(case, index_of(other, case, place), fingerprint, other.image_stamp(case))
+    write_trust(store, TRUST, fingerprint.checkpoint)
+    return other
+
+
+def test_unusable_indices_are_left_out_when_the_matcher_is_opened(copy, caplog):
+    store = IndexStore(copy)
+    store.file("a").write_bytes(store.file("a").read_bytes()[:1000])
+    replace_image(copy, "c", copy.image("c")[...][:, ::-1])
+    assert EmbeddingMatcher(copy).cases == ("b", "d")
+    assert "The indices of 2 of 4 cases (a, c) are damaged or stale" in caplog.text and store.command in caplog.text
+    store.file("b").unlink()
+    with pytest.raises(NotPreparedError, match="usable indices of 1 of 4 cases"):
+        EmbeddingMatcher(copy)
+
+
+def test_too_few_usable_indices_leave_the_matching_to_the_atlas(copy):
+    prepare_atlas(copy, 1, "a")
+    assert open_matcher(copy).name == "embedding"
+    store = IndexStore(copy)
+    for case in "abc":
+        store.file(case).write_bytes(b"half an index")
+    assert open_matcher(copy).name == "atlas"
+
+
+def test_training_pairs_go_on_without_an_index_that_was_damaged_meanwhile(copy, caplog):
+    """Damage that opening the matcher does not see: only what is read when the case is drawn."""
+    store = IndexStore(copy)
+    whole = bytearray(store.file("a").read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 100] = bytes(100)
+    store.file("a").write_bytes(whole)
+    pairs = MatchedPairs(EmbeddingMatcher(copy, threshold=0.5), list("abcd"), (4, 8, 8), copy.shape)
+    assert "a" in pairs.cases
+    drawn = [pairs.readings.again(pairs.draw, np.random.default_rng(seed)) for seed in range(12)]
+    assert {case for pair in drawn for case in (pair.case_a, pair.case_b)} == {"b", "c", "d"}
+    assert caplog.text.count("Case a is left out of training") == 1 and store.command in caplog.text

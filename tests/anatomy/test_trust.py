@@ -57,7 +57,7 @@ def test_unanswered_queries_count_as_lost():
 
 
 def test_what_was_measured_is_kept_for_its_checkpoint_only(tmp_path: Path):
-    store = SimpleNamespace(folder=tmp_path)
+    store = SimpleNamespace(trust_file=tmp_path / "trust.json")
     assert read_trust(store, "a") is None
     trust = measure_trust(Halves(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
     write_trust(store, trust, "a")

@@ -3,6 +3,11 @@
 import json
 import multiprocessing
 import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +16,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -198,6 +204,50 @@ def test_other_plans_start_anew_and_say_so(datasets, caplog):
     assert set(after) == set(before) and all(after[name] != before[name] for name in before)
 
 
+def anatomy_files(datasets) -> list:
+    """Files of all cases as ``anatomy`` leaves them, empty; the atlas is b."""
+    anatomy = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres_anatomy"
+    places = [(anatomy / "cases", ".npz"), (anatomy / "atlas" / "cases", ".json"), (anatomy / "embedding", ".npz")]
+    files = [folder / f"{case}{suffix}" for folder, suffix in places for case in CASES]
+    write_json(anatomy / "atlas" / "atlas.json", {"atlas_case": "b"})
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return [*files, anatomy / "atlas" / "atlas.json"]
+
+
+def test_what_is_known_of_a_case_goes_with_its_preprocessed_image(datasets):
+    assert plan("--target", "4") == 0
+    raw = datasets.parent / "nnUNet_raw" / UNLABELLED
+    files = anatomy_files(datasets)
+    assert plan("--target", "4") == 0
+    assert all(path.is_file() for path in files)  # nothing was preprocessed
+
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "a_0000.nii.gz")))
+    write_image(raw / "a_0000.nii.gz", image[:, ::-1].copy())
+    os.utime(raw / "a_0000.nii.gz", (files[0].stat().st_mtime + 10,) * 2)
+    assert plan("--target", "4") == 0
+    assert [path for path in files if not path.is_file()] == [path for path in files if path.stem == "a"]
+
+    content = read_json(raw / "dataset.json")
+    del content["dataset"]["b"]
+    write_json(raw / "dataset.json", content)
+    fingerprint = datasets / UNLABELLED / "dataset_fingerprint.json"
+    known = read_json(fingerprint)
+    write_json(fingerprint, known | {name: known[name][:2] for name in ("spacings", "shapes_after_crop")})
+    assert plan("--target", "4") == 0
+    assert {path.stem for path in files if path.is_file()} == {"c"}  # the atlas was b
+
+
+def test_what_is_known_of_all_cases_goes_when_all_are_preprocessed_anew(datasets):
+    assert plan("--target", "4") == 0
+    files = anatomy_files(datasets)
+    report = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres_preprocessing.json"
+    write_json(report, {"recipe": {**read_json(report)["recipe"], "image_reader_writer": "NibabelIOWithReorient"}})
+    assert plan("--target", "4") == 0
+    assert not any(path.is_file() for path in files)
+
+
 def test_a_bad_case_is_named_and_stops_no_other(datasets, capsys, caplog):
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
     (raw / "b_0000.nii.gz").write_bytes(b"not an image")
@@ -228,9 +278,51 @@ def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
         patch.setattr(preprocessing.os, "replace", fail_at_the_second)
         assert plan("--target", "4") == 0
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["b", "c"]
-    assert not (datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres" / ".partial").exists()
+    assert not list((datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres").glob(".partial*"))
     assert plan("--target", "4") == 0
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == list(CASES)
+
+
+def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
+    """A second run starts while the first writes a case: the first one's half-written file stays where it is."""
+    folder = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres"
+    run_case_save = DefaultPreprocessor.run_case_save
+    targets = []
+
+    def meet(self, output, *arguments):
+        targets.append(output)
+        if len(targets) == 1:
+            Path(f"{output}.b2nd").write_bytes(b"half a case")
+            assert plan("--target", "4") == 0
+            assert Path(f"{output}.b2nd").read_bytes() == b"half a case"
+            Path(f"{output}.b2nd").unlink()
+        run_case_save(self, output, *arguments)
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_save", meet)
+    assert plan("--target", "4") == 0
+    assert len(targets) == 2 * len(CASES) and len({Path(target).parent for target in targets}) == 2
+    assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == list(CASES)
+    assert not list(folder.glob(".partial*"))
+
+
+def test_only_folders_of_dead_or_long_idle_runs_are_removed(tmp_path):
+    here = platform.node()
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    names = {
+        "dead": f".partial@{here}@{dead.pid}@1",
+        "alive": f".partial@{here}@{os.getpid()}@2",
+        "elsewhere": f".partial@not{here}@{dead.pid}@3",
+        "idle": f".partial@not{here}@{dead.pid}@4",
+        "of an older version": ".partial",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.b2nd").touch()
+    os.utime(tmp_path / names["idle"], (time.time() - 25 * 3600,) * 2)
+    preprocessing._remove_leftovers(tmp_path)
+    left = {reason for reason, name in names.items() if (tmp_path / name).exists()}
+    assert left == {"alive", "elsewhere", "of an older version"}
 
 
 def test_fingerprint_is_extracted_and_a_bad_case_left_out(datasets, caplog, monkeypatch):

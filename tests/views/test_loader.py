@@ -14,12 +14,16 @@ from nnunet_alice.views.cropping import crop_centred
 from nnunet_alice.views.loader import MatchedViews, NumberedBatches, start_loader
 from nnunet_alice.views.masking import block_shape
 from nnunet_alice.views.pairs import PointPair
+from nnunet_alice.views.readings import Readings
 
 PATCH = (8, 12, 16)
 
 
 class RandomPairs:
     """Random points of two volumes."""
+
+    def __init__(self):
+        self.readings = Readings()
 
     def draw(self, rng):
         a, b = rng.uniform(0, 20, size=(2, 3))

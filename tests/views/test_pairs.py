@@ -19,6 +19,9 @@ class ShiftMatcher:
     def __init__(self):
         self.asked = 0
 
+    def open(self, case):
+        pass
+
     def body_points(self, case, count, rng):
         self.asked += count
         return rng.uniform(0, 29, size=(count, 3))

@@ -1,0 +1,188 @@
+"""Damaged cases: named once, replaced by others, and batches that do not depend on who met the damage first."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_alice.anatomy.cases import compute_geometry
+from nnunet_alice.anatomy.landmark_places import LandmarkPlaces
+from nnunet_alice.anatomy.landmarks import Landmarks
+from nnunet_alice.anatomy.matching import Matches
+from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.views.landmark_crops import AffineRange, LandmarkCrops
+from nnunet_alice.views.loader import MatchedViews, NumberedBatches
+from nnunet_alice.views.overlap import OverlapSampler
+from nnunet_alice.views.overlap_batches import OverlappingCrops
+from nnunet_alice.views.pairs import MatchedPairs, SameVolumePairs
+from nnunet_alice.views.readings import Readings, UnreadableCaseError
+
+CASES = ("a", "b", "c", "d", "e")
+SHAPE, PATCH, SPACING = (24, 24, 24), (8, 8, 8), (2.0, 2.0, 2.0)
+DISTANCE = np.linalg.norm(np.indices(SHAPE) - 11.5, axis=0)
+
+
+def image_of(case: str) -> np.ndarray:
+    texture = np.random.default_rng(ord(case)).normal(scale=0.1, size=SHAPE)
+    return (np.where(DISTANCE < 10, 1.0, -2.0) + texture)[None].astype(np.float32)
+
+
+class World:
+    """Cases of which some cannot be read, each in its own way; counts how often each of these was tried.
+
+    Args:
+        images: cases whose image cannot be cropped.
+        anatomy: cases of which nothing else can be read.
+    """
+
+    name, threshold, cases = "world", 0.0, CASES
+
+    def __init__(self, images=(), anatomy=()):
+        self.bad_images, self.bad_anatomy = set(images), set(anatomy)
+        self.images = {case: image_of(case) for case in CASES}
+        self.geometries = {case: compute_geometry(case, image, SPACING) for case, image in self.images.items()}
+        self.tried = []
+
+    def image(self, case):
+        if case in self.bad_images:
+            self.tried.append(case)
+            raise RuntimeError("Error while getting the buffer")
+        return self.images[case]
+
+    def geometry(self, case):
+        if case in self.bad_anatomy:
+            self.tried.append(case)
+            raise NotPreparedError(f"Case {case} is stale; run: nnunet_alice anatomy")
+        return self.geometries[case]
+
+    open = geometry
+
+    def body_points(self, case, count, rng):
+        return self.geometry(case).body_points(count, rng)
+
+    def match(self, case_a, case_b, points_vox):
+        return Matches(points_vox, np.zeros(len(points_vox)))
+
+
+def matched(world):
+    pairs = MatchedPairs(world, CASES, PATCH, lambda case: SHAPE)
+    return MatchedViews(pairs, world.image, PATCH, 3, mask_ratio=0.5, transform=None)
+
+
+def same_volume(world):
+    return MatchedViews(
+        SameVolumePairs(world, CASES, PATCH), world.image, PATCH, 3, mask_ratio=0.5, transform=None
+    )  # fmt: skip
+
+
+def overlapping(world, batch_size=3):
+    return OverlappingCrops(
+        CASES, world.geometry, world.image, SPACING, OverlapSampler(PATCH), batch_size,
+        fine_stride=(2, 2, 2), coarse_stride=(4, 4, 4), transform=None,
+    )  # fmt: skip
+
+
+def landmarks(world, batch_size=3, **options):
+    grid = np.stack(np.meshgrid([12, 24, 36], [12, 24, 36], [24], indexing="ij"), axis=-1).reshape(-1, 3)
+    places = LandmarkPlaces(
+        Landmarks(grid.astype(float), SHAPE, SPACING, 16.0, 12.0), CASES, [np.eye(4)] * 5, [SHAPE] * 5, SPACING
+    )
+    return LandmarkCrops(places, CASES, world.image, (4, 4, 4), SPACING, batch_size, affine=AffineRange(), **options)
+
+
+LOADERS = [matched, same_volume, overlapping, landmarks]
+
+
+def shown(batch: dict) -> set[str]:
+    if "cases" in batch:
+        return set(batch["cases"])
+    return {case for pair in batch["pairs"] for case in (pair.case_a, pair.case_b)}
+
+
+def batches(loader, count=12, start=0) -> list[dict]:
+    numbered = NumberedBatches(loader, seed=5, start=start)
+    return [next(numbered) for _ in range(count)]
+
+
+def same(one: dict, two: dict) -> bool:
+    return torch.equal(one["data"], two["data"]) and shown(one) == shown(two)
+
+
+@pytest.mark.parametrize("make", LOADERS)
+@pytest.mark.parametrize("damage", [{"images": "b"}, {"anatomy": "b"}, {"images": "bd"}])
+def test_unreadable_cases_are_named_once_and_left_out(make, damage, caplog):
+    world = World(**damage)
+    if make is landmarks and not world.bad_images:
+        pytest.skip("reads nothing but images")
+    drawn = batches(make(world))
+    bad = world.bad_images | world.bad_anatomy
+    assert set().union(*map(shown, drawn)) == set(CASES) - bad
+    assert sorted(world.tried) == sorted(bad)  # once each
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert sorted(text.split()[1] for text in warnings) == sorted(bad)
+    fix = "delete b.b2nd, preprocess again and run nnunet_alice anatomy" if world.bad_images else "is stale; run:"
+    assert any(fix in text for text in warnings)
+
+
+@pytest.mark.parametrize("make", LOADERS)
+def test_batches_do_not_depend_on_when_the_damage_was_met(make):
+    """A run that continues in the middle has met nothing yet, one worker of several only its own share."""
+    whole = batches(make(World(images="bd")))
+    for number, batch in enumerate(whole):
+        assert same(batch, batches(make(World(images="bd")), 1, start=number)[0])
+    for worker in (0, 1):
+        numbered = NumberedBatches(make(World(images="bd")), seed=5, start=worker)
+        numbered.stride = 2
+        assert all(same(batch, next(numbered)) for batch in whole[worker::2])
+
+
+@pytest.mark.parametrize("make", LOADERS)
+def test_batches_without_damaged_cases_stay_what_they_were(make):
+    whole = batches(make(World()))
+    with_damage = batches(make(World(images="b")))
+    untouched = [number for number, batch in enumerate(whole) if "b" not in shown(batch)]
+    assert all(same(whole[number], with_damage[number]) for number in untouched) and len(untouched) < len(whole)
+
+
+def test_a_batch_of_different_cases_stays_one_while_there_are_enough():
+    for batch in batches(overlapping(World(images="ab"))):
+        assert sorted(batch["cases"]) == ["c", "d", "e"]
+    for batch in batches(overlapping(World(images="abc"))):
+        assert len(batch["cases"]) == 3 and set(batch["cases"]) == {"d", "e"}
+    for batch in batches(landmarks(World(images="ab"))):
+        assert sorted(batch["cases"]) == ["c", "d", "e"]
+
+
+def test_a_landmark_of_too_few_readable_cases_gives_way_to_the_next():
+    world = World(images="ab")
+    loader = landmarks(world)
+    visible = loader.places.visible
+    hidden = loader.landmark_of(3)
+    only_two = np.array([case in "ac" for case in CASES])
+    loader.places.visible = lambda number: visible(number) & only_two if number == hidden else visible(number)
+    batch = loader(3, np.random.default_rng(0))
+    assert batch["landmark"] == loader.landmark_of(4) and len(batch["cases"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "bad", "message"),
+    [
+        (matched, "abcd", "at least 2 cases, but only 1 of 5 can be read; the first that cannot: .*preprocess again"),
+        (same_volume, "abcde", "at least 1 cases, but only 0 of 5 can be read"),
+        (overlapping, "abcde", "None of the 5 cases can be read; the first: .*preprocess again"),
+        (landmarks, "abcd", "shown by 2 of the 5 cases that can be read; the first that cannot: .*preprocess again"),
+    ],
+)
+def test_when_too_few_cases_are_left_one_sentence_says_so(make, bad, message):
+    with pytest.raises(InputError, match=message):
+        batches(make(World(images=bad)))
+
+
+def test_mistakes_in_the_program_are_not_taken_for_damage():
+    readings = Readings()
+    with pytest.raises(TypeError), readings.of("a"):
+        raise TypeError("no such argument")
+    assert readings.unreadable == {}
+    with pytest.raises(UnreadableCaseError, match="EOFError"), readings.of("a"):
+        raise EOFError
