@@ -4,6 +4,7 @@
 read but never convolved. Variants as of `nnunet_alice.trainers.finetuning`, and ``_<N>experts``.
 """
 
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
@@ -63,10 +64,10 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         except ValueError as error:
             raise InputError(f"{cls.__name__}: {error}") from None
 
-    @staticmethod
-    def get_training_transforms(*args, **kwargs):
-        """nnU-Net's augmentation, coordinates hidden from what changes intensities."""
-        return hide_from_intensities(nnUNetTrainer.get_training_transforms(*args, **kwargs), COORDINATE_CHANNELS)
+    @classmethod
+    def get_training_transforms(cls, *args, **kwargs) -> ComposeTransforms:
+        """FineTuneTrainer's augmentation, coordinates hidden from what changes intensities."""
+        return hide_from_intensities(super().get_training_transforms(*args, **kwargs), COORDINATE_CHANNELS)
 
     def initialize(self) -> None:
         """As FineTuneTrainer's; from then on this trainer loads ``-pretrained_weights`` itself.

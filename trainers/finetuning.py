@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 from torch import nn
@@ -33,6 +34,7 @@ from nnunet_alice.training.finetuning import (
     replaced,
     short_momentum,
 )
+from nnunet_alice.training.repeatable import without_timing
 from nnunet_alice.training.variants import epochs_variant
 
 
@@ -160,6 +162,12 @@ class FineTuneTrainer(nnUNetTrainer):
         for name, parameter in self.bare_network.named_parameters():
             if is_encoder(name):
                 parameter.requires_grad_(learns)
+
+    @classmethod
+    def get_training_transforms(cls, *args, **kwargs) -> ComposeTransforms:
+        """nnU-Net's; with a seed, the same images in every run."""
+        transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
+        return transforms if cls.seed is None else without_timing(transforms)
 
     def _seed(self, number: int) -> None:
         if self.seed is not None:

@@ -10,6 +10,7 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_alice.methods.drasclr.located import HALF_EXTENT, MIDDLE
+from nnunet_alice.training.repeatable import without_timing
 from nnunet_alice.views.location_channels import HideLastChannels, hide_from_intensities
 
 PATCH = (10, 12, 14)
@@ -17,9 +18,12 @@ ONLY_MOVING = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Conver
 
 
 def stock(dummy_2d: bool = False) -> ComposeTransforms:
-    """nnU-Net's augmentation of training."""
-    return nnUNetTrainer.get_training_transforms(
-        PATCH, (-0.5, 0.5), [[1, 1, 1], [0.5, 0.5, 0.5]], (0, 1, 2), dummy_2d, use_mask_for_norm=[True, False]
+    """nnU-Net's augmentation of training; timed, its blur would differ between two pipelines by rounding."""
+    scales = [[1, 1, 1], [0.5, 0.5, 0.5]]
+    return without_timing(
+        nnUNetTrainer.get_training_transforms(
+            PATCH, (-0.5, 0.5), scales, (0, 1, 2), dummy_2d, use_mask_for_norm=[True, False]
+        )
     )
 
 
