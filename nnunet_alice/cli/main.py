@@ -63,6 +63,7 @@ def build_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (0 good, 1 a known error, 2 wrong usage)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # greets on import, into what --json prints
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     args = build_parser([name for name in COMMANDS if name in argv[:1]]).parse_args(argv)
     try:
