@@ -5,15 +5,14 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
 from nnunet_alice.anatomy.cases import CaseGeometry, geometry_stamp, load_geometry
 from nnunet_alice.anatomy.landmarks import to_locations
-from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
+from nnunet_alice.anatomy.matching import GeometryMatcher, Matches, usable_cases
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register
 from nnunet_alice.anatomy.typical import most_typical
-from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
+from nnunet_alice.errors import AliceError, InputError, NotPreparedError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.parallel import map_cases
 
@@ -141,7 +140,10 @@ class AtlasMatcher(GeometryMatcher):
                 "%d of %d cases are not registered to the atlas yet (e.g. %s) and are left out; run: %s",
                 len(missing), len(existing), missing[0], command,
             )  # fmt: skip
-        good = self._usable(good, report.fingerprint, command)
+        fingerprint = report.fingerprint
+        good = usable_cases(
+            good, lambda case: self.files.read_record(case, fingerprint) is not None, "registrations", command
+        )
         if len(good) < 2:
             raise NotPreparedError(
                 f"Only {len(good)} of {len(existing)} cases are registered well to the atlas {report.atlas_case}; "
@@ -149,7 +151,7 @@ class AtlasMatcher(GeometryMatcher):
             )
         super().__init__(dataset, good)
         self.atlas_case = report.atlas_case
-        self.fingerprint = report.fingerprint
+        self.fingerprint = fingerprint
         self._quality = {case: report.records[case].quality for case in good}
 
     def affine(self, case: str) -> np.ndarray:
@@ -201,15 +203,3 @@ class AtlasMatcher(GeometryMatcher):
                 f"{self.files.case_file(case)} is missing or of other images; run nnunet_alice anatomy again."
             )
         return record.matrix
-
-    def _usable(self, cases: list[str], fingerprint: dict, command: str) -> list[str]:
-        """Those whose registration is there and made from their present image; one that is not would end a run."""
-        there = tqdm(cases, desc="Checking registrations", disable=None)
-        usable = [case for case in there if self.files.read_record(case, fingerprint) is not None]
-        if len(usable) < len(cases):
-            left_out = sorted(set(cases) - set(usable))
-            logger.warning(
-                "The registrations of %d of %d cases (%s) are missing, damaged or older than their images: left out; "
-                "run: %s", len(left_out), len(cases), named(left_out), command,
-            )  # fmt: skip
-        return usable

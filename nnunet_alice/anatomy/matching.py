@@ -1,14 +1,19 @@
 """The one interface for anatomical matching: points in case A, cases A and B -> points in B and scores."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
+from nnunet_alice.errors import named
 from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,25 @@ class GeometryMatcher:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": OrderedDict()}
+
+
+def usable_cases(cases: list[str], is_usable: Callable[[str], bool], what: str, command: str) -> list[str]:
+    """Those of which what was prepared can be used; one that cannot would end a run at the moment it is drawn.
+
+    Args:
+        cases: names of cases.
+        is_usable: case -> whether its file is there, whole, and made from the image as it is now.
+        what: the files in plural, for progress and log: ``registrations``.
+        command: what makes them anew, for the log.
+    """
+    usable = [case for case in tqdm(cases, desc=f"Checking {what}", disable=None) if is_usable(case)]
+    if len(usable) < len(cases):
+        left_out = sorted(set(cases) - set(usable))
+        logger.warning(
+            "The %s of %d of %d cases (%s) are missing, damaged or of other images than there are now: left out; "
+            "run: %s", what, len(left_out), len(cases), named(left_out), command,
+        )  # fmt: skip
+    return usable
 
 
 class RelativePositionMatcher(GeometryMatcher):

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
+from nnunet_alice.anatomy.atlas import AtlasMatcher
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.matching import Matcher
 from nnunet_alice.anatomy.search import EmbeddingMatcher, embedding_is_prepared
@@ -36,12 +36,11 @@ PROVIDERS: list[Provider] = [
 ]
 
 
-def open_matcher(dataset: PreprocessedDataset, num_processes: int | None = None, *, name: str | None = None) -> Matcher:
+def open_matcher(dataset: PreprocessedDataset, *, name: str | None = None) -> Matcher:
     """Open the best matcher that was prepared for a dataset.
 
     Args:
         dataset: the preprocessed dataset.
-        num_processes: when nothing is prepared, register all cases to an atlas with so many processes; None does not.
         name: take the matcher of this name only.
 
     Raises:
@@ -55,11 +54,8 @@ def open_matcher(dataset: PreprocessedDataset, num_processes: int | None = None,
             except NotPreparedError as error:  # it is there, but too little of it is usable
                 logger.warning("%s", error)
                 unusable = error
-    if num_processes is None or name not in (None, "atlas"):
-        raise unusable or NotPreparedError(
-            f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: "
-            f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
-            + ("" if name is None else f" --method {name}")
-        )
-    prepare_atlas(dataset, num_processes)
-    return AtlasMatcher(dataset)
+    raise unusable or NotPreparedError(
+        f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: "
+        f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
+        + ("" if name is None else f" --method {name}")
+    )

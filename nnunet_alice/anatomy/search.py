@@ -15,11 +15,10 @@ from functools import cached_property
 import numpy as np
 import torch
 from scipy.spatial import KDTree
-from tqdm import tqdm
 
 from nnunet_alice.anatomy.consensus import agreed_matches
 from nnunet_alice.anatomy.index import CaseIndex, IndexStore
-from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
+from nnunet_alice.anatomy.matching import GeometryMatcher, Matches, usable_cases
 from nnunet_alice.anatomy.peaks import neighbour_offsets, quadratic_peaks
 from nnunet_alice.anatomy.trust import read_trust
 from nnunet_alice.errors import NotPreparedError, named
@@ -149,7 +148,11 @@ class EmbeddingMatcher(GeometryMatcher):
         self.store = IndexStore(dataset)
         self.fingerprint = self.store.fingerprint(checkpoint)
         there, existing = set(self.store.cases()), dataset.cases()
-        super().__init__(dataset, self._usable([case for case in existing if case in there]))
+        indexed = [case for case in existing if case in there]
+        usable = usable_cases(
+            indexed, lambda case: self.store.is_usable(case, self.fingerprint), "indices", self.store.command
+        )
+        super().__init__(dataset, usable)
         if len(self.cases) < 2:
             raise NotPreparedError(
                 f"{self.store.folder} holds usable indices of {len(self.cases)} of {len(existing)} cases; "
@@ -197,18 +200,6 @@ class EmbeddingMatcher(GeometryMatcher):
             self._searches[case] = IndexSearch(self.store.read(case, self.fingerprint))
         self._searches.move_to_end(case)
         return self._searches[case]
-
-    def _usable(self, cases: list[str]) -> list[str]:
-        """Those whose index is whole and of their present image; one that is not would end a run when it is drawn."""
-        checked = tqdm(cases, desc="Checking indices", disable=None)
-        usable = [case for case in checked if self.store.is_usable(case, self.fingerprint)]
-        if len(usable) < len(cases):
-            left_out = sorted(set(cases) - set(usable))
-            logger.warning(
-                "The indices of %d of %d cases (%s) are damaged or stale, or their images cannot be read: left out; "
-                "run: %s", len(left_out), len(cases), named(left_out), self.store.command,
-            )  # fmt: skip
-        return usable
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_searches": OrderedDict()}

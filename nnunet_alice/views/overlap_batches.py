@@ -1,6 +1,7 @@
 """Batches of pairs of overlapping crops for the anatomical embedding: images, where they lie, what of them is body."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -97,31 +98,35 @@ class OverlappingCrops:
         """
         drawn = []
         for case in chosen:
-            state = rng.bit_generator.state
             try:
                 drawn.append(self._crops(case, rng))
-                continue
             except UnreadableCaseError:
-                rng.bit_generator.state = state  # however far it came: see Readings
-            shuffled = [self.cases[index] for index in rng.permutation(len(self.cases))]
-            used = {*chosen, *(name for name, _, _ in drawn)}
-            drawn.append(self._first_readable(sorted(shuffled, key=used.__contains__), rng))
+                shuffled = [self.cases[index] for index in rng.permutation(len(self.cases))]
+                used = {*chosen, *(name for name, _, _ in drawn)}
+                drawn.append(self._first_readable(sorted(shuffled, key=used.__contains__), rng))
         return drawn
 
     def _first_readable(self, cases: list[str], rng: np.random.Generator) -> _Drawn:
-        state = rng.bit_generator.state
         for case in cases:
-            try:
+            with suppress(UnreadableCaseError):
                 return self._crops(case, rng)
-            except UnreadableCaseError:
-                rng.bit_generator.state = state
         raise InputError(f"None of the {len(cases)} cases can be read; the first: {self.readings.first}")
 
     def _crops(self, case: str, rng: np.random.Generator) -> _Drawn:
-        with self.readings.of(case):
-            geometry, image = self.geometry_of(case), self.open_image(case)
-            point = geometry.body_points(1, rng)[0]
-            return case, geometry, overlapping_crops(image, point, self.spacing_mm, self.sampler, rng)
+        """A pair of crops around a point in the body.
+
+        Raises:
+            UnreadableCaseError: the case cannot be read; ``rng`` stands where it stood, however far this came.
+        """
+        state = rng.bit_generator.state
+        try:
+            with self.readings.of(case):
+                geometry, image = self.geometry_of(case), self.open_image(case)
+                point = geometry.body_points(1, rng)[0]
+                return case, geometry, overlapping_crops(image, point, self.spacing_mm, self.sampler, rng)
+        except UnreadableCaseError:
+            rng.bit_generator.state = state
+            raise
 
 
 def body_voxels(crop: Crop, geometry: CaseGeometry, stride: Sequence[int]) -> np.ndarray:
