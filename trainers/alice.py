@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from nnunet_alice.training.variants import epochs_variant
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
 from nnunet_alice.views.loader import MatchedViews
 from nnunet_alice.views.pairs import MatchedPairs, SameVolumePairs
+from nnunet_alice.views.readings import UnreadableCaseError
 
 #: cases whose shapes tell how large volumes are (moved plans hold the target's median shape, not this dataset's)
 _CASES_FOR_SHAPE = 50
@@ -59,10 +61,15 @@ class AliceTrainer(PretrainingTrainer):
                 "other and needs at least two pairs: plan with a larger -gpu_memory_target, or on more GPUs."
             )
 
-    def _warn_of_large_views(self, cases: list[str]) -> None:
+    def _warn_of_large_views(self, pairs: MatchedPairs | SameVolumePairs) -> None:
         """Views that show nearly the whole volume are all alike, but for their padding."""
         plan = self.configuration_manager
-        shapes = [self.dataset.shape(case) for case in cases[:_CASES_FOR_SHAPE]]
+        shapes = []
+        for case in pairs.cases[:_CASES_FOR_SHAPE]:
+            with suppress(UnreadableCaseError), pairs.readings.of(case):
+                shapes.append(self.dataset.shape(case))
+        if not shapes:
+            return
         patch, volume = (tuple(int(n) for n in size) for size in (plan.patch_size, np.median(shapes, axis=0)))
         smaller = view_size(patch, volume, plan.network_arch_init_kwargs["strides"])
         if smaller != patch:
@@ -90,7 +97,7 @@ class AliceTrainer(PretrainingTrainer):
         else:
             pairs = MatchedPairs(self.matcher, cases, patch_size, self.dataset.shape)
         if training:
-            self._warn_of_large_views(pairs.cases)
+            self._warn_of_large_views(pairs)
         return MatchedViews(
             pairs,
             self.dataset.image,

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -396,3 +397,16 @@ def test_views_as_large_as_volumes_are_warned_of(small_run, monkeypatch, volume,
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert ("views of 16x16x16 voxels show nearly all of a volume of 18x18x18" in log) == warned
     assert ("set patch_size to 12x12x12" in log) == warned
+
+
+def test_an_image_that_cannot_be_opened_does_not_stop_the_start(small_run, caplog):
+    """Damaged after the matcher was opened, which leaves out what it finds damaged."""
+    trainer = make_trainer(variant(), small_run)
+    trainer.initialize()
+    trainer.matcher = trainer.open_matcher()
+    damaged = trainer.matcher.cases[0]
+    (trainer.dataset.folder / f"{damaged}.b2nd").write_bytes(b"no image")
+    views = trainer.make_batches(list(trainer.matcher.cases), training=True)
+    assert list(views.pairs.readings.unreadable) == [damaged]
+    assert f"Case {damaged} is left out of training" in caplog.text
+    assert views(0, np.random.default_rng(0))["data"].isfinite().all()
