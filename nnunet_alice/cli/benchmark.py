@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--test_file", metavar="FILE", help="JSON list of fixed test cases")
     flags.add_argument("--test_folds", type=int, nargs="+", metavar="FOLD", help="folds of splits_final.json, in turn")
     flags.add_argument("--draws", type=int, metavar="N", help="draws of the labelled cases [5]")
+    flags.add_argument("--draws_of_all", type=int, metavar="N", help="runs with 'all', which draw nothing [--draws]")
     flags.add_argument("--seeds", type=int, metavar="N", help="runs of each draw [1]")
     flags.add_argument("--epochs", type=int, metavar="N", help="epochs of fine-tuning [the trainer's]")
     flags.add_argument("--iterations", type=int, metavar="N", help="iterations an epoch [the trainer's]")
@@ -83,6 +84,7 @@ def _flags(args: argparse.Namespace) -> dict:
         "configuration",
         "labels",
         "draws",
+        "draws_of_all",
         "seeds",
         "epochs",
         "iterations",

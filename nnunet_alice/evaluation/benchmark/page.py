@@ -9,6 +9,7 @@ from nnunet_alice import __version__
 from nnunet_alice.evaluation.benchmark.exposure import exposure
 from nnunet_alice.evaluation.benchmark.results import MEAN
 from nnunet_alice.evaluation.benchmark.runner import Runner
+from nnunet_alice.evaluation.benchmark.settings import ALL
 from nnunet_alice.evaluation.segmentation_metrics import METRICS
 from nnunet_alice.files import read_json
 
@@ -59,10 +60,13 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
     planned = len(runner.test_cells())
     length = f"{settings.epochs or 'as many as the trainer has'} epochs, "
     length += f"{settings.iterations or 'as many as the trainer has'} iterations each"
+    draws = f"{settings.draws} draws of the labelled cases"
+    if ALL in settings.labels and settings.draws_of_all is not None:
+        draws += f" ({settings.draws_of_all} with all)"
     lines = [
         f"- **Split**: {split}; {len(tests)} test cases, and no run trains on those it is tested on; cases to label "
         f"from ({pool}).",
-        f"- **Runs**: {settings.draws} draws of the labelled cases x {settings.seeds} fine-tuning seeds; "
+        f"- **Runs**: {draws} x {settings.seeds} fine-tuning seeds; "
         f"pretraining seeds: {checkpoints or 'none'}. {runs} of {planned} runs are finished"
         + (". **This report is not complete.**" if runs < planned else "."),
         f"- **Fine-tuning**: {length}, {settings.plans} {settings.configuration}; all of an arm's settings are in "

@@ -60,9 +60,10 @@ def test_cells(settings: Settings, divisions: Sequence[Partition]) -> list[Cell]
     """Runs that are reported, ordered so that after each draw all arms can be compared."""
     return [
         Cell("test", arm.name, checkpoint, partition.name, count, draw, seed)
-        for draw in range(settings.draws)
+        for draw in range(max(map(settings.draws_of, settings.labels)))
         for seed in range(settings.seeds)
         for count in settings.labels
+        if draw < settings.draws_of(count)
         for partition in divisions
         for arm in settings.arms
         for checkpoint in (range(len(arm.checkpoints)) if arm.checkpoints else (None,))

@@ -85,7 +85,8 @@ class Settings:
         plans: plans identifier.
         configuration: e.g. ``3d_fullres``.
         draws: draws of the labelled cases for each number. Draw d of a smaller number is part of draw d of a larger
-            one; with ``all``, draws differ only by chance of training.
+            one.
+        draws_of_all: runs in place of draws with ``all``, which differ only by chance of training; None for as many.
         seeds: fine-tuning runs of each draw.
         epochs: length of fine-tuning; None for the trainer's own.
         iterations: iterations an epoch; None for the trainer's own.
@@ -105,6 +106,7 @@ class Settings:
     plans: str = "nnUNetPlans"
     configuration: str = "3d_fullres"
     draws: int = 5
+    draws_of_all: int | None = None
     seeds: int = 1
     epochs: int | None = None
     iterations: int | None = None
@@ -131,6 +133,10 @@ class Settings:
         changed = replace(self, baseline=baseline)
         _check_baseline(changed)
         return changed
+
+    def draws_of(self, count: int | str) -> int:
+        """Number of draws of so many labelled cases, or of ``all``."""
+        return self.draws_of_all if count == ALL and self.draws_of_all is not None else self.draws
 
     def arm(self, name: str) -> Arm:
         """Arm by its name."""
@@ -199,7 +205,7 @@ def parse_settings(content: Mapping[str, Any]) -> Settings:
     for key, kind in (("labels", _label_count), ("keep_at", _integer("keep_at"))):
         if key in content:
             content[key] = tuple(map(kind, _listed(content[key])))
-    for key in ("draws", "seeds", "epochs", "iterations", "seed"):
+    for key in ("draws", "draws_of_all", "seeds", "epochs", "iterations", "seed"):
         if content.get(key) is not None:
             content[key] = _integer(key)(content[key])
     settings = Settings(**content)
@@ -269,7 +275,7 @@ def _check_baseline(settings: Settings) -> None:
 
 def _check(settings: Settings) -> None:
     _check_baseline(settings)
-    for key in ("draws", "seeds", "epochs", "iterations"):
+    for key in ("draws", "draws_of_all", "seeds", "epochs", "iterations"):
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise InputError(f"'{key}' has to be at least 1.")

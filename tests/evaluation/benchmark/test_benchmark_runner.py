@@ -317,6 +317,9 @@ def test_flags_make_the_same_commands_as_yaml(base, capsys, monkeypatch):
     quick = [base / "quick" if flag == base / "bench" else flag for flag in flags]
     assert main(["benchmark", *map(str, quick), "--dry_run", "--disable_tta"]) == 0
     assert "lr0.01_keep25-50_noTTA_seed0" in capsys.readouterr().out
+    fewer = [base / "fewer" if flag == base / "bench" else flag for flag in flags]
+    assert main(["benchmark", *map(str, fewer), "--dry_run", "--draws_of_all", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + CELLS - 2  # one run of all less in each arm
     monkeypatch.chdir(base)
     arm = ["--arm", "alice=pretrained.pth@1e-3"]
     assert main(["benchmark", *map(str, flags[:6]), *arm, *map(str, flags[8:]), "--dry_run"]) == 0

@@ -55,6 +55,7 @@ def test_settings_survive_a_trip_through_json():
         ({"labels": [5, 5]}, "each once"),
         ({"labels": ["many"]}, "whole number"),
         ({"draws": 0}, "at least 1"),
+        ({"draws_of_all": 0}, "'draws_of_all' has to be at least 1"),
         ({"mirroring": "off "}, "true or false"),
         ({"keep_at": [100]}, "between 1 and 99"),
         ({"arms": ["scratch", "alice"]}, "'arms' has to be a mapping"),

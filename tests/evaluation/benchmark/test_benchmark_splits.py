@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 
 import pytest
 from benchmark_runs import CASES, settings, write_dataset
@@ -104,6 +105,16 @@ def test_folds_stay_when_a_benchmark_grows(base):
         divisions = workspace.prepare()
         folds.append(workspace.write_splits(plan.splits(chosen, divisions, plan.test_cells(chosen, divisions))))
     assert len(folds[1]) == 9 and folds[0].items() <= folds[1].items()
+
+
+@pytest.mark.parametrize("of_all, runs", [(None, 2), (1, 1), (3, 3)])
+def test_all_can_have_its_own_number_of_runs(base, of_all, runs):
+    """What differs in draws of all is training alone; the draws of other numbers stay what they are."""
+    chosen = parse_settings(settings(base / "pretrained.pth", draws_of_all=of_all))
+    cells = plan.test_cells(chosen, Workspace(base / "bench", chosen).prepare())
+    counts = Counter((cell.arm, cell.labels) for cell in cells)
+    assert counts == {(arm, n): {2: 2, "all": runs}[n] for arm in ("scratch", "alice") for n in (2, "all")}
+    assert len({cell.name for cell in cells}) == len(cells)
 
 
 def test_a_kill_between_the_two_files_of_splits_is_mended(base):
