@@ -1,6 +1,7 @@
 """Small preprocessed datasets of phantoms, with plans that nnU-Net's trainers take, for tests of trainers."""
 
 import copy
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -123,6 +124,22 @@ def make_trainer(trainer_class: type, base: Path, fold="all", configuration: str
     plans = json.loads((folder / f"{PLANS}.json").read_text()) | {"continue_training": False} | plans_too
     dataset = json.loads((folder / "dataset.json").read_text())
     return trainer_class(plans, configuration, fold, dataset, torch.device("cpu"))
+
+
+def run(trainer) -> Path:
+    """What nnUNetv2_train calls; returns the folder of the run."""
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return Path(trainer.output_folder)
+
+
+def finished_rows(folder: Path, *expected: str) -> list[dict[str, str]]:
+    """Rows of a finished run's ``metrics.csv``; all files of ``expected`` are there, and nothing to continue from."""
+    files = {path.name for path in folder.iterdir()}
+    assert {"checkpoint_final.pth", "metrics.csv", "progress.png", *expected} <= files
+    assert "checkpoint_latest.pth" not in files
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 class Killed(BaseException):

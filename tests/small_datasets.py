@@ -1,10 +1,11 @@
-"""Small preprocessed datasets on disk, and descriptors whose right matches are known, for tests of matching."""
+"""nnU-Net's folders, small preprocessed datasets, and descriptors whose right matches are known."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_alice.nnunet_folders import PreprocessedDataset
@@ -50,6 +51,14 @@ def write_preprocessed(
             blocks_seg=(1, *image.shape[1:]),
         )
     return PreprocessedDataset(folder.name, "nnUNetPlans", "3d_fullres")
+
+
+def set_folders(patch: pytest.MonkeyPatch, base: Path) -> None:
+    """nnU-Net's folders below ``base`` (``raw``, ``preprocessed``, ``results``), and loading in this process."""
+    for name in ("raw", "preprocessed", "results"):
+        (base / name).mkdir(exist_ok=True)
+        patch.setenv(f"nnUNet_{name}", str(base / name))
+    patch.setenv("nnUNet_n_proc_DA", "0")
 
 
 def replace_image(dataset: PreprocessedDataset, case: str, image: np.ndarray) -> None:

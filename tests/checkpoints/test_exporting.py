@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from labelled_runs import labelled_volume, make_finetuner, stay_in_process, write_images, write_labelled, write_splits
+from small_datasets import set_folders
 
 from nnunet_alice.checkpoints import exporting
 from nnunet_alice.checkpoints.exporting import export_model
@@ -25,9 +26,7 @@ def trained(tmp_path_factory):
     """Model folder of a short training, and the trained network."""
     base = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            (base / name).mkdir()
-            patch.setenv(f"nnUNet_{name}", str(base / name))
+        set_folders(patch, base)
         stay_in_process(patch)
         folder = write_labelled(base / "preprocessed", 2, family="ResidualEncoderUNet")
         write_splits(folder, (["case00"], ["case01"]))

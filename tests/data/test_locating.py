@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from small_datasets import set_folders
 
 from nnunet_alice.anatomy.cases import compute_geometry
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
@@ -230,8 +231,7 @@ def test_an_atlas_file_keeps_everything_and_damaged_ones_are_named(tmp_path):
 
 
 def test_plans_are_the_targets_own_where_the_pretraining_used_them(tmp_path, monkeypatch):
-    for name in ("raw", "preprocessed"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    set_folders(monkeypatch, tmp_path)
     atlas = make_atlas()
     source, located = "Dataset004_Target", "Dataset504_Target_located"
     raw = tmp_path / "raw" / source

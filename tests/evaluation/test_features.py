@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+from small_datasets import set_folders
 from torch import nn
 from torch.nn import functional
 
@@ -29,8 +30,7 @@ def trained(tmp_path_factory):
     """Three phantoms, raw and preprocessed (the same voxels), and a DrasCLR and an Alice trainer saved on them."""
     folder = tmp_path_factory.mktemp("features")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            patch.setenv(f"nnUNet_{name}", str(folder / name))
+        set_folders(patch, folder)
         images = phantom_images(3)
         base = write_run(folder / "preprocessed", images)
         plans = json.loads((base / f"{PLANS}.json").read_text())
@@ -61,8 +61,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def folders(trained, monkeypatch):
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(trained / name))
+    set_folders(monkeypatch, trained)
     return trained
 
 

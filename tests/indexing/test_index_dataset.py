@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pretraining_runs import make_trainer, phantom_images, write_run
+from small_datasets import set_folders
 
 from nnunet_alice.anatomy.index import IndexStore
 from nnunet_alice.anatomy.providers import open_matcher
@@ -54,10 +55,7 @@ def prepared(tmp_path_factory):
     """Folders with phantoms and both checkpoints; to be copied, not changed."""
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            (folder / name).mkdir()
-            patch.setenv(f"nnUNet_{name}", str(folder / name))
-        patch.setenv("nnUNet_n_proc_DA", "0")
+        set_folders(patch, folder)
         images = phantom_images(CASES, 1, SPACING_MM)
         write_run(folder / "preprocessed", images, spacing=(SPACING_MM,) * 3, features=(8, 16, 32), batch_size=3)
         make_checkpoints(folder / "preprocessed")
@@ -68,8 +66,7 @@ def prepared(tmp_path_factory):
 def dataset(prepared, tmp_path, monkeypatch) -> PreprocessedDataset:
     """A copy of the prepared dataset."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    set_folders(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     return PreprocessedDataset.find(900, "nnUNetPlans", "3d_fullres")
 

@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import RANKS, needs_distributed, on_ranks
 
 from nnunet_alice.methods.alice.losses import Centre, sinkhorn_targets
 from nnunet_alice.methods.alice.norms import BatchNormBatchStatistics, TokenBatchNorm
 from nnunet_alice.methods.distributed import max_over_ranks, mean_over_ranks, world_size
 
-RANKS = 2
 # Unequal on purpose: nnU-Net splits a batch that does not divide.
 ROWS = (3, 2)
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
+pytestmark = needs_distributed
 
 
 def whole_batch():
@@ -50,30 +48,22 @@ def run(part):
     return results
 
 
-def rank_main(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
-    try:
-        assert world_size() == RANKS
-        results = run(lambda tensor: tensor.split(ROWS)[rank])
-        values, weights = whole_batch()["mean"]
-        x = values[rank].clone().requires_grad_()
-        mean = mean_over_ranks(x)
-        (mean * weights[rank]).sum().backward()
-        # A view that is not contiguous, too.
-        transposed = mean_over_ranks(values.reshape(2, 4).T)
-        results |= {"mean": mean.detach(), "mean gradient": x.grad, "transposed": transposed}
-        results |= {"max": max_over_ranks(values[rank]), "untouched": values[rank]}
-        torch.save(results, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def results_of(rank):
+    assert world_size() == RANKS
+    results = run(lambda tensor: tensor.split(ROWS)[rank])
+    values, weights = whole_batch()["mean"]
+    x = values[rank].clone().requires_grad_()
+    mean = mean_over_ranks(x)
+    (mean * weights[rank]).sum().backward()
+    # A view that is not contiguous, too.
+    transposed = mean_over_ranks(values.reshape(2, 4).T)
+    results |= {"mean": mean.detach(), "mean gradient": x.grad, "transposed": transposed}
+    return results | {"max": max_over_ranks(values[rank]), "untouched": values[rank]}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(rank_main, args=(str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(results_of, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """AliceTrainer on small phantoms: runs, resumes to the bit, stops when it must, reads no label."""
 
-import csv
 import json
 import math
 import re
@@ -16,9 +15,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pretraining_runs import (
     DATASET,
     PLANS,
+    finished_rows,
     kill_at,
     make_trainer,
     phantom_images,
+    run,
     same_content,
     steps_around_a_bad_one,
     whole_and_resumed,
@@ -42,16 +43,6 @@ def variant(base=alice.AliceTrainer, name="AliceTrainer_test", **attributes):
     """A trainer with a small head and a short run."""
     own = {"epochs": 2, "iterations": 2, "retrieval_candidates": 4, "settings": replace(base.settings, **SMALL)}
     return type(name, (base,), own | attributes)
-
-
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """nnU-Net's folders, in-process loading."""
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    return tmp_path
 
 
 @pytest.fixture
@@ -79,21 +70,10 @@ def small_run(folders, registered):
     return folders / "preprocessed"
 
 
-def run(trainer):
-    """What nnUNetv2_train calls."""
-    trainer.run_training()
-    trainer.perform_actual_validation()
-    return Path(trainer.output_folder)
-
-
 def test_a_run_leaves_what_it_promises(fresh_run):
     trainer = make_trainer(variant(), fresh_run)
     folder = run(trainer)
-    files = {path.name for path in folder.iterdir()}
-    assert {"checkpoint_final.pth", "metrics.csv", "progress.png", "views.png", "debug.json"} <= files
-    assert "checkpoint_latest.pth" not in files
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = finished_rows(folder, "views.png", "debug.json")
     promised = {
         *("loss", "loss_cls", "loss_align", "loss_reconstruction", "val_loss", "lr", "seconds", "views_per_second"),
         *("conditional_entropy_cls", "marginal_entropy_cls", "conditional_entropy_align", "spread", "centre_norm"),

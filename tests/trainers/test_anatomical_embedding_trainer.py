@@ -1,17 +1,17 @@
 """AnatomicalEmbeddingTrainer on small phantoms: runs, resumes to the bit, needs neither labels nor an atlas."""
 
-import csv
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pretraining_runs import (
+    finished_rows,
     make_trainer,
     phantom_images,
+    run,
     same_content,
     steps_around_a_bad_one,
     whole_and_resumed,
@@ -36,16 +36,6 @@ def variant(**attributes):
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """nnU-Net's folders, in-process loading."""
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    return tmp_path
-
-
-@pytest.fixture
 def small_run(folders):
     """Three phantoms, preprocessed; labels and properties are not readable."""
     write_run(folders / "preprocessed", phantom_images(3))
@@ -55,20 +45,10 @@ def small_run(folders):
     return folders / "preprocessed"
 
 
-def run(trainer):
-    """What nnUNetv2_train calls."""
-    trainer.run_training()
-    trainer.perform_actual_validation()
-    return Path(trainer.output_folder)
-
-
 def test_a_run_leaves_what_it_promises_without_labels_or_atlas(small_run):
     folder = run(make_trainer(variant(), small_run))
-    files = {path.name for path in folder.iterdir()}
-    assert {"checkpoint_final.pth", "metrics.csv", "progress.png", "similarity.png"} <= files
+    rows = finished_rows(folder, "similarity.png")
     assert (folder / "similarity.png").stat().st_size > 10_000
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
     promised = {
         *("loss", "loss_fine", "loss_coarse", "val_loss", "val_loss_fine", "accuracy_fine", "accuracy_coarse"),
         *("cosine_fine_positive", "cosine_fine_negative", "cosine_coarse_positive", "cosine_coarse_negative"),

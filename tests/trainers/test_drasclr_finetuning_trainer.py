@@ -12,6 +12,7 @@ from labelled_runs import stay_in_process, write_splits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
@@ -92,16 +93,15 @@ def snapshot(folder: Path) -> dict:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def set_folders(patch, folder: Path) -> None:
-    for name in ("raw", "preprocessed", "results"):
-        patch.setenv(f"nnUNet_{name}", str(folder / name))
+def set_environment(patch, folder: Path) -> None:
+    set_environment(patch, folder)
     patch.setenv("nnUNet_extTrainer", str(package_folder("nnunet_alice.trainers")))
     stay_in_process(patch)
 
 
 @pytest.fixture
 def folders(chain, monkeypatch):
-    set_folders(monkeypatch, chain)
+    set_environment(monkeypatch, chain)
     return chain
 
 

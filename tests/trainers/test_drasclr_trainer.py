@@ -1,6 +1,5 @@
 """DrasCLRTrainer on small phantoms: runs, resumes to the bit, carries plain weights on, reads no label."""
 
-import csv
 import json
 import math
 import shutil
@@ -14,14 +13,17 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pretraining_runs import (
     DATASET,
     PLANS,
+    finished_rows,
     make_trainer,
     phantom_images,
+    run,
     same_content,
     steps_around_a_bad_one,
     whole_and_resumed,
     without_times,
     write_run,
 )
+from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.atlas_landmarks import prepare_landmarks
@@ -56,10 +58,8 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def small_run(prepared, tmp_path, monkeypatch):
     """A copy to write to, in-process loading."""
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    shutil.copytree(prepared, tmp_path / "preprocessed")
+    set_folders(monkeypatch, tmp_path)
+    shutil.copytree(prepared, tmp_path / "preprocessed", dirs_exist_ok=True)
     return tmp_path / "preprocessed"
 
 
@@ -70,21 +70,10 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(drasclr, "draw_landmark_views", lambda **_: None)
 
 
-def run(trainer) -> Path:
-    """What nnUNetv2_train calls."""
-    trainer.run_training()
-    trainer.perform_actual_validation()
-    return Path(trainer.output_folder)
-
-
 def test_a_run_leaves_what_it_promises(small_run):
     trainer = make_trainer(variant(), small_run)
     folder = run(trainer)
-    files = {path.name for path in folder.iterdir()}
-    assert {"checkpoint_final.pth", "metrics.csv", "progress.png", "views.png", "debug.json"} <= files
-    assert "checkpoint_latest.pth" not in files
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = finished_rows(folder, "views.png", "debug.json")
     losses = {"loss", "loss_local", "loss_regional"}
     accuracies = {"accuracy_local", "accuracy_regional"}
     promised = losses | accuracies | {f"val_{name}" for name in losses | accuracies}

@@ -13,6 +13,7 @@ from labelled_runs import make_finetuner, stay_in_process, write_labelled, write
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from small_datasets import set_folders
 
 from nnunet_alice.checkpoints.saving import STALE_AFTER_SECONDS, save_checkpoint
 from nnunet_alice.discovery import package_folder
@@ -25,9 +26,7 @@ TRAIN, TEST = ["case00", "case01"], ["case02"]
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     """Three labelled cases, one of them held out."""
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    set_folders(monkeypatch, tmp_path)
     stay_in_process(monkeypatch)
     folder = write_labelled(tmp_path / "preprocessed", 3)
     write_splits(folder, (TRAIN, TEST))

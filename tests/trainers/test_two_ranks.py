@@ -2,16 +2,14 @@
 
 import math
 import re
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import RANKS, needs_distributed, on_ranks
 from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.pretraining import read_for_resume
@@ -19,9 +17,9 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers.alice import AliceTrainer
 
-RANKS, PAIRS = 2, 3
+PAIRS = 3
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
+pytestmark = needs_distributed
 
 
 class AliceTrainer_ranks(AliceTrainer):
@@ -52,17 +50,6 @@ def on_cpu(trainer_class, base):
     return trainer
 
 
-@contextmanager
-def process_group(rank, folder, name):
-    """Ranks that wait for each other in vain fail soon instead of after half an hour."""
-    rendezvous = f"file://{folder}/{name}"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
 def a_whole_run(trainer_class, base):
     trainer = on_cpu(trainer_class, base)
     trainer.run_training()
@@ -84,12 +71,9 @@ def message_about_few_pairs(base):
     return str(caught.value)
 
 
-def rank_main(rank, folder):
-    torch.set_num_threads(1)
-    with process_group(rank, folder, "rendezvous"):
-        runs = {kind.__name__: a_whole_run(kind, folder / "preprocessed") for kind in TRAINERS}
-        runs["more ranks than pairs"] = message_about_few_pairs(folder / "preprocessed")
-        torch.save(runs, folder / f"{rank}.pt")
+def runs_of(rank, base):
+    runs = {kind.__name__: a_whole_run(kind, base) for kind in TRAINERS}
+    return runs | {"more ranks than pairs": message_about_few_pairs(base)}
 
 
 TRAINERS = (AliceTrainer_ranks, AliceTrainer_poisoned)
@@ -100,14 +84,10 @@ def ranks(tmp_path_factory):
     """What each rank saw, and the folder of the run."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            (folder / name).mkdir()
-            patch.setenv(f"nnUNet_{name}", str(folder / name))
-        patch.setenv("nnUNet_n_proc_DA", "0")
+        set_folders(patch, folder)
         write_run(folder / "preprocessed", phantom_images(3), batch_size=PAIRS)
         prepare_atlas(PreprocessedDataset.find(DATASET, PLANS, "3d_fullres"), 1)
-        mp.spawn(rank_main, (folder,), nprocs=RANKS)
-    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+        return folder, on_ranks(runs_of, folder, folder / "preprocessed")
 
 
 @pytest.mark.parametrize("kind", [kind.__name__ for kind in TRAINERS])

@@ -2,41 +2,30 @@
 
 import math
 
-import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import needs_distributed, on_ranks
 
 from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank_first
 
 CPU = torch.device("cpu")
 
 
-def rank_main(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    try:
+def results_of(rank, folder):
+    def work():
+        # Whoever comes second must find what the first one has written, whole.
+        done = folder / "done"
+        found = done.is_file() and done.read_text() == "whole"
+        done.write_text("whole")
+        return rank, found
 
-        def work():
-            # Whoever comes second must find what the first one has written, whole.
-            done = folder / "done"
-            found = done.is_file() and done.read_text() == "whole"
-            done.write_text("whole")
-            return rank, found
-
-        result = on_one_rank_first(work)
-        own = {"loss": 1.0 + rank, "spread": 0.5, "of rank 1": 3.0 if rank else math.nan, "of none": math.nan}
-        metrics = metrics_over_ranks(own, CPU)
-        torch.save((result, metrics), folder / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    result = on_one_rank_first(work)
+    own = {"loss": 1.0 + rank, "spread": 0.5, "of rank 1": 3.0 if rank else math.nan, "of none": math.nan}
+    return result, metrics_over_ranks(own, CPU)
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
+@needs_distributed
 def test_rank_0_works_first_and_metrics_are_means(tmp_path):
-    mp.spawn(rank_main, (tmp_path,), nprocs=2)
-    for rank in range(2):
-        result, metrics = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for rank, (result, metrics) in enumerate(on_ranks(results_of, tmp_path, tmp_path)):
         assert result == (rank, rank == 1)
         assert math.isnan(metrics.pop("of none"))
         assert metrics == {"loss": 1.5, "spread": 0.5, "of rank 1": 3.0}

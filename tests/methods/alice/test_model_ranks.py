@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import RANKS, needs_distributed, on_ranks
 from tiny_networks import tiny_unet
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.methods.alice.settings import AliceSettings
 
-RANKS, PAIRS = 2, 4
+PAIRS = 4
 SETTINGS = AliceSettings(hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
 FORMS = {
     "all": SETTINGS,
@@ -22,7 +21,7 @@ FORMS = {
     "noContrast": replace(SETTINGS, contrast=False, alignment=False),
 }
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
+pytestmark = needs_distributed
 
 
 def model_of(settings):
@@ -44,27 +43,20 @@ def step(model, views, mask, student=None):
     return gradients | {"centre": model.centre_cls.value, "centre tokens": model.centre_alignment.value}
 
 
-def rank_main(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
-    try:
-        own = slice(rank * PAIRS // RANKS, (rank + 1) * PAIRS // RANKS)
-        views, mask = whole_batch()
-        results = {}
-        for name, settings in FORMS.items():
-            model = model_of(settings)
-            wrapped = DistributedDataParallel(model.student)
-            results[name] = step(model, views[:, own], mask[:, own], wrapped)
-        torch.save(results, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def steps_of(rank):
+    own = slice(rank * PAIRS // RANKS, (rank + 1) * PAIRS // RANKS)
+    views, mask = whole_batch()
+    results = {}
+    for name, settings in FORMS.items():
+        model = model_of(settings)
+        wrapped = DistributedDataParallel(model.student)
+        results[name] = step(model, views[:, own], mask[:, own], wrapped)
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(rank_main, args=(str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(steps_of, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import needs_distributed, on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -200,35 +199,29 @@ def rows_of(batch, rows):
     return shared | own | {"neighbours": batch["neighbours"][:, rows]}
 
 
-def rank_main(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    try:
-        model = make_model(batch_negatives=False)
-        wrapped = DistributedDataParallel(model)
-        for seed in range(2):
-            model.zero_grad()
-            batch = make_batch(seed=seed)
-            wrapped(landmark=1, **rows_of(batch, slice(2 * rank, 2 * rank + 2))).total.backward()
-        results = {
-            "gradients": {name: p.grad for name, p in model.query.named_parameters()},
-            "queues": copy.deepcopy(model.queues.state_dict()),
-            "variance": model.query.standardise.variance.clone(),
-            "rows": gather_rows(torch.arange(3.0)[: 1 + 2 * rank] + 10 * rank),
-            "empty": gather_rows(torch.ones(2 * rank, 3)),
-        }
-        # Ranks may be at different landmarks.
-        wrapped(landmark=2 * rank, **rows_of(batch, slice(2 * rank, 2 * rank + 2)))
-        results["apart"] = copy.deepcopy(model.queues.state_dict())
-        torch.save(results, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def results_of(rank):
+    model = make_model(batch_negatives=False)
+    wrapped = DistributedDataParallel(model)
+    for seed in range(2):
+        model.zero_grad()
+        batch = make_batch(seed=seed)
+        wrapped(landmark=1, **rows_of(batch, slice(2 * rank, 2 * rank + 2))).total.backward()
+    results = {
+        "gradients": {name: p.grad for name, p in model.query.named_parameters()},
+        "queues": copy.deepcopy(model.queues.state_dict()),
+        "variance": model.query.standardise.variance.clone(),
+        "rows": gather_rows(torch.arange(3.0)[: 1 + 2 * rank] + 10 * rank),
+        "empty": gather_rows(torch.ones(2 * rank, 3)),
+    }
+    # Ranks may be at different landmarks.
+    wrapped(landmark=2 * rank, **rows_of(batch, slice(2 * rank, 2 * rank + 2)))
+    results["apart"] = copy.deepcopy(model.queues.state_dict())
+    return results
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
+@needs_distributed
 def test_two_ranks_give_the_gradient_and_the_queues_of_their_halves_together(tmp_path):
-    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = on_ranks(results_of, tmp_path)
     halves, variance = [make_model(batch_negatives=False) for _ in range(2)], 0
     for seed in range(2):
         batch = make_batch(seed=seed)
