@@ -65,13 +65,13 @@ class GeometryMatcher:
 
     Args:
         dataset: the preprocessed dataset.
-        cases: names of the cases that can be matched.
+        cases: names of the cases that can be matched; None for all.
         open_cases: number of opened things kept; a case takes up to 2 MB.
     """
 
-    def __init__(self, dataset: PreprocessedDataset, cases: Iterable[str], open_cases: int = 64) -> None:
+    def __init__(self, dataset: PreprocessedDataset, cases: Iterable[str] | None = None, open_cases: int = 64) -> None:
         self.dataset = dataset
-        self.cases = tuple(sorted(cases))
+        self.cases = tuple(sorted(dataset.cases() if cases is None else cases))
         self._size = open_cases
         self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
@@ -124,15 +124,11 @@ class RelativePositionMatcher(GeometryMatcher):
 
     It knows nothing of how good a match is: every match in B's body scores 0, its threshold.
 
-    Args:
-        dataset: the preprocessed dataset.
+    Args: those of :class:`GeometryMatcher`.
     """
 
     name = "relative position"
     threshold = 0.0
-
-    def __init__(self, dataset: PreprocessedDataset) -> None:
-        super().__init__(dataset, dataset.cases())
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
         """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x)."""
@@ -145,15 +141,11 @@ class RelativePositionMatcher(GeometryMatcher):
 class SameVolumeMatcher(GeometryMatcher):
     """Ablation: a point's counterpart is itself, in the same case; no other case can be asked. Implements ``Matcher``.
 
-    Args:
-        dataset: the preprocessed dataset.
+    Args: those of :class:`GeometryMatcher`.
     """
 
     name = "same volume"
     threshold = 1.0
-
-    def __init__(self, dataset: PreprocessedDataset) -> None:
-        super().__init__(dataset, dataset.cases())
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
         """The points themselves, with score 1.
