@@ -43,7 +43,7 @@ def chain(tmp_path_factory):
     """Pretraining checkpoints on three phantoms, the same phantoms with labels, located and preprocessed."""
     folder = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as patch:
-        set_folders(patch, folder)
+        set_environment(patch, folder)
         images = phantom_images(3)
         base = write_run(folder / "preprocessed", images)
         plans = json.loads((base / f"{PLANS}.json").read_text())
@@ -94,7 +94,7 @@ def snapshot(folder: Path) -> dict:
 
 
 def set_environment(patch, folder: Path) -> None:
-    set_environment(patch, folder)
+    set_folders(patch, folder)
     patch.setenv("nnUNet_extTrainer", str(package_folder("nnunet_alice.trainers")))
     stay_in_process(patch)
 
