@@ -129,6 +129,5 @@ def stay_in_process(monkeypatch) -> None:
 
     from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)

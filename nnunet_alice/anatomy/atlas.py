@@ -140,9 +140,9 @@ class AtlasMatcher(GeometryMatcher):
                 "%d of %d cases are not registered to the atlas yet (e.g. %s) and are left out; run: %s",
                 len(missing), len(existing), missing[0], command,
             )  # fmt: skip
-        fingerprint = report.fingerprint
+        self.fingerprint = report.fingerprint
         good = usable_cases(
-            good, lambda case: self.files.read_record(case, fingerprint) is not None, "registrations", command
+            good, lambda case: self.files.read_record(case, self.fingerprint) is not None, "registrations", command
         )
         if len(good) < 2:
             raise NotPreparedError(
@@ -151,7 +151,6 @@ class AtlasMatcher(GeometryMatcher):
             )
         super().__init__(dataset, good)
         self.atlas_case = report.atlas_case
-        self.fingerprint = fingerprint
         self._quality = {case: report.records[case].quality for case in good}
 
     def affine(self, case: str) -> np.ndarray:

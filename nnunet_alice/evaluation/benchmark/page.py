@@ -61,8 +61,8 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
     length = f"{settings.epochs or 'as many as the trainer has'} epochs, "
     length += f"{settings.iterations or 'as many as the trainer has'} iterations each"
     draws = f"{settings.draws} draws of the labelled cases"
-    if ALL in settings.labels and settings.draws_of_all is not None:
-        draws += f" ({settings.draws_of_all} with all)"
+    if ALL in settings.labels and settings.draws_of(ALL) != settings.draws:
+        draws += f" ({settings.draws_of(ALL)} with all)"
     lines = [
         f"- **Split**: {split}; {len(tests)} test cases, and no run trains on those it is tested on; cases to label "
         f"from ({pool}).",
