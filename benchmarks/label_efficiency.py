@@ -27,7 +27,7 @@ def arguments(description: str, settings: Path, epochs: int, methods: Sequence[s
     parser.add_argument("--trainers", nargs="+", default=trainers, help=f"pretraining trainers [{' '.join(trainers)}]")
     parser.add_argument("--seeds", nargs="+", default=["1", "2"], help="of pretraining [1 2]")
     parser.add_argument("--part", default="1/1", help="share of the benchmark's runs, for several machines [1/1]")
-    parser.add_argument("-device", default="cpu", help="for pretraining [cpu]; fine-tuning's is in the settings")
+    parser.add_argument("-device", default="cpu", help="for every training [cpu]")
     return parser
 
 
@@ -69,5 +69,5 @@ def compare(args: Namespace) -> None:
     """Every run of the settings that is not done, and the report."""
     on_cpu(args.device, IN_TRAINING)
     bench = args.o.absolute() / "benchmark"
-    call("nnunet_alice", "benchmark", args.settings, "-o", bench, "--part", args.part)
+    call("nnunet_alice", "benchmark", args.settings, "-o", bench, "--part", args.part, "-device", args.device)
     call("nnunet_alice", "report", "-i", bench, "-np", args.np)
