@@ -1,17 +1,18 @@
 """Everything for the benchmark on MSD Task04 with one command; start it again after an interruption.
 
     python benchmarks/hippocampus.py -i Task04_Hippocampus -o FOLDER
-    python benchmarks/hippocampus.py -i Task04_Hippocampus -o FOLDER_OF_GPU -p nnUNetPlans -device cuda
+    python benchmarks/hippocampus.py -i Task04_Hippocampus -o FOLDER -p nnUNetPlans -device cuda
 
 Converts and plans the labelled data, sets 60 test cases aside, pretrains on the images of the others (four trainers,
 two seeds each, and an embedding that one of them matches its views with), then runs ``nnunet_alice benchmark
 hippocampus.yaml`` and ``nnunet_alice report``. Only public commands are called. To add a method, add its trainer to
-``--trainers`` and an arm to the settings. With ``-p nnUNetPlans`` nnU-Net's own plans take the place of the small ones,
-all else is the same.
+``--trainers`` and an arm to the settings. With ``-p nnUNetPlans`` nnU-Net's own plans take the place of the small ones;
+on a GPU, batches come from nnU-Net's workers, which no seed reaches. All else is the same.
 """
 
 import random
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def main() -> int:
     folders = prepare(args)
     labelled, unlabelled = folders["nnUNet_raw"] / LABELLED, args.o.absolute() / "unlabelled"
     if not (labelled / "dataset.json").is_file():
+        shutil.rmtree(labelled, ignore_errors=True)  # what an interrupted conversion left stops the next one
         call("nnUNetv2_convert_MSD_dataset", "-i", args.i.absolute(), "-np", args.np)
     done = folders["nnUNet_preprocessed"] / LABELLED / "preprocessed.done"
     if not done.is_file():  # nnU-Net's commands start anew each time; they also keep the truth to test against
@@ -63,7 +65,7 @@ def main() -> int:
         call(*anatomy, "--method", "embedding", "-device", args.device)
     pretrain(UNLABELLED, moved, args.trainers, args.seeds, args.device)
     args.settings = settings_for(args.p, args.settings, args.o)
-    compare(args)
+    compare(args, "benchmark" if args.p == SMALL else f"benchmark_{args.p}")
     return 0
 
 
@@ -99,6 +101,7 @@ def link_unlabelled(labelled: Path, target: Path) -> None:
     for case, path in images.items():
         link = target / f"{case}.nii.gz"
         if case not in test and not link.exists():
+            link.unlink(missing_ok=True)  # of a folder that was moved
             link.symlink_to(path)
 
 

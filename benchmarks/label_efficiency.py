@@ -26,7 +26,7 @@ def arguments(description: str, settings: Path, epochs: int, methods: Sequence[s
     parser.add_argument("--settings", type=Path, default=settings, help=f"of the benchmark [{settings.name}]")
     parser.add_argument("--trainers", nargs="+", default=trainers, help=f"pretraining trainers [{' '.join(trainers)}]")
     parser.add_argument("--seeds", nargs="+", default=["1", "2"], help="of pretraining [1 2]")
-    parser.add_argument("--part", default="1/1", help="share of the benchmark's runs, for several machines [1/1]")
+    parser.add_argument("--part", default="1/1", help="share of the runs, once pretraining is done [1/1]")
     parser.add_argument("-device", default="cpu", help="for every training [cpu]")
     return parser
 
@@ -65,9 +65,9 @@ def pretrain(dataset: str, plans: str, trainers: Sequence[str], seeds: Sequence[
             call("nnUNetv2_train", *words)
 
 
-def compare(args: Namespace) -> None:
-    """Every run of the settings that is not done, and the report."""
+def compare(args: Namespace, folder: str = "benchmark") -> None:
+    """Every run of the settings that is not done, and the report, in a folder of that name below ``-o``."""
     on_cpu(args.device, IN_TRAINING)
-    bench = args.o.absolute() / "benchmark"
+    bench = args.o.absolute() / folder
     call("nnunet_alice", "benchmark", args.settings, "-o", bench, "--part", args.part, "-device", args.device)
     call("nnunet_alice", "report", "-i", bench, "-np", args.np)

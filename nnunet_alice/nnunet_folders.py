@@ -14,7 +14,7 @@ from nnunet_alice.files import read_json
 
 #: memory-mapped files crash on Windows, says nnU-Net
 _MMAP_MODE = None if os.name == "nt" else "r"
-#: bytes of each end of an image's file that its stamp looks at
+#: bytes of each end of a file that its stamp looks at
 _STAMPED_BYTES = 1 << 16
 
 
@@ -54,6 +54,22 @@ def dataset_name(dataset: int | str) -> str:
     if len(names) > 1:
         raise InputError(f"Dataset number {int(dataset)} is ambiguous: {', '.join(sorted(names))}; rename all but one.")
     return names.pop()
+
+
+def file_stamp(path: Path) -> str | None:
+    """What tells a file from another one that had its name before; None without a file.
+
+    Its size and a checksum of its ends. A time would change when the dataset is copied to another disk, and reading
+    all of it would take as long as training.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            checksum = zlib.crc32(file.read(_STAMPED_BYTES))
+            file.seek(max(0, size - _STAMPED_BYTES))
+            return f"{size}-{zlib.crc32(file.read(), checksum):08x}"
+    except FileNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -167,19 +183,10 @@ class PreprocessedDataset:
     def image_stamp(self, case: str) -> str | None:
         """What tells the preprocessed image of a case from another one that was there before; None without a file.
 
-        Size of the file and a checksum of its ends, where a blosc2 file says how long each of its chunks is. A time
-        would change when the dataset is copied to another disk, and reading all of it would take as long as training.
+        The :func:`file_stamp`; a blosc2 file says at its ends how long each of its chunks is.
         """
-        for suffix in (".b2nd", ".npz"):
-            try:
-                with open(self.folder / f"{case}{suffix}", "rb") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    checksum = zlib.crc32(file.read(_STAMPED_BYTES))
-                    file.seek(max(0, size - _STAMPED_BYTES))
-                    return f"{size}-{zlib.crc32(file.read(), checksum):08x}"
-            except FileNotFoundError:
-                continue
-        return None
+        stamps = (file_stamp(self.folder / f"{case}{suffix}") for suffix in (".b2nd", ".npz"))
+        return next(filter(None, stamps), None)
 
     def shape(self, case: str) -> tuple[int, ...]:
         """Shape of a case's preprocessed array without channels, (z, y, x) voxels."""

@@ -83,7 +83,8 @@ class Pretender:
         resumed = "--c" in words
         assert resumed == any(target.glob("checkpoint_*.pth"))
         if not resumed:
-            (target / "start.json").write_text(json.dumps({"pretrained": "-pretrained_weights" in words}))
+            start = {"pretrained": "-pretrained_weights" in words, "training_cases": sorted(self._split(fold)["train"])}
+            (target / "start.json").write_text(json.dumps(start))
         (target / "checkpoint_latest.pth").write_bytes(b"")
         if dies and self.how == "checkpoint":
             raise KeyboardInterrupt
@@ -100,9 +101,12 @@ class Pretender:
         self.finished.append(target)
         return 0
 
+    def _split(self, fold: int) -> dict[str, list[str]]:
+        return json.loads((self.folder / "preprocessed" / DATASET / "splits_final.json").read_text())[fold]
+
     def _validate(self, target: Path, fold: int, skill: float) -> None:
         dataset = self.folder / "preprocessed" / DATASET
-        cases = json.loads((dataset / "splits_final.json").read_text())[fold]["val"]
+        cases = self._split(fold)["val"]
         target.mkdir(parents=True, exist_ok=True)
         entries = []
         for case in cases:

@@ -30,6 +30,7 @@ from nnunet_alice.training.finetuning import (
     GroupRates,
     fingerprints,
     is_encoder,
+    kept_epoch,
     layer_groups,
     replaced,
     short_momentum,
@@ -97,6 +98,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self.initial_lr = self.learning_rate
         self._step = 0
         self._resumed = False
+        self._training_cases: list[str] = []
         self._initial: dict[str, str] = {}
         self._check_settings()
 
@@ -184,8 +186,16 @@ class FineTuneTrainer(nnUNetTrainer):
             self.initialize()
         start = self._describe_start()
         super().on_train_start()
+        if not self._resumed:
+            start["training_cases"] = self._training_cases
         if self.local_rank == 0:
             write_json(os.path.join(self.output_folder, "start.json"), start)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, which draws one of its own for a fold that ``splits_final.json`` lacks; remembered."""
+        training, validation = super().do_split()
+        self._training_cases = sorted(map(str, training))
+        return training, validation
 
     def _describe_start(self) -> dict:
         """Whether weights were loaded, of this run or the one that it continues; says so in the log."""
@@ -247,12 +257,9 @@ class FineTuneTrainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """As nnU-Net's; keeps a checkpoint where one was asked for."""
         for percent in self.keep_at:
-            if self.current_epoch + 1 == self._kept_epoch(percent):
+            if self.current_epoch + 1 == kept_epoch(percent, self.num_epochs):
                 self.save_checkpoint(self._kept_file(percent))
         super().on_epoch_end()
-
-    def _kept_epoch(self, percent: int) -> int:
-        return max(1, round(percent / 100 * self.num_epochs))
 
     def _kept_file(self, percent: int) -> str:
         return os.path.join(self.output_folder, f"checkpoint_{percent}.pth")

@@ -6,6 +6,7 @@ anything is written.
 """
 
 import importlib
+import inspect
 import logging
 import os
 import pkgutil
@@ -22,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, load_checkpoint, network_weights
+from nnunet_alice.checkpoints.networks import check_architecture
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
@@ -95,13 +97,13 @@ def export_model(
         _same_configuration(found, path)
     configuration = next(iter(found.values()))["init_args"]["configuration"]
     target = output / f"{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
-    _check_free(target, model)
-    files = {"plans.json": plans, "dataset.json": dataset_json | {_MARK: f"{model.name}, {checkpoint_name}"}}
-    files |= {name: read_json(model / name) for name in _USEFUL if (model / name).is_file()}
+    _check_free(target, model, plans["dataset_name"])
+    descriptions = {"plans.json": plans, "dataset.json": dataset_json | {_MARK: f"{model.name}, {checkpoint_name}"}}
+    descriptions |= {name: read_json(model / name) for name in _USEFUL if (model / name).is_file()}
     with refusals_told(target), _whole_folder(target) as folder:
         for fold, content in found.items():
             save_checkpoint(content, folder / f"fold_{fold}" / _CHECKPOINT)
-        for name, content in files.items():
+        for name, content in descriptions.items():
             write_json(folder / name, content)
     return Export(target, tuple(found), trainer, largest)
 
@@ -217,18 +219,24 @@ def _network(
 
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
-    network = trainer.build_network_architecture(
-        manager,
-        settings,
-        determine_num_input_channels(manager, settings, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=False,
-    )
+    check_architecture(path, settings)
+    build = trainer.build_network_architecture
+    described = (manager, settings)
+    if "plans_manager" not in inspect.signature(build).parameters:  # nnU-Net's predictor takes older trainers, too
+        described = (
+            settings.network_arch_class_name,
+            settings.network_arch_init_kwargs,
+            settings.network_arch_init_kwargs_req_import,
+        )
+    channels = determine_num_input_channels(manager, settings, dataset_json)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    network = build(*described, channels, heads, enable_deep_supervision=False)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
+        reason = ": ".join(line.strip(" .:\t") for line in str(error).splitlines()[:2])
         raise CheckpointError(
-            f"{path} does not fit the network that {trainer.__name__} builds: {str(error).splitlines()[0]}"
+            f"{path} does not fit the network that {trainer.__name__} builds and cannot be exported ({reason})."
         ) from None
     return network.eval()
 
@@ -254,14 +262,16 @@ def _same_configuration(found: dict[str, dict], path: Path) -> None:
         raise CheckpointError(f"{path} is of another configuration than the folds before it.")
 
 
-def _check_free(target: Path, model: Path) -> None:
-    """An export may replace an export that nothing was put into, and nothing else."""
+def _check_free(target: Path, model: Path, dataset: str) -> None:
+    """An export may replace an export of the same model that nothing was put into, and nothing else."""
     if target.resolve() == model.resolve():
         raise InputError(f"{target} is the model itself, and predicts with stock nnU-Net already; name another output.")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    description = target / "dataset.json"
-    if not description.is_file() or _MARK not in read_json(description):
+    plans, description = target / "plans.json", target / "dataset.json"
+    exported = read_json(description).get(_MARK) if description.is_file() and plans.is_file() else None
+    same = exported and exported.startswith(f"{model.name}, ") and read_json(plans).get("dataset_name") == dataset
+    if not same:
         raise InputError(f"{target} holds another model; name another output folder with -o.")
     for path in target.rglob("*"):
         if path.is_file() and not _is_ours(path.relative_to(target)):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.nnssl import unet_weights
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.errors import CheckpointError
 
@@ -24,10 +25,9 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         )
     configuration = pretrained_configuration(run)
     settings = run["hyper_parameters"]
-    weights = checkpoint["network_weights"]
+    weights = unet_weights(checkpoint, path)  # each tensor under one name
     parameters = {
         part: sum(tensor.numel() for name, tensor in weights.items() if name.startswith(f"{part}."))
-        - sum(tensor.numel() for name, tensor in weights.items() if name.startswith(f"{part}.encoder."))
         for part in ("encoder", "decoder")
     }
     trained = [

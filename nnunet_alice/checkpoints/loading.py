@@ -5,6 +5,7 @@ plain Python values and the few types that nnU-Net's own ``save_checkpoint`` put
 ``torch.device`` is data to torch already). A file that asks for anything else is refused, unless its author is trusted.
 """
 
+import errno
 import logging
 import os
 import pickle
@@ -36,8 +37,8 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
 
     Raises:
         DamagedCheckpointError: the file is truncated or not a checkpoint.
-        CheckpointError: it is missing, would run code (and ``trust`` is off), or needs a package that is not installed
-            (and ``trust`` is on).
+        CheckpointError: it is missing, cannot be read now (permissions, memory, a failing disk), would run code (and
+            ``trust`` is off), or needs a package that is not installed (and ``trust`` is on).
     """
     path = Path(path)
     if not path.is_file():
@@ -63,10 +64,25 @@ def _read(path: Path, trust: bool) -> Any:
         raise CheckpointError(
             f"{path} needs the package '{error.name or _reason(error)}', which is not installed here; install it first."
         ) from error
-    except Exception as error:  # broken files: RuntimeError, EOFError, ValueError, KeyError, OSError, ...
-        raise DamagedCheckpointError(
-            f"{path} is truncated or not a checkpoint ({_reason(error)}); copy or download it again."
-        ) from error
+    except (MemoryError, OSError, RuntimeError) as error:
+        if _is_of_the_machine(error):
+            raise CheckpointError(f"{path} cannot be read now ({_reason(error)}); mend that and try again.") from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # broken files: EOFError, ValueError, KeyError, ...
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"{path} is truncated or not a checkpoint ({_reason(error)}); copy or download it again."
+    )
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether a sound file would fail in the same way: no memory, no permission, a disk that does not answer."""
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.EINVAL)  # a seek before the beginning of a truncated file
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:

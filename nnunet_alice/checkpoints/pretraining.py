@@ -134,10 +134,11 @@ def explain_failed_resume(path: str | os.PathLike, own_weights: Mapping[str, tor
         checkpoint = load_checkpoint(path)
     except DamagedCheckpointError as error:
         raise CheckpointError(
-            f"{path} cannot be continued, as it cannot be read; delete it and start without --c."
+            f"{path} cannot be continued, as it cannot be read; delete it: --c then takes checkpoint_best.pth if there "
+            "is one and begins anew if not."
         ) from error
     except CheckpointError:
-        return  # missing, or more than plain data: nnU-Net's own error says more
+        return  # missing, not readable now, or more than plain data: nnU-Net's own error says more
     _check_entries(path, checkpoint, _NEEDED_BY_NNUNET)
     _check_network(path, checkpoint, own_weights)
 

@@ -9,7 +9,7 @@ Segmentation layers stay fresh (nnU-Net would not load them anyway).
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def transfer_weights(
     image_channels: int | None = None,
     parts: str = "all",
     source_image_channels: int | None = None,
+    untrained: Collection[str] = (),
 ) -> Transfer:
     """Put the pretrained tensors into a freshly built network, in place, wherever they fit or can be made to fit.
 
@@ -70,6 +71,8 @@ def transfer_weights(
         image_channels: how many of the target's input channels are images (all by default; fewer in a cascade).
         parts: ``all``, or ``encoder`` to leave the decoder fresh.
         source_image_channels: how many of the source's input channels are images, likewise.
+        untrained: names in the source of what pretraining left at its initial values: they are taken over, and
+            counted as fresh.
 
     Raises:
         CheckpointError: the encoders are of different families, the source holds NaN or infinity, or nothing of the
@@ -88,6 +91,8 @@ def transfer_weights(
         adapted = _adapt_one(name, source.get(source_name or ""), fresh.detach(), channels, parts)
         if adapted.tensor is not None:
             results[name] = adapted.tensor
+            if source_name in untrained:
+                adapted = Adapted(None, 0, "not trained in the source (its initial values)")
         rows.append(_row(name, source_name, source, fresh, adapted))
     result = Transfer(pd.DataFrame(rows))
     if not result.table.loc[result.table["part"] == "encoder", "carried"].sum():
@@ -142,7 +147,8 @@ def transfer_checkpoint(
         torch.manual_seed(seed)
         network, channels = build_network(plans, configuration, dataset_json)
     try:
-        result = transfer_weights(source, network, _images(dataset_json), parts, _images(_dataset_of(loaded)))
+        images = _images(dataset_json), _images(_dataset_of(loaded))
+        result = transfer_weights(source, network, images[0], parts, images[1], _untrained(loaded, source))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} cannot go to {plans_name} {configuration}: {error}") from None
     content = {
@@ -156,8 +162,10 @@ def transfer_checkpoint(
             "share_of_encoder": result.share("encoder"),
         },
     }
+    table = output.with_suffix(".csv")
+    with refusals_told(table):  # no table beside weights that it does not tell of, whenever this is killed
+        table.unlink(missing_ok=True)
     save_checkpoint(content, output)
-    table = output.with_suffix(".csv")  # last: a table without its checkpoint would tell of weights that are not there
     with refusals_told(table), atomic_write(table) as temporary:
         result.table.to_csv(temporary, index=False)
     return result
@@ -199,6 +207,16 @@ def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[di
     if not dataset_json.is_file():
         dataset_json = nnunet_folder("nnUNet_raw") / name / "dataset.json"
     return plans, read_json(dataset_json)
+
+
+def _untrained(checkpoint: Mapping[str, Any], source: Iterable[str]) -> set[str]:
+    """Tensors that one of our pretrainings did not train, as its checkpoint says."""
+    run = checkpoint.get("pretraining") or {}
+    if run.get("trained", {}).get("decoder", True):
+        return set()
+    aligned = run.get("hyper_parameters", {}).get("alignment")  # which trains the decoder's first stage
+    kept = ("decoder.stages.0.", "decoder.transpconvs.0.") if aligned else ()
+    return {name for name in source if name.startswith("decoder.") and not name.startswith(kept)}
 
 
 def _dataset_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ nnunet_alice report -i FOLDER
 import argparse
 from pathlib import Path
 
+from nnunet_alice.errors import InputError
+
 EXAMPLE = "nnunet_alice benchmark hippocampus.yaml -o /results/hippocampus --part 1/4"
 
 
@@ -94,6 +96,8 @@ def _flags(args: argparse.Namespace) -> dict:
     found = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.arms:
         found["arms"] = dict(args.arms)
+        if len(found["arms"]) < len(args.arms):
+            raise InputError("--arm is given twice for one name; list its checkpoints in one, with commas between.")
     test = {"cases": args.test_cases, "file": args.test_file, "folds": args.test_folds}
     if any(value is not None for value in test.values()):
         found["test"] = {key: value for key, value in test.items() if value is not None}

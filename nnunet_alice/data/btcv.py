@@ -23,8 +23,9 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from nnunet_alice.data.checks import check_nifti
 from nnunet_alice.errors import InputError
-from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.files import atomic_write, read_json, refusals_told, write_json
 from nnunet_alice.nnunet_folders import nnunet_folder
 
 logger = logging.getLogger(__name__)
@@ -154,14 +155,15 @@ def convert(
         logger.warning("Left out %s: %s", case, why)
     _warn_of_shifts(files)
     cases = sorted(files)
-    if split is not None:
-        _write_final_split(output.name, splits(split, cases))
-    if organs == 8:
-        _write_eight_organs(files, output / "labelsTr")
-    write_json(output / "dataset.json", _dataset_json(name, files, problems, classes, root))
-    for known in SPLITS:
-        if known != "nnunet" or len(cases) >= 5:
-            write_json(output / f"splits_{known}.json", splits(known, cases))
+    with refusals_told(output):
+        if split is not None:
+            _write_final_split(output.name, splits(split, cases))
+        if organs == 8:
+            _write_eight_organs(files, output / "labelsTr")
+        write_json(output / "dataset.json", _dataset_json(name, files, problems, classes, root))
+        for known in SPLITS:
+            if known != "nnunet" or len(cases) >= 5:
+                write_json(output / f"splits_{known}.json", splits(known, cases))
     test_images = [path for part in ("Testing/img", "imagesTs") for path in (root / part).glob("*.nii*")]
     return Conversion(output, cases, problems, len(test_images))
 
@@ -226,6 +228,11 @@ def _check_case(images: Path, labels: Path, number: int) -> _Case | str:
     image_file, label_file = _find(images, f"img{number:04d}"), _find(labels, f"label{number:04d}")
     if image_file is None or label_file is None:
         return f"{'img' if image_file is None else 'label'}{number:04d}.nii.gz is missing"
+    for file in (image_file, label_file):
+        try:  # SimpleITK fills what is missing of a file with whatever was in memory
+            check_nifti(file)
+        except InputError as error:
+            return f"it cannot be read ({file.name}: {str(error).rstrip('.')})"
     try:
         image, label = sitk.ReadImage(str(image_file)), sitk.ReadImage(str(label_file))
     except RuntimeError:
@@ -285,7 +292,10 @@ def _write_eight_organs(files: dict[str, _Case], folder: Path) -> None:
         label.CopyInformation(source)
         path = folder / f"{case}{_ending(files[case].label)}"
         with atomic_write(path) as temporary:
-            sitk.WriteImage(label, str(temporary))
+            try:
+                sitk.WriteImage(label, str(temporary))
+            except RuntimeError:
+                raise InputError(f"{path} could not be written; free space or choose another folder.") from None
         files[case].label = path.resolve()
 
 

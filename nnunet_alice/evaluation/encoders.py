@@ -15,6 +15,7 @@ from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.checkpoints.conditional import query_encoder_state
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.data.atlas_file import geometry_of_checkpoint
 from nnunet_alice.errors import CheckpointError
@@ -93,7 +94,7 @@ def open_encoder(
     own: Mapping | None = checkpoint.get("drasclr")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = _build_network(run)
+        network = _build_network(path, run)
     if not untrained:
         missing = network.load_state_dict(network_weights(checkpoint, path), strict=False)
         if any(name.startswith("encoder.") for name in missing.missing_keys):
@@ -123,20 +124,12 @@ def open_encoder(
     )
 
 
-def _build_network(run: Mapping) -> nn.Module:
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+def _build_network(path: str | os.PathLike, run: Mapping) -> nn.Module:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     configuration = PlansManager(run["plans"]).get_configuration(run["configuration"])
     channels = run["num_input_channels"]
-    return get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        channels,
-        channels,
-        deep_supervision=False,
-    )
+    return network_of_file(path, configuration, channels, channels, deep_supervision=False)
 
 
 def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry]:

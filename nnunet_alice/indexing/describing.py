@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunet_alice.anatomy.index import checkpoint_fingerprint
 from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.methods.embedding.model import EmbeddingNetwork
 from nnunet_alice.methods.embedding.positions import feature_affine, sample_map
@@ -146,15 +146,8 @@ def load_describer(
         raise CheckpointError(f"{path} is {found}; name one of AnatomicalEmbeddingTrainer with --checkpoint.")
     trained = PlansManager(run["plans"]).get_configuration(run["configuration"])
     _check_preparation(path, run, trained, dataset)
-    network = get_network_from_plans(
-        trained.network_arch_class_name,
-        trained.network_arch_init_kwargs,
-        trained.network_arch_init_kwargs_req_import,
-        run["num_input_channels"],
-        run["num_input_channels"],
-        allow_init=False,
-        deep_supervision=False,
-    )
+    channels = run["num_input_channels"]
+    network = network_of_file(path, trained, channels, channels, allow_init=False, deep_supervision=False)
     model = EmbeddingNetwork(network, checkpoint["embedding"]["dimension"])
     try:
         network.load_state_dict(checkpoint["network_weights"])

@@ -35,6 +35,11 @@ def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float
     return peak * linear(step - warmup, total - warmup, 1.0, 0.0) ** exponent
 
 
+def kept_epoch(percent: int, epochs: int) -> int:
+    """Epoch (from 1) at whose end the checkpoint at so many per cent of a run is kept."""
+    return max(1, round(percent / 100 * epochs))
+
+
 @dataclass(frozen=True)
 class FineTuneSchedule:
     """Peak learning rate over a run, with an optional first phase in which only the decoder learns.

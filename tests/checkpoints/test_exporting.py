@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from labelled_runs import labelled_volume, make_finetuner, stay_in_process, write_images, write_labelled, write_splits
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from small_datasets import set_folders
 
 from nnunet_alice.checkpoints import exporting
@@ -90,8 +92,8 @@ def test_another_network_is_not_exported(trained, tmp_path, monkeypatch):
 
     class Scaled(finetuning.FineTuneTrainer_scratch):
         @staticmethod
-        def build_network_architecture(*args, **kwargs):
-            network = finetuning.FineTuneTrainer.build_network_architecture(*args, **kwargs)
+        def build_network_architecture(plans_manager, *args, **kwargs):
+            network = finetuning.FineTuneTrainer.build_network_architecture(plans_manager, *args, **kwargs)
             network.register_forward_hook(lambda module, inputs, output: output * 1.001)
             return network
 
@@ -129,7 +131,7 @@ def copied(model: Path, target: Path, **changes) -> Path:
         ({"pretraining": {"method": "Alice"}}, "pretraining checkpoint"),
         ({"init_args": None}, "lacks init_args"),
         ({"trainer_name": "NoSuchTrainer"}, "No trainer 'NoSuchTrainer'"),
-        ({"network_weights": {"encoder.x": torch.zeros(1)}}, "does not fit the network"),
+        ({"network_weights": {"encoder.x": torch.zeros(1)}}, r"does not fit the network .* \(.*: Missing key"),
     ],
 )
 def test_wrong_checkpoints_are_refused(trained, tmp_path, changes, message):
@@ -216,6 +218,47 @@ def test_what_was_put_into_an_export_is_not_lost(trained, tmp_path):
             export_model(trained[0], tmp_path)
         path.unlink()
     export_model(trained[0], tmp_path)
+
+
+def test_plans_that_call_something_else_are_refused(trained, tmp_path):
+    model = copied(trained[0], tmp_path / "m")
+    text = (model / "plans.json").read_text()
+    (model / "plans.json").write_text(text.replace("torch.nn.LeakyReLU", "subprocess.Popen"))
+    with pytest.raises(CheckpointError, match=r"was refused: its plans name 'subprocess\.Popen'"):
+        export_model(model, tmp_path / "out")
+
+
+def test_an_export_of_another_model_is_not_replaced(trained, tmp_path):
+    """Datasets and trainers with equal plans' names share the folder's name."""
+    export_model(trained[0], tmp_path / "out")
+    other_trainer = copied(trained[0], tmp_path / "FineTuneTrainer__nnUNetPlans__3d_fullres")
+    other_dataset = copied(trained[0], tmp_path / trained[0].name)
+    plans = json.loads((other_dataset / "plans.json").read_text())
+    (other_dataset / "plans.json").write_text(json.dumps(plans | {"dataset_name": "Dataset077_Other"}))
+    for other in (other_trainer, other_dataset):
+        with pytest.raises(InputError, match="holds another model; name another output"):
+            export_model(other, tmp_path / "out")
+    export_model(trained[0], tmp_path / "out")
+
+
+def test_a_trainer_with_nnunets_old_signature_is_exported(trained, tmp_path, monkeypatch):
+    class Older(nnUNetTrainer):
+        @staticmethod
+        def build_network_architecture(
+            architecture_class_name, arch_init_kwargs, arch_init_kwargs_req_import, channels, heads, **options
+        ):
+            return get_network_from_plans(
+                architecture_class_name,
+                arch_init_kwargs,
+                arch_init_kwargs_req_import,
+                channels,
+                heads,
+                deep_supervision=options["enable_deep_supervision"],
+            )
+
+    real = exporting.find_trainer
+    monkeypatch.setattr(exporting, "find_trainer", lambda name: real(name) if name == "nnUNetTrainer" else Older)
+    assert export_model(trained[0], tmp_path).largest_difference == 0
 
 
 def test_nothing_but_an_export_is_replaced(trained, tmp_path):

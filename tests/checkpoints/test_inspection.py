@@ -21,7 +21,12 @@ def test_a_configuration_that_inherits_is_described(make_plans, make_network, tm
         matching=None,
         fold="all",
     )
-    save_checkpoint({"network_weights": make_network(plans).state_dict(), **run}, tmp_path / "c.pth")
+    network = make_network(plans)
+    save_checkpoint({"network_weights": network.state_dict(), **run}, tmp_path / "c.pth")
     described = describe_checkpoint(tmp_path / "c.pth")
+    encoder = sum(parameter.numel() for parameter in network.encoder.parameters())
+    everything = sum(parameter.numel() for parameter in network.parameters())
+    for line, count in zip(described["trained"], (encoder, everything - encoder), strict=True):
+        assert f"({count:,} parameters)" in line
     assert described["network"] == "ResidualEncoderUNet" and described["normalisation"] == "CTNormalization"
     assert described["patch size"].startswith("64 x 64 x 64 voxels") and described["spacing"].startswith("3 x 1 x 1 mm")

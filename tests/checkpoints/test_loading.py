@@ -1,5 +1,6 @@
 """Loading: stock and own checkpoints open, code in a pickle never runs, broken files are named."""
 
+import errno
 import os
 import pickle
 import re
@@ -15,7 +16,7 @@ from torch import nn
 
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.saving import save_checkpoint
-from nnunet_alice.errors import CheckpointError
+from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
 
 PLANS = {
     "dataset_name": "Dataset900_X",
@@ -195,6 +196,29 @@ def test_truncated_files_are_named(tmp_path, share, legacy, trust):
     with pytest.raises(CheckpointError, match=r"c\.pth is truncated or not a checkpoint") as caught:
         load_checkpoint(path, trust=trust)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    ],
+)
+def test_a_sound_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
+    torch.save({"network_weights": {}}, tmp_path / "c.pth")
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        with pytest.raises(CheckpointError, match=r"c\.pth cannot be read now .* try again") as caught:
+            load_checkpoint(tmp_path / "c.pth")
+    assert not isinstance(caught.value, DamagedCheckpointError)
+    assert load_checkpoint(tmp_path / "c.pth") == {"network_weights": {}}
 
 
 @pytest.mark.parametrize(

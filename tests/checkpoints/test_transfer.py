@@ -327,7 +327,43 @@ def test_an_output_that_cannot_be_written_is_one_sentence(target_dataset, tmp_pa
     assert main([*command, str(tmp_path / "out.pth")]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "out.csv could not be written (Is a directory)" in message
-    assert PLAN_KEY in load_checkpoint(tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists(), "weights without their table"
+
+
+def test_a_decoder_that_was_not_trained_is_not_told_as_carried(
+    target_dataset, tmp_path, make_plans, make_network, capsys
+):
+    """Its initial values go along, as they are as good as any."""
+    source = make_network(make_plans("plain", 5, anisotropic=True))
+    weights = source_of(source)
+    for aligned in (False, True):
+        run = {"trained": {"encoder": True, "decoder": False}, "hyper_parameters": {"alignment": aligned}}
+        save_checkpoint({"network_weights": source.state_dict(), "pretraining": run}, tmp_path / "in.pth")
+        result = transfer_checkpoint(tmp_path / "in.pth", 900, "nnUNetPlans", "3d_fullres", tmp_path / "out.pth")
+        decoder = result.table[result.table["part"] == "decoder"]
+        first = decoder["tensor"].str.contains(r"decoder\.(?:stages|transpconvs)\.0\.")
+        assert ((decoder["status"] == "loaded") == (first & aligned)).all() and result.share("encoder") > 0.9
+        assert decoder.loc[decoder["status"] == "fresh", "how"].str.startswith("not trained in the source").all()
+        moved = load_checkpoint(tmp_path / "out.pth")["network_weights"]
+        name = "decoder.stages.1.convs.0.conv.weight"
+        assert torch.equal(moved[name], weights[name])
+
+
+def test_a_killed_transfer_leaves_no_table_of_other_weights(
+    target_dataset, tmp_path, make_plans, make_network, monkeypatch
+):
+    save_checkpoint({"network_weights": make_network(make_plans()).state_dict()}, tmp_path / "in.pth")
+    arguments = (tmp_path / "in.pth", 900, "nnUNetPlans", "3d_fullres", tmp_path / "out.pth")
+    transfer_checkpoint(*arguments)
+
+    def killed(content, path):
+        save_checkpoint(content, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nnunet_alice.checkpoints.transfer.save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        transfer_checkpoint(*arguments)
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(("entry", "share"), [({"channel_names": {"0": "CT"}}, 1), ({}, 0)])

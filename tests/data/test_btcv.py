@@ -166,6 +166,26 @@ def test_damaged_files(raw_data):
         convert(raw_data, 17)
 
 
+@pytest.mark.parametrize(("folder", "stem"), [("img", "img"), ("label", "label")])
+def test_half_a_file_is_no_file(raw_data, folder, stem):
+    """SimpleITK reads it and fills the rest with whatever was in memory."""
+    shape, values = (16, 24, 20), np.random.default_rng(0).integers(0, 14, (16, 24, 20))
+    for kind in ("img", "label"):
+        write(raw_data / f"Training/{kind}/{kind}0005.nii.gz", values.astype(np.int16 if kind == "img" else np.uint8))
+    path = raw_data / f"Training/{folder}/{stem}0005.nii.gz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert sitk.ReadImage(str(path)).GetSize() == shape[::-1]
+    with pytest.raises(InputError, match=rf"1 of 30 .* BTCV_0005: it cannot be read \({path.name}: "):
+        convert(raw_data, 17)
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(raw_data, tmp_path, capsys):
+    (tmp_path / "nnUNet_raw").touch()
+    assert main(["convert_btcv", "-i", str(raw_data), "-d", "17"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "could not be written (Not a directory)" in message
+
+
 def test_differing_orientations_make_nnunet_reorient(raw_data):
     flipped = (-1, 0, 0, 0, 1, 0, 0, 0, 1)
     write(raw_data / "Training/img/img0005.nii.gz", np.zeros(SHAPE, np.int16), direction=flipped)

@@ -214,6 +214,12 @@ def test_what_cannot_work_gets_one_sentence(folders, tmp_path, capsys):
     torch.save({"network_weights": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="not written by a pretraining trainer"):
         open_encoder(tmp_path / "other.pth")
+    harmful = torch.load(checkpoint, weights_only=True)
+    architecture = harmful["pretraining"]["plans"]["configurations"]["3d_fullres"]["architecture"]
+    architecture["arch_kwargs"]["nonlin"] = "subprocess.Popen"
+    torch.save(harmful, tmp_path / "harmful.pth")
+    with pytest.raises(CheckpointError, match=r"harmful\.pth was refused"):
+        open_encoder(tmp_path / "harmful.pth")
     from nnunet_alice.evaluation.images import DatasetImages
 
     run = open_encoder(checkpoint).run

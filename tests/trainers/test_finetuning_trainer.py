@@ -138,6 +138,7 @@ def test_a_run_validates_the_kept_checkpoints_too(dataset, tmp_path):
         assert [Path(case["prediction_file"]).name for case in summary["metric_per_case"]] == ["case02.nii.gz"]
     record = json.loads((folder / "start.json").read_text())
     assert record["pretrained"] is True and record["settings"]["keep_at"] == [25, 50]
+    assert record["training_cases"] == sorted(trainer.do_split()[0]) and "case02" not in record["training_cases"]
     assert "Starts from pretrained weights" in log_of(trainer) and "WARNING" not in log_of(trainer)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_alice.evaluation.benchmark.plan import Cell
-from nnunet_alice.evaluation.benchmark.results import MEAN, keys_of
+from nnunet_alice.evaluation.benchmark.results import KEYS, MEAN, keys_of
 from nnunet_alice.evaluation.benchmark.runner import Runner
 from nnunet_alice.files import read_json
 from nnunet_alice.nnunet_folders import nnunet_folder
@@ -27,7 +27,7 @@ def example_cases(runner: Runner, cases: pd.DataFrame) -> list[Example]:
     Returns:
         empty if no pair of finished runs can be shown.
     """
-    pair = _pair(runner)
+    pair = _pair(runner, cases)
     if pair is None:
         return []
     baseline, other = pair
@@ -57,15 +57,10 @@ def example_cases(runner: Runner, cases: pd.DataFrame) -> list[Example]:
     return examples
 
 
-def _pair(runner: Runner) -> tuple[Cell, Cell] | None:
-    """The baseline's and a pretrained arm's test run on one split: the first that are done, with the fewest labels."""
-    finished = []
-    for cell in runner.test_cells():
-        try:
-            if runner.is_done(cell) and runner.wrong_start(cell) is None:
-                finished.append(cell)
-        except LookupError:
-            continue
+def _pair(runner: Runner, cases: pd.DataFrame) -> tuple[Cell, Cell] | None:
+    """The baseline's and a pretrained arm's usable run on one split: the first that are done, with fewest labels."""
+    usable = set(cases[list(KEYS)].itertuples(index=False, name=None))
+    finished = [cell for cell in runner.test_cells() if tuple(keys_of(runner, cell).values()) in usable]
     name = runner.settings.baseline_arm.name
     base = {(cell.split, cell.seed): cell for cell in reversed(finished) if cell.arm == name}
     pairs = [

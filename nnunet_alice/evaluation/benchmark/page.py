@@ -73,7 +73,8 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
         "settings.json and in the trainers' names.",
         "- **Dice**: 2|A∩B|/(|A|+|B|) of a class in a case, on nnU-Net's predictions "
         f"({'with' if settings.mirroring else 'without'} mirroring) in the images' own voxels; left "
-        "out where truth and prediction both lack the class, 0 where one does.",
+        "out where truth and prediction both lack the class, 0 where one does; against an arm that invents a class, "
+        "one that does not counts as perfect.",
         f"- **Surface Dice**: share of the surface voxels of both masks within {settings.tolerance_mm:g} mm of the "
         "other's surface. **HD95**: larger of the two directed 95th percentiles; the image's diagonal where one mask "
         "is empty.",
@@ -82,6 +83,9 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
         f"against {settings.baseline_arm.name}, each averaged over the runs; Holm corrects for all comparisons of a "
         "metric. It says nothing about other draws: see how many of them are better.",
     ]
+    trainers = sorted({arm.trainer.replace("_scratch", "") for arm in settings.arms})
+    if len(trainers) > 1:
+        lines.append(f"- **Arms differ in more than their start**: their trainers are {', '.join(trainers)}.")
     images = _test_images(runner, tests)
     lines += [f"- **{arm.name}** ({arm.trainer}): {exposure(arm, images)}." for arm in settings.arms]
     lines += [f"- **Left out**: {name}: {why}" for name, why in unusable.items()]

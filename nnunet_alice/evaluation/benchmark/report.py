@@ -115,6 +115,7 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
             for arm, own in by_arm.items():
                 rng = np.random.default_rng([seed, int(labels), int(percent)])
                 values = _array(tables[arm], *_draws_and_cases(tables[arm]))
+                values = values[..., np.isfinite(values).any(axis=(0, 1))]  # cases that have the class
                 interval = bootstrap_mean(values, rng, resamples)
                 row = {"labels": labels, "percent": percent, "class": name, "metric": metric, "arm": arm}
                 row |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "draws": values.shape[1]}
@@ -123,7 +124,7 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
                     "cases": values.shape[2],
                 }
                 if arm != baseline and baseline in tables:
-                    row |= _comparison(tables[arm], tables[baseline], metric, rng, resamples)
+                    row |= _comparison(own, by_arm[baseline], metric, rng, resamples)
                 rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
     for metric in METRICS:
@@ -155,13 +156,20 @@ def _array(table: pd.DataFrame, draws: Sequence[int], cases: Sequence[str]) -> n
 
 
 def _comparison(own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng, resamples: int) -> dict:
-    """An arm's table against the baseline's, in the draws and cases that both have."""
-    both = zip(_draws_and_cases(own), _draws_and_cases(reference), strict=True)
-    draws, cases = (ours.intersection(theirs) for ours, theirs in both)
+    """An arm's runs against the baseline's, in the draws and cases that both have.
+
+    Of a class that the truth lacks, a run that does not invent it has no value. Against one that does it counts as
+    perfect; a case in which neither does is left out.
+    """
+    perfect = 0.0 if metric == "hd95_mm" else 1.0
+    tables = [_table(runs, metric) for runs in (own, reference)]
+    draws, cases = (ours.intersection(theirs) for ours, theirs in zip(*map(_draws_and_cases, tables), strict=True))
     if draws.empty or cases.empty:
         return {}
-    ours, theirs = (_array(table, draws, cases) for table in (own, reference))
-    difference = np.ma.masked_invalid(ours[:, None] - theirs[None])  # our checkpoints, theirs, draws, cases
+    ours, theirs = (_array(_table(runs.fillna({metric: perfect}), metric), draws, cases) for runs in (own, reference))
+    silent = [np.isnan(_array(table, draws, cases)) for table in tables]
+    difference = ours[:, None] - theirs[None]  # our checkpoints, theirs, draws, cases
+    difference = np.ma.masked_invalid(np.where(silent[0][:, None] & silent[1][None], np.nan, difference))
     difference = difference[..., difference.count(axis=(0, 1, 2)) > 0]
     interval = bootstrap_mean(difference.filled(np.nan), rng, resamples)
     sign = -1 if metric == "hd95_mm" else 1

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 #: the row of a case that holds the mean of its classes
 MEAN = "mean"
+#: columns that name a run
+KEYS = ("arm", "checkpoint", "partition", "labels", "draw", "seed")
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,7 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
         runner.settings.tolerance_mm,
     )
     jobs, owners, unusable = [], {}, {}
-    for cell in runner.test_cells():
-        try:
-            if not runner.is_done(cell):
-                continue
-        except LookupError:  # its learning rate is not chosen yet
-            continue
+    for cell in runner.finished():
         wrong = runner.wrong_start(cell)
         if wrong:
             unusable[cell.name] = wrong
@@ -94,18 +91,15 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
     # of a run that cannot be used, what it had on the way is not used either
     tables = [table for job, table in tables.items() if owners[job][0].name not in unusable]
     if not tables:
-        return pd.DataFrame(columns=[*_KEYS, "percent", "case", "class", *METRICS]), unusable
+        return pd.DataFrame(columns=[*KEYS, "percent", "case", "class", *METRICS]), unusable
     table = pd.concat(tables, ignore_index=True)
     position = {arm.name: number for number, arm in enumerate(runner.settings.arms)}  # arms as the settings name them
     table = table.sort_values(
-        [*_KEYS, "percent", "case"],
+        [*KEYS, "percent", "case"],
         kind="stable",
         key=lambda column: column.map(position) if column.name == "arm" else column,
     )
     return table.reset_index(drop=True), unusable
-
-
-_KEYS = ("arm", "checkpoint", "partition", "labels", "draw", "seed")
 
 
 def keys_of(runner: Runner, cell: Cell) -> dict:
@@ -146,9 +140,10 @@ def _evaluate_case(truth: Truth, predictions: Path, case: str) -> pd.DataFrame:
     manager = PlansManager(str(truth.plans_file))
     reader, labels = manager.image_reader_writer_class(), manager.get_label_manager(dataset)
     files = [folder / f"{case}{dataset['file_ending']}" for folder in (predictions, truth.folder)]
-    for file in files:
+    remedies = (f"delete {predictions / 'summary.json'} and run", "link the truth anew by running")
+    for file, remedy in zip(files, remedies, strict=True):
         if not file.is_file():
-            raise InputError(f"{file} is missing; delete {predictions / 'summary.json'} and run the benchmark again.")
+            raise InputError(f"{file} is missing; {remedy} the benchmark again.")
     (predicted, _), (true, properties) = (reader.read_seg(str(file)) for file in files)
     if predicted.shape != true.shape:
         raise InputError(f"{files[0]} has {predicted.shape} voxels and {files[1]} {true.shape}.")

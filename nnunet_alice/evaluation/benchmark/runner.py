@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from nnunet_alice.checkpoints.exporting import find_trainer
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import InputError
 from nnunet_alice.evaluation.benchmark import plan
+from nnunet_alice.evaluation.benchmark.locks import held
 from nnunet_alice.evaluation.benchmark.plan import Cell
-from nnunet_alice.evaluation.benchmark.settings import FINE_TUNER, Settings
+from nnunet_alice.evaluation.benchmark.settings import FINE_TUNER, Arm, Settings
 from nnunet_alice.evaluation.benchmark.splits import Partition
 from nnunet_alice.evaluation.benchmark.weights import Weights
 from nnunet_alice.evaluation.benchmark.workspace import Workspace
@@ -48,6 +48,10 @@ class Command:
         """A line for a shell."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*settings, *map(shlex.quote, self.words)])
+
+
+class RateUnknown(Exception):
+    """The tuning runs that decide a cell's learning rate are not all done."""
 
 
 @dataclass
@@ -137,7 +141,7 @@ class Runner:
         """Learning rate of a cell; None for the trainer's own.
 
         Raises:
-            LookupError: the tuning runs that decide it are not all done.
+            RateUnknown: the tuning runs that decide it are not all done.
         """
         arm = self.settings.arm(cell.arm)
         if cell.stage == "tuning":
@@ -146,11 +150,16 @@ class Runner:
             return arm.learning_rates[0] if arm.learning_rates else None
         key = cell.arm, cell.partition
         if key not in self._rates:
-            means = self.tuning_dice(*key)
-            if len(means) < len(arm.learning_rates):
-                raise LookupError(cell.arm)
-            self._rates[key] = max(means, key=lambda rate: (means[rate], -rate))
+            best = self._best_rate(arm, self.tuning_dice(*key))
+            if best is None:
+                raise RateUnknown(cell.arm)
+            self._rates[key] = best
         return self._rates[key]
+
+    @staticmethod
+    def _best_rate(arm: Arm, dice: dict[float, float]) -> float | None:
+        """The rate with the best validation Dice, of two equal ones the lower; None until all are known."""
+        return max(dice, key=lambda rate: (dice[rate], -rate)) if len(dice) == len(arm.learning_rates) else None
 
     def tuning_dice(self, arm: str, partition: str) -> dict[float, float]:
         """Learning rate -> mean validation Dice, of those whose tuning runs are all done."""
@@ -198,14 +207,28 @@ class Runner:
         return any((folder / f"checkpoint_{kind}.pth").is_file() for kind in ("final", "latest", "best"))
 
     def wrong_start(self, cell: Cell) -> str | None:
-        """What is wrong with the weights that a finished cell started from; None if nothing is."""
+        """What is wrong with the weights or cases that a finished cell started from; None if nothing is."""
         record = self.fold_folder(cell) / "start.json"
         if not self.settings.arm(cell.arm).trainer.startswith(FINE_TUNER):
             return None
-        wanted = cell.checkpoint is not None
-        if not record.is_file() or read_json(record).get("pretrained") is not wanted:
-            return f"{record} does not say that it started {'from pretrained' if wanted else 'without'} weights"
+        start, wanted = read_json(record) if record.is_file() else {}, cell.checkpoint is not None
+        remedy = f"delete {record.parent} and run the benchmark again"
+        if start.get("pretrained") is not wanted:
+            start_of = "from pretrained" if wanted else "without"
+            return f"{record} does not say that it started {start_of} weights; {remedy}"
+        cases = sorted(self.splits[cell.split]["train"])
+        if start.get("training_cases", cases) != cases:  # runs of earlier versions do not say it
+            return f"{record} names other training cases than this run has; {remedy}"
         return None
+
+    def finished(self) -> Iterator[Cell]:
+        """Test cells whose runs are done, whatever they started from."""
+        for cell in self.test_cells():
+            try:
+                if self.is_done(cell):
+                    yield cell
+            except RateUnknown:
+                continue
 
     # ------------------------------------------------------------------------------------------------ running
 
@@ -249,7 +272,7 @@ class Runner:
             try:
                 if not self.is_done(cell):
                     yield str(self.command(cell, self.learning_rate(cell), self.is_begun(cell)))
-            except LookupError:
+            except RateUnknown:
                 yield str(self.command(cell, "<LR>"))
 
     def run(self, part: tuple[int, int] = (1, 1)) -> Outcome:
@@ -274,10 +297,10 @@ class Runner:
     def _run_cell(self, cell: Cell, outcome: Outcome, progress: str) -> None:
         try:
             rate = self.learning_rate(cell)
-        except LookupError:
+        except RateUnknown:
             outcome.waiting.append(cell.name)
             return
-        with _held(self.lock_file(cell)) as lock:
+        with held(self.lock_file(cell)) as lock:
             if lock is None:
                 logger.info("[%s] %s is being run by another process", progress, cell.name)
                 outcome.waiting.append(cell.name)
@@ -305,10 +328,12 @@ class Runner:
         for arm in self.settings.arms:
             if len(arm.learning_rates) > 1:
                 for partition in self.divisions:
-                    dice = {f"{rate:g}": value for rate, value in self.tuning_dice(arm.name, partition.name).items()}
-                    complete = len(dice) == len(arm.learning_rates)
-                    best = max(dice, key=lambda rate: (dice[rate], -float(rate))) if complete else None
-                    chosen.setdefault(arm.name, {})[partition.name] = {"chosen": best, "validation_dice": dice}
+                    dice = self.tuning_dice(arm.name, partition.name)
+                    best = self._best_rate(arm, dice)
+                    chosen.setdefault(arm.name, {})[partition.name] = {
+                        "chosen": None if best is None else f"{best:g}",
+                        "validation_dice": {f"{rate:g}": value for rate, value in dice.items()},
+                    }
         return chosen
 
 
@@ -341,29 +366,3 @@ def _summarised(path: Path, ending: str) -> list[str] | None:
         return sorted(Path(entry["prediction_file"]).name.removesuffix(ending) for entry in entries)
     except (InputError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[int | None]:
-    """Hold a lock that ends with the processes that hold it; gives its descriptor, or None if another one has it.
-
-    A child that inherits the descriptor holds the lock, too: a run that outlives its killed parent is not run twice.
-    Gives -1 where the system (Windows) or the file system (Lustre without flock) has no such locks.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield -1
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): let no two processes share cells, see --part.", path, error)
-            yield -1
-            return
-        yield file.fileno()

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,10 +12,13 @@ from typing import Any
 import yaml
 
 from nnunet_alice.errors import InputError
+from nnunet_alice.training.finetuning import kept_epoch
 
 #: trainers of this family take settings by endings of their names
 FINE_TUNER = "FineTuneTrainer"
 ALL = "all"
+#: of ``nnUNetv2_train -device``
+DEVICES = ("cuda", "cpu", "mps")
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
         if isinstance(arm, dict) and "checkpoints" in arm:
             arm["checkpoints"] = [_absolute(entry, base) for entry in _listed(arm["checkpoints"])]
     for key in ("file", "split"):
-        if isinstance(test, dict) and test.get(key):
+        if isinstance(test, dict) and isinstance(test.get(key), str):
             test[key] = _absolute(test[key], base)
     return content
 
@@ -189,8 +193,8 @@ def parse_settings(content: Mapping[str, Any]) -> Settings:
     Raises:
         InputError: something is unknown, missing or senseless; the message names it.
     """
-    content = dict(content)
     _check_keys(content, Settings, "settings")
+    content = {key: value for key, value in content.items() if value is not None}  # left blank: the default
     for key in ("dataset", "arms", "test"):
         if not content.get(key):
             raise InputError(f"The settings lack '{key}'.")
@@ -206,8 +210,10 @@ def parse_settings(content: Mapping[str, Any]) -> Settings:
         if key in content:
             content[key] = tuple(map(kind, _listed(content[key])))
     for key in ("draws", "draws_of_all", "seeds", "epochs", "iterations", "seed"):
-        if content.get(key) is not None:
+        if key in content:
             content[key] = _integer(key)(content[key])
+    if "tolerance_mm" in content:
+        content["tolerance_mm"] = _number("tolerance_mm")(content["tolerance_mm"])
     settings = Settings(**content)
     _check(settings)
     return settings
@@ -216,13 +222,12 @@ def parse_settings(content: Mapping[str, Any]) -> Settings:
 def _arm(name: str, content: Mapping[str, Any] | None) -> Arm:
     if not isinstance(content or {}, Mapping):
         raise InputError(f"Arm '{name}' has to be a mapping, e.g. checkpoints: [a.pth], not {content!r}.")
-    content = dict(content or {})
+    content = content or {}
     _check_keys(content, Arm, f"arm '{name}'")
+    content = {key: value for key, value in content.items() if value is not None}
     content["checkpoints"] = tuple(str(entry) for entry in _listed(content.get("checkpoints")))
-    try:  # YAML takes 1e-3 for a text
-        content["learning_rates"] = tuple(sorted({float(rate) for rate in _listed(content.get("learning_rates"))}))
-    except (TypeError, ValueError):
-        raise InputError(f"Learning rates of arm '{name}' are not numbers: {content['learning_rates']}.") from None
+    rates = map(_number(f"arms: {name}: learning_rates"), _listed(content.get("learning_rates")))
+    content["learning_rates"] = tuple(sorted(set(rates)))
     if not content["checkpoints"]:
         content.setdefault("trainer", f"{FINE_TUNER}_scratch")
     arm = Arm(name=str(name), **content)
@@ -244,6 +249,9 @@ def _test(content: Any) -> TestCases:
         test = replace(test, folds=tuple(map(_integer("folds"), _listed(content["folds"]))))
         if min(test.folds, default=0) < 0 or len(set(test.folds)) < len(test.folds):
             raise InputError(f"'folds' of 'test' are numbers from 0, each once, not {list(test.folds)}.")
+    for key in ("file", "split"):
+        if not isinstance(getattr(test, key), str | None):
+            raise InputError(f"'{key}' of 'test' is the name of a file, not {getattr(test, key)!r}.")
     if sum((test.cases is not None, test.file is not None, bool(test.folds))) != 1 or (test.split and not test.folds):
         raise InputError("'test' needs exactly one of cases (a number), file (a JSON list) and folds (of a split).")
     return test
@@ -279,6 +287,17 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise InputError(f"'{key}' has to be at least 1.")
+    if settings.seed < 0 or settings.tolerance_mm <= 0:
+        raise InputError("'seed' has to be at least 0 and 'tolerance_mm' above 0.")
+    if settings.device not in DEVICES:
+        raise InputError(f"'device' is one of {', '.join(DEVICES)}, not '{settings.device}'.")
+    if settings.epochs and settings.keep_at:
+        at = [kept_epoch(percent, settings.epochs) for percent in settings.keep_at]
+        if len({*at, settings.epochs}) <= len(at):
+            raise InputError(
+                f"'keep_at' {list(settings.keep_at)} means the epochs {at} of {settings.epochs}, which have to differ "
+                "and to lie before the last; leave some out, or take more and shorter epochs."
+            )
     if not settings.labels or len(set(settings.labels)) < len(settings.labels):
         raise InputError("'labels' needs numbers of labelled cases, each once.")
     if not all(0 < percent < 100 for percent in settings.keep_at):
@@ -313,10 +332,25 @@ def _label_count(value: Any) -> int | str:
 
 def _integer(name: str):
     def convert(value: Any) -> int:
+        number = _number(name, "whole number")(value)
+        if number != int(number):
+            raise InputError(f"'{name}' has to be a whole number, not {value!r}.")
+        return int(number)
+
+    return convert
+
+
+def _number(name: str, kind: str = "number"):
+    """Converter to a finite number; YAML takes 1e-3 for a text."""
+
+    def convert(value: Any) -> float:
         try:
-            return int(value)
+            number = float(value)
         except (TypeError, ValueError):
-            raise InputError(f"'{name}' has to be a whole number, not {value!r}.") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"'{name}' has to be a {kind}, not {value!r}.")
+        return number
 
     return convert
 

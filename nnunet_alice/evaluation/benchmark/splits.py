@@ -119,9 +119,23 @@ def _folds(settings: Settings, cases: list[str], own_split: Any) -> list[Partiti
         raise InputError(
             "The dataset has no splits_final.json yet; give 'split' a file, or 'cases' a number of test cases."
         )
+    where = settings.test.split or "splits_final.json"
+    _check_form(split, where)
     if max(settings.test.folds) >= len(split):
         raise InputError(f"'test' names fold {max(settings.test.folds)}, and the split has {len(split)} folds.")
     return [
         Partition(f"fold{fold}", tuple(sorted(split[fold]["train"])), tuple(sorted(split[fold]["val"])))
         for fold in settings.test.folds
     ]
+
+
+def _check_form(split: Any, where: str) -> None:
+    """Refuse what is not of the form of ``splits_final.json``."""
+    for fold in split if isinstance(split, list) else [None]:
+        for key in ("train", "val"):
+            names = fold.get(key) if isinstance(fold, dict) else None
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise InputError(f"{where} has to be a JSON list of folds, each with lists 'train' and 'val' of names.")
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f"{where} names {twice} twice in '{key}' of a fold; leave one out.")

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nnunet_alice.errors import InputError
+from nnunet_alice.evaluation.benchmark.locks import held
 from nnunet_alice.evaluation.benchmark.settings import Settings
 from nnunet_alice.evaluation.benchmark.splits import Partition, partitions
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.nnunet_folders import PreprocessedDataset, file_stamp
 
 #: settings that may not change within a folder: they decide which cases a split's name stands for
 _FIXED = ("dataset", "plans", "configuration", "seed", "test")
@@ -45,6 +46,12 @@ class Workspace:
         if source.base.resolve().is_relative_to(self.folder.resolve()):
             raise InputError(f"nnUNet_preprocessed points into {self.folder}; set it to your own folder again.")
         self._check_settings()
+        manager = source.configuration_manager
+        if manager.previous_stage_name or manager.next_stage_names:
+            raise InputError(
+                f"{self.settings.configuration} of {self.settings.plans} is a stage of a cascade, which a benchmark "
+                "cannot run; choose another configuration, e.g. 3d_fullres."
+            )
         own = source.base / "splits_final.json"
         divisions = partitions(self.settings, source.cases(), read_json(own) if own.is_file() else None)
         target = self.preprocessed / source.name
@@ -57,6 +64,7 @@ class Workspace:
         link_files(source.base / "gt_segmentations", target / "gt_segmentations")
         for name in files:
             write_json(target / name, read_json(source.base / name))
+        self._check_truth(target / "gt_segmentations", source.cases())
         write_json(self.folder / "settings.json", self.settings.plain())
         return divisions
 
@@ -88,19 +96,22 @@ class Workspace:
             InputError: a split of this name has other cases.
         """
         names_file, splits_file = self.dataset_folder / "splits_names.json", self.dataset_folder / "splits_final.json"
-        names = read_json(names_file) if names_file.is_file() else []
-        splits = read_json(splits_file)[: len(names)] if names else []
-        for name, cases in wanted:
-            if name not in names:
-                names.append(name)
-                splits.append(cases)
-            elif splits[names.index(name)] != cases:
-                raise InputError(
-                    f"{splits_file} has other cases for {name}: the data or settings changed; use a new folder."
-                )
-        # splits first: a kill in between leaves a split without a name, which the next call writes again
-        write_json(splits_file, splits)
-        write_json(names_file, names)
+        with held(self.folder / "locks" / "splits.lock", wait=True):  # two that add at once would lose a fold
+            names = read_json(names_file) if names_file.is_file() else []
+            splits = read_json(splits_file)[: len(names)] if names else []
+            known = len(names)
+            for name, cases in wanted:
+                if name not in names:
+                    names.append(name)
+                    splits.append(cases)
+                elif splits[names.index(name)] != cases:
+                    raise InputError(
+                        f"{splits_file} has other cases for {name}: the data or settings changed; use a new folder."
+                    )
+            if len(names) > known:
+                # splits first: a kill in between leaves a split without a name, which the next call writes again
+                write_json(splits_file, splits)
+                write_json(names_file, names)
         return {name: fold for fold, name in enumerate(names)}
 
     def _check_settings(self) -> None:
@@ -123,6 +134,20 @@ class Workspace:
                     f"{source / name} changed since the benchmark in {self.folder} began; use a new folder for it."
                 )
 
+    def _check_truth(self, folder: Path, cases: Iterable[str]) -> None:
+        """Finished runs learned from and were measured against the segmentations that were linked first."""
+        record, ending = self.folder / "truth.json", self.file_ending
+        known = read_json(record) if record.is_file() else {}
+        found = {case: file_stamp(folder / f"{case}{ending}") for case in cases}
+        changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])
+        if changed:
+            raise InputError(
+                f"{folder / changed[0]}{ending} (of {len(changed)} such files) changed since the benchmark in "
+                f"{self.folder} began; use a new folder for the new truth."
+            )
+        if found.keys() - known.keys():
+            write_json(record, known | found)
+
     def _plan(self, path: Path) -> dict:
         """What of a plans file this benchmark's runs depend on: other configurations may come and go."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -135,17 +160,21 @@ class Workspace:
 def link_files(source: Path, target: Path) -> None:
     """Link every file of a folder into another one: symbolic links, or hard links where those are not allowed.
 
+    Links that lead nowhere are made anew.
+
     Raises:
         InputError: there is no such folder.
     """
     if not source.is_dir():
         raise InputError(f"{source} does not exist; run nnUNetv2_preprocess for this dataset.")
     target.mkdir(parents=True, exist_ok=True)
-    there = {entry.name for entry in os.scandir(target)}
+    there = {entry.name: os.path.exists(entry.path) for entry in os.scandir(target)}
     for entry in os.scandir(source):
-        if entry.name in there or not entry.is_file() or entry.name.startswith("."):
+        if there.get(entry.name) or not entry.is_file() or entry.name.startswith("."):
             continue
         original = Path(entry.path).resolve()
+        if entry.name in there:  # the data moved: the link leads nowhere
+            (target / entry.name).unlink(missing_ok=True)
         try:
             os.symlink(original, target / entry.name)
         except FileExistsError:  # another part of this benchmark was faster

@@ -115,6 +115,30 @@ def test_statistics_against_a_recomputation():
     assert baseline["mean"] == pytest.approx(means["scratch"].mean()) and np.isnan(baseline["p"])
 
 
+def test_a_class_that_one_arm_invents_counts_against_it():
+    """Of ten cases three lack the class: scratch invents it there, the first checkpoint not, the second in one."""
+    cases = made_up(cases=10)
+    cases = cases[~((cases["arm"] == "alice") & (cases["draw"] == 3))]  # of a missing run nothing is known
+    lacking = cases["case"].isin(["c0", "c1", "c2"])
+    invented = lacking & ((cases["arm"] == "scratch") | ((cases["checkpoint"] == 1) & (cases["case"] == "c2")))
+    metrics = ["dice", "surface_dice", "hd95_mm"]
+    cases.loc[lacking, metrics] = np.nan
+    cases.loc[invented, metrics] = [0.0, 0.0, 50.0]
+    summary = summarise(cases, "scratch", seed=1).set_index(["metric", "arm"])
+    means = cases[~lacking & (cases["draw"] < 3)].groupby(["arm", "draw", "case"])["dice"].mean()
+    there = (means["alice"] - means["scratch"]).groupby("case").mean()
+    expected = np.array([*there, 1.0, 1.0, 0.5])
+    row = summary.loc[("dice", "alice")]
+    assert row["difference"] == pytest.approx(expected.mean()) and row["draws_paired"] == 3
+    assert row["p"] == pytest.approx(stats.wilcoxon(expected).pvalue)
+    assert summary.loc[("hd95_mm", "alice"), "difference"] < -10
+    assert (row["cases"], summary.loc[("dice", "scratch"), "cases"]) == (8, 10)
+    silent = cases.copy()
+    silent.loc[lacking, metrics] = np.nan  # where neither invents it, the case says nothing
+    row = summarise(silent, "scratch", seed=1).set_index(["metric", "arm"]).loc[("dice", "alice")]
+    assert row["difference"] == pytest.approx(there.mean()) and row["cases"] == 7
+
+
 @pytest.mark.parametrize("baseline", ["scratch", "alice"])
 def test_intervals_know_how_seeds_differ(baseline):
     """Two seeds of very different gains: a loop that draws seeds, draws and cases anew gives the interval."""
@@ -198,6 +222,16 @@ def test_another_baseline_turns_the_differences_round_and_has_its_own_folder(fin
     assert "minus alice" in (bench / "report_against_alice" / "report.md").read_text()
 
 
+def test_arms_with_other_trainers_are_told(finished):
+    assert "Arms differ in more" not in (finished / "bench" / "report" / "report.md").read_text()
+    arms = settings(finished / "pretrained.pth")["arms"]
+    arms["alice"]["trainer"] = "FineTuneTrainer_decoderFirst"
+    runner, _ = make_runner(finished, settings(finished / "pretrained.pth", arms=arms))
+    page = (write_report(runner, 1).folder / "report.md").read_text()
+    assert "more than their start**: their trainers are FineTuneTrainer, FineTuneTrainer_decoderFirst." in page
+    write_report(runner_of(finished), 1)
+
+
 def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
     write_dataset(tmp_path)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
@@ -212,6 +246,20 @@ def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
     page = (report.folder / "report.md").read_text()
     assert report.planned == CELLS and report.done == 3  # two of five cannot be used, not even half of the run
     assert "not complete" in page and page.count("**Left out**") == 2 and "is missing" in page
+
+
+def test_a_run_that_cannot_be_used_is_in_no_picture(tmp_path, monkeypatch):
+    """The first run of scratch lacks all of its predictions: the next pair of runs is shown."""
+    write_dataset(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    runner = make_runner(tmp_path, settings(tmp_path / "pretrained.pth"))[0]
+    runner.run()
+    first = next(cell for cell in runner.test_cells() if cell.arm == "scratch")
+    for prediction in (runner.fold_folder(first) / "validation").glob("*.nii.gz"):
+        prediction.unlink()
+    report = write_report(runner_of(tmp_path), 1)
+    assert report.done == CELLS - 1 and (report.folder / "examples.png").is_file()
 
 
 def test_nothing_finished_is_an_error_with_the_next_step(tmp_path, monkeypatch):

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import SimpleITK as sitk
 from benchmark_runs import make_runner, settings, write_dataset
+from labelled_runs import DATASET
 
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import CheckpointError, InputError
-from nnunet_alice.evaluation.benchmark.runner import Command, _held, run_command, validation_dice
+from nnunet_alice.evaluation.benchmark.locks import held
+from nnunet_alice.evaluation.benchmark.runner import Command, run_command, validation_dice
 from nnunet_alice.files import write_json
 
 CELLS = 8  # 2 arms, 2 numbers of labels, 2 draws
@@ -136,6 +140,68 @@ def test_a_pretrained_arm_that_started_from_scratch_is_not_counted(base):
     assert "from pretrained weights" in next(iter(outcome.failed.values()))
 
 
+def test_a_run_that_trained_on_other_cases_is_not_counted(base):
+    """nnU-Net draws a split of its own, over all cases, for a fold that the file lacks."""
+    runner, pretender = make_runner(base, content(base))
+    runner.run()
+    record = pretender.finished[0] / "start.json"
+    start = json.loads(record.read_text())
+    record.write_text(json.dumps(start | {"training_cases": [*start["training_cases"], runner.divisions[0].test[0]]}))
+    outcome = make_runner(base, content(base))[0].run()
+    assert len(outcome.done) == CELLS - 1
+    assert f"other training cases than this run has; delete {record.parent}" in next(iter(outcome.failed.values()))
+
+
+def test_splits_are_added_by_one_process_at_a_time(base):
+    """Both have read the same list before one writes: without a lock the other's fold would be lost."""
+    few, many = (make_runner(base, content(base, draws=draws))[0] for draws in (1, 3))
+    few.prepare()
+    names = base / "bench" / "preprocessed" / DATASET / "splits_names.json"
+    with ThreadPoolExecutor() as pool:
+        with held(base / "bench" / "locks" / "splits.lock"):
+            waiting = pool.submit(many.prepare)
+            time.sleep(0.3)
+            assert not waiting.done() and len(json.loads(names.read_text())) == 2
+        waiting.result()
+    before = names.stat().st_mtime_ns
+    few.prepare()
+    assert len(json.loads(names.read_text())) == 6 and few.folds.items() <= many.folds.items()
+    assert names.stat().st_mtime_ns == before
+
+
+def test_links_are_made_anew_where_the_data_moved(base, monkeypatch):
+    make_runner(base, content(base))[0].prepare()
+    (base / "preprocessed").rename(base / "moved")
+    monkeypatch.setenv("nnUNet_preprocessed", str(base / "moved"))
+    runner = make_runner(base, content(base))[0]
+    runner.prepare()
+    for folder in ("gt_segmentations", "nnUNetPlans_3d_fullres"):
+        linked, original = (path / DATASET / folder for path in (runner.workspace.preprocessed, base / "moved"))
+        assert {path.name for path in linked.iterdir()} == {path.name for path in original.iterdir()}
+        assert all(path.exists() for path in linked.iterdir())
+
+
+def test_changed_truth_is_refused(base):
+    make_runner(base, content(base))[0].prepare()
+    truth = sorted((base / "preprocessed" / DATASET / "gt_segmentations").iterdir())[2]
+    image = sitk.ReadImage(str(truth))
+    sitk.WriteImage(sitk.Not(image), str(truth))
+    with pytest.raises(InputError, match=rf"{truth.name} \(of 1 such files\) changed .*; use a new folder"):
+        make_runner(base, content(base))[0].prepare()
+
+
+@pytest.mark.parametrize("stage", [{"next_stage": "3d_cascade_fullres"}, {"previous_stage": "3d_lowres"}])
+def test_stages_of_a_cascade_are_refused_before_any_run(base, stage):
+    plans = base / "preprocessed" / DATASET / "nnUNetPlans.json"
+    described = json.loads(plans.read_text())
+    described["configurations"]["3d_fullres"] |= stage
+    plans.write_text(json.dumps(described))
+    runner, pretender = make_runner(base, content(base))
+    with pytest.raises(InputError, match="is a stage of a cascade"):
+        runner.run()
+    assert not pretender.calls
+
+
 def test_learning_rates_are_chosen_on_validation_cases(base):
     arms = {"scratch": {"learning_rates": [1e-2, 1e-3, 1e-1]}, "alice": {"checkpoints": str(base / "pretrained.pth")}}
     best_in_tuning = {"lr0.001": 0.8, "lr0.01": 0.9, "lr0.1": 0.7}
@@ -240,7 +306,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(base):
     runner, _ = make_runner(base, content(base))
     runner.prepare()
     cell = runner.test_cells()[0]
-    with _held(runner.lock_file(cell)) as lock:
+    with held(runner.lock_file(cell)) as lock:
         assert lock is not None
         outcome = runner.run()
     assert outcome.waiting == [cell.name] and len(outcome.done) == CELLS - 1
@@ -253,20 +319,21 @@ def test_a_lock_outlives_its_holder_in_the_child(base):
     holder = f"""
 import sys
 from pathlib import Path
-from nnunet_alice.evaluation.benchmark.runner import Command, _held, run_command
-with _held(Path({str(base / "x.lock")!r})) as lock:
+from nnunet_alice.evaluation.benchmark.locks import held
+from nnunet_alice.evaluation.benchmark.runner import Command, run_command
+with held(Path({str(base / "x.lock")!r})) as lock:
     run_command(Command((sys.executable, "-c", {script!r}), {{}}, Path({str(base / "log")!r})), [lock])
 """
     parent = subprocess.Popen([sys.executable, "-c", holder])
     wait_for(lambda: ready.is_file() and ready.read_text())
     parent.kill()
     parent.wait()
-    with _held(base / "x.lock") as other:
+    with held(base / "x.lock") as other:
         assert other is None
     os.kill(int(ready.read_text()), signal.SIGKILL)
 
     def is_free():
-        with _held(base / "x.lock") as lock:
+        with held(base / "x.lock") as lock:
             return lock is not None
 
     wait_for(is_free)
@@ -328,3 +395,5 @@ def test_flags_make_the_same_commands_as_yaml(base, capsys, monkeypatch):
     assert "No test run" in capsys.readouterr().err
     assert main(["benchmark", "-o", str(base / "bench"), "-d", "901"]) == 1
     assert "lack 'arms'" in capsys.readouterr().err
+    assert main(["benchmark", *map(str, flags), "--arm", "alice=other.pth"]) == 1
+    assert "list its checkpoints in one" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_settings_survive_a_trip_through_json():
         ({"arms": {"s": {"lr": 1}}}, "Unknown 'lr' in arm 's'"),
         ({"arms": {"a": {"checkpoints": "a.pth"}}}, "No arm trains from scratch"),
         ({"arms": {"a b": None}}, "names are letters"),
-        ({"arms": {"s": {"learning_rates": ["fast"]}}}, "not numbers"),
+        ({"arms": {"s": {"learning_rates": ["fast"]}}}, "'arms: s: learning_rates' has to be a number, not 'fast'"),
         ({"arms": {"s": {"learning_rates": [0]}}}, "above 0"),
         ({"arms": {"s": {"trainer": "nnUNetTrainer"}}}, "does not use a FineTuneTrainer"),
         ({"arms": {"s": {"parts": "head"}}}, "'all' or 'encoder'"),
@@ -60,17 +60,31 @@ def test_settings_survive_a_trip_through_json():
         ({"keep_at": [100]}, "between 1 and 99"),
         ({"arms": ["scratch", "alice"]}, "'arms' has to be a mapping"),
         ({"arms": {"scratch": None, "alice": "a.pth"}}, "Arm 'alice' has to be a mapping"),
-        ({"arms": {"s": {"learning_rates": {"a": 1}}}}, "not numbers"),
+        ({"arms": {"s": {"learning_rates": {"a": 1}}}}, "has to be a number"),
         ({"test": {"cases": "ten"}}, "'cases' has to be a whole number"),
         ({"test": {"folds": [0, 0]}}, "each once"),
         ({"test": {"folds": [-1]}}, "from 0"),
         ({"tuning": {"labels": "all"}}, "'tuning: labels' has to be a whole number"),
         ({"tuning": {"draws": 0}}, "'tuning: draws' has to be at least 1"),
+        ({"draws": 2.7}, "'draws' has to be a whole number, not 2.7"),
+        ({"seed": -1}, "'seed' has to be at least 0"),
+        ({"tolerance_mm": "2,5"}, "'tolerance_mm' has to be a number"),
+        ({"tolerance_mm": 0}, "'tolerance_mm' above 0"),
+        ({"device": "gpu"}, "'device' is one of cuda, cpu, mps"),
+        ({"test": {"file": 5}}, "'file' of 'test' is the name of a file"),
+        ({"epochs": 2}, r"\[25, 50\] means the epochs \[1, 1\] of 2"),
+        ({"epochs": 8, "keep_at": [97]}, "to lie before the last"),
     ],
 )
 def test_mistakes_are_named(change, message):
     with pytest.raises(InputError, match=message):
         parse_settings(GOOD | change)
+
+
+def test_what_is_left_blank_is_the_default():
+    blank = dict.fromkeys(("draws", "seed", "device", "tolerance_mm", "keep_at", "plans", "labels"))
+    arms = {"scratch": {"trainer": None}, "alice": {"checkpoints": "a.pth", "learning_rates": 1e-3, "parts": None}}
+    assert parse_settings(GOOD | blank | {"arms": arms}) == parse_settings(GOOD)
 
 
 def test_a_rate_written_in_two_ways_is_one():
