@@ -1,0 +1,78 @@
+"""Fine-tuning on two real gloo processes: the decoder first, then all, with equal weights on both at any time."""
+
+import pytest
+import torch
+from gloo_ranks import needs_distributed, on_ranks
+from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
+from small_datasets import set_folders
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.trainers import finetuning
+
+pytestmark = needs_distributed
+
+
+class FineTuneTrainer_ranks(finetuning.FineTuneTrainer):
+    """One epoch of the decoder, one of everything."""
+
+    epochs, iterations, seed, learning_rate = 2, 2, 1, 1e-2
+    decoder_first_share = 0.5
+
+
+def on_cpu(folder, weights):
+    """A trainer of this rank with weights; nnU-Net would give it a GPU, and load them there."""
+    trainer = make_finetuner(FineTuneTrainer_ranks, folder)
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+    trainer.initialize()
+    trainer.bare_network.load_state_dict(torch.load(weights, weights_only=True)["network_weights"])
+    return trainer
+
+
+def weights_by_epoch(rank, folder, weights):
+    """Weights before training and after each epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        stay_in_process(patch)
+        for module in (stock, finetuning):
+            patch.setattr(module, "DDP", WithoutDevice)
+        trainer = on_cpu(folder, weights)
+        trainer.on_train_start()
+        found = [_copy(trainer)]
+        for epoch in range(trainer.num_epochs):
+            trainer.current_epoch = epoch
+            trainer.on_train_epoch_start()
+            for _ in range(trainer.num_iterations_per_epoch):
+                trainer.train_step(next(trainer.dataloader_train))
+            found.append(_copy(trainer))
+        return {"weights": found, "batch": trainer.batch_size}
+
+
+class WithoutDevice(DistributedDataParallel):
+    """On the CPU, DDP takes no device."""
+
+    def __init__(self, module, device_ids=None):
+        super().__init__(module)
+
+
+def _copy(trainer):
+    return {name: value.detach().clone() for name, value in trainer.bare_network.state_dict().items()}
+
+
+def test_the_encoder_waits_and_then_learns_and_ranks_stay_equal(tmp_path, monkeypatch):
+    set_folders(monkeypatch, tmp_path)
+    folder = write_labelled(tmp_path / "preprocessed", 3)
+    write_splits(folder, (["case00", "case01"], ["case02"]))
+    first = make_finetuner(finetuning.FineTuneTrainer_scratch_1epochs_1iterations_seed7, folder)
+    first.initialize()
+    save_checkpoint({"network_weights": first.network.state_dict()}, tmp_path / "w.pth")
+    results = on_ranks(weights_by_epoch, tmp_path, folder, tmp_path / "w.pth")
+    assert sum(result["batch"] for result in results) == first.configuration_manager.batch_size
+    start, decoder_only, everything = results[0]["weights"]
+    for name, value in start.items():
+        encoder = name.startswith("encoder.") or ".encoder." in name
+        assert torch.equal(value, decoder_only[name]) == encoder, name
+        if encoder and name.endswith("conv.weight"):
+            assert not torch.equal(value, everything[name]), name
+    for epoch in zip(*(result["weights"] for result in results), strict=True):
+        assert all(torch.equal(value, epoch[1][name]) and value.isfinite().all() for name, value in epoch[0].items())
