@@ -128,9 +128,10 @@ def main() -> None:
     points = torch.from_numpy(rng.uniform(0.12 * extent, 0.88 * extent, (args.queries, 3))).float()
     truth = b.from_canonical(points)
 
-    search_a, search_b = IndexSearch(a.index()), IndexSearch(b.index())
-    grid = search_b.index.grid
-    size = search_b.index.fine.nbytes + search_b.index.coarse.nbytes + grid.cells.nbytes
+    index_b = b.index()
+    search_a, search_b = IndexSearch(a.index()), IndexSearch(index_b)
+    grid = index_b.grid
+    size = index_b.fine.nbytes + index_b.coarse.nbytes + grid.cells.nbytes
     dense = sum(m.numel() * 2 for m in b.maps)
     step = (np.array(grid.step_vox) * spacing).round(1)
     print(f"{platform.processor() or platform.machine()}, 1 thread, numpy {np.__version__}, torch {torch.__version__}")

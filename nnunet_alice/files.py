@@ -12,7 +12,7 @@ from nnunet_alice.errors import InputError
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike, inside: str | os.PathLike | None = None) -> Iterator[Path]:
     """Give a temporary path in the folder of ``path``; rename it to ``path`` when the block ends well.
 
     A kill at any moment leaves either the old file or the new one, never a part. The temporary name keeps the
@@ -20,6 +20,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     Args:
         path: the file to write; its folder is made if missing.
+        inside: folder of the temporary file, on the same disk, where what a kill leaves would be taken for data in
+            the folder of ``path``; made if missing.
 
     Yields:
         the temporary path to write to.
@@ -27,7 +29,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
+    folder = path.parent if inside is None else Path(inside)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -14,6 +14,19 @@ from nnunet_alice.files import read_json
 
 #: memory-mapped files crash on Windows, says nnU-Net
 _MMAP_MODE = None if os.name == "nt" else "r"
+#: What of a configuration decides the preprocessed voxels.
+_RECIPE_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+#: Normalisations that look at nothing but the image itself.
+_SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 #: bytes of each end of a file that its stamp looks at
 _STAMPED_BYTES = 1 << 16
 
@@ -37,7 +50,7 @@ def dataset_name(dataset: int | str) -> str:
     """Full name (``Dataset900_NAME``) of a dataset given by its number or name, looked up in nnU-Net's folders.
 
     Raises:
-        InputError: no dataset, or more than one, has this number.
+        InputError: no dataset, or more than one, has this number, or nnU-Net's folders are not set.
     """
     if isinstance(dataset, str) and not dataset.isdigit():
         if not re.fullmatch(r"Dataset\d{3}_.+", dataset):
@@ -45,6 +58,8 @@ def dataset_name(dataset: int | str) -> str:
         return dataset
     prefix = f"Dataset{int(dataset):03d}_"
     names = set()
+    if not os.environ.get("nnUNet_raw"):
+        nnunet_folder("nnUNet_preprocessed")  # one of them has to be set
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         folder = os.environ.get(variable)
         if folder and Path(folder).is_dir():
@@ -70,6 +85,15 @@ def file_stamp(path: Path) -> str | None:
             return f"{size}-{zlib.crc32(file.read(), checksum):08x}"
     except FileNotFoundError:
         return None
+
+
+def preprocessing_recipe(plans: dict, configuration: dict) -> dict:
+    """All of plans and a configuration that decides the preprocessed voxels; statistics only where they are used."""
+    recipe = {key: configuration[key] for key in _RECIPE_KEYS}
+    recipe |= {key: plans[key] for key in ("image_reader_writer", "transpose_forward")}
+    if not _SELF_CONTAINED.issuperset(configuration["normalization_schemes"]):
+        recipe["intensities"] = plans["foreground_intensity_properties_per_channel"]
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -107,12 +131,22 @@ class PreprocessedDataset:
         if configuration not in found.plans["configurations"]:
             known = ", ".join(found.plans["configurations"])
             raise InputError(f"{plans_name}.json has no configuration '{configuration}'; it has: {known}.")
-        if not found.folder.is_dir() or not found.cases():
-            raise NotPreparedError(
-                f"{found.folder} holds no preprocessed case; run: "
-                f"nnUNetv2_preprocess -d {found.number} -plans_name {plans_name} -c {configuration}"
-            )
+        command = f"nnUNetv2_preprocess -d {found.number} -plans_name {plans_name} -c {configuration}"
+        if found.preprocessing_report.is_file():  # ours; nnU-Net leaves none
+            command = f"nnunet_alice plan -d {found.number} ... as before"
+            recipe = preprocessing_recipe(found.plans, found.configuration_manager.configuration)
+            if read_json(found.preprocessing_report).get("recipe") != recipe:
+                raise NotPreparedError(
+                    f"{found.folder} was preprocessed with other plans than {plans_name}; run: {command}"
+                )
+        if not any(found.folder.glob("*.b2nd")) and not any(found.folder.glob("*.npz")):
+            raise NotPreparedError(f"{found.folder} holds no preprocessed case; run: {command}")
+        found.cases()
         return found
+
+    def __reduce__(self):
+        """Only names go to other processes, not the list of all cases."""
+        return type(self), (self.name, self.plans_name, self.configuration)
 
     @property
     def number(self) -> int:
@@ -142,6 +176,11 @@ class PreprocessedDataset:
         return self.base / self.configuration_manager.data_identifier
 
     @property
+    def preprocessing_report(self) -> Path:
+        """Where ``nnunet_alice plan`` keeps the recipe of what it preprocessed, and the cases that failed."""
+        return self.base / f"{self.configuration_manager.data_identifier}_preprocessing.json"
+
+    @property
     def anatomy_folder(self) -> Path:
         """Folder of what ``nnunet_alice anatomy`` stores about these cases, beside ``folder``."""
         return self.base / f"{self.configuration_manager.data_identifier}_anatomy"
@@ -160,7 +199,12 @@ class PreprocessedDataset:
     def _dataset(self):
         from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-        return infer_dataset_class(str(self.folder))(str(self.folder))
+        try:
+            return infer_dataset_class(str(self.folder))(str(self.folder))
+        except AssertionError:  # by its files' endings
+            raise InputError(
+                f"{self.folder} holds files of several kinds; remove what nnU-Net did not write (e.g. .DS_Store)."
+            ) from None
 
     def cases(self) -> list[str]:
         """Names of all preprocessed cases, sorted."""

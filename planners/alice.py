@@ -4,7 +4,7 @@ What differs from nnU-Net's plans of the same data:
 
 - ``batch_size`` is the number of *pairs of views* of a step, sized for a student and a teacher within the memory
   target (see :mod:`nnunet_alice.data.memory`). At least four pairs, since the heads normalise over the batch; the
-  patch shrinks until they fit. More pairs than cases are never planned.
+  patch shrinks until they fit. Where there are more than four cases, no more pairs than cases are planned.
 - every axis of the patch is made of at least four whole blocks of the mask
   (:func:`nnunet_alice.views.masking.block_shape`) and stays divisible by the network's total stride.
 

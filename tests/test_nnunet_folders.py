@@ -1,10 +1,16 @@
 """nnU-Net's folders: what is missing is said with what would mend it."""
 
-import pytest
+import os
+import pickle
 
-from nnunet_alice.errors import NotPreparedError
+import numpy as np
+import pytest
+from small_datasets import write_preprocessed
+
+from nnunet_alice.cli.main import main
+from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.nnunet_folders import PreprocessedDataset, dataset_name
 
 
 @pytest.mark.parametrize(
@@ -18,3 +24,47 @@ def test_missing_plans_are_answered_with_those_that_are_there(tmp_path, monkeypa
         write_json(tmp_path / "Dataset900_CT" / f"{name}.json", {})
     with pytest.raises(NotPreparedError, match=message):
         PreprocessedDataset.find("Dataset900_CT", "nnUNetPlans", "3d_fullres")
+
+
+def test_unset_folders_are_named_before_any_dataset_is_missed(monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(InputError, match="nnUNet_preprocessed is not set; run: export"):
+        dataset_name(900)
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch) -> PreprocessedDataset:
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    return write_preprocessed(
+        tmp_path, {f"c{i}": np.zeros((1, 8, 8, 8), np.float32) for i in range(3)}, (1.0, 1.0, 1.0)
+    )
+
+
+def test_only_names_go_to_other_processes(dataset):
+    assert dataset.cases() == ["c0", "c1", "c2"]
+    sent = pickle.dumps(dataset)
+    assert b"c1" not in sent and pickle.loads(sent).cases() == dataset.cases()
+
+
+def test_a_folder_without_a_whole_case_and_one_with_foreign_files_are_told(dataset):
+    for path in dataset.folder.glob("*.b2nd"):
+        path.rename(path.with_suffix(".hidden"))
+    with pytest.raises(NotPreparedError, match="holds no preprocessed case; run:"):
+        PreprocessedDataset.find(dataset.name, dataset.plans_name, dataset.configuration)
+    for path in dataset.folder.glob("*.hidden"):
+        path.rename(path.with_suffix(".b2nd"))
+    (dataset.folder / ".DS_Store").touch()
+    with pytest.raises(InputError, match=r"files of several kinds; remove what nnU-Net did not write"):
+        PreprocessedDataset.find(dataset.name, dataset.plans_name, dataset.configuration)
+
+
+def test_a_disk_that_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("nnUNet_raw", os.fspath(tmp_path / "file" / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.nii.gz").write_bytes(b"no image")
+    assert main(["import", "-i", str(tmp_path / "scans"), "-d", "900", "-n", "X", "--channel", "CT", "-np", "1"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Not a directory" in message

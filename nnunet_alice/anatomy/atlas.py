@@ -62,7 +62,11 @@ def prepare_atlas(
         if isinstance(outcome, Exception):
             reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
             outcome = AtlasRecord(case, FAILED, reason)
-            files.write_record(outcome, job.fingerprint, None)  # it will be tried again, whatever the image
+            there = files.read_record(case, job.fingerprint)  # by another machine, meanwhile
+            if there is not None and there.status != FAILED:
+                outcome = there
+            else:
+                files.write_record(outcome, job.fingerprint, None)  # it will be tried again, whatever the image
         report.records[case] = outcome
     files.write_report(report)
     return report
@@ -83,7 +87,7 @@ def _choose_atlas(files: AtlasFiles, cases: list[str], asked: str | None, overwr
         raise InputError(f"There is no preprocessed case '{asked}' in {files.dataset.folder}; check --atlas.")
     chosen = asked or (None if overwrite else files.atlas_case())
     if chosen not in cases:
-        chosen = most_typical(cases, lambda case: load_geometry(files.dataset, case))
+        chosen = most_typical(cases, lambda case: load_geometry(files.dataset, case, overwrite))
     return load_geometry(files.dataset, chosen, overwrite)
 
 

@@ -149,7 +149,7 @@ class AtlasFiles:
             if content.pop("fingerprint") != fingerprint or stale:
                 return None
             return AtlasRecord(**content)
-        except (InputError, KeyError, TypeError, AttributeError):
+        except (InputError, KeyError, TypeError, AttributeError, OSError):  # OSError: the image cannot be opened
             return None
 
     def write_record(self, record: AtlasRecord, fingerprint: dict, stamp: str | None) -> None:

@@ -6,6 +6,7 @@ atlas, a learned index) starts from the same geometry.
 
 import logging
 import math
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ logger = logging.getLogger(__name__)
 MAX_GRID_CELLS = 80**3
 #: Raised when the stored form changes: older files are computed again.
 VERSION = 1
-#: what reading a damaged file raises
-_UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+#: what reading a damaged npz file raises: a flipped bit in a header ends in any of these
+UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, KeyError, EOFError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,7 @@ def geometry_stamp(dataset: PreprocessedDataset, case: str) -> str | None:
         with np.load(geometry_file(dataset, case), allow_pickle=False) as file:
             if _fits(file, dataset, case):
                 return _stamp(file)
-    except _UNREADABLE:
+    except UNREADABLE:
         pass  # it will be computed from the image that is there now
     return dataset.image_stamp(case)
 
@@ -279,6 +283,6 @@ def _read(path: Path, dataset: PreprocessedDataset, case: str) -> CaseGeometry |
                 file["image"],
                 file["packed_body"],
             )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         logger.warning("%s is unreadable (%s) and is computed again.", path, error)
         return None

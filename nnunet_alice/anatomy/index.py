@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_alice.anatomy.cases import CaseGeometry
+from nnunet_alice.anatomy.cases import UNREADABLE, CaseGeometry
 from nnunet_alice.anatomy.grid import BodyGrid, body_grid
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
@@ -183,8 +182,9 @@ class IndexStore:
             if stale:
                 logger.info("%d indices of another checkpoint, plans or version are deleted.", len(stale))
             for path in stale:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may begin at the same time
             self.trust_file.unlink(missing_ok=True)
+        if self._described() != fingerprint or self.checkpoint_file != Path(checkpoint_file).resolve():
             write_json(
                 self.description_file, {**asdict(fingerprint), "checkpoint_file": str(Path(checkpoint_file).resolve())}
             )
@@ -265,7 +265,7 @@ class IndexStore:
             with np.load(self.file(case), allow_pickle=False) as file:
                 fresh = json.loads(str(file["fingerprint"])) == {**asdict(expected), "case": case}
                 return fresh and self._is_of_image(case, file)
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except UNREADABLE:
             return False
 
     def read(self, case: str, expected: Fingerprint) -> CaseIndex:
@@ -290,7 +290,9 @@ class IndexStore:
             index = _case_index(stored, expected.dimension)
         except FileNotFoundError:
             raise NotPreparedError(f"Case {case} has no index ({path}); run: {self.command}") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except NotPreparedError:
+            raise
+        except UNREADABLE as error:
             raise NotPreparedError(f"{path} is damaged ({error}); delete it and run: {self.command}") from None
         if not self._is_of_image(case, stored):
             raise NotPreparedError(

@@ -7,6 +7,7 @@ the best grid point (``anatomy.peaks``), and lets neighbouring points correct ea
 query's own descriptor is interpolated from the index of its case.
 """
 
+import dataclasses
 import logging
 import math
 from collections import OrderedDict
@@ -41,7 +42,6 @@ class IndexSearch:
     """
 
     def __init__(self, index: CaseIndex) -> None:
-        self.index = index
         self.dimension = index.fine.shape[1]
         # Scaled so that one dot product of joined descriptors is the mean of both cosines. Stored descriptors are unit
         # vectors up to half precision; torch widens them several times faster than numpy, and most of the time of a
@@ -50,6 +50,8 @@ class IndexSearch:
         table[:, : self.dimension] = torch.from_numpy(index.fine)
         table[:, self.dimension :] = torch.from_numpy(index.coarse)
         self._table = table.mul_(math.sqrt(0.5)).numpy()
+        read = np.empty((0, self.dimension), index.fine.dtype)  # the table has them now: half of what they took
+        self.index = dataclasses.replace(index, fine=read, coarse=read)
 
     def describe(self, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Descriptors at any points of this case, trilinear between the grid points around each.

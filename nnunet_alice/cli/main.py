@@ -70,7 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args) or 0
     except AliceError as error:
         print(f"nnunet_alice {args.command}: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        reason = error.strerror or type(error).__name__
+        print(f"nnunet_alice {args.command}: {error.filename}: {reason}; see permissions and space.", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

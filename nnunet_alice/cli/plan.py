@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--target brings its own plans and -pl makes new ones; give only one of them.")
     name = dataset_name(args.d)
     processes = args.np or default_processes()
-    _check_before_work(args)
+    _check_before_work(args, name)
     ensure_fingerprint(name, processes)
     planned = _plan(args, name)
     print(
@@ -102,12 +102,14 @@ def _planners() -> dict[str, type]:
     return classes_in(PACKAGE, ExperimentPlanner)
 
 
-def _check_before_work(args: argparse.Namespace) -> None:
+def _check_before_work(args: argparse.Namespace, name: str) -> None:
     """Wrong names are said before the fingerprint takes its hours."""
     if args.pl is not None and args.pl not in _planners():
         raise InputError(f"There is no planner '{args.pl}'; -pl takes: {', '.join(_planners())}.")
     if args.target is not None:
-        dataset_name(args.target)
+        from nnunet_alice.data.planning import plans_of_target
+
+        plans_of_target(name, dataset_name(args.target), args.target_plans, args.c)
 
 
 def _plan(args: argparse.Namespace, name: str):
@@ -142,7 +144,7 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
     checkpoint = _results_folder() / name / f"AliceTrainer__{plans}__{args.c}" / "fold_all" / "checkpoint_final.pth"
     print("\nNext:")
     if args.no_preprocess:
-        print(f"  nnUNetv2_preprocess -d {number} -plans_name {plans} -c {args.c}")
+        print("  # the same command without --no_preprocess preprocesses; nnUNetv2_preprocess would stop at a bad case")
     print("  # optional: the trainer prepares the anatomy itself where this was not run")
     print(f"  nnunet_alice anatomy -d {number} -p {plans} -c {args.c}")
     print("  export nnUNet_extTrainer=$(nnunet_alice trainers)")
@@ -150,9 +152,10 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
     print(f"  nnUNetv2_train {number} {args.c} all -tr AliceTrainer -p {plans}{gpus}")
     if args.target is None:
         print("  # then, for a labelled dataset T that nnU-Net has planned already: it takes over these plans")
-        print(f"  nnUNetv2_move_plans_between_datasets -s {number} -t T -sp {plans} -tp {plans}")
-        print(f"  nnUNetv2_preprocess -d T -plans_name {plans} -c {args.c}")
-        print(f"  nnUNetv2_train T {args.c} 0 -p {plans} -pretrained_weights {checkpoint}")
+        moved = f"{plans}_from{number:03d}"
+        print(f"  nnUNetv2_move_plans_between_datasets -s {number} -t T -sp {plans} -tp {moved}")
+        print(f"  nnUNetv2_preprocess -d T -plans_name {moved} -c {args.c}")
+        print(f"  nnUNetv2_train T {args.c} 0 -p {moved} -pretrained_weights {checkpoint}")
     else:
         print("  # then fine-tune with the target's own plans")
         target = int(dataset_name(args.target)[7:10])

@@ -22,6 +22,7 @@ from nnunet_alice.anatomy.atlas_files import FAILED
 from nnunet_alice.data.atlas_file import Atlas, channel_names
 from nnunet_alice.data.checks import ENDINGS, volume_ending
 from nnunet_alice.data.locating import REPORT_FILE, LocationReport, RawCase, locate_cases
+from nnunet_alice.data.moved_plans import reader_of, rename_plans
 from nnunet_alice.data.planning import MOVED_FROM
 from nnunet_alice.data.preprocessing import raw_cases
 from nnunet_alice.data.scan import find_cases
@@ -155,8 +156,8 @@ def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> d
             raise InputError(f"{own} is missing: the pretraining used these plans; plan {source} again, or restore it.")
         plans = read_json(own)
     elif plans["dataset_name"] != source:
-        _rename(plans, f"{plans['plans_name']}_from{plans['dataset_name'][7:10]}")
-        plans["image_reader_writer"] = _reader(source, dataset_json)
+        rename_plans(plans, f"{plans['plans_name']}_from{plans['dataset_name'][7:10]}")
+        plans["image_reader_writer"] = reader_of(source, dataset_json)
     plans["dataset_name"] = name
     channels = len(atlas.channels)
     for configuration in plans["configurations"].values():
@@ -169,27 +170,6 @@ def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> d
     statistics = plans.setdefault("foreground_intensity_properties_per_channel", {})
     statistics |= {str(channels + axis): {} for axis in range(COORDINATE_CHANNELS)}
     return plans
-
-
-def _rename(plans: dict, name: str) -> None:
-    """Name plans anew, and with them the folders of what is preprocessed by them."""
-    for configuration in plans["configurations"].values():
-        identifier = configuration.get("data_identifier")
-        if identifier is not None:
-            rest = identifier.removeprefix(plans["plans_name"])
-            configuration["data_identifier"] = f"{name}{rest if rest != identifier else f'_{identifier}'}"
-    plans["plans_name"] = name
-
-
-def _reader(source: str, dataset_json: dict) -> str:
-    """Reader that nnU-Net takes for a dataset."""
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
-    example = next(iter(raw_cases(source).values()))["images"][0]
-    found = determine_reader_writer_from_dataset_json(
-        dataset_json, example, allow_nonmatching_filename=True, verbose=False
-    )
-    return found.__name__
 
 
 def _check_channels(source: str, channels: list[str], atlas: Atlas) -> None:

@@ -13,6 +13,7 @@ hold is said in `nnunet_alice.methods.drasclr.located`.
   of view agree, and that is where registration works. A case that cannot be read or preprocessed is left out.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,8 @@ VERSION = 1
 REPORT_FILE = "locations.json"
 #: The report is written at least so often.
 _SAVE_EVERY_S = 30.0
+#: Folder, beside the channels, for those that are being written.
+_UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ def locate_cases(
         if time.monotonic() - saved > _SAVE_EVERY_S:
             report.save(report_file)
             saved = time.monotonic()
+    with contextlib.suppress(OSError):  # another run is writing into it, or a killed one was
+        (folder / _UNFINISHED).rmdir()
     report.save(report_file)
     if not report.located:
         case, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))
@@ -224,7 +229,8 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
     for name, channel in zip(names, channels, strict=True):
         image = sitk.GetImageFromArray(channel)
         image.CopyInformation(images[0])
-        with atomic_write(job.folder / name) as temporary:
+        # nnU-Net takes hidden files for images, too, but looks into no folder
+        with atomic_write(job.folder / name, job.folder / _UNFINISHED) as temporary:
             sitk.WriteImage(image, str(temporary), True)
     return {
         "status": POOR if matrix is None else OK,

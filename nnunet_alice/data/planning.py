@@ -1,6 +1,7 @@
 """Plans of an unlabelled dataset: a target's plans moved onto it, or a planner's own from the data alone."""
 
 import contextlib
+import copy
 import functools
 import io
 import logging
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_alice.data.memory import gigabytes_of_pairs, gigabytes_of_training
+from nnunet_alice.data.moved_plans import reader_of, rename_plans
 from nnunet_alice.data.preprocessing import raw_cases
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
@@ -98,7 +100,13 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> None:
             few = ", ".join(list(failed)[:5])
             raise InputError(f"Fewer than two cases of {dataset} can be read; look at: {few}.") from error
         extractor.dataset = {case: files for case, files in cases.items() if case not in failed}
-        _quietly(extractor.run, overwrite_existing=True)
+        try:
+            _quietly(extractor.run, overwrite_existing=True)
+        except Exception as again:  # every case can be read alone: memory, most likely
+            raise InputError(
+                f"The fingerprint of {dataset} cannot be extracted, though its cases can be read one by one "
+                f"({again}); use fewer processes, e.g. -np 1."
+            ) from again
         write_json(path, read_json(path) | {LEFT_OUT: failed})
 
 
@@ -192,25 +200,17 @@ def move_target_plans(
         NotPreparedError: the target has no such plans.
         InputError: channels, normalisation or configuration do not fit, or ``plans_name`` is taken by other plans.
     """
-    from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (
-        move_plans_between_datasets,
-    )
-
-    preprocessed = nnunet_folder("nnUNet_preprocessed")
-    source = preprocessed / target / f"{target_plans}.json"
-    if not source.is_file():
-        raise NotPreparedError(f"{source} does not exist; run: nnUNetv2_plan_and_preprocess -d {int(target[7:10])}")
-    plans = read_json(source)
-    check_configuration(plans, configuration, f"{target}/{target_plans}.json")
-    _check_channels(dataset, target)
+    plans = plans_of_target(dataset, target, target_plans, configuration)
     name = plans_name or f"{target_plans}_from{target[7:10]}"
-    path = preprocessed / dataset / f"{name}.json"
+    path = nnunet_folder("nnUNet_preprocessed") / dataset / f"{name}.json"
     origin = {"dataset": target, "plans_name": target_plans}
     if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:
         raise InputError(f"{path} holds other plans already; choose another name with -overwrite_plans_name.")
     planner = _planner_of(plans, configuration, planner_classes)(dataset, plans_name=name, num_gpus=num_gpus)
-    _quietly(move_plans_between_datasets, target, dataset, target_plans, name)
-    moved = read_json(path) | {MOVED_FROM: origin}
+    dataset_json = nnunet_folder("nnUNet_raw") / dataset / "dataset.json"
+    moved = copy.deepcopy(plans) | {"dataset_name": dataset, MOVED_FROM: origin}
+    rename_plans(moved, name)
+    moved["image_reader_writer"] = reader_of(dataset, read_json(dataset_json))
     gigabytes = gpu_memory_gb or _gigabytes_of_target(planner, plans["configurations"][configuration])
     for content in moved["configurations"].values():
         if _is_trainable(content):
@@ -220,10 +220,26 @@ def move_target_plans(
             content["batch_size"] = planner.pairs(cost, gigabytes, MINIMUM_PAIRS)
     write_json(path, moved)
     with atomic_write(path.parent / "dataset.json") as temporary:
-        shutil.copyfile(nnunet_folder("nnUNet_raw") / dataset / "dataset.json", temporary)
+        shutil.copyfile(dataset_json, temporary)
     planned = _summary(planner, moved, configuration, gigabytes)
     target_patch = tuple(int(n) for n in plans["configurations"][configuration]["patch_size"])
     return planned if planned.patch_size == target_patch else replace(planned, target_patch=target_patch)
+
+
+def plans_of_target(dataset: str, target: str, target_plans: str, configuration: str) -> dict:
+    """Plans of a target, checked for what :func:`move_target_plans` needs of them.
+
+    Raises:
+        NotPreparedError: the target has no such plans.
+        InputError: channels, normalisation or configuration do not fit.
+    """
+    source = nnunet_folder("nnUNet_preprocessed") / target / f"{target_plans}.json"
+    if not source.is_file():
+        raise NotPreparedError(f"{source} does not exist; run: nnUNetv2_plan_and_preprocess -d {int(target[7:10])}")
+    plans = read_json(source)
+    check_configuration(plans, configuration, f"{target}/{target_plans}.json")
+    _check_channels(dataset, target)
+    return plans
 
 
 def total_stride(strides: Sequence[int | Sequence[int]]) -> tuple[int, int, int]:

@@ -1,14 +1,15 @@
 """nnU-Net's preprocessing, case by case: what is done is kept, and a bad case stops no other.
 
 nnU-Net's own loop empties the folder first, ends with the first case that fails, and sends ``dataset.json`` to its
-workers once a case. This one runs the same preprocessor on each case and writes the same files. It leaves out
-``gt_segmentations``: a body mask is no truth to validate against. What ``anatomy`` knows of an image goes with it.
+workers once a case. This one runs the same preprocessor on each case and writes the same files, and copies labels into
+``gt_segmentations``. What ``anatomy`` knows of an image goes with it. Several runs may share the work on one folder.
 """
 
 import functools
 import logging
 import os
 import platform
+import random
 import secrets
 import shutil
 import time
@@ -19,24 +20,11 @@ from typing import Any
 from nnunet_alice.anatomy.forgetting import forget_all, forget_case
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder
+from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder, preprocessing_recipe
 from nnunet_alice.parallel import map_cases
 
 logger = logging.getLogger(__name__)
 
-#: What of a configuration decides the preprocessed voxels.
-_RECIPE_KEYS = (
-    "preprocessor_name",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-    "resampling_fn_seg",
-    "resampling_fn_seg_kwargs",
-)
-#: Normalisations that look at nothing but the image itself.
-_SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 #: In the order of writing: a case counts as there once its image is.
 _SUFFIXES = (".pkl", "_seg.b2nd", ".b2nd")
 #: Beginning of the names of the folders for cases in work; the host, the process and a random number follow.
@@ -82,7 +70,7 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
 
     folder = nnunet_folder("nnUNet_raw") / dataset
     if not (folder / "dataset.json").is_file():
-        command = f"nnunet_alice import -i FOLDER -d {int(dataset[7:10])} -n {dataset[11:]}"
+        command = f"nnunet_alice import -i FOLDER -d {int(dataset[7:10])} -n {dataset[11:]} --channel CT"
         raise NotPreparedError(f"{folder} holds no dataset.json; run: {command}")
     cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
     if not cases:
@@ -113,13 +101,14 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     plans = read_json(base / f"{plans_name}.json")
     manager = PlansManager(plans).get_configuration(configuration)
     prepared = PreprocessedDataset(dataset, plans_name, configuration)
-    folder, report = base / manager.data_identifier, base / f"{manager.data_identifier}_preprocessing.json"
+    folder, report = base / manager.data_identifier, prepared.preprocessing_report
     cases = raw_cases(dataset)
     _copy_labels(dataset, cases, base / "gt_segmentations")
-    recipe = _recipe(plans, manager.configuration)
+    recipe = preprocessing_recipe(plans, manager.configuration)
     _clear_if_different(prepared, report, recipe)
     _remove_unnamed(prepared, cases)
     missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
+    random.shuffle(missing)  # several runs then seldom meet at a case; the result does not depend on it
     kept = len(cases) - len(missing)
     if not missing:
         logger.info("All %d cases in %s are preprocessed with these plans already.", kept, folder)
@@ -150,18 +139,12 @@ def _copy_labels(dataset: str, cases: dict[str, dict[str, Any]], folder: Path) -
         label, copy = Path(files["label"]), folder / f"{case}{ending}"
         if not label.is_file():
             continue  # preprocessing will say so
-        if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
-            with atomic_write(copy) as temporary:
-                shutil.copyfile(label, temporary)
-
-
-def _recipe(plans: dict, configuration: dict) -> dict:
-    """All that decides the preprocessed voxels; statistics only where a normalisation uses them."""
-    recipe = {key: configuration[key] for key in _RECIPE_KEYS}
-    recipe |= {key: plans[key] for key in ("image_reader_writer", "transpose_forward")}
-    if not _SELF_CONTAINED.issuperset(configuration["normalization_schemes"]):
-        recipe["intensities"] = plans["foreground_intensity_properties_per_channel"]
-    return recipe
+        try:
+            if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
+                with atomic_write(copy) as temporary:
+                    shutil.copyfile(label, temporary)
+        except OSError as error:  # preprocessing will say so, too, if it cannot be read
+            logger.warning("The label of case %s could not be copied (%s).", case, error)
 
 
 def _clear_if_different(dataset: PreprocessedDataset, report: Path, recipe: dict) -> None:
@@ -241,9 +224,14 @@ def _is_alive(process: int) -> bool:
 def _preprocess_case(job: _Job, case: str) -> None:
     """Preprocess one case and move its files to their place, the image last."""
     cases, dataset_json, plans, configuration, preprocessor = _tools(job)
+    if _is_current(job.folder, case, cases[case]):
+        return  # another run did it meanwhile
+    job.partial.mkdir(parents=True, exist_ok=True)  # a run in another container may have taken this one for dead
     preprocessor.run_case_save(
         str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
     )
+    if _is_current(job.folder, case, cases[case]):
+        return  # the same; what is known of it stays
     forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
     for suffix in _SUFFIXES:
         os.replace(job.partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")

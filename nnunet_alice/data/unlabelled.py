@@ -211,6 +211,8 @@ def _sort_out(report: ImportReport, known: dict[str, dict], candidates: list[Can
 def _check_and_label(report: ImportReport, work: list[Candidate], num_processes: int) -> None:
     """Read every candidate, write its label, record the outcome."""
     report.save()  # from the start, so that a killed import is known as an import
+    # before they are read: what changes meanwhile (a copy that is still running) is read again by the next import
+    signatures = {candidate.name: _signature(candidate.files) for candidate in work}
     saved = time.monotonic()
     try:
         for candidate, outcome in map_cases(
@@ -223,7 +225,7 @@ def _check_and_label(report: ImportReport, work: list[Candidate], num_processes:
                 # Not the file's fault for certain (memory, disk, permission): the next run tries again.
                 reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
                 outcome = {"status": "left out", "reason": reason, "retry": True}
-            report.cases[candidate.name] = outcome | {"files": _signature(candidate.files)}
+            report.cases[candidate.name] = outcome | {"files": signatures[candidate.name]}
             if time.monotonic() - saved > SAVE_EVERY_S:
                 report.save()
                 saved = time.monotonic()

@@ -98,31 +98,50 @@ def index_dataset(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     describer, digest = load_describer(path, dataset, device)
     store, fingerprint = IndexStore(dataset), Fingerprint.of(dataset, digest, describer.dimension)
-    waiting = set(store.begin(fingerprint, path))
+    store.begin(fingerprint, path)
     report = IndexReport(path)
     for case in tqdm(dataset.cases(), desc="Indexing", disable=None):
         try:
-            if case not in waiting and not overwrite and store.is_usable(case, fingerprint):
+            if not overwrite and store.is_usable(case, fingerprint):
                 report.kept.append(case)
                 continue
             stamp = dataset.image_stamp(case)
-            store.write(case, index_case(describer, dataset, case), fingerprint, stamp)
+            store.write(case, index_case(describer, dataset, case, overwrite), fingerprint, stamp)
             report.made.append(case)
         except Exception as error:  # whatever is wrong with one case, the others go on
             reason = str(error) if isinstance(error, AliceError) else f"{type(error).__name__}: {error}"
             logger.warning("Not indexed: case %s: %s", case, reason)
             report.failed[case] = reason
-            store.file(case).unlink(missing_ok=True)  # an old index of a case that changed must not be used
+            if not store.is_usable(case, fingerprint):  # unless another machine made it meanwhile
+                store.file(case).unlink(missing_ok=True)  # an old index of a case that changed must not be used
     if len(report.made) + len(report.kept) > 1:
         known = None if report.made else read_trust(store, digest)
-        report.trust = known or _measure(dataset)
+        try:
+            report.trust = known or _measure(dataset)
+        except NotPreparedError:  # an index that was there before is damaged: only reading it through tells
+            _remove_damaged(store, fingerprint, report)
+            report.trust = _measure(dataset)
         write_trust(store, report.trust, digest)
     return report
 
 
-def index_case(describer: Describer, dataset: PreprocessedDataset, case: str) -> CaseIndex:
+def _remove_damaged(store: IndexStore, fingerprint: Fingerprint, report: IndexReport) -> None:
+    """Remove those of the indices that were there before which cannot be read to the end."""
+    for case in list(report.kept):
+        try:
+            store.read(case, fingerprint)
+        except NotPreparedError as error:
+            logger.warning("The index of case %s is removed; run this again to make it anew: %s", case, error)
+            store.file(case).unlink(missing_ok=True)
+            report.kept.remove(case)
+            report.failed[case] = str(error)
+
+
+def index_case(
+    describer: Describer, dataset: PreprocessedDataset, case: str, overwrite_geometry: bool = False
+) -> CaseIndex:
     """Descriptors of one case on its body grid."""
-    geometry = load_geometry(dataset, case)
+    geometry = load_geometry(dataset, case, overwrite_geometry)
     finest_mm = min(n * s for n, s in zip(describer.fine_stride, dataset.spacing, strict=True))
     grid = index_grid(geometry, describer.dimension, finest_mm)
     inside = np.clip(grid.points_vox, 0, np.asarray(geometry.shape) - 1.0)

@@ -91,9 +91,7 @@ class MatchedPairs:
 
         Raises:
             UnreadableCaseError: a case was drawn that cannot be read; draw again.
-            InputError: fewer than two cases can be read.
         """
-        _require(2, self.cases, self.readings)
         index_a = int(rng.integers(len(self.cases)))
         case_a = self.cases[index_a]
         with self.readings.of(case_a):
@@ -158,24 +156,12 @@ class SameVolumePairs:
 
         Raises:
             UnreadableCaseError: a case was drawn that cannot be read; draw again.
-            InputError: no case can be read.
         """
-        _require(1, self.cases, self.readings)
         case = self.cases[int(rng.integers(len(self.cases)))]
         with self.readings.of(case):
             point = self.matcher.body_points(case, 1, rng)[0]
         shifted = point + rng.uniform(-self.reach, self.reach)
         return PointPair(case, case, point, shifted, 1.0, 1, True)
-
-
-def _require(count: int, cases: Sequence[str], readings: Readings) -> None:
-    """Raise InputError when fewer than ``count`` of the cases are left that can be read."""
-    left = len(cases) - len(readings.unreadable)
-    if left < count:
-        raise InputError(
-            f"Views need at least {count} cases, but only {left} of {len(cases)} can be read; the first that cannot: "
-            f"{readings.first}"
-        )
 
 
 def matching_metrics(pairs: Sequence[PointPair]) -> dict[str, float]:

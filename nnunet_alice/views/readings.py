@@ -1,25 +1,25 @@
 """Cases that cannot be read: named once, left out, and something else drawn in their place, the same in every run.
 
-Batches are numbered, and workers meet a damaged case at different times. So nothing is ever taken off the list that is
-drawn from: whoever draws a case that cannot be read draws again, whether that was known before or not.
+Batches are numbered, and workers meet a damaged case at different times, or only its sound parts. So nothing is ever
+taken off the list that is drawn from, and every reading is tried: whoever fails draws again, whether the damage was
+known before or not.
 """
 
 import logging
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 
-from nnunet_alice.errors import AliceError
+from nnunet_alice.anatomy.cases import UNREADABLE
+from nnunet_alice.errors import AliceError, InputError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: What reading a file that is missing, cut off, overwritten or stale raises; anything else is a mistake in the program.
-_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+#: So many draws in a row that meet a case which cannot be read mean that hardly any can be.
+_MOST_IN_A_ROW = 200
 
 
 class UnreadableCaseError(AliceError):
@@ -30,7 +30,7 @@ class Readings:
     """Which cases a loader could not read so far; in every worker process its own.
 
     Attributes:
-        unreadable: case -> reason, in the order of discovery.
+        unreadable: case -> reason, in the order of discovery; for the log, as batches may not depend on it.
     """
 
     def __init__(self) -> None:
@@ -38,33 +38,39 @@ class Readings:
 
     @contextmanager
     def of(self, case: str) -> Iterator[None]:
-        """Read files of a case in this block. What cannot be read is named in the log once and never tried again.
+        """Read files of a case in this block. What cannot be read is named in the log once.
 
         Raises:
             UnreadableCaseError: the case cannot be read.
         """
-        if case in self.unreadable:
-            raise UnreadableCaseError(self.unreadable[case])
         try:
             yield
-        except _DAMAGE as error:
-            self.unreadable[case] = reason = _reason(case, error)
-            logger.warning("Case %s is left out of training from now on: %s", case, reason)
+        except UNREADABLE as error:  # missing, cut off, overwritten or stale; anything else is a mistake in the program
+            reason = _reason(case, error)
+            if case not in self.unreadable:
+                self.unreadable[case] = reason
+                logger.warning("Case %s is left out of training where it cannot be read: %s", case, reason)
             raise UnreadableCaseError(reason) from error
 
     def again(self, make: Callable[[np.random.Generator], T], rng: np.random.Generator) -> T:
         """``make(rng)``, and once more for every case it meets that cannot be read.
 
-        A try begins one number after the one before began, however far that came: a case whose damage was known
-        already (of which nothing more is read) makes no difference. ``make`` raises something else in the end.
+        A try begins one number after the one before began, however far that came.
+
+        Raises:
+            InputError: too many draws in a row met such cases.
         """
-        while True:
+        for _ in range(_MOST_IN_A_ROW):
             state = rng.bit_generator.state
             try:
                 return make(rng)
             except UnreadableCaseError:
                 rng.bit_generator.state = state
                 rng.integers(1 << 32, dtype=np.uint32)  # the smallest step: takes half a number left over, if there is
+        raise InputError(
+            f"{_MOST_IN_A_ROW} draws in a row met cases that cannot be read, {len(self.unreadable)} cases in all; the "
+            f"first: {self.first}"
+        )
 
     @property
     def first(self) -> str:

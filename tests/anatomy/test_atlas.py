@@ -7,6 +7,7 @@ import pytest
 from atlas_phantoms import SPACING, Phantoms
 from small_datasets import ball, replace_image, write_preprocessed
 
+from nnunet_alice import nnunet_folders
 from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.cases import load_geometry
@@ -199,6 +200,36 @@ def test_failed_cases_are_tried_again(balls, registered, monkeypatch):
     assert "MemoryError: too little" in report.records["a"].reason
     assert prepare_atlas(balls, 1).records["a"].status == "ok"
     assert registered == ["a"]
+
+
+def test_a_failure_here_leaves_what_another_machine_registered_meanwhile(balls, registered, monkeypatch):
+    fingerprints = []
+
+    def meet(case, atlas):
+        if case.case == "a" and not fingerprints:
+            fingerprints.append(AtlasFiles(balls).fingerprint("b"))
+            prepare_atlas(balls, 1)
+            raise MemoryError("too little")
+        return assess(np.eye(4), case, atlas)
+
+    monkeypatch.setattr("nnunet_alice.anatomy.atlas.register", meet)
+    assert prepare_atlas(balls, 1, "b").records["a"].status == "ok"
+    assert AtlasFiles(balls).read_record("a", fingerprints[0]).status == "ok"
+    assert "a" in AtlasMatcher(balls).cases
+
+
+def test_an_image_that_cannot_be_opened_costs_no_other_case(balls, registered, monkeypatch):
+    prepare_atlas(balls, 1, "b")
+    real = nnunet_folders.file_stamp
+
+    def refused(path):
+        if path.name.startswith("a."):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(nnunet_folders, "file_stamp", refused)
+    assert list(AtlasMatcher(balls).cases) == ["b", "c"]
+    assert prepare_atlas(balls, 1).records["a"].status == "failed"
 
 
 def test_an_unfinished_change_of_the_atlas_counts_as_nothing_prepared(balls, registered):

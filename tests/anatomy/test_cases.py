@@ -1,6 +1,7 @@
 """Case geometry: coarse grids, body points and their storage."""
 
 import os
+import zipfile
 
 import blosc2
 import numpy as np
@@ -147,18 +148,31 @@ def test_geometry_is_computed_once_and_read_back_whole(dataset, monkeypatch):
     assert_same(load_geometry(dataset, "a"), first)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "older version", "other spacing"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "header", "older version", "other spacing"])
 def test_damaged_or_stale_geometry_is_computed_again(dataset, damage):
     first = load_geometry(dataset, "a")
     path = geometry_file(dataset, "a")
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:100])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "header":
+        _garble_headers(path)
     else:
         content = dict(np.load(path))
         content |= {"version": 0} if damage == "older version" else {"spacing": (1.0, 1.0, 1.0)}
         np.savez(path, **content | {"image": np.zeros(1)})
     assert_same(load_geometry(dataset, "a"), first)
     assert_same(load_geometry(dataset, "a"), first)
+
+
+def _garble_headers(path) -> None:
+    """Arrays whose headers are no Python any more, in a file that is whole otherwise."""
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name).replace(b"{'descr'", b"{'desc\x00'") for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in content.items():
+            file.writestr(name, data)
 
 
 def without_stamp(path) -> None:

@@ -72,6 +72,20 @@ def test_another_checkpoint_never_mixes_with_the_old_indices(dataset, store):
     assert store.fingerprint().checkpoint == "b" * 64
 
 
+def test_the_same_weights_under_another_name_keep_the_indices_and_are_named(dataset, store, tmp_path):
+    """What the message advises where a checkpoint was trained again: name a copy of the one that made the indices."""
+    old, copy = tmp_path / "trained_again.pth", tmp_path / "copy.pth"
+    copy.write_bytes(b"weights")
+    fingerprint = Fingerprint.of(dataset, checkpoint_fingerprint(copy), 8)
+    store.begin(fingerprint, old)
+    store.write("c0", make_index(dataset, "c0"), fingerprint)
+    old.write_bytes(b"other weights")
+    with pytest.raises(NotPreparedError, match="trained again since"):
+        store.fingerprint()
+    assert store.begin(fingerprint, copy) == ["c1", "c2"]
+    assert store.fingerprint() == fingerprint and store.checkpoint_file == copy.resolve()
+
+
 @pytest.mark.parametrize("field", ["checkpoint", "dataset", "plans", "configuration", "version"])
 def test_an_index_made_from_something_else_is_refused(dataset, store, field):
     fingerprint = store.fingerprint()

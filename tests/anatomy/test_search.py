@@ -11,7 +11,7 @@ from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.cases import load_geometry
 from nnunet_alice.anatomy.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.anatomy.providers import open_matcher
-from nnunet_alice.anatomy.search import EmbeddingMatcher, IndexSearch, _parabola_peak, embedding_is_prepared
+from nnunet_alice.anatomy.search import EmbeddingMatcher, _parabola_peak, embedding_is_prepared
 from nnunet_alice.anatomy.trust import Trust, write_trust
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.views.pairs import MatchedPairs
@@ -100,6 +100,7 @@ def test_matches_follow_a_known_deformation_below_the_grid_step(matcher, case_a,
 def test_the_best_grid_point_and_score_are_those_of_a_loop(matcher):
     points = inner_points(matcher, "a", count=20)
     a, b = matcher.search("a"), matcher.search("b")
+    stored = matcher.store.read("b", matcher.fingerprint)
     descriptors, known = a.describe(points)
     assert known.all()
     matches = b.match(descriptors)
@@ -108,7 +109,7 @@ def test_the_best_grid_point_and_score_are_those_of_a_loop(matcher):
         fine, coarse = fine / np.linalg.norm(fine), coarse / np.linalg.norm(coarse)
         means = [
             (fine @ f / np.linalg.norm(f) + coarse @ c / np.linalg.norm(c)) / 2
-            for f, c in zip(b.index.fine.astype(float), b.index.coarse.astype(float), strict=True)
+            for f, c in zip(stored.fine.astype(float), stored.coarse.astype(float), strict=True)
         ]
         best = b.index.grid.points_vox[int(np.argmax(means))]
         assert (np.abs(point - best) <= 0.5 * np.asarray(b.index.grid.step_vox) + 1e-9).all()
@@ -211,7 +212,7 @@ def test_prepared_means_usable_indices_of_two_cases(dataset, tmp_path, monkeypat
 
 def test_descriptors_between_grid_points_come_close_to_the_true_ones(matcher):
     points = inner_points(matcher, "a")
-    joined, _ = IndexSearch(matcher.search("a").index).describe(points)
+    joined, _ = matcher.search("a").describe(points)
     exact = np.concatenate([FINE(canonical("a", points)), COARSE(canonical("a", points))], axis=1) * np.sqrt(0.5)
     assert ((joined * exact).sum(axis=1) > 0.97).all()
 

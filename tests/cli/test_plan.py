@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset, write_image
 
+from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
@@ -79,6 +80,52 @@ def test_fingerprint_is_extracted_and_a_bad_case_left_out(datasets, caplog, monk
     assert path.stat().st_mtime_ns == before
 
 
+def test_plans_over_cases_that_other_plans_made_are_refused(datasets):
+    """Plans of one data identifier share its folder: where it was made anew, the others' millimetres are wrong."""
+    assert plan("-gpu_memory_target", "2") == 0
+    own = datasets / UNLABELLED / "AlicePlans.json"
+    other = read_json(own)
+    other["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
+    write_json(own, other)
+    with pytest.raises(NotPreparedError, match=r"was preprocessed with other plans than AlicePlans; run: nnunet_alice"):
+        PreprocessedDataset.find(900, "AlicePlans", "3d_fullres")
+
+
+def test_moved_plans_are_whole_or_not_there(datasets, monkeypatch):
+    """Killed while the networks are built that judge memory."""
+    path = datasets / UNLABELLED / "nnUNetPlans_from004.json"
+    for before in (None, "finished"):
+        if before:
+            assert plan("--target", "4", "--no_preprocess") == 0
+        there = path.read_bytes() if before else None
+        with monkeypatch.context() as patch:
+            patch.setattr("nnunet_alice.data.planning._view_size", _killed)
+            with pytest.raises(KeyboardInterrupt):
+                plan("--target", "4", "--no_preprocess")
+        assert (path.read_bytes() if path.exists() else None) == there
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_moved_plans_are_nnunets_but_for_batch_and_patch(datasets):
+    from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (
+        move_plans_between_datasets,
+    )
+
+    assert plan("--target", "4", "--no_preprocess") == 0
+    moved = read_json(datasets / UNLABELLED / "nnUNetPlans_from004.json")
+    move_plans_between_datasets(TARGET, UNLABELLED, "nnUNetPlans", "nnUNetPlans_from004")
+    expected = read_json(datasets / UNLABELLED / "nnUNetPlans_from004.json")
+    assert moved.pop("moved_from") == {"dataset": TARGET, "plans_name": "nnUNetPlans"}
+    for plans in (moved, expected):
+        for configuration in plans["configurations"].values():
+            for changed in ("batch_size", "patch_size"):
+                configuration.pop(changed, None)
+    assert moved == expected
+
+
 def test_plans_of_its_own(datasets, capsys):
     assert plan("-gpu_memory_target", "2", "-pl", "AlicePlannerResEncM") == 0
     found = PreprocessedDataset.find(900, "AliceResEncUNetMPlans", "3d_fullres")
@@ -88,7 +135,9 @@ def test_plans_of_its_own(datasets, capsys):
     assert "nnUNetv2_train 900 3d_fullres all -tr AliceTrainer -p AliceResEncUNetMPlans\n" in printed
     assert plan("-overwrite_plans_name", "Mine", "--no_preprocess") == 0
     assert (datasets / UNLABELLED / "Mine.json").is_file()
-    assert "nnUNetv2_preprocess -d 900 -plans_name Mine -c 3d_fullres\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the same command without --no_preprocess" in printed
+    assert "nnUNetv2_move_plans_between_datasets -s 900 -t T -sp Mine -tp Mine_from900\n" in printed
 
 
 def test_plans_for_several_gpus(datasets, capsys):

@@ -253,6 +253,27 @@ def test_a_failure_that_is_not_the_files_is_tried_again(raw, scans, monkeypatch)
     assert run(scans).imported == ["good", "other"]
 
 
+def test_a_file_that_is_still_being_copied_is_read_again(raw, scans, monkeypatch):
+    """The copy ends between the reading and the record of it."""
+    import nnunet_alice.data.unlabelled as module
+
+    whole = (scans / "good.nii.gz").read_bytes()
+    write(scans / "other.nii.gz", volume(1))
+    cut(scans / "good.nii.gz")
+    real = module.read_case
+
+    def read(files):
+        try:
+            return real(files)
+        finally:
+            (scans / "good.nii.gz").write_bytes(whole)
+
+    monkeypatch.setattr(module, "read_case", read)
+    assert list(run(scans).left_out) == ["good"]
+    monkeypatch.setattr(module, "read_case", real)
+    assert run(scans).imported == ["good", "other"]
+
+
 def test_interrupted_import_keeps_what_is_done(raw, scans, monkeypatch):
     import nnunet_alice.data.unlabelled as module
 

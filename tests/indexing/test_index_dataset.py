@@ -125,6 +125,37 @@ def test_the_command_indexes_everything_says_so_and_goes_on_where_it_stopped(dat
     assert main(["match", "-d", "900", "--from", "case0", "--point", "20", "9", "12", "--to", "case1"]) in (0, 1)
 
 
+def test_a_damaged_index_does_not_keep_the_others_from_being_finished(dataset):
+    index_dataset(dataset, device=torch.device("cpu"))
+    store = IndexStore(dataset)
+    store.trust_file.unlink()
+    with np.load(store.file("case1")) as file:
+        content = dict(file)
+    content["fine"] = content["fine"][:-1]  # whole as a file, and usable by all that is not its content
+    np.savez(store.file("case1"), **content)
+    report = index_dataset(dataset, device=torch.device("cpu"))
+    assert list(report.failed) == ["case1"] and "is damaged" in report.failed["case1"] and report.trust is not None
+    assert store.trust_file.is_file() and not store.file("case1").exists()
+    assert index_dataset(dataset, device=torch.device("cpu")).made == ["case1"]
+
+
+def test_a_failure_here_leaves_what_another_machine_indexed_meanwhile(dataset, monkeypatch):
+    import nnunet_alice.indexing.dataset as module
+
+    real, store = module.index_case, IndexStore(dataset)
+
+    def meet(describer, dataset, case, *options):
+        if case == "case1":
+            monkeypatch.setattr(module, "index_case", real)
+            index_dataset(dataset, device=torch.device("cpu"))
+            raise MemoryError("too little")
+        return real(describer, dataset, case, *options)
+
+    monkeypatch.setattr(module, "index_case", meet)
+    assert list(index_dataset(dataset, device=torch.device("cpu")).failed) == ["case1"]
+    assert store.file("case1").is_file() and len(EmbeddingMatcher(dataset).cases) == CASES
+
+
 def test_a_case_matched_to_itself_returns_the_point_within_a_grid_step(dataset):
     index_dataset(dataset, device=torch.device("cpu"))
     matcher = EmbeddingMatcher(dataset)
