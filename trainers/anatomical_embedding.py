@@ -161,7 +161,8 @@ class AnatomicalEmbeddingTrainer(PretrainingTrainer):
         """Errors of matching between the two crops of each pair, whose truth is known."""
         if self._pictured is None:
             self._pictured = {"batch": batch, "step": result}
-        errors, chance = matching_errors_mm(result.fine, result.coarse, result.queries)
+        with torch.autocast(self.device.type, enabled=False):  # half precision ties neighbours and moves positions
+            errors, chance = matching_errors_mm(result.fine, result.coarse, result.queries)
         return {"errors": errors.cpu(), "chance": chance.cpu()}
 
     def validation_metrics(self, outputs: list[dict]) -> dict[str, float]:
@@ -187,6 +188,11 @@ class AnatomicalEmbeddingTrainer(PretrainingTrainer):
             for name, gap in gaps.items()
             if not gap >= _MIN_GAP
         ]
+
+    def on_epoch_end(self) -> None:
+        """As in all pretraining; then the maps of the picture no longer take the GPU's memory."""
+        super().on_epoch_end()
+        self._pictured = None
 
     def draw_pictures(self) -> None:
         """``similarity.png``: points of validation crops, and how similar another case's crop is to them."""

@@ -153,6 +153,8 @@ class DrasCLRTrainer(PretrainingTrainer):
 
     def compile_model(self) -> None:
         """Compile query and key encoder."""
+        # batches differ in size where few cases show a landmark; torch would stop compiling at the ninth form
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
         self.model.query.compile()
         self.model.key.compile()
 

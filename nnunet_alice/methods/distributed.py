@@ -64,6 +64,7 @@ class _SumOverRanks(torch.autograd.Function):
         return _reduced(grad_output, dist.ReduceOp.SUM)
 
 
+@torch.compiler.disable  # sizes differ between ranks and steps: traced, each would be compiled anew
 def gather_rows(x: Tensor) -> Tensor:
     """Rows of all ranks, one rank after the other, without gradient; ``x`` itself (detached) in a single process.
 
