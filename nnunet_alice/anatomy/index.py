@@ -177,17 +177,16 @@ class IndexStore:
         Returns:
             cases of the dataset that have no index yet.
         """
-        if self._described() != fingerprint:
+        described, made_by = self._described(), Path(checkpoint_file).resolve()
+        if described != fingerprint:
             stale = list(self._files())
             if stale:
                 logger.info("%d indices of another checkpoint, plans or version are deleted.", len(stale))
             for path in stale:
                 path.unlink(missing_ok=True)  # another process may begin at the same time
             self.trust_file.unlink(missing_ok=True)
-        if self._described() != fingerprint or self.checkpoint_file != Path(checkpoint_file).resolve():
-            write_json(
-                self.description_file, {**asdict(fingerprint), "checkpoint_file": str(Path(checkpoint_file).resolve())}
-            )
+        if described != fingerprint or self.checkpoint_file != made_by:
+            write_json(self.description_file, {**asdict(fingerprint), "checkpoint_file": str(made_by)})
         there = set(self.cases())
         return [case for case in self.dataset.cases() if case not in there]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.evaluation.benchmark.examples import example_cases
 from nnunet_alice.evaluation.benchmark.page import page
-from nnunet_alice.evaluation.benchmark.results import MEAN, collect
+from nnunet_alice.evaluation.benchmark.results import KEYS, MEAN, collect
 from nnunet_alice.evaluation.benchmark.runner import Runner
 from nnunet_alice.evaluation.segmentation_metrics import METRICS
 from nnunet_alice.evaluation.statistics import bootstrap_mean, holm, paired_wilcoxon
@@ -72,7 +72,7 @@ def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, 
     examples = example_cases(runner, cases)
     if examples:
         draw_examples(examples, folder / "examples.png")
-    runs = cases.groupby(["arm", "checkpoint", "partition", "labels", "draw", "seed"], sort=False).ngroups
+    runs = cases.groupby(list(KEYS), sort=False).ngroups
     report = Report(folder, runs, len(runner.test_cells()), summary)
     with atomic_write(folder / "report.md") as temporary:
         text = page(
