@@ -12,10 +12,9 @@ from nnunet_alice.checkpoints.conditional import conditional_weights, load_condi
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.data.atlas_file import atlas_of_checkpoint
 from nnunet_alice.data.located_dataset import LOCATED
-from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.errors import InputError
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
-from nnunet_alice.training.pretrained_hook import load_pretrained_weights_by, stock_loader
 from nnunet_alice.training.variants import epochs_variant
 from nnunet_alice.views.location_channels import hide_from_intensities
 
@@ -70,7 +69,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         return hide_from_intensities(super().get_training_transforms(*args, **kwargs), COORDINATE_CHANNELS)
 
     def initialize(self) -> None:
-        """As FineTuneTrainer's; from then on this trainer loads ``-pretrained_weights`` itself.
+        """As FineTuneTrainer's.
 
         Raises:
             InputError: the dataset was not written by ``nnunet_alice locate``.
@@ -82,7 +81,6 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
                 "checkpoint_final.pth and train on the dataset that it writes."
             )
         super().initialize()
-        load_pretrained_weights_by(self)
 
     def load_pretrained_weights(self, filename: str) -> None:
         """Load the conditional encoder of a DrasCLR checkpoint, or the whole network of one of this trainer.
@@ -95,11 +93,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         if "pretraining" not in checkpoint and any(
             name.startswith("encoder.encoder.") for name in network_weights(checkpoint, filename)
         ):
-            try:
-                stock_loader()(self.network, filename)
-            except AssertionError as error:
-                raise CheckpointError(f"{filename} does not fit: {str(error).splitlines()[0]}") from None
-            self.print_to_log_file(f"Loaded the network of {filename}; its segmentation layers start fresh.")
+            self._load_body(filename, checkpoint, "train with the plans and the _<N>experts of the run that wrote it")
             return
         weights = conditional_weights(checkpoint, filename)
         load_conditional_encoder(network.encoder, weights, filename)

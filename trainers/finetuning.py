@@ -32,9 +32,11 @@ from nnunet_alice.training.finetuning import (
     is_encoder,
     kept_epoch,
     layer_groups,
+    load_all_but_segmentation,
     replaced,
     short_momentum,
 )
+from nnunet_alice.training.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.training.repeatable import without_timing
 from nnunet_alice.training.variants import epochs_variant
 
@@ -127,11 +129,31 @@ class FineTuneTrainer(nnUNetTrainer):
         return min(self.num_epochs - 1, max(1, round(self.decoder_first_share * self.num_epochs)))
 
     def initialize(self) -> None:
-        """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded."""
+        """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded.
+
+        From then on ``-pretrained_weights`` calls ``load_pretrained_weights``.
+        """
         self._seed(0)
         super().initialize()
         channels_last_on_cpu(self.bare_network, self.device)
         self._initial = fingerprints(self.bare_network)
+        load_pretrained_weights_by(self)
+
+    def load_pretrained_weights(self, filename: str) -> None:
+        """As nnU-Net's, all tensors but the segmentation layers'; runs no code of the file.
+
+        Raises:
+            CheckpointError: the file is damaged, would run code, or does not fit.
+        """
+        number, plans = int(self.plans_manager.dataset_name[7:10]), self.plans_manager.plans_name
+        target = f"-d {number} -p {plans} -c {self.configuration_name}"
+        fix = f"make a file that does with nnunet_alice transfer -i {filename} {target} -o adapted.pth"
+        self._load_body(filename, load_checkpoint(filename), fix)
+
+    def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
+        weights = network_weights(checkpoint, filename)
+        loaded = load_all_but_segmentation(self.bare_network, weights, filename, fix)
+        self.print_to_log_file(f"Loaded {loaded} tensors of {filename}; segmentation layers start fresh.")
 
     def configure_optimizers(self):
         """nnU-Net's SGD (or AdamW) on groups of layers; the encoder leaves it when frozen."""

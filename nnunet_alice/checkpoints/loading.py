@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 #: where torch and nnU-Net keep the network's tensors, and what wrappers put in front of their names
 WEIGHTS_KEY = "network_weights"
 _WRAPPERS = ("module.", "_orig_mod.")
+_TRUST = "nnunet_alice transfer and export open it with --trust, if you trust its author with your account."
 
 
 def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, Any]:
@@ -134,15 +135,9 @@ def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> CheckpointEr
     asked = re.search(r"GLOBAL ([\w.]+) (?:was not an allowed|whose module)", str(error))
     if asked:
         name = asked[1] if "." in asked[1] else f"builtins.{asked[1]}"
-        return CheckpointError(
-            f"{path} was refused: opening it would run '{name}', which is no plain data; "
-            "pass --trust only if you trust its author with your account."
-        )
+        return CheckpointError(f"{path} was refused: opening it would run '{name}', which is no plain data; {_TRUST}")
     if zipfile.is_zipfile(path):
-        return CheckpointError(
-            f"{path} was refused: it holds more than plain data ({_reason(error)}); "
-            "pass --trust only if you trust its author with your account."
-        )
+        return CheckpointError(f"{path} was refused: it holds more than plain data ({_reason(error)}); {_TRUST}")
     return DamagedCheckpointError(f"{path} is truncated or not a checkpoint; copy or download it again.")
 
 

@@ -1,6 +1,7 @@
 """Parts of fine-tuning: learning rates over the run and over the network, and whether weights were loaded at all."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.methods.schedules import linear
 
 _SEGMENTATION = ".seg_layers."
@@ -143,6 +144,33 @@ def layer_groups(network: nn.Module, encoder_decay: float) -> list[dict]:
         group["params"].append(value)
         group["names"].append(name)
     return [group for group in groups.values() if group["params"]]
+
+
+def load_all_but_segmentation(
+    network: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike, fix: str
+) -> int:
+    """What nnU-Net's ``-pretrained_weights`` copies: every tensor but the segmentation layers', or nothing.
+
+    Args:
+        network: nnU-Net's, without the wrappers of DDP and ``torch.compile``; changed in place.
+        weights: tensors by the network's names; any that it lacks are left out.
+        path: their file, for the error message.
+        fix: what to do about weights that do not fit, for the error message.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another shape.
+    """
+    own = network.state_dict()
+    wanted = [name for name in own if _SEGMENTATION not in name]
+    for name in wanted:
+        there, here = (tuple(side[name].shape) if name in side else "missing" for side in (weights, own))
+        if there != here:
+            raise CheckpointError(f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}.")
+    network.load_state_dict(own | {name: weights[name] for name in wanted})
+    return len(wanted)
 
 
 def fingerprints(network: nn.Module) -> dict[str, str]:

@@ -26,7 +26,8 @@ def load_pretrained_weights_by(trainer: LoadsItself) -> None:
     """
     from nnunetv2.run import run_training
 
-    stock = stock_loader()
+    current = run_training.load_pretrained_weights
+    stock = getattr(current, "stock", current)
     owner = weakref.ref(trainer)
 
     def load(network: nn.Module, fname: str, verbose: bool = False) -> None:
@@ -38,10 +39,3 @@ def load_pretrained_weights_by(trainer: LoadsItself) -> None:
 
     load.stock = stock
     run_training.load_pretrained_weights = load
-
-
-def stock_loader():
-    """nnU-Net's own function that loads pretrained weights."""
-    from nnunetv2.run import run_training
-
-    return getattr(run_training.load_pretrained_weights, "stock", run_training.load_pretrained_weights)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
+from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -53,9 +54,10 @@ def weights_file(dataset, path: Path) -> Path:
 
 def start(trainer, weights: Path | None = None):
     """What nnUNetv2_train does before training."""
-    trainer.initialize()
+    if not trainer.was_initialized:
+        trainer.initialize()
     if weights is not None:
-        load_pretrained_weights(trainer.network, str(weights))
+        run_training.load_pretrained_weights(trainer.network, str(weights), verbose=True)
     return trainer
 
 
@@ -183,6 +185,60 @@ def test_the_log_says_where_the_run_starts(dataset, tmp_path, name, with_weights
     record = trainer._describe_start()
     assert expected in log_of(trainer) and record["pretrained"] is with_weights
     assert ("WARNING" in log_of(trainer)) == ("WARNING" in expected)
+
+
+def test_pretrained_weights_are_loaded_as_stock_does_it(dataset, tmp_path):
+    weights = weights_file(dataset, tmp_path / "w.pth")
+    ours, stock = (make_finetuner(short(), dataset) for _ in range(2))
+    for trainer in (stock, ours):
+        trainer.initialize()
+    load_pretrained_weights(stock.network, str(weights))
+    assert not torch.equal(*(trainer.network.encoder.stages[0][0].convs[0].conv.weight for trainer in (ours, stock)))
+    start(ours, weights)
+    for name, value in ours.network.state_dict().items():
+        assert torch.equal(value, stock.network.state_dict()[name]), name
+    assert log_of(ours).count(f"tensors of {weights}") == 1  # in the log of both
+
+
+class Touch:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_pretrained_weights_is_refused_and_does_not_run(dataset, tmp_path):
+    weights = torch.load(weights_file(dataset, tmp_path / "w.pth"), weights_only=True)
+    torch.save(weights | {"more": Touch(tmp_path / "was here")}, tmp_path / "harmful.pth")
+    with pytest.raises(CheckpointError, match=r"harmful\.pth was refused.*nnunet_alice transfer"):
+        start(make_finetuner(short(), dataset), tmp_path / "harmful.pth")
+    assert not (tmp_path / "was here").exists()
+    torch.load(tmp_path / "harmful.pth", weights_only=False)
+    assert (tmp_path / "was here").exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda state: state.pop(next(iter(state))), r"is missing there and \(4, 1, 3, 3, 3\) in this"),
+        (lambda state: state.update({next(iter(state)): torch.zeros(4, 2, 3, 3, 3)}), r"is \(4, 2, 3, 3, 3\) there"),
+    ],
+)
+def test_weights_of_another_network_change_nothing_and_get_the_command_that_adapts_them(
+    dataset, tmp_path, change, found
+):
+    checkpoint = torch.load(weights_file(dataset, tmp_path / "w.pth"), weights_only=True)
+    change(checkpoint["network_weights"])
+    save_checkpoint(checkpoint, tmp_path / "other.pth")
+    trainer = start(make_finetuner(short(), dataset))
+    before = copy_of(trainer)
+    command = f"nnunet_alice transfer -i {tmp_path / 'other.pth'} -d 901 -p nnUNetPlans -c 3d_fullres -o adapted.pth"
+    with pytest.raises(CheckpointError, match=f"{found}.*{re.escape(command)}"):
+        trainer.load_pretrained_weights(str(tmp_path / "other.pth"))
+    assert not changed(trainer, before)
 
 
 def test_a_frozen_encoder_stays_and_the_decoder_learns(dataset, tmp_path):

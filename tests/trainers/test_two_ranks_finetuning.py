@@ -22,11 +22,11 @@ class FineTuneTrainer_ranks(finetuning.FineTuneTrainer):
 
 
 def on_cpu(folder, weights):
-    """A trainer of this rank with weights; nnU-Net would give it a GPU, and load them there."""
+    """A trainer of this rank with weights; nnU-Net would give it a GPU."""
     trainer = make_finetuner(FineTuneTrainer_ranks, folder)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
     trainer.initialize()
-    trainer.bare_network.load_state_dict(torch.load(weights, weights_only=True)["network_weights"])
+    trainer.load_pretrained_weights(weights)
     return trainer
 
 
