@@ -27,6 +27,8 @@ _RECIPE_KEYS = (
 )
 #: Normalisations that look at nothing but the image itself.
 _SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+#: Key of a configuration that was planned for several GPUs.
+_GPUS = "num_gpus"
 #: bytes of each end of a file that its stamp looks at
 _STAMPED_BYTES = 1 << 16
 
@@ -94,6 +96,24 @@ def preprocessing_recipe(plans: dict, configuration: dict) -> dict:
     if not _SELF_CONTAINED.issuperset(configuration["normalization_schemes"]):
         recipe["intensities"] = plans["foreground_intensity_properties_per_channel"]
     return recipe
+
+
+def note_gpus(configuration: dict, gpus: int) -> None:
+    """Write into a configuration for how many GPUs its batch was planned; nothing for one, as in nnU-Net's plans."""
+    configuration.pop(_GPUS, None)
+    if gpus > 1:
+        configuration[_GPUS] = gpus
+
+
+def planned_gpus(configuration: dict) -> int:
+    """GPUs that a configuration's batch was planned for."""
+    return configuration.get(_GPUS, 1)
+
+
+def pretraining_command(dataset: int, configuration: str, plans_name: str, trainer: str, gpus: int) -> str:
+    """The command that pretrains on all cases."""
+    flag = f" -num_gpus {gpus}" if gpus > 1 else ""
+    return f"nnUNetv2_train {dataset} {configuration} all -tr {trainer} -p {plans_name}{flag}"
 
 
 @dataclass(frozen=True)
@@ -169,6 +189,11 @@ class PreprocessedDataset:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         return PlansManager(self.plans).get_configuration(self.configuration)
+
+    def pretraining_command(self, trainer: str) -> str:
+        """The command that pretrains on all cases, on as many GPUs as the plans were made for."""
+        gpus = planned_gpus(self.configuration_manager.configuration)
+        return pretraining_command(self.number, self.configuration, self.plans_name, trainer, gpus)
 
     @property
     def folder(self) -> Path:

@@ -34,7 +34,7 @@ from nnunet_alice.data.memory import (
 from nnunet_alice.data.planning import total_stride
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import nnunet_folder, note_gpus
 from nnunet_alice.views.masking import FEWEST_BLOCKS, block_shape
 
 
@@ -172,6 +172,7 @@ class PairPlanning:
                 plan["patch_size"], architecture["arch_kwargs"]["strides"], self.UNet_featuremap_min_edge_length
             )
             plan["batch_size"] = self.pairs(self.cost(architecture, plan["patch_size"]), self.UNet_vram_target_GB)
+            note_gpus(plan, self.num_gpus)
         return plan
 
     def generate_data_identifier(self, configuration_name: str) -> str:

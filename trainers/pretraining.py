@@ -21,7 +21,7 @@ from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.methods.schedules import cosine, warmup_cosine
-from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.nnunet_folders import PreprocessedDataset, planned_gpus
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
@@ -152,6 +152,14 @@ class PretrainingTrainer(PretrainingHooks, MatchedCases, NoSegmentation, nnUNetT
             raise InputError(
                 f"{path}, {self.configuration_name}: batch_size {planned} cannot be split among {gpus} GPUs; "
                 f"train with -num_gpus {planned}, or plan with nnunet_alice plan ... -num_gpus {gpus}."
+            )
+        expected = planned_gpus(self.configuration_manager.configuration)
+        if expected != gpus:
+            each, wanted = (-(-planned // number) for number in (gpus, expected))
+            self.print_to_log_file(
+                f"WARNING: the batch was planned for {expected} GPU(s) with {wanted} pairs each; this run has {gpus} "
+                f"with up to {each}. Train with -num_gpus {expected}, or plan with "
+                f"nnunet_alice plan ... -num_gpus {gpus}."
             )
         super()._set_batch_size_and_oversample()
 

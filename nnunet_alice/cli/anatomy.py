@@ -81,7 +81,7 @@ def _index(args: argparse.Namespace) -> int:
         f"  nnunet_alice match {arguments} --from {dataset.cases()[0]} --point Z Y X --to all\n"
         f"  nnunet_alice evaluate_matching {arguments}"
     )
-    _print_next(dataset, args)
+    _print_next(dataset)
     return 0
 
 
@@ -104,7 +104,7 @@ def _register(args: argparse.Namespace) -> int:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
         return 1
     _lay_landmarks(args, dataset, report.atlas_case)
-    _print_next(dataset, args)
+    _print_next(dataset)
     return 0
 
 
@@ -117,13 +117,10 @@ def _name_some(status: str, reasons) -> None:
         print(f"  ... and {len(reasons) - _NAMED} more")
 
 
-def _print_next(dataset, args: argparse.Namespace) -> None:
+def _print_next(dataset) -> None:
     """Print the commands that train with what was prepared."""
-    print(
-        "Next:\n"
-        "  export nnUNet_extTrainer=$(nnunet_alice trainers)\n"
-        f"  nnUNetv2_train {dataset.number} {args.c} all -tr AliceTrainer -p {args.p}"
-    )
+    train = dataset.pretraining_command("AliceTrainer")
+    print(f"Next:\n  export nnUNet_extTrainer=$(nnunet_alice trainers)\n  {train}")
 
 
 def _lay_landmarks(args: argparse.Namespace, dataset, atlas_case: str) -> None:

@@ -21,7 +21,7 @@ from nnunet_alice.data.moved_plans import reader_of, rename_plans
 from nnunet_alice.data.preprocessing import raw_cases
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import nnunet_folder, note_gpus
 from nnunet_alice.parallel import map_cases
 
 logger = logging.getLogger(__name__)
@@ -218,6 +218,7 @@ def move_target_plans(
                 content["patch_size"] = _view_size(dataset, moved, content)
             cost = planner.cost(content["architecture"], content["patch_size"])
             content["batch_size"] = planner.pairs(cost, gigabytes, MINIMUM_PAIRS)
+            note_gpus(content, num_gpus)
     write_json(path, moved)
     with atomic_write(path.parent / "dataset.json") as temporary:
         shutil.copyfile(dataset_json, temporary)

@@ -62,7 +62,7 @@ def default_checkpoint(dataset: PreprocessedDataset) -> Path:
     if not found:
         raise NotPreparedError(
             f"No trained embedding in {results}; train one, or name a file with --checkpoint: "
-            f"nnUNetv2_train {dataset.number} {dataset.configuration} all -tr {TRAINER} -p {dataset.plans_name}"
+            f"{dataset.pretraining_command(TRAINER)}"
         )
     best = max(
         found,

@@ -16,7 +16,7 @@ from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset, wri
 
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.nnunet_folders import PreprocessedDataset, planned_gpus
 
 
 def network(plans, heads):
@@ -146,10 +146,17 @@ def test_plans_for_several_gpus(datasets, capsys):
         (("-pl", "AlicePlannerSmall"), "AliceSmallPlans"),
     ):
         assert plan("--no_preprocess", "-num_gpus", "8", *arguments) == 0
-        assert read_json(datasets / UNLABELLED / f"{plans}.json")["configurations"]["3d_fullres"]["batch_size"] == 8
+        planned = read_json(datasets / UNLABELLED / f"{plans}.json")["configurations"]["3d_fullres"]
+        assert planned["batch_size"] == planned_gpus(planned) == 8
+        command = PreprocessedDataset(UNLABELLED, plans, "3d_fullres").pretraining_command("DrasCLRTrainer")
+        assert command == f"nnUNetv2_train 900 3d_fullres all -tr DrasCLRTrainer -p {plans} -num_gpus 8"
         printed = capsys.readouterr().out
         assert "8 pairs of views a step" in printed and "GB of GPU memory on each of 8." in printed
         assert f"nnUNetv2_train 900 3d_fullres all -tr AliceTrainer -p {plans} -num_gpus 8\n" in printed
+        assert plan("--no_preprocess", *arguments) == 0
+        single = read_json(datasets / UNLABELLED / f"{plans}.json")["configurations"]["3d_fullres"]
+        assert planned_gpus(single) == 1 and "num_gpus" not in single
+        assert "-num_gpus" not in capsys.readouterr().out
 
 
 def test_batch_of_moved_plans_follows_the_memory_target(datasets, caplog):

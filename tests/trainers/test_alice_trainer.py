@@ -33,6 +33,7 @@ from nnunet_alice.anatomy.providers import Provider
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError, NotPreparedError
+from nnunet_alice.files import read_json, write_json
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers import alice
 
@@ -90,6 +91,17 @@ def test_omp_num_threads_limits_training_on_the_cpu(fresh_run, two_threads, monk
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     make_trainer(variant(), fresh_run)
     assert torch.get_num_threads() == 1
+
+
+def test_fewer_gpus_than_planned_are_warned_of(small_run):
+    path = small_run / DATASET / f"{PLANS}.json"
+    plans = read_json(path)
+    plans["configurations"]["3d_fullres"] |= {"batch_size": 6, "num_gpus": 3}
+    write_json(path, plans)
+    trainer = make_trainer(variant(), small_run)
+    trainer.initialize()
+    log = Path(trainer.log_file).read_text()
+    assert "planned for 3 GPU(s) with 2 pairs each; this run has 1 with up to 6. Train with -num_gpus 3, or plan" in log
 
 
 def test_checkpoint_is_plain_and_stock_nnunet_starts_from_it(small_run):

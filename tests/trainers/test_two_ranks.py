@@ -115,6 +115,12 @@ def test_more_gpus_than_pairs_is_one_sentence(ranks):
         assert "train with -num_gpus 1, or plan with nnunet_alice plan ... -num_gpus 2." in message
 
 
+def test_other_gpus_than_planned_are_warned_of(ranks):
+    log = next(ranks[0].glob("results/**/AliceTrainer_ranks*/fold_all/training_log*.txt")).read_text()
+    expected = "planned for 1 GPU(s) with 3 pairs each; this run has 2 with up to 2. Train with -num_gpus 1, or plan"
+    assert f"WARNING: the batch was {expected}" in log
+
+
 def test_the_batch_of_all_ranks_is_recorded_and_what_older_versions_recorded_is_known(ranks):
     folder, _ = ranks
     path = next(folder.glob("results/**/AliceTrainer_ranks*/fold_all/checkpoint_final.pth"))
