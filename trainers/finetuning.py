@@ -152,8 +152,8 @@ class FineTuneTrainer(nnUNetTrainer):
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
         weights = network_weights(checkpoint, filename)
-        loaded = load_all_but_segmentation(self.bare_network, weights, filename, fix)
-        self.print_to_log_file(f"Loaded {loaded} tensors of {filename}; segmentation layers start fresh.")
+        load_all_but_segmentation(self.bare_network, weights, filename, fix)
+        self.print_to_log_file(f"Loaded the weights of {filename}; segmentation layers start fresh.")
 
     def configure_optimizers(self):
         """nnU-Net's SGD (or AdamW) on groups of layers; the encoder leaves it when frozen."""

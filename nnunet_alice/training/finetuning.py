@@ -148,7 +148,7 @@ def layer_groups(network: nn.Module, encoder_decay: float) -> list[dict]:
 
 def load_all_but_segmentation(
     network: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike, fix: str
-) -> int:
+) -> None:
     """What nnU-Net's ``-pretrained_weights`` copies: every tensor but the segmentation layers', or nothing.
 
     Args:
@@ -156,9 +156,6 @@ def load_all_but_segmentation(
         weights: tensors by the network's names; any that it lacks are left out.
         path: their file, for the error message.
         fix: what to do about weights that do not fit, for the error message.
-
-    Returns:
-        The number of tensors.
 
     Raises:
         CheckpointError: a tensor is missing, or of another shape.
@@ -170,7 +167,6 @@ def load_all_but_segmentation(
         if there != here:
             raise CheckpointError(f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}.")
     network.load_state_dict(own | {name: weights[name] for name in wanted})
-    return len(wanted)
 
 
 def fingerprints(network: nn.Module) -> dict[str, str]:

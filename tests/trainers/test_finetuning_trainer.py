@@ -197,7 +197,7 @@ def test_pretrained_weights_are_loaded_as_stock_does_it(dataset, tmp_path):
     start(ours, weights)
     for name, value in ours.network.state_dict().items():
         assert torch.equal(value, stock.network.state_dict()[name]), name
-    assert log_of(ours).count(f"tensors of {weights}") == 1  # in the log of both
+    assert log_of(ours).count(f"the weights of {weights}") == 1  # in the log of both
 
 
 class Touch:
