@@ -110,12 +110,6 @@ def planned_gpus(configuration: dict) -> int:
     return configuration.get(_GPUS, 1)
 
 
-def pretraining_command(dataset: int, configuration: str, plans_name: str, trainer: str, gpus: int) -> str:
-    """The command that pretrains on all cases."""
-    flag = f" -num_gpus {gpus}" if gpus > 1 else ""
-    return f"nnUNetv2_train {dataset} {configuration} all -tr {trainer} -p {plans_name}{flag}"
-
-
 @dataclass(frozen=True)
 class PreprocessedDataset:
     """One configuration of one preprocessed dataset, as nnU-Net left it on disk.
@@ -193,7 +187,8 @@ class PreprocessedDataset:
     def pretraining_command(self, trainer: str) -> str:
         """The command that pretrains on all cases, on as many GPUs as the plans were made for."""
         gpus = planned_gpus(self.configuration_manager.configuration)
-        return pretraining_command(self.number, self.configuration, self.plans_name, trainer, gpus)
+        flag = f" -num_gpus {gpus}" if gpus > 1 else ""
+        return f"nnUNetv2_train {self.number} {self.configuration} all -tr {trainer} -p {self.plans_name}{flag}"
 
     @property
     def folder(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_alice.checkpoints.loading import first_misfit
 from nnunet_alice.errors import CheckpointError
 
 #: Where the query encoder lies in ``model_state``.
@@ -77,11 +78,11 @@ def load_conditional_encoder(encoder: nn.Module, weights: ConditionalWeights, pa
             f"{path} has {weights.num_experts} experts and this network {experts}: name the trainer with the ending "
             f"_{weights.num_experts}experts."
         )
-    for name in sorted(target.keys() | weights.state.keys()):
-        shapes = [tuple(side[name].shape) if name in side else "missing" for side in (weights.state, target)]
-        if shapes[0] != shapes[1]:
-            raise CheckpointError(
-                f"{path} does not fit these plans: encoder tensor '{name}' is {shapes[0]} there and {shapes[1]} here; "
-                "train with the plans of the pretraining, which nnunet_alice locate gives to the dataset it writes."
-            )
+    misfit = first_misfit(weights.state, target, sorted(target.keys() | weights.state.keys()))
+    if misfit is not None:
+        name, there, here = misfit
+        raise CheckpointError(
+            f"{path} does not fit these plans: encoder tensor '{name}' is {there} there and {here} here; "
+            "train with the plans of the pretraining, which nnunet_alice locate gives to the dataset it writes."
+        )
     encoder.load_state_dict(weights.state)

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,26 @@ def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> d
     if strange:
         raise CheckpointError(f"'{WEIGHTS_KEY}' of {path} holds {strange[0]!r}, which is not a tensor.")
     return {_without_wrappers(name): tensor for name, tensor in weights.items()}
+
+
+def first_misfit(
+    weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], names: Iterable[str]
+) -> tuple[str, tuple | str, tuple | str] | None:
+    """The first of the names whose tensor is not of the same shape on both sides; None if all fit.
+
+    Args:
+        weights: tensors of a file.
+        own: tensors of the network that they are for.
+        names: what to look at, in this order.
+
+    Returns:
+        its name, its shape in the file and in the network; ``missing`` where a side lacks it.
+    """
+    for name in names:
+        there, here = (tuple(side[name].shape) if name in side else "missing" for side in (weights, own))
+        if there != here:
+            return name, there, here
+    return None
 
 
 def _without_wrappers(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from nnunet_alice import __version__
-from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.loading import first_misfit, load_checkpoint, network_weights
 from nnunet_alice.checkpoints.nnssl import adaptation_plan
 from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
 
@@ -156,9 +156,9 @@ def _check_network(
     path: str | os.PathLike, checkpoint: Mapping[str, Any], own_weights: Mapping[str, torch.Tensor]
 ) -> None:
     saved = network_weights(checkpoint, path)
-    for name in [*own_weights, *saved]:
-        if name not in saved or name not in own_weights or saved[name].shape != own_weights[name].shape:
-            raise CheckpointError(f"{path} holds another network ('{name}' does not fit); start without --c.")
+    misfit = first_misfit(saved, own_weights, [*own_weights, *saved])
+    if misfit is not None:
+        raise CheckpointError(f"{path} holds another network ('{misfit[0]}' does not fit); start without --c.")
 
 
 def _same(one: Any, other: Any) -> bool:

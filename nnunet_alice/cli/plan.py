@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, pretraining_command
+from nnunet_alice.nnunet_folders import PreprocessedDataset, dataset_name, nnunet_folder
 
 EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
 PACKAGE = "nnunet_alice.planners"
@@ -148,7 +148,7 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
     print("  # optional: the trainer prepares the anatomy itself where this was not run")
     print(f"  nnunet_alice anatomy -d {number} -p {plans} -c {args.c}")
     print("  export nnUNet_extTrainer=$(nnunet_alice trainers)")
-    print(f"  {pretraining_command(number, args.c, plans, 'AliceTrainer', args.num_gpus)}")
+    print(f"  {PreprocessedDataset(name, plans, args.c).pretraining_command('AliceTrainer')}")
     if args.target is None:
         print("  # then, for a labelled dataset T that nnU-Net has planned already: it takes over these plans")
         moved = f"{plans}_from{number:03d}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nnunet_alice.checkpoints.loading import first_misfit
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.methods.schedules import linear
 
@@ -162,10 +163,10 @@ def load_all_but_segmentation(
     """
     own = network.state_dict()
     wanted = [name for name in own if _SEGMENTATION not in name]
-    for name in wanted:
-        there, here = (tuple(side[name].shape) if name in side else "missing" for side in (weights, own))
-        if there != here:
-            raise CheckpointError(f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}.")
+    misfit = first_misfit(weights, own, wanted)
+    if misfit is not None:
+        name, there, here = misfit
+        raise CheckpointError(f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}.")
     network.load_state_dict(own | {name: weights[name] for name in wanted})
 
 
