@@ -37,6 +37,7 @@ setup(
         "blosc2>=3.3.2",
         "matplotlib",
         "pandas",
+        "scikit-image>=0.22",  # phase_cross_correlation answers alike with and without masks
         "scikit-learn",
         "scipy",
         "tqdm",

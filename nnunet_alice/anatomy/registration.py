@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
+from skimage.registration import phase_cross_correlation
 
 from nnunet_alice.anatomy.cases import CaseGeometry
 
@@ -165,16 +166,22 @@ def _best_shift(case: CaseGeometry, atlas: CaseGeometry, scale: np.ndarray) -> n
     sizes_mm = [np.asarray(g.shape) * g.spacing * s for g, s in ((case, scale), (atlas, np.ones(3)))]
     cell_mm = float((np.prod(np.maximum(*sizes_mm)) / _SHIFT_CELLS) ** (1 / 3))
     fixed, moving = _rough(case, scale, cell_mm), _rough(atlas, np.ones(3), cell_mm)
-    search = sitk.MaskedFFTNormalizedCorrelationImageFilter()
-    search.SetRequiredFractionOfOverlappingPixels(_MIN_SHIFT_OVERLAP)
-    everywhere = [sitk.GetImageFromArray(np.ones_like(array)) for array in (fixed, moving)]
-    found = search.Execute(sitk.GetImageFromArray(fixed), sitk.GetImageFromArray(moving), *everywhere)
-    correlation = sitk.GetArrayViewFromImage(found)
-    # The first element is the shift at which only the last cell of the atlas lies on the first of the case.
-    peak = np.array(np.unravel_index(np.argmax(correlation), correlation.shape)) - (np.array(moving.shape) - 1)
+    shape = np.maximum(fixed.shape, moving.shape)
+    (moving, there), (fixed, here) = _padded(moving, shape), _padded(fixed, shape)
+    # Normalised correlation over what overlaps, as ITK's MaskedFFTNormalizedCorrelation has it, more slowly.
+    shift, *_ = phase_cross_correlation(
+        moving, fixed, reference_mask=there, moving_mask=here, overlap_ratio=_MIN_SHIFT_OVERLAP
+    )
+    peak = -np.round(shift)
     # Rough grids start at the corner of the array, half a voxel before its origin.
     corner_shift = scale * np.asarray(case.spacing) / 2 - np.asarray(atlas.spacing) / 2
     return _scale_and_shift(scale, corner_shift - peak * cell_mm)
+
+
+def _padded(array: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Array with zeros added at the ends of its axes, and which elements are its own (bool)."""
+    widths = [(0, more) for more in (shape - array.shape).tolist()]
+    return np.pad(array, widths), np.pad(np.ones(array.shape, bool), widths)
 
 
 def _rough(geometry: CaseGeometry, scale: np.ndarray, cell_mm: float) -> np.ndarray:

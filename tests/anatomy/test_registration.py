@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from atlas_phantoms import SPACING, Phantoms
 from scipy import ndimage
 
+from nnunet_alice.anatomy import registration
 from nnunet_alice.anatomy.cases import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.registration import MIN_QUALITY, Registration, assess, register
 
@@ -66,6 +68,27 @@ def test_a_slab_is_found_wherever_it_lies_in_the_torso(torso, atlas, part):
     truth[0, 3] = (part.start or 0) * SPACING[0]
     result = register(case, atlas)
     assert error_mm(result.affine, truth, case) < 0.5 * min(case.grid_spacing_mm)
+
+
+@pytest.mark.parametrize(("part", "scale"), [(slice(None), (1, 1, 1)), (slice(3, 20), (1, 1.2, 0.85))])
+def test_the_best_shift_is_the_one_that_itk_finds(torso, atlas, part, scale):
+    """Fields of view, and so the two rough grids, of different sizes; ITK's own filter as the reference."""
+    case = compute_geometry("case", np.ascontiguousarray(torso[None, part, 4:, :-6]), SPACING)
+    scale = np.array(scale, float)
+    largest_mm = np.maximum(np.array(case.shape) * SPACING * scale, np.array(atlas.shape) * SPACING)
+    cell_mm = (np.prod(largest_mm) / registration._SHIFT_CELLS) ** (1 / 3)
+    grids = [registration._rough(case, scale, cell_mm), registration._rough(atlas, np.ones(3), cell_mm)]
+    search = sitk.MaskedFFTNormalizedCorrelationImageFilter()
+    search.SetRequiredFractionOfOverlappingPixels(registration._MIN_SHIFT_OVERLAP)
+    images = [sitk.GetImageFromArray(grid) for grid in (*grids, *map(np.ones_like, grids))]
+    correlation = sitk.GetArrayFromImage(search.Execute(*images))
+    # The first element is the shift at which only the last cell of the atlas lies on the first of the case.
+    peak = np.array(np.unravel_index(correlation.argmax(), correlation.shape)) - (np.array(grids[1].shape) - 1)
+    assert grids[0].shape != grids[1].shape and np.any(peak != 0)
+    found = registration._best_shift(case, atlas, scale)
+    np.testing.assert_array_equal(np.diag(found), [*scale, 1])
+    corner_mm = (scale - 1) * SPACING / 2
+    np.testing.assert_allclose((corner_mm - found[:3, 3]) / cell_mm, peak, atol=1e-5)
 
 
 def test_registration_is_repeatable_to_the_bit(torso, atlas):
