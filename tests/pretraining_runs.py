@@ -133,6 +133,11 @@ def run(trainer) -> Path:
     return Path(trainer.output_folder)
 
 
+def training_log(folder: str | Path) -> str:
+    """nnU-Net's logs of a folder one after the other: every trainer that is made begins one, named by the second."""
+    return "".join(path.read_text() for path in sorted(Path(folder).glob("training_log*.txt")))
+
+
 def finished_rows(folder: Path, *expected: str) -> list[dict[str, str]]:
     """Rows of a finished run's ``metrics.csv``; all files of ``expected`` are there, and nothing to continue from."""
     files = {path.name for path in folder.iterdir()}

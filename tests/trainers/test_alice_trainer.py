@@ -22,6 +22,7 @@ from pretraining_runs import (
     run,
     same_content,
     steps_around_a_bad_one,
+    training_log,
     whole_and_resumed,
     without_times,
     write_run,
@@ -82,7 +83,7 @@ def test_a_run_leaves_what_it_promises(fresh_run):
     }
     assert promised <= rows[0].keys() and len(rows) == 2
     assert all(math.isfinite(float(row[name])) for row in rows for name in promised)
-    log = next(folder.glob("training_log*.txt")).read_text()
+    log = training_log(folder)
     assert "matched by the atlas" in log and "No anatomy was prepared" in log and "nnunet_alice inspect" in log
     assert all(f"{name} " in log for name in promised)
 
@@ -157,7 +158,7 @@ def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, sinkho
     states = steps_around_a_bad_one(trainer)
     assert same_content(states["first"], states["bad"]) and not same_content(states["bad"], states["next"])
     assert states["first"]["centre_cls.value"].any()
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = training_log(trainer.output_folder)
     assert len(re.findall(r"WARNING: the loss is not finite on the cases case\d.*: this step is left out", log)) == 1
 
 
@@ -386,7 +387,7 @@ def test_views_as_large_as_volumes_are_warned_of(small_run, monkeypatch, volume,
     trainer = make_trainer(variant(), small_run)
     trainer.initialize()
     trainer.get_dataloaders()
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = training_log(trainer.output_folder)
     assert ("views of 16x16x16 voxels show nearly all of a volume of 18x18x18" in log) == warned
     assert ("set patch_size to 12x12x12" in log) == warned
 

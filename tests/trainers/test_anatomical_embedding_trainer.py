@@ -14,6 +14,7 @@ from pretraining_runs import (
     run,
     same_content,
     steps_around_a_bad_one,
+    training_log,
     whole_and_resumed,
     without_times,
     write_run,
@@ -60,7 +61,7 @@ def test_a_run_leaves_what_it_promises_without_labels_or_atlas(small_run):
         float(rows[0]["loss_fine"]) + float(rows[0]["loss_coarse"]), abs=1e-4
     )
     assert not list(small_run.glob("*/*_anatomy/atlas*"))
-    log = next(folder.glob("training_log*.txt")).read_text()
+    log = training_log(folder)
     assert "--method embedding" in log and "fine negatives lie beyond" in log
 
 
@@ -102,7 +103,7 @@ def test_a_case_without_a_body_is_left_out(folders):
 
     folder = run(make_trainer(Spy, folders / "preprocessed"))
     assert seen == {"case0", "case2"}
-    assert "No body was found in 1 of 3 cases" in next(folder.glob("training_log*.txt")).read_text()
+    assert "No body was found in 1 of 3 cases" in training_log(folder)
 
 
 @pytest.mark.parametrize(

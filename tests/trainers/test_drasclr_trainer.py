@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from pretraining_runs import (
     run,
     same_content,
     steps_around_a_bad_one,
+    training_log,
     whole_and_resumed,
     without_times,
     write_run,
@@ -84,7 +84,7 @@ def test_a_run_leaves_what_it_promises(small_run):
     for row in rows:
         assert float(row["loss"]) == pytest.approx(float(row["loss_local"]) + float(row["loss_regional"]), rel=1e-4)
     assert 0 < float(rows[0]["queue_fill"]) < float(rows[1]["queue_fill"])
-    log = next(folder.glob("training_log*.txt")).read_text()
+    log = training_log(folder)
     landmarks, slots, dim = trainer.model.queues.keys.shape
     assert slots == 4 and dim == 8
     gigabytes = (landmarks * slots * (2 * dim + 4) + 16 * landmarks) / 1e9
@@ -256,7 +256,7 @@ def test_without_preparation_it_prepares_and_says_so(small_run, no_pictures):
     dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
     trainer = make_trainer(variant(), small_run)
     trainer.initialize()
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    log = training_log(trainer.output_folder)
     assert "registering every case to an atlas" in log and "laying them over the body now" in log
     assert trainer.landmarks.step_mm == 26 and (dataset.anatomy_folder / "atlas" / "landmarks.json").is_file()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from gloo_ranks import RANKS, needs_distributed, on_ranks
-from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, training_log, write_run
 from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
@@ -116,7 +116,7 @@ def test_more_gpus_than_pairs_is_one_sentence(ranks):
 
 
 def test_other_gpus_than_planned_are_warned_of(ranks):
-    log = next(ranks[0].glob("results/**/AliceTrainer_ranks*/fold_all/training_log*.txt")).read_text()
+    log = training_log(next(ranks[0].glob("results/**/AliceTrainer_ranks*/fold_all")))
     expected = "planned for 1 GPU(s) with 3 pairs each; this run has 2 with up to 2. Train with -num_gpus 1, or plan"
     assert f"WARNING: the batch was {expected}" in log
 
