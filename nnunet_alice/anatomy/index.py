@@ -164,7 +164,7 @@ class IndexStore:
         """Cases that have an index file, sorted."""
         return sorted(path.stem for path in self._files())
 
-    def begin(self, fingerprint: Fingerprint, checkpoint_file: str | os.PathLike) -> list[str]:
+    def begin(self, fingerprint: Fingerprint, checkpoint_file: str | os.PathLike) -> None:
         """Start or continue to index with one checkpoint.
 
         Indices of another fingerprint, and what was measured with them, are deleted before the new description is
@@ -173,9 +173,6 @@ class IndexStore:
         Args:
             fingerprint: of what will be written.
             checkpoint_file: named in the description for the reader.
-
-        Returns:
-            cases of the dataset that have no index yet.
         """
         described, made_by = self._described(), Path(checkpoint_file).resolve()
         if described != fingerprint:
@@ -187,8 +184,6 @@ class IndexStore:
             self.trust_file.unlink(missing_ok=True)
         if described != fingerprint or self.checkpoint_file != made_by:
             write_json(self.description_file, {**asdict(fingerprint), "checkpoint_file": str(made_by)})
-        there = set(self.cases())
-        return [case for case in self.dataset.cases() if case not in there]
 
     def fingerprint(self, checkpoint: str | None = None) -> Fingerprint:
         """Fingerprint of the indices in the folder, checked against the dataset.

@@ -42,7 +42,7 @@ def make_index(dataset, case: str, dimension: int = 8) -> CaseIndex:
 def store(dataset) -> IndexStore:
     store = IndexStore(dataset)
     fingerprint = Fingerprint.of(dataset, "a" * 64, 8)
-    assert store.begin(fingerprint, "checkpoint_final.pth") == ["c0", "c1", "c2"]
+    store.begin(fingerprint, "checkpoint_final.pth")
     for case in ("c0", "c1"):
         store.write(case, make_index(dataset, case), fingerprint)
     return store
@@ -61,13 +61,15 @@ def test_round_trip(dataset, store):
 
 
 def test_going_on_with_the_same_checkpoint_keeps_what_is_there(dataset, store):
-    assert store.begin(store.fingerprint(), "checkpoint_final.pth") == ["c2"]
+    store.begin(store.fingerprint(), "checkpoint_final.pth")
+    assert store.cases() == ["c0", "c1"]
 
 
 def test_another_checkpoint_never_mixes_with_the_old_indices(dataset, store):
     store.trust_file.touch()
-    assert store.begin(store.fingerprint(), "checkpoint_final.pth") == ["c2"] and store.trust_file.is_file()
-    assert store.begin(Fingerprint.of(dataset, "b" * 64, 8), "other.pth") == ["c0", "c1", "c2"]
+    store.begin(store.fingerprint(), "checkpoint_final.pth")
+    assert store.cases() == ["c0", "c1"] and store.trust_file.is_file()
+    store.begin(Fingerprint.of(dataset, "b" * 64, 8), "other.pth")
     assert store.cases() == [] and not store.trust_file.exists()
     assert store.fingerprint().checkpoint == "b" * 64
 
@@ -82,7 +84,8 @@ def test_the_same_weights_under_another_name_keep_the_indices_and_are_named(data
     old.write_bytes(b"other weights")
     with pytest.raises(NotPreparedError, match="trained again since"):
         store.fingerprint()
-    assert store.begin(fingerprint, copy) == ["c1", "c2"]
+    store.begin(fingerprint, copy)
+    assert store.cases() == ["c0"]
     assert store.fingerprint() == fingerprint and store.checkpoint_file == copy.resolve()
 
 
