@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
+
+# Workers of pytest-xdist share the cores with each other and with the commands that they start. torch reads this when
+# it is imported, so nothing above may import it.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 # nnU-Net's default of 8 processes would be spawned, and torch imported in each, for three tiny cases.
 os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -23,6 +27,8 @@ def real_data() -> Path:
 @pytest.fixture
 def two_threads():
     """torch computes with two threads, as nnUNetv2_train sets it on two cores; afterwards with as many as before."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
