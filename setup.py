@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+TEST = ["pytest>=8", "pytest-xdist>=3.6"]
 
 setup(
     name="nnunet_alice",
@@ -45,8 +46,8 @@ setup(
     extras_require={
         # Cox model of nnunet_alice probe; GPL-licensed and 16 MB, so only for those who ask for it.
         "survival": ["scikit-survival>=0.25"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11"],
     },
     entry_points={"console_scripts": ["nnunet_alice=nnunet_alice.cli.main:main"]},
 )
