@@ -24,9 +24,9 @@ import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from scipy import ndimage
 
-from nnunet_alice.anatomy.cases import CaseGeometry, compute_geometry
+from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.registration import register
-from nnunet_alice.data.phantom import make_subject, render
+from nnunet_alice.phantoms import make_subject, render
 
 #: the reference's affine registration of a CT (ANTs), in seconds
 _REFERENCE_S = 7 * 60

@@ -23,17 +23,17 @@ import torch
 from folders import set_folders
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
-from nnunet_alice.data.phantom import Subject, load_subjects, make_subject, write_disease_table, write_subjects
-from nnunet_alice.evaluation.encoders import TrainedEncoder, open_encoder
-from nnunet_alice.evaluation.features import extract
-from nnunet_alice.evaluation.images import DatasetImages
-from nnunet_alice.evaluation.probe import probe
-from nnunet_alice.evaluation.probe_data import load_features, load_table
+from nnunet_alice.features.encoders import TrainedEncoder, open_encoder
+from nnunet_alice.features.extraction import extract
+from nnunet_alice.features.images import DatasetImages
+from nnunet_alice.features.probe import probe
+from nnunet_alice.features.probe_data import load_features, load_table
 from nnunet_alice.files import atomic_write, write_json
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.phantoms import Subject, load_subjects, make_subject, write_disease_table, write_subjects
 
 DATASET, NAME, PLANS = 950, "Disease", "AliceSmallPlans"
 FORMS = ("", "_noLocation", "_noRegional", "_2experts")

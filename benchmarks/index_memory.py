@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from folders import set_folders
 
-from nnunet_alice.anatomy.search import EmbeddingMatcher
 from nnunet_alice.cli.main import main as command
-from nnunet_alice.data.phantom import make_population, write_subjects
-from nnunet_alice.indexing.dataset import index_dataset
+from nnunet_alice.matching.index_dataset import index_dataset
+from nnunet_alice.matching.search import EmbeddingMatcher
 from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.phantoms import make_population, write_subjects
 
 NUMBER, PLANS, PHANTOMS = 912, "AliceSmallPlans", 4
 TRAINER = "AnatomicalEmbeddingTrainer_1epoch_1iteration"

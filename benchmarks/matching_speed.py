@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 
-from nnunet_alice.anatomy.cases import CaseGeometry
-from nnunet_alice.anatomy.consensus import agreed_matches
-from nnunet_alice.anatomy.index import CaseIndex, index_grid
-from nnunet_alice.anatomy.search import IndexSearch
+from nnunet_alice.anatomy.geometry import CaseGeometry
+from nnunet_alice.matching.consensus import agreed_matches
+from nnunet_alice.matching.index import CaseIndex, index_grid
+from nnunet_alice.matching.search import IndexSearch
 from nnunet_alice.methods.embedding.positions import feature_affine, map_positions_mm, sample_map
 
 DIMENSION = 128

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from nnunet_alice.anatomy.matching import GeometryMatcher, Matches
-from nnunet_alice.indexing.describing import load_describer
+from nnunet_alice.matching.describing import load_describer
+from nnunet_alice.matching.interface import GeometryMatcher, Matches
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from label_efficiency import arguments, call, compare, prepare, pretrain
 
-from nnunet_alice.data.phantom import label_table, make_population, write_subjects
 from nnunet_alice.files import write_json
+from nnunet_alice.phantoms import label_table, make_population, write_subjects
 
 ALL, UNPAIRED = "Dataset803_PhantomOrgans", "Dataset804_PhantomUnpairedOrgans"
 UNLABELLED = "Dataset903_PhantomsUnlabelled"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from nnunet_alice.data.phantom import label_table, make_population, write_subjects
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.phantoms import label_table, make_population, write_subjects
 
 UNLABELLED, LABELLED = 900, 801
 UNLABELLED_NAME, LABELLED_NAME = f"Dataset{UNLABELLED}_Phantoms", f"Dataset{LABELLED}_PhantomOrgans"

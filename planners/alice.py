@@ -3,7 +3,7 @@
 What differs from nnU-Net's plans of the same data:
 
 - ``batch_size`` is the number of *pairs of views* of a step, sized for a student and a teacher within the memory
-  target (see :mod:`nnunet_alice.data.memory`). At least four pairs, since the heads normalise over the batch; the
+  target (see :mod:`nnunet_alice.planning.memory`). At least four pairs, since the heads normalise over the batch; the
   patch shrinks until they fit. Where there are more than four cases, no more pairs than cases are planned.
 - every axis of the patch is made of at least four whole blocks of the mask
   (:func:`nnunet_alice.views.masking.block_shape`) and stays divisible by the network's total stride.
@@ -24,17 +24,17 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from nnunet_alice.data.memory import (
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.nnunet_folders import nnunet_folder, note_gpus
+from nnunet_alice.planning.memory import (
     MemoryReference,
     NetworkCost,
     network_cost,
     pair_budget,
     pairs_in_memory,
 )
-from nnunet_alice.data.planning import total_stride
-from nnunet_alice.errors import InputError
-from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder, note_gpus
+from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.views.masking import FEWEST_BLOCKS, block_shape
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from small_datasets import write_preprocessed
 
-from nnunet_alice.data.phantom import Phantom, Subject, corresponding_point, make_subject, render
 from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.phantoms import Phantom, Subject, corresponding_point, make_subject, render
 
 SPACING = (10.0, 10.0, 10.0)
 FIELDS = {"p0": "torso", "p1": "torso", "p2": "abdomen_pelvis", "p3": "torso", "p4": "chest"}

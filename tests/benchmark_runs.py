@@ -8,8 +8,8 @@ import SimpleITK as sitk
 import torch
 from labelled_runs import DATASET, write_labelled
 
-from nnunet_alice.evaluation.benchmark.runner import Command, Runner
-from nnunet_alice.evaluation.benchmark.settings import parse_settings
+from nnunet_alice.benchmark.runner import Command, Runner
+from nnunet_alice.benchmark.settings import parse_settings
 
 CASES = 8
 

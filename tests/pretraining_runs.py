@@ -12,7 +12,7 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunet_alice.data.phantom import make_subject, render
+from nnunet_alice.phantoms import make_subject, render
 
 DATASET = "Dataset900_Small"
 PLANS = "nnUNetPlans"

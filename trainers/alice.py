@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from nnunet_alice.anatomy.atlas import AtlasMatcher
-from nnunet_alice.anatomy.search import EmbeddingMatcher
-from nnunet_alice.data.planning import view_size
+from nnunet_alice.matching.search import EmbeddingMatcher
 from nnunet_alice.methods.alice.model import Alice, AliceStep
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import retrieval_accuracy, token_index_information
 from nnunet_alice.methods.schedules import cosine, linear
 from nnunet_alice.pictures.views import draw_views
+from nnunet_alice.planning.plans import view_size
+from nnunet_alice.pretraining.collapse import signs_of_collapse
 from nnunet_alice.trainers.pretraining import PretrainingTrainer
-from nnunet_alice.training.collapse import signs_of_collapse
 from nnunet_alice.training.variants import epochs_variant
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
 from nnunet_alice.views.loader import MatchedViews

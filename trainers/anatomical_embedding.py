@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
 
-from nnunet_alice.anatomy.matching import GeometryMatcher
+from nnunet_alice.matching.interface import GeometryMatcher
 from nnunet_alice.methods.embedding.heads import DIMENSION
 from nnunet_alice.methods.embedding.losses import ContrastSettings
 from nnunet_alice.methods.embedding.model import (
@@ -20,8 +20,8 @@ from nnunet_alice.methods.embedding.model import (
 )
 from nnunet_alice.methods.schedules import warmup_cosine
 from nnunet_alice.pictures.similarity import SimilarityExample, draw_similarity
+from nnunet_alice.pretraining.cases import cases_with_geometry
 from nnunet_alice.trainers.pretraining import PretrainingTrainer
-from nnunet_alice.training.cases import cases_with_geometry
 from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.variants import epochs_variant
 from nnunet_alice.views.augmentation import mild_intensity_augmentation

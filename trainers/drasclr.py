@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from nnunet_alice.anatomy.atlas import AtlasMatcher
-from nnunet_alice.anatomy.atlas_landmarks import open_landmarks, prepare_landmarks
-from nnunet_alice.anatomy.landmark_places import LandmarkPlaces
 from nnunet_alice.anatomy.landmarks import Landmarks
-from nnunet_alice.data.planning import total_stride
 from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.matching.atlas_landmarks import open_landmarks, prepare_landmarks
+from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.methods.drasclr.conditional import LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 from nnunet_alice.methods.drasclr.difference import feature_difference
@@ -26,8 +25,9 @@ from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.methods.schedules import cosine
 from nnunet_alice.pictures.landmark_views import draw_landmark_views
+from nnunet_alice.planning.plans import total_stride
+from nnunet_alice.pretraining.collapse import MIN_SPREAD
 from nnunet_alice.trainers.pretraining import PretrainingTrainer
-from nnunet_alice.training.collapse import MIN_SPREAD
 from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.variants import epochs_variant
 from nnunet_alice.views.landmark_crops import LandmarkCrops, crop_size, noise_and_gamma

@@ -10,8 +10,8 @@ from torch import nn
 
 from nnunet_alice.checkpoints.conditional import conditional_weights, load_conditional_encoder
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
-from nnunet_alice.data.atlas_file import atlas_of_checkpoint
-from nnunet_alice.data.located_dataset import LOCATED
+from nnunet_alice.coordinates.atlas_file import atlas_of_checkpoint
+from nnunet_alice.coordinates.located_dataset import LOCATED
 from nnunet_alice.errors import InputError
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
 from nnunet_alice.trainers.finetuning import FineTuneTrainer

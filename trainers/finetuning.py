@@ -23,9 +23,7 @@ from nnunet_alice.checkpoints.pretraining import explain_failed_resume
 from nnunet_alice.checkpoints.saving import whole_checkpoint
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
-from nnunet_alice.training.cpu_threads import keep_thread_limit
-from nnunet_alice.training.finetuning import (
+from nnunet_alice.finetuning.parts import (
     FineTuneSchedule,
     GroupRates,
     fingerprints,
@@ -36,8 +34,10 @@ from nnunet_alice.training.finetuning import (
     replaced,
     short_momentum,
 )
-from nnunet_alice.training.pretrained_hook import load_pretrained_weights_by
-from nnunet_alice.training.repeatable import without_timing
+from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
+from nnunet_alice.finetuning.repeatable import without_timing
+from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
+from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.variants import epochs_variant
 
 
@@ -45,7 +45,7 @@ class FineTuneTrainer(nnUNetTrainer):
     """Fine-tune from -pretrained_weights: warm-up, then nnU-Net's decay at a tenth of its learning rate.
 
     Network, loss, deep supervision, augmentation and validation are stock nnU-Net's, and so is SGD from 2,000
-    iterations on; in shorter runs its momentum is lower (``training.finetuning.short_momentum``). For runs of a few
+    iterations on; in shorter runs its momentum is lower (``finetuning.parts.short_momentum``). For runs of a few
     hundred iterations take ``_AdamW``, there far ahead of SGD (docs/results.md). Beside the log lies ``start.json``:
     whether weights were loaded, and the settings.
 

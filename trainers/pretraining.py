@@ -23,16 +23,16 @@ from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.methods.schedules import cosine, warmup_cosine
 from nnunet_alice.nnunet_folders import PreprocessedDataset, planned_gpus
 from nnunet_alice.pictures.progress import draw_progress
+from nnunet_alice.pretraining.history import MetricsHistory, mean_metrics
+from nnunet_alice.pretraining.hooks import PretrainingHooks
+from nnunet_alice.pretraining.matched_cases import MatchedCases
+from nnunet_alice.pretraining.nonfinite import BufferCopies, NonFiniteSteps
+from nnunet_alice.pretraining.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
+from nnunet_alice.pretraining.without_labels import NoSegmentation
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
-from nnunet_alice.training.history import MetricsHistory, mean_metrics
-from nnunet_alice.training.hooks import PretrainingHooks
-from nnunet_alice.training.matched_cases import MatchedCases
-from nnunet_alice.training.nonfinite import BufferCopies, NonFiniteSteps
-from nnunet_alice.training.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
 from nnunet_alice.training.ranks import metrics_over_ranks, names_of_all_ranks, number_of_each_rank
 from nnunet_alice.training.variants import with_learning_rate
-from nnunet_alice.training.without_labels import NoSegmentation
 from nnunet_alice.views.loader import NumberedBatches, start_loader
 from nnunet_alice.views.pairs import matching_metrics
 

@@ -1,1 +1,1 @@
-"""Where in the body is this voxel? Body masks, atlas registration, matching between cases."""
+"""Describe the body in each case: its mask, geometry and world, and its registration to an atlas."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
-from nnunet_alice.anatomy.cases import CaseGeometry, geometry_stamp, load_geometry
+from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_stamp, load_geometry
 from nnunet_alice.anatomy.landmarks import to_locations
-from nnunet_alice.anatomy.matching import GeometryMatcher, Matches, usable_cases
+from nnunet_alice.anatomy.medoid import most_typical
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register
-from nnunet_alice.anatomy.typical import most_typical
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError
+from nnunet_alice.matching.interface import GeometryMatcher, Matches, usable_cases
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.parallel import map_cases
 

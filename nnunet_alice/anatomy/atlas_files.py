@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_alice.anatomy.cases import geometry_stamp
+from nnunet_alice.anatomy.geometry import geometry_stamp
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.nnunet_folders import PreprocessedDataset

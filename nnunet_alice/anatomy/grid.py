@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from nnunet_alice.anatomy.cases import CaseGeometry
+from nnunet_alice.anatomy.geometry import CaseGeometry
 
 #: each trial step is so much longer than the one before, until the points are few enough
 _STEP_GROWTH = 1.02

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
-from nnunet_alice.anatomy.cases import CaseGeometry
+from nnunet_alice.anatomy.geometry import CaseGeometry
 
 #: Starts whose refinement is tried, best first, until one is good enough.
 MAX_REFINEMENTS = 3

@@ -47,7 +47,7 @@ def describe_run(
         matching: provider of matched views.
         fold: fold of the run; with ``all`` pretraining saw every image of its dataset.
         ranks: processes that trained together.
-        views: what views depend on beside settings and seed (``training.matched_cases.record_of_views``).
+        views: what views depend on beside settings and seed (``pretraining.matched_cases.record_of_views``).
     """
     return {
         "pretraining": {

@@ -49,9 +49,9 @@ def _index(args: argparse.Namespace) -> int:
     """Index every case with a trained embedding."""
     import torch
 
-    from nnunet_alice.anatomy.index import IndexStore
     from nnunet_alice.errors import InputError
-    from nnunet_alice.indexing.dataset import index_dataset
+    from nnunet_alice.matching.index import IndexStore
+    from nnunet_alice.matching.index_dataset import index_dataset
     from nnunet_alice.nnunet_folders import PreprocessedDataset
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
@@ -125,9 +125,9 @@ def _print_next(dataset) -> None:
 
 def _lay_landmarks(args: argparse.Namespace, dataset, atlas_case: str) -> None:
     """Lay landmarks, draw them and say how many cases show them."""
-    from nnunet_alice.anatomy.atlas_landmarks import landmarks_file, landmarks_picture, prepare_landmarks
-    from nnunet_alice.anatomy.cases import load_geometry
+    from nnunet_alice.anatomy.geometry import load_geometry
     from nnunet_alice.errors import InputError
+    from nnunet_alice.matching.atlas_landmarks import landmarks_file, landmarks_picture, prepare_landmarks
     from nnunet_alice.pictures.landmarks import draw_landmarks
 
     asked = (args.landmark_patch_mm, args.landmark_step_mm, args.roi)

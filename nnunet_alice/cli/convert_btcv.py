@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert and say what happened."""
-    from nnunet_alice.data.btcv import convert
+    from nnunet_alice.importing.btcv import convert
 
     result = convert(args.folder, args.dataset_id, args.name, args.organs, args.split, args.skip_bad, args.num_workers)
     left_out = f", {len(result.left_out)} left out: figures are not comparable" if result.left_out else ""

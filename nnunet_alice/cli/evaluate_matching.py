@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write, draw."""
-    from nnunet_alice.evaluation.matchers import open_matchers, shared_cases
-    from nnunet_alice.evaluation.matching_error import matching_errors, ordered_pairs, summarise
     from nnunet_alice.files import atomic_write
+    from nnunet_alice.matching.error import matching_errors, ordered_pairs, summarise
+    from nnunet_alice.matching.matchers import open_matchers, shared_cases
     from nnunet_alice.nnunet_folders import PreprocessedDataset
     from nnunet_alice.pictures.matching import draw_cumulative_error
 
@@ -68,10 +68,10 @@ def _joined(overall, detailed):
 def _questions(args: argparse.Namespace, dataset, matchers, cases: list[str]):
     """What to ask and of which cases: the truth of phantoms if there is one, else label centroids."""
     from nnunet_alice.anatomy.world import PreparedCases
-    from nnunet_alice.data.phantom import load_subjects
     from nnunet_alice.errors import InputError
-    from nnunet_alice.evaluation.matching_error import CentroidQuestions, PhantomQuestions
     from nnunet_alice.files import read_json
+    from nnunet_alice.matching.error import CentroidQuestions, PhantomQuestions
+    from nnunet_alice.phantoms import load_subjects
 
     prepared = PreparedCases(dataset)
     truth = args.truth or _raw_truth(dataset.name)
@@ -92,9 +92,9 @@ def _questions(args: argparse.Namespace, dataset, matchers, cases: list[str]):
 
 def _raw_truth(dataset_name: str) -> Path | None:
     """Truth file in the raw dataset, if there is one."""
-    from nnunet_alice.data.phantom import TRUTH_FILE
     from nnunet_alice.errors import InputError
     from nnunet_alice.nnunet_folders import nnunet_folder
+    from nnunet_alice.phantoms import TRUTH_FILE
 
     try:
         path = nnunet_folder("nnUNet_raw") / dataset_name / TRUTH_FILE

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Import and say what happened."""
-    from nnunet_alice.data.unlabelled import import_unlabelled
+    from nnunet_alice.importing.unlabelled import import_unlabelled
 
     report = import_unlabelled(
         args.folder, args.dataset_id, args.name, args.channels, args.num_processes, strict=args.strict

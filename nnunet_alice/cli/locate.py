@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _locate_dataset(args: argparse.Namespace) -> int:
-    from nnunet_alice.data.atlas_file import atlas_of_dataset, open_atlas
-    from nnunet_alice.data.located_dataset import ATLAS_FILE, locate_dataset
+    from nnunet_alice.coordinates.atlas_file import atlas_of_dataset, open_atlas
+    from nnunet_alice.coordinates.located_dataset import ATLAS_FILE, locate_dataset
     from nnunet_alice.errors import InputError, NotPreparedError
     from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder
 
@@ -78,8 +78,8 @@ def _locate_dataset(args: argparse.Namespace) -> int:
 
 
 def _locate_folder(args: argparse.Namespace) -> int:
-    from nnunet_alice.data.atlas_file import open_atlas
-    from nnunet_alice.data.located_dataset import locate_folder
+    from nnunet_alice.coordinates.atlas_file import open_atlas
+    from nnunet_alice.coordinates.located_dataset import locate_folder
     from nnunet_alice.errors import InputError
 
     if args.o is None or args.atlas is None:

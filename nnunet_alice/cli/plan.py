@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, preprocess what is missing, and print the next commands."""
-    from nnunet_alice.data.planning import default_processes, ensure_fingerprint
-    from nnunet_alice.data.preprocessing import preprocess_cases
+    from nnunet_alice.planning.plans import default_processes, ensure_fingerprint
+    from nnunet_alice.planning.preprocessing import preprocess_cases
 
     if args.target is not None and args.pl is not None:
         raise InputError("--target brings its own plans and -pl makes new ones; give only one of them.")
@@ -107,13 +107,13 @@ def _check_before_work(args: argparse.Namespace, name: str) -> None:
     if args.pl is not None and args.pl not in _planners():
         raise InputError(f"There is no planner '{args.pl}'; -pl takes: {', '.join(_planners())}.")
     if args.target is not None:
-        from nnunet_alice.data.planning import plans_of_target
+        from nnunet_alice.planning.plans import plans_of_target
 
         plans_of_target(name, dataset_name(args.target), args.target_plans, args.c)
 
 
 def _plan(args: argparse.Namespace, name: str):
-    from nnunet_alice.data.planning import move_target_plans, plan_from_data
+    from nnunet_alice.planning.plans import move_target_plans, plan_from_data
 
     planners = _planners()
     if args.target is None:

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Probe, print the metrics, write tables and plot."""
-    from nnunet_alice.evaluation.probe import probe
-    from nnunet_alice.evaluation.probe_data import load_features, load_table
+    from nnunet_alice.features.probe import probe
+    from nnunet_alice.features.probe_data import load_features, load_table
     from nnunet_alice.files import atomic_write
     from nnunet_alice.pictures.probe import draw_probe
 

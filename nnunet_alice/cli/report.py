@@ -24,10 +24,10 @@ def run(args: argparse.Namespace) -> None:
     """Report and print the means."""
     from pathlib import Path
 
+    from nnunet_alice.benchmark.report import write_report
+    from nnunet_alice.benchmark.runner import Runner
+    from nnunet_alice.benchmark.settings import parse_settings
     from nnunet_alice.errors import InputError
-    from nnunet_alice.evaluation.benchmark.report import write_report
-    from nnunet_alice.evaluation.benchmark.runner import Runner
-    from nnunet_alice.evaluation.benchmark.settings import parse_settings
     from nnunet_alice.files import read_json
 
     settings = Path(args.input) / "settings.json"

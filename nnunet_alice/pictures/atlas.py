@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, AtlasFiles, AtlasRecord, AtlasReport
-from nnunet_alice.anatomy.cases import CaseGeometry, load_geometry
+from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.registration import cell_map
 from nnunet_alice.files import atomic_write
 from nnunet_alice.nnunet_folders import PreprocessedDataset

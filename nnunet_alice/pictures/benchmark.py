@@ -20,7 +20,7 @@ def draw_label_efficiency(summary: pd.DataFrame, path: str | os.PathLike) -> Non
     """Draw the mean Dice of every arm over the number of labelled cases, a panel for each share of the run.
 
     Args:
-        summary: of ``nnunet_alice.evaluation.benchmark.report.summarise``.
+        summary: of ``nnunet_alice.benchmark.report.summarise``.
         path: PNG to write.
     """
     rows = summary[(summary["metric"] == "dice") & (summary["class"] == "mean")]

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from nnunet_alice.anatomy.cases import CaseGeometry
+from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.files import atomic_write
 
 _PLANES = (("axial", 0, (1, 2)), ("coronal", 1, (0, 2)), ("sagittal", 2, (0, 1)))

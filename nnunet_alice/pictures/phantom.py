@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_alice.data.phantom import LABELS, Phantom
 from nnunet_alice.files import atomic_write
+from nnunet_alice.phantoms import LABELS, Phantom
 
 _SOFT_WINDOW_HU = (-200, 300)
 _LUNG_WINDOW_HU = (-1000, 0)

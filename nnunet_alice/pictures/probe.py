@@ -14,7 +14,7 @@ def draw_probe(predictions: pd.DataFrame, task: str, path: str | os.PathLike, ti
     """Draw a confusion matrix, predicted against true values, or the survival of thirds of predicted risk.
 
     Args:
-        predictions: of `nnunet_alice.evaluation.probe.ProbeResult`.
+        predictions: of `nnunet_alice.features.probe.ProbeResult`.
         task: ``classification``, ``regression`` or ``survival``.
         path: PNG to write.
         title: above the plot.

@@ -1,1 +1,1 @@
-"""What pretraining trainers share and nnU-Net need not know: records, variants, collapse watch."""
+"""What trainers of both kinds share: ranks, work on the CPU, variants by name."""

@@ -14,10 +14,10 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_alice.anatomy.landmark_places import LandmarkPlaces
+from nnunet_alice.cropping import crop_bounds
 from nnunet_alice.errors import InputError
+from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.views.augmentation import augment
-from nnunet_alice.views.cropping import crop_bounds
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
 
 #: Edge of the reference's patches in voxels, which its translation is a share of.

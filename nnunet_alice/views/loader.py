@@ -13,8 +13,8 @@ from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
+from nnunet_alice.cropping import crop_centred
 from nnunet_alice.views.augmentation import augment
-from nnunet_alice.views.cropping import crop_centred
 from nnunet_alice.views.masking import block_mask, block_shape
 from nnunet_alice.views.pairs import PointPair
 from nnunet_alice.views.readings import Readings

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from nnunet_alice.views.cropping import crop_centred
+from nnunet_alice.cropping import crop_centred
 
 #: a voxel that lies less than this outside the volume is inside
 _ROUNDING_VOX = 1e-6

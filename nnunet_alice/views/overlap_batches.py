@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
-from nnunet_alice.anatomy.cases import CaseGeometry
+from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.errors import InputError
 from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.overlap import Crop, OverlapSampler, overlapping_crops

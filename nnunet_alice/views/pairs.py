@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_alice.anatomy.matching import Matcher
+from nnunet_alice.cropping import share_inside
 from nnunet_alice.errors import InputError
-from nnunet_alice.views.cropping import share_inside
+from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.views.readings import Readings
 
 #: points matched at once; the first acceptable one is taken, so that most draws need one small batch

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nnunet_alice.anatomy.cases import UNREADABLE
+from nnunet_alice.anatomy.geometry import UNREADABLE
 from nnunet_alice.errors import AliceError, InputError
 
 logger = logging.getLogger(__name__)

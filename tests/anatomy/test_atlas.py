@@ -10,13 +10,13 @@ from small_datasets import ball, replace_image, write_preprocessed
 from nnunet_alice import nnunet_folders
 from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
-from nnunet_alice.anatomy.cases import load_geometry
-from nnunet_alice.anatomy.forgetting import forget_case
-from nnunet_alice.anatomy.matching import RelativePositionMatcher
-from nnunet_alice.anatomy.providers import open_matcher
+from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.anatomy.registration import assess
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.matching.interface import RelativePositionMatcher
+from nnunet_alice.matching.invalidation import forget_case
+from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 ATLAS = "p1"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import KDTree
 
-from nnunet_alice.anatomy.cases import CaseGeometry
+from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.grid import body_grid
 
 

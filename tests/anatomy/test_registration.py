@@ -9,7 +9,7 @@ from atlas_phantoms import SPACING, Phantoms
 from scipy import ndimage
 
 from nnunet_alice.anatomy import registration
-from nnunet_alice.anatomy.cases import CaseGeometry, compute_geometry
+from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.registration import MIN_QUALITY, Registration, assess, register
 
 

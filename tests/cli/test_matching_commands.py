@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from small_datasets import FourierField, ball, write_preprocessed
 
-from nnunet_alice.anatomy.cases import load_geometry
-from nnunet_alice.anatomy.index import CaseIndex, Fingerprint, IndexStore, index_grid
+from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.cli.main import main
+from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 
 SPACING = (3.0, 1.0, 1.5)
 SHAPE = (16, 44, 30)

@@ -99,7 +99,7 @@ def test_moved_plans_are_whole_or_not_there(datasets, monkeypatch):
             assert plan("--target", "4", "--no_preprocess") == 0
         there = path.read_bytes() if before else None
         with monkeypatch.context() as patch:
-            patch.setattr("nnunet_alice.data.planning._view_size", _killed)
+            patch.setattr("nnunet_alice.planning.plans._view_size", _killed)
             with pytest.raises(KeyboardInterrupt):
                 plan("--target", "4", "--no_preprocess")
         assert (path.read_bytes() if path.exists() else None) == there

@@ -8,7 +8,7 @@ from small_datasets import ball, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles, AtlasRecord
-from nnunet_alice.anatomy.cases import CaseGeometry
+from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.pictures.atlas import checkerboards, draw_atlas
 
 

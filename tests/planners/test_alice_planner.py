@@ -11,7 +11,6 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_alice.data.memory import gigabytes_of_pairs
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.planners.alice import (
@@ -22,6 +21,7 @@ from nnunet_alice.planners.alice import (
     AlicePlannerSmall,
     maskable_patch,
 )
+from nnunet_alice.planning.memory import gigabytes_of_pairs
 from nnunet_alice.views.masking import block_shape
 
 # spacing in mm and shape in voxels, (z, y, x)

@@ -28,13 +28,13 @@ from pretraining_runs import (
     write_run,
 )
 
-from nnunet_alice.anatomy import providers
 from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
-from nnunet_alice.anatomy.providers import Provider
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.matching import registry
+from nnunet_alice.matching.registry import Provider
 from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers import alice
 
@@ -245,7 +245,7 @@ def test_the_matcher_can_be_chosen(small_run, monkeypatch):
     with pytest.raises(NotPreparedError, match="--method embedding"):
         run(make_trainer(variant(alice.AliceTrainer_embedding), small_run))
     embedding = Provider("embedding", lambda _: True, lambda dataset: "the embedding")
-    monkeypatch.setattr(providers, "PROVIDERS", [embedding, *providers.PROVIDERS])
+    monkeypatch.setattr(registry, "PROVIDERS", [embedding, *registry.PROVIDERS])
     for base, expected in ((alice.AliceTrainer, "the embedding"), (alice.AliceTrainer_atlas, "atlas")):
         trainer = make_trainer(variant(base), small_run)
         trainer.initialize()
@@ -282,7 +282,7 @@ def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch, older):
         del content["pretraining"]["views"], content["pretraining"]["ranks"]
         torch.save(content, path)
     embedding = Provider("embedding", lambda _: True, LaterMatcher)
-    monkeypatch.setattr(providers, "PROVIDERS", [embedding, *providers.PROVIDERS])
+    monkeypatch.setattr(registry, "PROVIDERS", [embedding, *registry.PROVIDERS])
     assert make_trainer(variant(), small_run).open_matcher().name == "embedding"
     assert continued(variant(), small_run, path).name == "atlas"
     with pytest.raises(CheckpointError, match=r"matched by the atlas and are by the embedding; .* start without --c"):
@@ -292,7 +292,7 @@ def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch, older):
 def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, monkeypatch):
     with monkeypatch.context() as patch:
         embedding = Provider("embedding", lambda _: True, LaterMatcher)
-        patch.setattr(providers, "PROVIDERS", [embedding, *providers.PROVIDERS])
+        patch.setattr(registry, "PROVIDERS", [embedding, *registry.PROVIDERS])
         path = begun(variant(), small_run)
     with pytest.raises(NotPreparedError, match=r"embedding.*--method embedding"):
         continued(variant(), small_run, path)

@@ -16,18 +16,18 @@ from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
-from nnunet_alice.anatomy.atlas_landmarks import prepare_landmarks
 from nnunet_alice.checkpoints.conditional import query_encoder_state
 from nnunet_alice.checkpoints.exporting import export_model
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.cli.main import main
-from nnunet_alice.data.atlas_file import open_atlas
-from nnunet_alice.data.preprocessing import preprocess_cases
+from nnunet_alice.coordinates.atlas_file import open_atlas
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.methods.drasclr.located import HALF_EXTENT, MIDDLE
 from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.planning.preprocessing import preprocess_cases
 from nnunet_alice.trainers import drasclr_finetuning
 from nnunet_alice.trainers.alice import AliceTrainer
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer, DrasCLRTrainer_2experts, DrasCLRTrainer_noLocation

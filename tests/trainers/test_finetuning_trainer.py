@@ -85,7 +85,7 @@ def test_everything_but_the_schedule_is_stock(dataset):
     assert type(ours.loss) is type(stock.loss)
     assert finetuning.FineTuneTrainer_scratch.learning_rate == stock.initial_lr
     own = vars(finetuning.FineTuneTrainer)
-    # augmentation, too, but for a seed's blur: tests/training/test_repeatable.py
+    # augmentation, too, but for a seed's blur: tests/finetuning/test_repeatable.py
     stock_parts = ("_build_loss", "get_dataloaders", "build_network_architecture")
     assert not any(name in own for name in stock_parts)
 

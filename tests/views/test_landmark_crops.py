@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from nnunet_alice.anatomy.landmark_places import LandmarkPlaces
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.errors import InputError
+from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.views.landmark_crops import (
     AffineRange,
     LandmarkCrops,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_alice.cropping import crop_centred
 from nnunet_alice.views.augmentation import augment, mild_intensity_augmentation
-from nnunet_alice.views.cropping import crop_centred
 from nnunet_alice.views.loader import MatchedViews, NumberedBatches, start_loader
 from nnunet_alice.views.masking import block_shape
 from nnunet_alice.views.pairs import PointPair

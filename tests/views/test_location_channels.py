@@ -9,8 +9,8 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.methods.drasclr.located import HALF_EXTENT, MIDDLE
-from nnunet_alice.training.repeatable import without_timing
 from nnunet_alice.views.location_channels import HideLastChannels, hide_from_intensities
 
 PATCH = (10, 12, 14)

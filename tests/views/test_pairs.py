@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nnunet_alice.anatomy.matching import Matches
+from nnunet_alice.cropping import share_inside
 from nnunet_alice.errors import InputError
-from nnunet_alice.views.cropping import share_inside
+from nnunet_alice.matching.interface import Matches
 from nnunet_alice.views.pairs import MatchedPairs, PointPair, SameVolumePairs, matching_metrics
 
 SHAPE = (30, 30, 30)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_alice.anatomy.cases import compute_geometry
-from nnunet_alice.anatomy.landmark_places import LandmarkPlaces
+from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
-from nnunet_alice.anatomy.matching import Matches
 from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.matching.interface import Matches
+from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.views.landmark_crops import AffineRange, LandmarkCrops
 from nnunet_alice.views.loader import MatchedViews, NumberedBatches
 from nnunet_alice.views.overlap import OverlapSampler

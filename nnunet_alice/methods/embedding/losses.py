@@ -7,7 +7,7 @@ Both crops of a pair ask in turn, so every tensor below has one row per asking c
 Deviations, each on purpose:
 - The counterpart of a query is the other crop's descriptor at *exactly* the query's position, by trilinear
   interpolation. The reference takes the nearest voxel if it lies within 2 mm; with plans of 5 mm slices hardly any
-  voxel does, and the index (``anatomy.index``) interpolates descriptors anyway, so they had better be interpolable.
+  voxel does, and the index (``matching.index``) interpolates descriptors anyway, so they had better be interpolable.
 - The coarse loss asks at the positions of the fine one (the reference: at coarse voxels whose nearest voxel of the
   other crop is within 25 mm and 6 mm in z). A coarse map of a small patch has few voxels, too few to learn from. The
   two limits say which voxels *could* be positives, so the voxels within both are no negatives; the reference ignores

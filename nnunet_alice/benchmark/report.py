@@ -1,0 +1,188 @@
+"""What a benchmark found: tables as Markdown and CSV, a label-efficiency plot, pictures of cases."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nnunet_alice.benchmark.examples import example_cases
+from nnunet_alice.benchmark.page import page
+from nnunet_alice.benchmark.results import KEYS, MEAN, collect
+from nnunet_alice.benchmark.runner import Runner
+from nnunet_alice.benchmark.segmentation_metrics import METRICS
+from nnunet_alice.benchmark.statistics import bootstrap_mean, holm, paired_wilcoxon
+from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.benchmark import draw_examples, draw_label_efficiency
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Files that were written.
+
+    Attributes:
+        folder: holds all of them.
+        done: finished test runs.
+        planned: test runs of the benchmark.
+        summary: the table of ``summary.csv``.
+    """
+
+    folder: Path
+    done: int
+    planned: int
+    summary: pd.DataFrame
+
+
+def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, baseline: str | None = None) -> Report:
+    """Write ``report/`` in the benchmark's folder: ``report.md``, ``cases.csv``, ``summary.csv`` and pictures.
+
+    Args:
+        runner: of the benchmark; nothing is trained.
+        num_processes: processes that compare segmentations.
+        resamples: bootstrap samples.
+        baseline: arm to compare the others with, instead of the benchmark's own; the folder is then
+            ``report_against_<baseline>/``.
+
+    Raises:
+        InputError: there is no arm of the baseline's name.
+        NotPreparedError: no test run is finished.
+    """
+    runner.prepare()
+    name = "report"
+    if baseline is not None:
+        runner.settings = runner.settings.against(baseline)
+        name = f"report_against_{baseline}"
+    cases, unusable = collect(runner, num_processes)
+    if cases.empty:
+        reason = f" ({next(iter(unusable.values()))})" if unusable else ""
+        raise NotPreparedError(
+            f"No test run in {runner.workspace.folder} is finished{reason}; run nnunet_alice benchmark."
+        )
+    folder = runner.workspace.folder / name
+    summary = summarise(cases, runner.settings.baseline_arm.name, runner.settings.seed, resamples)
+    _write_csv(cases, folder / "cases.csv")
+    _write_csv(summary, folder / "summary.csv")
+    draw_label_efficiency(summary, folder / "label_efficiency.png")
+    examples = example_cases(runner, cases)
+    if examples:
+        draw_examples(examples, folder / "examples.png")
+    runs = cases.groupby(list(KEYS), sort=False).ngroups
+    report = Report(folder, runs, len(runner.test_cells()), summary)
+    with atomic_write(folder / "report.md") as temporary:
+        text = page(
+            runner,
+            cases,
+            summary,
+            unusable,
+            runs,
+            pictures=["label_efficiency.png"] + ["examples.png"] * bool(examples),
+        )
+        temporary.write_text(text, encoding="utf-8")
+    return report
+
+
+def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 2000) -> pd.DataFrame:
+    """Means, intervals and tests of every arm, number of labels, share of the run, class and metric.
+
+    Fine-tuning seeds of the same draw and checkpoint are averaged first. Intervals draw checkpoints (pretraining
+    seeds), labelled draws and test cases anew, those of a difference the checkpoints of both arms; the Wilcoxon test
+    pairs test cases, each averaged over the runs of the draws that both arms have. Holm's correction counts all
+    comparisons of the mean over classes of a metric.
+
+    Args:
+        cases: from ``collect``.
+        baseline: arm to compare with.
+        seed: of the bootstrap.
+        resamples: bootstrap samples.
+
+    Returns:
+        rows ``labels``, ``percent``, ``class``, ``metric``, ``arm``, ``mean``, ``low``, ``high``, ``draws``, ``runs``,
+        ``cases``, and against the baseline: ``difference``, ``difference_low``, ``difference_high``, ``p``,
+        ``p_holm``, ``draws_better`` (draws in which the arm is better, of ``draws_paired``).
+    """
+    arms = [baseline, *[arm for arm in cases["arm"].unique() if arm != baseline]]
+    rows = []
+    for (labels, percent, name), group in cases.groupby(["labels", "percent", "class"], sort=True):
+        by_arm = {arm: own for arm in arms if not (own := group[group["arm"] == arm]).empty}
+        for metric in METRICS:
+            tables = {arm: _table(own, metric) for arm, own in by_arm.items()}
+            for arm, own in by_arm.items():
+                rng = np.random.default_rng([seed, int(labels), int(percent)])
+                values = _array(tables[arm], *_draws_and_cases(tables[arm]))
+                values = values[..., np.isfinite(values).any(axis=(0, 1))]  # cases that have the class
+                interval = bootstrap_mean(values, rng, resamples)
+                row = {"labels": labels, "percent": percent, "class": name, "metric": metric, "arm": arm}
+                row |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "draws": values.shape[1]}
+                row |= {
+                    "runs": own.groupby(["checkpoint", "partition", "draw", "seed"]).ngroups,
+                    "cases": values.shape[2],
+                }
+                if arm != baseline and baseline in tables:
+                    row |= _comparison(own, by_arm[baseline], metric, rng, resamples)
+                rows.append(row)
+    table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
+    for metric in METRICS:
+        tests = (table["metric"] == metric) & (table["class"] == MEAN) & table["p"].notna()
+        table.loc[tests, "p_holm"] = holm(table.loc[tests, "p"].tolist())
+    order = {name: rank for rank, name in enumerate([MEAN, *[c for c in cases["class"].unique() if c != MEAN]])}
+    keys = table.assign(rank=table["class"].map(order), metric_rank=table["metric"].map(METRICS.index))
+    keys = keys.sort_values(["metric_rank", "rank", "labels", "percent"], kind="stable")
+    return keys.drop(columns=["rank", "metric_rank"]).reset_index(drop=True)
+
+
+_COLUMNS = ["labels", "percent", "class", "metric", "arm", "mean", "low", "high", "draws", "runs", "cases"]
+_COLUMNS += ["difference", "difference_low", "difference_high", "p", "p_holm", "draws_better", "draws_paired"]
+
+
+def _table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric of one arm's runs: (checkpoint, draw) x case, averaged over fine-tuning seeds."""
+    return runs.pivot_table(index=["checkpoint", "draw"], columns="case", values=metric, aggfunc="mean", dropna=False)
+
+
+def _draws_and_cases(table: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
+    return table.index.unique("draw").sort_values(), table.columns
+
+
+def _array(table: pd.DataFrame, draws: Sequence[int], cases: Sequence[str]) -> np.ndarray:
+    """(checkpoints, draws, cases) of a table; NaN where there is none."""
+    index = pd.MultiIndex.from_product([table.index.unique("checkpoint").sort_values(), draws])
+    return table.reindex(index=index, columns=cases).to_numpy().reshape(-1, len(draws), len(cases))
+
+
+def _comparison(own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng, resamples: int) -> dict:
+    """An arm's runs against the baseline's, in the draws and cases that both have.
+
+    Of a class that the truth lacks, a run that does not invent it has no value. Against one that does it counts as
+    perfect; a case in which neither does is left out.
+    """
+    perfect = 0.0 if metric == "hd95_mm" else 1.0
+    tables = [_table(runs, metric) for runs in (own, reference)]
+    draws, cases = (ours.intersection(theirs) for ours, theirs in zip(*map(_draws_and_cases, tables), strict=True))
+    if draws.empty or cases.empty:
+        return {}
+    ours, theirs = (_array(_table(runs.fillna({metric: perfect}), metric), draws, cases) for runs in (own, reference))
+    silent = [np.isnan(_array(table, draws, cases)) for table in tables]
+    difference = ours[:, None] - theirs[None]  # our checkpoints, theirs, draws, cases
+    difference = np.ma.masked_invalid(np.where(silent[0][:, None] & silent[1][None], np.nan, difference))
+    difference = difference[..., difference.count(axis=(0, 1, 2)) > 0]
+    interval = bootstrap_mean(difference.filled(np.nan), rng, resamples)
+    sign = -1 if metric == "hd95_mm" else 1
+    return {
+        "difference": interval.mean,
+        "difference_low": interval.low,
+        "difference_high": interval.high,
+        "p": paired_wilcoxon(difference.mean(axis=(0, 1, 2)).filled(np.nan)),
+        "draws_better": int((sign * difference.mean(axis=(0, 1, 3)) > 0).filled(False).sum()),
+        "draws_paired": len(draws),
+    }
+
+
+def _write_csv(table: pd.DataFrame, path: str | os.PathLike) -> None:
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")

@@ -1,0 +1,368 @@
+"""Run a benchmark's cells through the public commands; whatever is finished is never run again.
+
+What is done is read from the results alone (:meth:`Runner.is_done`), so a kill at any moment loses at most one run's
+work since its last checkpoint, and runs made elsewhere with the printed commands count, too.
+"""
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_alice.benchmark import plan
+from nnunet_alice.benchmark.locks import held
+from nnunet_alice.benchmark.plan import Cell
+from nnunet_alice.benchmark.settings import FINE_TUNER, Arm, Settings
+from nnunet_alice.benchmark.splits import Partition
+from nnunet_alice.benchmark.weights import Weights
+from nnunet_alice.benchmark.workspace import Workspace
+from nnunet_alice.checkpoints.exporting import find_trainer
+from nnunet_alice.discovery import package_folder
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One call of a public command.
+
+    Attributes:
+        words: program and arguments.
+        environment: variables to set on top of the present ones.
+        log: file that gets what it prints.
+    """
+
+    words: tuple[str, ...]
+    environment: dict[str, str]
+    log: Path
+
+    def __str__(self) -> str:
+        """A line for a shell."""
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*settings, *map(shlex.quote, self.words)])
+
+
+class RateUnknown(Exception):
+    """The tuning runs that decide a cell's learning rate are not all done."""
+
+
+@dataclass
+class Outcome:
+    """What came of the cells of this part.
+
+    Attributes:
+        done: names of finished cells.
+        failed: name -> why.
+        waiting: names of cells that another process runs, or whose learning rate is not known yet.
+    """
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+
+
+def run_command(command: Command, keep_open: Sequence[int] = ()) -> int:
+    """Run a command, its output appended to its log; ends it when this process is interrupted.
+
+    Args:
+        command: what to run.
+        keep_open: file descriptors that it inherits.
+
+    Returns:
+        its exit status.
+    """
+    command.log.parent.mkdir(parents=True, exist_ok=True)
+    scripts = str(Path(sys.executable).parent)  # where pip put the commands, on the PATH or not
+    environment = {**os.environ, **command.environment, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}"}
+    with open(command.log, "ab") as log:
+        log.write(f"$ {command}\n".encode())
+        log.flush()
+        with subprocess.Popen(
+            command.words, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=tuple(keep_open)
+        ) as process:
+            try:
+                return process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+
+
+class Runner:
+    """Runs the cells of one benchmark.
+
+    Args:
+        settings: what to compare.
+        folder: of the benchmark.
+        execute: runs a command and returns its exit status.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: str | os.PathLike, execute: Callable[..., int] = run_command
+    ) -> None:
+        self.settings = settings
+        self.workspace = Workspace(folder, settings)
+        self.execute = execute
+        self.divisions: list[Partition] = []
+        self.folds: dict[str, int] = {}
+        self.splits: dict[str, dict] = {}
+        self.weights = Weights(self.workspace, settings)
+        self._rates: dict[tuple[str, str], float] = {}  # chosen by tuning runs that are all done
+
+    # ------------------------------------------------------------------------------------------------- cells
+
+    def prepare(self) -> None:
+        """Link the data and write the splits; nothing is trained."""
+        for arm in self.settings.arms:
+            rate = arm.learning_rates[0] if arm.learning_rates else None
+            find_trainer(plan.trainer_name(self.settings, arm, Cell("test", arm.name, None, "", 1, 0, 0), rate))
+        self.divisions = self.workspace.prepare()
+        self.weights.check()
+        cells = [*self.tuning_cells(), *self.test_cells()]
+        self.splits = dict(plan.splits(self.settings, self.divisions, cells))
+        self.folds = self.workspace.write_splits(self.splits.items())
+
+    def tuning_cells(self) -> list[Cell]:
+        """Cells that choose learning rates."""
+        return plan.tuning_cells(self.settings, self.divisions)
+
+    def test_cells(self) -> list[Cell]:
+        """Cells that are reported."""
+        return plan.test_cells(self.settings, self.divisions)
+
+    def learning_rate(self, cell: Cell) -> float | None:
+        """Learning rate of a cell; None for the trainer's own.
+
+        Raises:
+            RateUnknown: the tuning runs that decide it are not all done.
+        """
+        arm = self.settings.arm(cell.arm)
+        if cell.stage == "tuning":
+            return cell.learning_rate
+        if len(arm.learning_rates) <= 1:
+            return arm.learning_rates[0] if arm.learning_rates else None
+        key = cell.arm, cell.partition
+        if key not in self._rates:
+            best = self._best_rate(arm, self.tuning_dice(*key))
+            if best is None:
+                raise RateUnknown(cell.arm)
+            self._rates[key] = best
+        return self._rates[key]
+
+    @staticmethod
+    def _best_rate(arm: Arm, dice: dict[float, float]) -> float | None:
+        """The rate with the best validation Dice, of two equal ones the lower; None until all are known."""
+        return max(dice, key=lambda rate: (dice[rate], -rate)) if len(dice) == len(arm.learning_rates) else None
+
+    def tuning_dice(self, arm: str, partition: str) -> dict[float, float]:
+        """Learning rate -> mean validation Dice, of those whose tuning runs are all done."""
+        found: dict[float, list[float | None]] = {}
+        for cell in self.tuning_cells():
+            if (cell.arm, cell.partition) == (arm, partition):
+                dice = validation_dice(self.summaries(cell)[100]) if self.is_done(cell) else None
+                found.setdefault(cell.learning_rate, []).append(dice)
+        return {rate: float(np.mean(values)) for rate, values in found.items() if None not in values}
+
+    def results_folder(self, cell: Cell) -> Path:
+        """``nnUNet_results`` of a cell: one for each start, so that equal trainers do not meet."""
+        return self.workspace.folder / "results" / cell.arm / self.weights.identity(cell) / f"seed{cell.seed}"
+
+    def fold_folder(self, cell: Cell) -> Path:
+        """nnU-Net's folder of the cell's run."""
+        trainer = plan.trainer_name(self.settings, self.settings.arm(cell.arm), cell, self.learning_rate(cell))
+        model = f"{trainer}__{self.settings.plans}__{self.settings.configuration}"
+        return self.results_folder(cell) / self.workspace.dataset / model / f"fold_{self.folds[cell.split]}"
+
+    def lock_file(self, cell: Cell) -> Path:
+        """Held while the cell runs; named by its weights, as another's settings may list them in another order."""
+        rate = "" if cell.learning_rate is None else f".lr{cell.learning_rate:g}"
+        name = f"{cell.split}.{cell.arm}.{self.weights.identity(cell)}.seed{cell.seed}{rate}.lock"
+        return self.workspace.folder / "locks" / name
+
+    def summaries(self, cell: Cell) -> dict[int, Path]:
+        """Per cent of the run -> nnU-Net's ``summary.json`` of the validation there."""
+        folder = self.fold_folder(cell)
+        kept = self.settings.keep_at if cell.stage == "test" else ()
+        found = {percent: folder / f"at_{percent}" / "validation" / "summary.json" for percent in kept}
+        return {**found, 100: folder / "validation" / "summary.json"}
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the cell's run ended and every validation of it has exactly its cases."""
+        if not (self.fold_folder(cell) / "checkpoint_final.pth").is_file():
+            return False
+        expected = sorted(self.splits[cell.split]["val"])
+        ending = self.workspace.file_ending
+        return all(_summarised(path, ending) == expected for path in self.summaries(cell).values())
+
+    def is_begun(self, cell: Cell) -> bool:
+        """Whether the cell's run left a checkpoint to go on from."""
+        folder = self.fold_folder(cell)
+        return any((folder / f"checkpoint_{kind}.pth").is_file() for kind in ("final", "latest", "best"))
+
+    def wrong_start(self, cell: Cell) -> str | None:
+        """What is wrong with the weights or cases that a finished cell started from; None if nothing is."""
+        record = self.fold_folder(cell) / "start.json"
+        if not self.settings.arm(cell.arm).trainer.startswith(FINE_TUNER):
+            return None
+        start, wanted = read_json(record) if record.is_file() else {}, cell.checkpoint is not None
+        remedy = f"delete {record.parent} and run the benchmark again"
+        if start.get("pretrained") is not wanted:
+            start_of = "from pretrained" if wanted else "without"
+            return f"{record} does not say that it started {start_of} weights; {remedy}"
+        cases = sorted(self.splits[cell.split]["train"])
+        if start.get("training_cases", cases) != cases:  # runs of earlier versions do not say it
+            return f"{record} names other training cases than this run has; {remedy}"
+        return None
+
+    def finished(self) -> Iterator[Cell]:
+        """Test cells whose runs are done, whatever they started from."""
+        for cell in self.test_cells():
+            try:
+                if self.is_done(cell):
+                    yield cell
+            except RateUnknown:
+                continue
+
+    # ------------------------------------------------------------------------------------------------ running
+
+    def command(self, cell: Cell, learning_rate: float | str | None, resume: bool = False) -> Command:
+        """The command that runs a cell.
+
+        Args:
+            cell: the run.
+            learning_rate: as :func:`plan.trainer_name` takes it.
+            resume: go on from the last checkpoint of the run.
+        """
+        trainer = plan.trainer_name(self.settings, self.settings.arm(cell.arm), cell, learning_rate)
+        words = ["nnUNetv2_train", self.workspace.dataset, self.settings.configuration, str(self.folds[cell.split])]
+        words += ["-tr", trainer, "-p", self.settings.plans, "-device", self.settings.device]
+        if resume:  # nnU-Net refuses both at once; the weights are in the checkpoint
+            words += ["--c"]
+        elif cell.checkpoint is not None:
+            words += ["-pretrained_weights", str(self.weights.file(cell.arm, cell.checkpoint))]
+        environment = self.environment() | {"nnUNet_results": str(self.results_folder(cell))}
+        return Command(tuple(words), environment, self.workspace.folder / "logs" / f"{cell.name}.log")
+
+    def environment(self) -> dict[str, str]:
+        """nnU-Net's folders for all commands."""
+        trainers = str(package_folder("nnunet_alice.trainers"))
+        others = [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path]
+        paths = os.pathsep.join(dict.fromkeys([trainers, *others]))
+        return {"nnUNet_preprocessed": str(self.workspace.preprocessed), "nnUNet_extTrainer": paths}
+
+    def dry_run(self, part: tuple[int, int] = (1, 1)) -> Iterator[str]:
+        """Shell lines of all that is not done, in their order; the data and splits that they need are prepared."""
+        self.prepare()
+        for arm, checkpoint in self.weights.missing():
+            words, log = self.weights.transfer(arm, checkpoint)
+            yield str(Command(words, self.environment(), log))
+        tuning = [cell for cell in _share(self.tuning_cells(), part) if not self.is_done(cell)]
+        for cell in tuning:
+            yield str(self.command(cell, cell.learning_rate, self.is_begun(cell)))
+        if tuning:
+            yield "# <LR>: run this again after tuning, the best learning rate is then filled in"
+        for cell in _share(self.test_cells(), part):
+            try:
+                if not self.is_done(cell):
+                    yield str(self.command(cell, self.learning_rate(cell), self.is_begun(cell)))
+            except RateUnknown:
+                yield str(self.command(cell, "<LR>"))
+
+    def run(self, part: tuple[int, int] = (1, 1)) -> Outcome:
+        """Run what is not done: transfer the checkpoints, choose learning rates, then the test cells.
+
+        Args:
+            part: (i, n): take each n-th cell, beginning with the i-th.
+        """
+        self.prepare()
+        outcome = Outcome()
+        for arm, checkpoint in self.weights.missing():
+            words, log = self.weights.transfer(arm, checkpoint)
+            if self.execute(Command(words, self.environment(), log)) != 0:
+                raise InputError(f"The checkpoint {checkpoint} of arm '{arm}' cannot be transferred; see {log}.")
+        for stage in (self.tuning_cells(), self.test_cells()):
+            cells = _share(stage, part)
+            for number, cell in enumerate(cells, start=1):
+                self._run_cell(cell, outcome, f"{number}/{len(cells)}")
+        write_json(self.workspace.folder / "learning_rates.json", self._chosen_rates())
+        return outcome
+
+    def _run_cell(self, cell: Cell, outcome: Outcome, progress: str) -> None:
+        try:
+            rate = self.learning_rate(cell)
+        except RateUnknown:
+            outcome.waiting.append(cell.name)
+            return
+        with held(self.lock_file(cell)) as lock:
+            if lock is None:
+                logger.info("[%s] %s is being run by another process", progress, cell.name)
+                outcome.waiting.append(cell.name)
+                return
+            if not self.is_done(cell):
+                resume = self.is_begun(cell)
+                command = self.command(cell, rate, resume)
+                logger.info("[%s] %s%s", progress, cell.name, ", continued" if resume else "")
+                status = self.execute(command, [lock] if lock >= 0 else [])
+                if status != 0 or not self.is_done(cell):
+                    what = f"ended with status {status}" if status else "left incomplete results"
+                    outcome.failed[cell.name] = f"{command.words[0]} {what}; see {command.log}"
+                    logger.warning("[%s] %s failed: %s", progress, cell.name, outcome.failed[cell.name])
+                    return
+        wrong = self.wrong_start(cell)
+        if wrong:
+            outcome.failed[cell.name] = wrong
+            logger.warning("[%s] %s failed: %s", progress, cell.name, wrong)
+        else:
+            outcome.done.append(cell.name)
+
+    def _chosen_rates(self) -> dict[str, dict]:
+        """Arm -> division -> learning rate and the validation Dice of each candidate."""
+        chosen: dict[str, dict] = {}
+        for arm in self.settings.arms:
+            if len(arm.learning_rates) > 1:
+                for partition in self.divisions:
+                    dice = self.tuning_dice(arm.name, partition.name)
+                    best = self._best_rate(arm, dice)
+                    chosen.setdefault(arm.name, {})[partition.name] = {
+                        "chosen": None if best is None else f"{best:g}",
+                        "validation_dice": {f"{rate:g}": value for rate, value in dice.items()},
+                    }
+        return chosen
+
+
+def _share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
+    """The i-th of n shares."""
+    number, of = part
+    if not 1 <= number <= of:
+        raise InputError(f"--part {number}/{of}: the first number lies between 1 and the second.")
+    return list(cells[number - 1 :: of])
+
+
+def validation_dice(summary: Path) -> float:
+    """Dice of a validation: mean over cases, then over the classes that the truth of any case has.
+
+    nnU-Net's ``foreground_mean`` is NaN where one class is in no case, and a number where a model invents that class.
+
+    Args:
+        summary: nnU-Net's ``summary.json``.
+    """
+    content = read_json(summary)
+    cases = [entry["metrics"] for entry in content["metric_per_case"]]
+    present = [name for name in content["mean"] if any(case[name]["n_ref"] > 0 for case in cases)]
+    return float(np.mean([content["mean"][name]["Dice"] for name in present])) if present else 0.0
+
+
+def _summarised(path: Path, ending: str) -> list[str] | None:
+    """Sorted names of the cases in nnU-Net's summary; None if it is missing or not whole."""
+    try:
+        entries = read_json(path)["metric_per_case"]
+        return sorted(Path(entry["prediction_file"]).name.removesuffix(ending) for entry in entries)
+    except (InputError, KeyError, TypeError):
+        return None

@@ -1,0 +1,365 @@
+"""What a benchmark compares: read from YAML or flags, checked, and kept beside the results."""
+
+import copy
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.finetuning.parts import kept_epoch
+
+#: trainers of this family take settings by endings of their names
+FINE_TUNER = "FineTuneTrainer"
+ALL = "all"
+#: of ``nnUNetv2_train -device``
+DEVICES = ("cuda", "cpu", "mps")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of starting.
+
+    Attributes:
+        name: in file names and tables.
+        trainer: class for ``nnUNetv2_train``; endings for length, learning rate and so on are added to those of the
+            ``FineTuneTrainer`` family.
+        checkpoints: pretrained weights, one a pretraining seed; none for training from scratch.
+        learning_rates: one is used as it is; of several the best on the validation cases; none for the trainer's own.
+        parts: what ``nnunet_alice transfer`` carries: ``all`` or ``encoder``.
+        saw_test_images: whether pretraining saw images of the test cases, where the checkpoint cannot tell.
+    """
+
+    name: str
+    trainer: str = FINE_TUNER
+    checkpoints: tuple[str, ...] = ()
+    learning_rates: tuple[float, ...] = ()
+    parts: str = "all"
+    saw_test_images: bool | None = None
+
+
+@dataclass(frozen=True)
+class TestCases:
+    """Which cases are test cases: exactly one of ``cases``, ``file`` and ``folds``.
+
+    Attributes:
+        cases: this many, drawn once.
+        file: JSON list of case names.
+        folds: folds of the dataset's own ``splits_final.json`` (or ``split``): each is a test set in its turn.
+        split: file of the folds, in the form of ``splits_final.json``.
+    """
+
+    __test__ = False  # not a test of pytest
+
+    cases: int | None = None
+    file: str | None = None
+    folds: tuple[int, ...] = ()
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How learning rates are chosen, never looking at a test case.
+
+    Attributes:
+        labels: labelled cases of the tuning runs.
+        cases: validation cases, taken from those that are not test cases.
+        draws: draws of the labelled cases, whose Dice is averaged: where runs end far apart, one draw chooses by luck.
+    """
+
+    labels: int = 5
+    cases: int = 20
+    draws: int = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A benchmark.
+
+    Attributes:
+        dataset: labelled dataset, full name or number.
+        arms: what is compared.
+        test: test cases.
+        labels: numbers of labelled cases; ``all`` for every case that is not a test case.
+        plans: plans identifier.
+        configuration: e.g. ``3d_fullres``.
+        draws: draws of the labelled cases for each number. Draw d of a smaller number is part of draw d of a larger
+            one.
+        draws_of_all: runs in place of draws with ``all``, which differ only by chance of training; None for as many.
+        seeds: fine-tuning runs of each draw.
+        epochs: length of fine-tuning; None for the trainer's own.
+        iterations: iterations an epoch; None for the trainer's own.
+        keep_at: per cent of the run at which Dice is reported beside the end.
+        mirroring: whether test cases are predicted with mirroring, nnU-Net's default; without, 8 times as fast.
+        tuning: how learning rates are chosen.
+        baseline: arm that others are compared with; the first without checkpoints by default.
+        tolerance_mm: of the surface Dice.
+        device: for ``nnUNetv2_train``.
+        seed: of test cases and draws.
+    """
+
+    dataset: str
+    arms: tuple[Arm, ...]
+    test: TestCases
+    labels: tuple[int | str, ...] = (5, 10, 20, ALL)
+    plans: str = "nnUNetPlans"
+    configuration: str = "3d_fullres"
+    draws: int = 5
+    draws_of_all: int | None = None
+    seeds: int = 1
+    epochs: int | None = None
+    iterations: int | None = None
+    keep_at: tuple[int, ...] = (25, 50)
+    mirroring: bool = True
+    tuning: Tuning = Tuning()
+    baseline: str | None = None
+    tolerance_mm: float = 2.0
+    device: str = "cuda"
+    seed: int = 1
+
+    @property
+    def baseline_arm(self) -> Arm:
+        """The arm that all others are compared with."""
+        named = [arm for arm in self.arms if arm.name == self.baseline]
+        return (named or [arm for arm in self.arms if not arm.checkpoints])[0]
+
+    def against(self, baseline: str) -> "Settings":
+        """The same with another baseline.
+
+        Raises:
+            InputError: no arm has this name.
+        """
+        changed = replace(self, baseline=baseline)
+        _check_baseline(changed)
+        return changed
+
+    def draws_of(self, count: int | str) -> int:
+        """Number of draws of so many labelled cases, or of ``all``."""
+        return self.draws_of_all if count == ALL and self.draws_of_all is not None else self.draws
+
+    def arm(self, name: str) -> Arm:
+        """Arm by its name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def plain(self) -> dict[str, Any]:
+        """Plain types, as :func:`parse_settings` takes them."""
+        content = asdict(self)
+        content["arms"] = {arm.pop("name"): arm for arm in content["arms"]}
+        return content
+
+
+def read_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """Content of a YAML (or JSON) file of settings, unchecked; relative paths in it count from its folder.
+
+    Raises:
+        InputError: the file is missing or is not a YAML mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no 'key: value' settings.")
+    return absolute_paths(content, path.parent)
+
+
+def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Settings, still unchecked, whose relative paths count from ``base``."""
+    content = copy.deepcopy(content)
+    arms, test = content.get("arms"), content.get("test")
+    for arm in arms.values() if isinstance(arms, dict) else ():
+        if isinstance(arm, dict) and "checkpoints" in arm:
+            arm["checkpoints"] = [_absolute(entry, base) for entry in _listed(arm["checkpoints"])]
+    for key in ("file", "split"):
+        if isinstance(test, dict) and isinstance(test.get(key), str):
+            test[key] = _absolute(test[key], base)
+    return content
+
+
+def parse_settings(content: Mapping[str, Any]) -> Settings:
+    """Checked settings.
+
+    Args:
+        content: keys are the attributes of :class:`Settings`; ``arms`` maps names to the attributes of :class:`Arm`.
+
+    Raises:
+        InputError: something is unknown, missing or senseless; the message names it.
+    """
+    _check_keys(content, Settings, "settings")
+    content = {key: value for key, value in content.items() if value is not None}  # left blank: the default
+    for key in ("dataset", "arms", "test"):
+        if not content.get(key):
+            raise InputError(f"The settings lack '{key}'.")
+    content["dataset"] = str(content["dataset"])
+    if not isinstance(content["arms"], Mapping):
+        raise InputError(
+            "'arms' has to be a mapping: a name, a colon and the arm's settings (or nothing) on each line."
+        )
+    content["arms"] = tuple(_arm(str(name), arm) for name, arm in content["arms"].items())
+    content["test"] = _test(content["test"])
+    content["tuning"] = _whole_numbers(_part(Tuning, content.get("tuning") or {}, "tuning"), "tuning")
+    for key, kind in (("labels", _label_count), ("keep_at", _integer("keep_at"))):
+        if key in content:
+            content[key] = tuple(map(kind, _listed(content[key])))
+    for key in ("draws", "draws_of_all", "seeds", "epochs", "iterations", "seed"):
+        if key in content:
+            content[key] = _integer(key)(content[key])
+    if "tolerance_mm" in content:
+        content["tolerance_mm"] = _number("tolerance_mm")(content["tolerance_mm"])
+    settings = Settings(**content)
+    _check(settings)
+    return settings
+
+
+def _arm(name: str, content: Mapping[str, Any] | None) -> Arm:
+    if not isinstance(content or {}, Mapping):
+        raise InputError(f"Arm '{name}' has to be a mapping, e.g. checkpoints: [a.pth], not {content!r}.")
+    content = content or {}
+    _check_keys(content, Arm, f"arm '{name}'")
+    content = {key: value for key, value in content.items() if value is not None}
+    content["checkpoints"] = tuple(str(entry) for entry in _listed(content.get("checkpoints")))
+    rates = map(_number(f"arms: {name}: learning_rates"), _listed(content.get("learning_rates")))
+    content["learning_rates"] = tuple(sorted(set(rates)))
+    if not content["checkpoints"]:
+        content.setdefault("trainer", f"{FINE_TUNER}_scratch")
+    arm = Arm(name=str(name), **content)
+    if not arm.name.replace("_", "").replace("-", "").isalnum():
+        raise InputError(f"Arm '{name}': names are letters, digits, - and _, for they become folders.")
+    if arm.learning_rates and (not arm.trainer.startswith(FINE_TUNER) or min(arm.learning_rates) <= 0):
+        raise InputError(f"Arm '{name}': learning rates are above 0, and only {FINE_TUNER}s take them.")
+    if arm.parts not in ("all", "encoder"):
+        raise InputError(f"Arm '{name}': parts is 'all' or 'encoder', not '{arm.parts}'.")
+    return arm
+
+
+def _test(content: Any) -> TestCases:
+    content = {"cases": content} if isinstance(content, int | str) else content
+    test = _part(TestCases, content, "test")
+    if test.cases is not None:
+        test = replace(test, cases=_integer("cases")(test.cases))
+    if "folds" in content:
+        test = replace(test, folds=tuple(map(_integer("folds"), _listed(content["folds"]))))
+        if min(test.folds, default=0) < 0 or len(set(test.folds)) < len(test.folds):
+            raise InputError(f"'folds' of 'test' are numbers from 0, each once, not {list(test.folds)}.")
+    for key in ("file", "split"):
+        if not isinstance(getattr(test, key), str | None):
+            raise InputError(f"'{key}' of 'test' is the name of a file, not {getattr(test, key)!r}.")
+    if sum((test.cases is not None, test.file is not None, bool(test.folds))) != 1 or (test.split and not test.folds):
+        raise InputError("'test' needs exactly one of cases (a number), file (a JSON list) and folds (of a split).")
+    return test
+
+
+def _part(kind: type, content: Any, name: str):
+    if not isinstance(content, Mapping):
+        raise InputError(f"'{name}' has to be a mapping with {', '.join(field.name for field in fields(kind))}.")
+    _check_keys(content, kind, name)
+    return kind(**content)
+
+
+def _whole_numbers(part, name: str):
+    """A group of settings that are all numbers above 0."""
+    values = {key: _integer(f"{name}: {key}")(value) for key, value in asdict(part).items()}
+    for key, value in values.items():
+        if value < 1:
+            raise InputError(f"'{name}: {key}' has to be at least 1, not {value}.")
+    return type(part)(**values)
+
+
+def _check_baseline(settings: Settings) -> None:
+    names = [arm.name for arm in settings.arms]
+    if settings.baseline is not None and settings.baseline not in names:
+        raise InputError(f"The baseline '{settings.baseline}' is not among the arms: {', '.join(names)}.")
+    if settings.baseline is None and all(arm.checkpoints for arm in settings.arms):
+        raise InputError("No arm trains from scratch: add one without checkpoints, or name a 'baseline'.")
+
+
+def _check(settings: Settings) -> None:
+    _check_baseline(settings)
+    for key in ("draws", "draws_of_all", "seeds", "epochs", "iterations"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise InputError(f"'{key}' has to be at least 1.")
+    if settings.seed < 0 or settings.tolerance_mm <= 0:
+        raise InputError("'seed' has to be at least 0 and 'tolerance_mm' above 0.")
+    if settings.device not in DEVICES:
+        raise InputError(f"'device' is one of {', '.join(DEVICES)}, not '{settings.device}'.")
+    if settings.epochs and settings.keep_at:
+        at = [kept_epoch(percent, settings.epochs) for percent in settings.keep_at]
+        if len({*at, settings.epochs}) <= len(at):
+            raise InputError(
+                f"'keep_at' {list(settings.keep_at)} means the epochs {at} of {settings.epochs}, which have to differ "
+                "and to lie before the last; leave some out, or take more and shorter epochs."
+            )
+    if not settings.labels or len(set(settings.labels)) < len(settings.labels):
+        raise InputError("'labels' needs numbers of labelled cases, each once.")
+    if not all(0 < percent < 100 for percent in settings.keep_at):
+        raise InputError("'keep_at' holds per cent between 1 and 99.")
+    if not isinstance(settings.mirroring, bool):
+        raise InputError(f"'mirroring' is true or false, not {settings.mirroring!r}.")
+    others = [arm.name for arm in settings.arms if not arm.trainer.startswith(FINE_TUNER)]
+    if others and (settings.epochs or settings.iterations or settings.keep_at or not settings.mirroring):
+        raise InputError(
+            f"Arm '{others[0]}' does not use a {FINE_TUNER}: its length and mirroring cannot be set here and no "
+            "checkpoints are kept on the way; leave out epochs, iterations and mirroring, and set keep_at: []."
+        )
+
+
+def _check_keys(content: Mapping[str, Any], kind: type, where: str) -> None:
+    known = [field.name for field in fields(kind)]
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}."
+            raise InputError(f"Unknown '{key}' in {where}; {hint}")
+
+
+def _label_count(value: Any) -> int | str:
+    if value == ALL:
+        return ALL
+    count = _integer("labels")(value)
+    if count < 1:
+        raise InputError(f"'labels' are numbers above 0 or '{ALL}', not {value}.")
+    return count
+
+
+def _integer(name: str):
+    def convert(value: Any) -> int:
+        number = _number(name, "whole number")(value)
+        if number != int(number):
+            raise InputError(f"'{name}' has to be a whole number, not {value!r}.")
+        return int(number)
+
+    return convert
+
+
+def _number(name: str, kind: str = "number"):
+    """Converter to a finite number; YAML takes 1e-3 for a text."""
+
+    def convert(value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"'{name}' has to be a {kind}, not {value!r}.")
+        return number
+
+    return convert
+
+
+def _listed(value: Any) -> list:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _absolute(path: str, base: Path) -> str:
+    return str((base / os.path.expandvars(os.path.expanduser(str(path)))).absolute())

@@ -1,0 +1,141 @@
+"""Who trains and who tests: test sets, nested draws of the labelled cases, and validation cases for tuning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnunet_alice.benchmark.settings import ALL, Settings
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One division of the cases.
+
+    Attributes:
+        name: ``fixed``, or ``fold<N>``.
+        pool: cases that may be labelled, sorted.
+        test: test cases, sorted; none is in ``pool``.
+    """
+
+    name: str
+    pool: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Mapping] | None) -> list[Partition]:
+    """The divisions that the settings ask for.
+
+    Args:
+        settings: of the benchmark.
+        cases: all preprocessed cases.
+        own_split: the dataset's ``splits_final.json``, None if it has none.
+
+    Raises:
+        InputError: the split asked for does not exist, names unknown cases, or leaves nobody to train or test on.
+    """
+    cases = sorted(cases)
+    if settings.test.folds:
+        found = _folds(settings, cases, own_split)
+    else:
+        test = _fixed_test(settings, cases)
+        found = [Partition("fixed", tuple(case for case in cases if case not in set(test)), test)]
+    for partition in found:
+        unknown = sorted({*partition.pool, *partition.test} - set(cases))
+        if unknown:
+            raise InputError(f"The split names {unknown[0]}, which is not among the {len(cases)} preprocessed cases.")
+        if not partition.test or not partition.pool or set(partition.pool) & set(partition.test):
+            raise InputError(f"Split '{partition.name}' has no test case, none to train on, or one that is both.")
+        largest = max((count for count in settings.labels if count != ALL), default=0)
+        if largest > len(partition.pool):
+            raise InputError(
+                f"'labels' asks for {largest} cases; split '{partition.name}' has {len(partition.pool)} to train on."
+            )
+    everything = labelled_number(ALL, found)
+    if ALL in settings.labels and everything in settings.labels:
+        raise InputError(f"'labels' names '{ALL}' and {everything}, which is the same here; leave one of them out.")
+    return found
+
+
+def labelled_number(count: int | str, divisions: Sequence[Partition]) -> int:
+    """Number of labelled cases that stands for a count in tables: of ``all`` the mean over folds, rounded.
+
+    Folds differ by a case or so; one number keeps their runs together.
+    """
+    return round(float(np.mean([len(partition.pool) for partition in divisions]))) if count == ALL else count
+
+
+def labelled(partition: Partition, count: int | str, draw: int, seed: int) -> list[str]:
+    """Labelled cases of a draw, sorted; those of a smaller count are among those of a larger one.
+
+    Args:
+        partition: division of the cases.
+        count: how many, or ``all``.
+        draw: number of the draw.
+        seed: of all draws.
+    """
+    return sorted(_shuffled(partition, draw, seed)[: len(partition.pool) if count == ALL else count])
+
+
+def tuning_split(partition: Partition, settings: Settings, draw: int) -> tuple[list[str], list[str]]:
+    """Training and validation cases of a tuning run, all from the pool.
+
+    Raises:
+        InputError: the pool is too small for both.
+    """
+    tuning = settings.tuning
+    order = _shuffled(partition, draw, settings.seed)
+    if tuning.labels + tuning.cases > len(order):
+        raise InputError(
+            f"Tuning wants {tuning.labels} labelled and {tuning.cases} validation cases, and there are {len(order)}; "
+            "lower 'tuning', or give each arm one learning rate."
+        )
+    return sorted(order[: tuning.labels]), sorted(order[tuning.labels : tuning.labels + tuning.cases])
+
+
+def _shuffled(partition: Partition, draw: int, seed: int) -> list[str]:
+    number = 0 if partition.name == "fixed" else 1 + int(partition.name.removeprefix("fold"))
+    return [str(case) for case in np.random.default_rng([seed, number, draw]).permutation(partition.pool)]
+
+
+def _fixed_test(settings: Settings, cases: list[str]) -> tuple[str, ...]:
+    test = settings.test
+    if test.file is not None:
+        names = read_json(test.file)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{test.file} has to be a JSON list of case names.")
+        return tuple(sorted(set(names)))
+    if not 0 < test.cases < len(cases):
+        raise InputError(f"'test' asks for {test.cases} cases of {len(cases)}.")
+    return tuple(sorted(map(str, np.random.default_rng(settings.seed).choice(cases, test.cases, replace=False))))
+
+
+def _folds(settings: Settings, cases: list[str], own_split: Any) -> list[Partition]:
+    split = read_json(settings.test.split) if settings.test.split else own_split
+    if split is None:
+        raise InputError(
+            "The dataset has no splits_final.json yet; give 'split' a file, or 'cases' a number of test cases."
+        )
+    where = settings.test.split or "splits_final.json"
+    _check_form(split, where)
+    if max(settings.test.folds) >= len(split):
+        raise InputError(f"'test' names fold {max(settings.test.folds)}, and the split has {len(split)} folds.")
+    return [
+        Partition(f"fold{fold}", tuple(sorted(split[fold]["train"])), tuple(sorted(split[fold]["val"])))
+        for fold in settings.test.folds
+    ]
+
+
+def _check_form(split: Any, where: str) -> None:
+    """Refuse what is not of the form of ``splits_final.json``."""
+    for fold in split if isinstance(split, list) else [None]:
+        for key in ("train", "val"):
+            names = fold.get(key) if isinstance(fold, dict) else None
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise InputError(f"{where} has to be a JSON list of folds, each with lists 'train' and 'val' of names.")
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f"{where} names {twice} twice in '{key}' of a fold; leave one out.")

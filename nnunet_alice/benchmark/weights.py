@@ -1,0 +1,104 @@
+"""A benchmark's checkpoints: fitted to its plans by ``nnunet_alice transfer``, known by their content."""
+
+import hashlib
+from pathlib import Path
+
+from nnunet_alice.benchmark.plan import Cell
+from nnunet_alice.benchmark.settings import Settings
+from nnunet_alice.benchmark.workspace import Workspace
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, write_json
+
+
+class Weights:
+    """Transferred checkpoints of all arms.
+
+    Their digests are part of the results' paths: when a checkpoint is replaced by a better one of the same name, its
+    cells are new cells.
+
+    Args:
+        workspace: of the benchmark.
+        settings: of the benchmark.
+    """
+
+    def __init__(self, workspace: Workspace, settings: Settings) -> None:
+        self.workspace = workspace
+        self.settings = settings
+        self._digests: dict[tuple[str, int], str] = {}
+
+    def check(self) -> None:
+        """Look for checkpoints that are the same.
+
+        Raises:
+            InputError: one arm has a checkpoint twice, which would count as two pretraining seeds.
+        """
+        for arm in self.settings.arms:
+            seen: dict[str, Path] = {}
+            for number in range(len(arm.checkpoints)):
+                source, digest = self.source(arm.name, number), self.digest(arm.name, number)
+                if digest in seen:
+                    raise InputError(
+                        f"Arm '{arm.name}' has the same weights twice ({seen[digest]}, {source}); leave one out."
+                    )
+                seen[digest] = source
+
+    def source(self, arm: str, checkpoint: int) -> Path:
+        """The checkpoint as the settings name it."""
+        return Path(self.settings.arm(arm).checkpoints[checkpoint])
+
+    def digest(self, arm: str, checkpoint: int) -> str:
+        """Eight hexadecimal digits of the checkpoint's content.
+
+        Raises:
+            InputError: the file is gone and was never transferred.
+        """
+        key = (arm, checkpoint)
+        if key not in self._digests:
+            source, record = self.source(arm, checkpoint), self._record(arm, checkpoint)
+            known = read_json(record) if record.is_file() else {}
+            if source.is_file():
+                stat = source.stat()
+                stamp = [str(source), stat.st_size, stat.st_mtime_ns]
+                if known.get("stamp") != stamp:
+                    known = {"stamp": stamp, "digest": _digest(source)}
+                    write_json(record, known)
+            elif known.get("stamp", [None])[0] != str(source):
+                raise InputError(f"The checkpoint {source} of arm '{arm}' does not exist.")
+            self._digests[key] = known["digest"]
+        return self._digests[key]
+
+    def identity(self, cell: Cell) -> str:
+        """What a cell starts from, as a folder's name."""
+        if cell.checkpoint is None:
+            return "scratch"
+        parts = self.settings.arm(cell.arm).parts
+        return self.digest(cell.arm, cell.checkpoint) + ("" if parts == "all" else f"_{parts}")
+
+    def file(self, arm: str, checkpoint: int) -> Path:
+        """The transferred checkpoint."""
+        identity = self.identity(Cell("test", arm, checkpoint, "", 0, 0, 0))
+        return self.workspace.folder / "weights" / f"{arm}_{identity}.pth"
+
+    def missing(self) -> list[tuple[str, int]]:
+        """Arms and numbers of the checkpoints that are still to be transferred."""
+        every = [(arm.name, number) for arm in self.settings.arms for number in range(len(arm.checkpoints))]
+        return [(arm, number) for arm, number in every if not self.file(arm, number).is_file()]
+
+    def transfer(self, arm: str, checkpoint: int) -> tuple[tuple[str, ...], Path]:
+        """Words of the command that transfers a checkpoint, and its log."""
+        target = self.file(arm, checkpoint)
+        words = ["nnunet_alice", "transfer", "-i", str(self.source(arm, checkpoint)), "-d", self.workspace.dataset]
+        words += ["-p", self.settings.plans, "-c", self.settings.configuration, "-o", str(target)]
+        words += ["--parts", self.settings.arm(arm).parts]
+        return tuple(words), self.workspace.folder / "logs" / f"transfer.{target.stem}.log"
+
+    def _record(self, arm: str, checkpoint: int) -> Path:
+        return self.workspace.folder / "weights" / f"{arm}_checkpoint{checkpoint}.json"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:8]

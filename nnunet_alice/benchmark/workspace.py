@@ -1,0 +1,195 @@
+"""A benchmark's folder: a copy of the dataset made of links, with splits of its own. The original is only read.
+
+``preprocessed/`` and ``results/`` are nnU-Net's folders for all runs, ``weights/`` holds the transferred checkpoints,
+``logs/`` what each run printed, ``settings.json`` what was asked for.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from nnunet_alice.benchmark.locks import held
+from nnunet_alice.benchmark.settings import Settings
+from nnunet_alice.benchmark.splits import Partition, partitions
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.nnunet_folders import PreprocessedDataset, file_stamp
+
+#: settings that may not change within a folder: they decide which cases a split's name stands for
+_FIXED = ("dataset", "plans", "configuration", "seed", "test")
+
+
+class Workspace:
+    """Folder of a benchmark.
+
+    Args:
+        folder: is made if missing.
+        settings: of the benchmark.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Settings) -> None:
+        self.folder = Path(folder).absolute()
+        self.settings = settings
+        self.preprocessed = self.folder / "preprocessed"
+
+    def prepare(self) -> list[Partition]:
+        """Link the dataset and remember the settings; may be called again at any time.
+
+        Returns:
+            the divisions of the cases.
+
+        Raises:
+            InputError: the folder belongs to another benchmark, or the settings do not fit the dataset.
+            NotPreparedError: the dataset is not preprocessed.
+        """
+        source = PreprocessedDataset.find(self.settings.dataset, self.settings.plans, self.settings.configuration)
+        if source.base.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"nnUNet_preprocessed points into {self.folder}; set it to your own folder again.")
+        self._check_settings()
+        manager = source.configuration_manager
+        if manager.previous_stage_name or manager.next_stage_names:
+            raise InputError(
+                f"{self.settings.configuration} of {self.settings.plans} is a stage of a cascade, which a benchmark "
+                "cannot run; choose another configuration, e.g. 3d_fullres."
+            )
+        own = source.base / "splits_final.json"
+        divisions = partitions(self.settings, source.cases(), read_json(own) if own.is_file() else None)
+        target = self.preprocessed / source.name
+        files = (f"{self.settings.plans}.json", "dataset.json", "dataset_fingerprint.json")
+        for name in files:
+            if not (source.base / name).is_file():
+                raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
+        self._check_unchanged(source.base, target)
+        link_files(source.folder, target / source.folder.name)
+        link_files(source.base / "gt_segmentations", target / "gt_segmentations")
+        for name in files:
+            write_json(target / name, read_json(source.base / name))
+        self._check_truth(target / "gt_segmentations", source.cases())
+        write_json(self.folder / "settings.json", self.settings.plain())
+        return divisions
+
+    @property
+    def dataset(self) -> str:
+        """Full name of the dataset."""
+        return next(path.name for path in self.preprocessed.iterdir() if path.name.startswith("Dataset"))
+
+    @property
+    def dataset_folder(self) -> Path:
+        """Folder of the linked dataset."""
+        return self.preprocessed / self.dataset
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of the dataset's files, e.g. ``.nii.gz``."""
+        return read_json(self.dataset_folder / "dataset.json")["file_ending"]
+
+    def write_splits(self, wanted: Iterable[tuple[str, dict]]) -> dict[str, int]:
+        """Add splits to ``splits_final.json``; those that are there keep their fold.
+
+        Args:
+            wanted: name and cases of each split.
+
+        Returns:
+            name -> fold.
+
+        Raises:
+            InputError: a split of this name has other cases.
+        """
+        names_file, splits_file = self.dataset_folder / "splits_names.json", self.dataset_folder / "splits_final.json"
+        with held(self.folder / "locks" / "splits.lock", wait=True):  # two that add at once would lose a fold
+            names = read_json(names_file) if names_file.is_file() else []
+            splits = read_json(splits_file)[: len(names)] if names else []
+            known = len(names)
+            for name, cases in wanted:
+                if name not in names:
+                    names.append(name)
+                    splits.append(cases)
+                elif splits[names.index(name)] != cases:
+                    raise InputError(
+                        f"{splits_file} has other cases for {name}: the data or settings changed; use a new folder."
+                    )
+            if len(names) > known:
+                # splits first: a kill in between leaves a split without a name, which the next call writes again
+                write_json(splits_file, splits)
+                write_json(names_file, names)
+        return {name: fold for fold, name in enumerate(names)}
+
+    def _check_settings(self) -> None:
+        path = self.folder / "settings.json"
+        if not path.is_file():
+            return
+        old, new = read_json(path), self.settings.plain()
+        for key in _FIXED:
+            if _comparable(old.get(key)) != _comparable(new[key]):
+                raise InputError(
+                    f"{self.folder} holds a benchmark with {key} {old.get(key)}, not {new[key]}; use a new folder."
+                )
+
+    def _check_unchanged(self, source: Path, target: Path) -> None:
+        """Finished runs are of the plans and labels that were linked: others would be counted beside them."""
+        plans = f"{self.settings.plans}.json"
+        for name, relevant in ((plans, self._plan), ("dataset.json", _labels)):
+            if (target / name).is_file() and relevant(target / name) != relevant(source / name):
+                raise InputError(
+                    f"{source / name} changed since the benchmark in {self.folder} began; use a new folder for it."
+                )
+
+    def _check_truth(self, folder: Path, cases: Iterable[str]) -> None:
+        """Finished runs learned from and were measured against the segmentations that were linked first."""
+        record, ending = self.folder / "truth.json", self.file_ending
+        known = read_json(record) if record.is_file() else {}
+        found = {case: file_stamp(folder / f"{case}{ending}") for case in cases}
+        changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])
+        if changed:
+            raise InputError(
+                f"{folder / changed[0]}{ending} (of {len(changed)} such files) changed since the benchmark in "
+                f"{self.folder} began; use a new folder for the new truth."
+            )
+        if found.keys() - known.keys():
+            write_json(record, known | found)
+
+    def _plan(self, path: Path) -> dict:
+        """What of a plans file this benchmark's runs depend on: other configurations may come and go."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        content = read_json(path)
+        resolved = PlansManager(content).get_configuration(self.settings.configuration).configuration
+        return {key: value for key, value in content.items() if key != "configurations"} | {"configuration": resolved}
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Link every file of a folder into another one: symbolic links, or hard links where those are not allowed.
+
+    Links that lead nowhere are made anew.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist; run nnUNetv2_preprocess for this dataset.")
+    target.mkdir(parents=True, exist_ok=True)
+    there = {entry.name: os.path.exists(entry.path) for entry in os.scandir(target)}
+    for entry in os.scandir(source):
+        if there.get(entry.name) or not entry.is_file() or entry.name.startswith("."):
+            continue
+        original = Path(entry.path).resolve()
+        if entry.name in there:  # the data moved: the link leads nowhere
+            (target / entry.name).unlink(missing_ok=True)
+        try:
+            os.symlink(original, target / entry.name)
+        except FileExistsError:  # another part of this benchmark was faster
+            continue
+        except OSError:
+            os.link(original, target / entry.name)
+
+
+def _labels(path: Path) -> dict:
+    content = read_json(path)
+    return {key: content.get(key) for key in ("labels", "regions_class_order", "channel_names", "file_ending")}
+
+
+def _comparable(value):
+    """Settings as they look after a trip through JSON."""
+    if isinstance(value, dict):
+        return {key: _comparable(entry) for key, entry in value.items()}
+    return [_comparable(entry) for entry in value] if isinstance(value, list | tuple) else value

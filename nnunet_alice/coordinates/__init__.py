@@ -1,0 +1,1 @@
+"""Write anatomical coordinates beside images, as input channels of location-conditioned fine-tuning."""

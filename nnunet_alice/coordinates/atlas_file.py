@@ -1,0 +1,192 @@
+"""An atlas with all that registering a new image to it needs: from a checkpoint, from ``anatomy``, or a small file.
+
+- ``checkpoint_final.pth`` of DrasCLRTrainer: the atlas of its pretraining, the plans it was preprocessed with.
+- ``atlas.json`` that ``nnunet_alice anatomy`` wrote beside the preprocessed cases of a dataset (which must be there).
+- ``atlas.npz`` that ``nnunet_alice locate -d`` leaves in the dataset it writes: the same in about a megabyte.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
+from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
+from nnunet_alice.files import atomic_write, read_json
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+#: Raised when the stored form changes.
+VERSION = 1
+_ARRAYS = ("image", "packed_body")
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """An atlas.
+
+    Attributes:
+        geometry: of the atlas case.
+        plans: plans that cases are preprocessed with before they are registered.
+        configuration: e.g. ``3d_fullres``.
+        dataset_json: of the dataset that the atlas case belongs to, without its list of cases.
+    """
+
+    geometry: CaseGeometry
+    plans: dict[str, Any]
+    configuration: str
+    dataset_json: dict[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for two atlases that give the same locations."""
+        geometry = self.geometry
+        described = [*geometry.shape, *geometry.spacing, *geometry.factors, *geometry.grid_shape]
+        content = hashlib.sha256(json.dumps([float(number) for number in described]).encode())
+        for array in (geometry.image, geometry.packed_body):
+            content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()[:16]
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the image channels, in their order."""
+        return channel_names(self.dataset_json)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write ``atlas.npz``."""
+        described = {name: value for name, value in asdict(self.geometry).items() if name not in _ARRAYS}
+        content = {"version": VERSION, "geometry": described, "plans": self.plans, "dataset_json": self.dataset_json}
+        text = json.dumps(content | {"configuration": self.configuration})
+        arrays = {name: getattr(self.geometry, name) for name in _ARRAYS}
+        with atomic_write(path) as temporary:
+            np.savez_compressed(temporary, description=np.array(text), **arrays)
+
+
+def open_atlas(path: str | os.PathLike, plans_name: str | None = None, configuration: str | None = None) -> Atlas:
+    """Open an atlas; see the module for the kinds of files.
+
+    Args:
+        path: one of these files.
+        plans_name, configuration: for an ``atlas.json`` that several plans share, those of the pretraining.
+
+    Raises:
+        InputError: the file is missing, damaged or of another kind.
+        CheckpointError: a checkpoint without an atlas.
+        NotPreparedError: ``atlas.json`` of a dataset that is not there any more, or not finished.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path} does not exist; give the pretraining's checkpoint_final.pth, atlas.json or atlas.npz."
+        )
+    if path.suffix == ".npz":
+        return _open_file(path)
+    if path.suffix == ".json":
+        return _open_anatomy(path, plans_name, configuration)
+    return atlas_of_checkpoint(load_checkpoint(path), path)
+
+
+def atlas_of_dataset(dataset: PreprocessedDataset) -> Atlas:
+    """The atlas that ``anatomy`` prepared for a dataset.
+
+    Raises:
+        NotPreparedError: there is none, or its preparation did not finish.
+    """
+    report = AtlasFiles(dataset).read_report()
+    if report is None:
+        raise NotPreparedError(
+            f"{dataset.name} has no atlas of its own for {dataset.plans_name} {dataset.configuration}; name that of "
+            "the pretraining with --atlas (its checkpoint_final.pth)."
+        )
+    described = read_json(dataset.base / "dataset.json")
+    return _atlas(load_geometry(dataset, report.atlas_case), dataset.plans, dataset.configuration, described)
+
+
+def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> Atlas:
+    """The atlas in a loaded checkpoint of DrasCLRTrainer.
+
+    Args:
+        checkpoint: from ``load_checkpoint``.
+        path: its file, for messages.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    own, run = checkpoint.get("drasclr"), checkpoint.get("pretraining")
+    if own is None or run is None:
+        raise CheckpointError(f"{path} holds no atlas; give a checkpoint of DrasCLRTrainer, atlas.json or atlas.npz.")
+    return _atlas(geometry_of_checkpoint(own), run["plans"], run["configuration"], run["dataset_json"])
+
+
+def geometry_of_checkpoint(own: Mapping[str, Any]) -> CaseGeometry:
+    """Geometry of the atlas case in what DrasCLRTrainer stores (``drasclr``)."""
+    values = {field.name: own["atlas"][field.name] for field in fields(CaseGeometry)}
+    return CaseGeometry(**values | {name: values[name].numpy() for name in _ARRAYS})
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of a dataset's channels, in the order of their numbers."""
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    return [channels[key] for key in sorted(channels, key=int)]
+
+
+def _atlas(geometry: CaseGeometry, plans: dict, configuration: str, dataset_json: dict) -> Atlas:
+    return Atlas(geometry, plans, configuration, {k: v for k, v in dataset_json.items() if k != "dataset"})
+
+
+def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None) -> Atlas:
+    """From ``<dataset>/<data identifier>_anatomy/atlas/atlas.json``, which plans may share."""
+    try:
+        identifier = read_json(path)["fingerprint"]["preprocessed"]
+        base = path.resolve().parents[2]
+    except (KeyError, TypeError, IndexError):
+        raise InputError(f"{path} is not the atlas.json that nnunet_alice anatomy writes.") from None
+    found = [
+        (plans, name)
+        for plans, name in _preprocessed_by(base, identifier)
+        if plans_name in (None, plans) and configuration in (None, name)
+    ]
+    if not found:
+        asked = " ".join(name for name in (plans_name, configuration) if name)
+        raise InputError(f"No plans {asked} in {base} preprocess to {identifier}, which {path} was made of.")
+    if len(found) > 1:
+        known = "; ".join(f"-p {plans} -c {name}" for plans, name in found)
+        raise InputError(f"Several plans share {path}; name those of the pretraining: {known}.")
+    dataset = PreprocessedDataset.find(base.name, *found[0])
+    if AtlasFiles(dataset).atlas_file.resolve() != path.resolve():
+        raise InputError(f"{path} does not lie in {dataset.anatomy_folder}, where anatomy wrote it; give that one.")
+    return atlas_of_dataset(dataset)
+
+
+def _preprocessed_by(base: Path, identifier: str) -> list[tuple[str, str]]:
+    """(plans, 3D configuration) of a dataset that preprocess into the folder ``identifier``."""
+    found = []
+    for path in sorted(base.glob("*.json")):
+        content = read_json(path)
+        configurations = content.get("configurations", {}) if isinstance(content, dict) else {}
+        for name, settings in configurations.items():
+            if settings.get("data_identifier") == identifier and len(settings.get("patch_size", ())) == 3:
+                found.append((path.stem, name))
+    return found
+
+
+def _open_file(path: Path) -> Atlas:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = json.loads(str(file["description"]))
+            arrays = {name: file[name] for name in _ARRAYS}
+        if content["version"] != VERSION:
+            raise InputError(f"{path} is of another version; run nnunet_alice locate -d again, which writes it.")
+        described = {k: tuple(v) if isinstance(v, list) else v for k, v in content["geometry"].items()}
+        geometry = CaseGeometry(**described, **arrays)
+        return Atlas(geometry, content["plans"], content["configuration"], content["dataset_json"])
+    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is no atlas file or damaged ({type(error).__name__}).") from None

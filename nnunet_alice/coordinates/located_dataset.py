@@ -1,0 +1,271 @@
+"""Datasets and folders with coordinate channels, for DrasCLRFineTuneTrainer.
+
+`locate_dataset` leaves the dataset it is given as it is and writes a new one beside it, in which each case has three
+more channels: ``dataset.json`` names the original images and labels where they lie, only coordinates are new files.
+The plans are those that the pretrained encoder fits: the dataset's own, where the pretraining used them (``plan
+--target``), otherwise the pretraining's. They are written with the coordinate channels as ``NoNormalization`` and
+otherwise unchanged, beside a copy of the fingerprint and of the splits, so that stock ``nnUNetv2_preprocess`` and
+``nnUNetv2_train`` go on from there with the same network, voxels and folds.
+
+`locate_folder` makes a folder that stock ``nnUNetv2_predict`` takes: links to the images, and coordinates.
+"""
+
+import copy
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_alice.anatomy.atlas_files import FAILED
+from nnunet_alice.coordinates.atlas_file import Atlas, channel_names
+from nnunet_alice.coordinates.locating import REPORT_FILE, LocationReport, RawCase, locate_cases
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.importing.checks import ENDINGS, volume_ending
+from nnunet_alice.importing.scan import find_cases
+from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.planning.moved_plans import reader_of, rename_plans
+from nnunet_alice.planning.plans import MOVED_FROM
+from nnunet_alice.planning.preprocessing import raw_cases
+
+logger = logging.getLogger(__name__)
+
+#: Key of ``dataset.json`` that says which dataset was located, and in which atlas.
+LOCATED = "located"
+#: Name of a channel that nnU-Net does not normalise, and of that normalisation in plans.
+_CHANNEL, _SCHEME = "noNorm", "NoNormalization"
+#: The atlas in a located dataset.
+ATLAS_FILE = "atlas.npz"
+
+
+@dataclass(frozen=True)
+class LocatedDataset:
+    """What was written.
+
+    Attributes:
+        name: full name of the new dataset.
+        plans_name: its plans.
+        has_fingerprint: whether a fingerprint could be copied; training needs one.
+        report: outcome of every case.
+    """
+
+    name: str
+    plans_name: str
+    has_fingerprint: bool
+    report: LocationReport
+
+
+def locate_dataset(
+    dataset: int | str, atlas: Atlas, number: int | None = None, num_processes: int = 1
+) -> LocatedDataset:
+    """Write the located counterpart of a raw dataset, or bring it up to date.
+
+    Args:
+        dataset: number or name.
+        atlas: atlas of the pretraining.
+        number: of the new dataset; None takes the one that was made before, or the first free number above.
+        num_processes: see `locate_cases`.
+
+    Raises:
+        InputError: the channels are not the atlas's, the dataset has coordinates already, the number is taken, or no
+            case could be located.
+    """
+    source = dataset_name(dataset)
+    cases = raw_cases(source)
+    content = read_json(nnunet_folder("nnUNet_raw") / source / "dataset.json")
+    if LOCATED in content:
+        raise InputError(f"{source} holds coordinate channels already; locate {content[LOCATED]['from']} instead.")
+    _check_channels(source, channel_names(content), atlas)
+    name = _new_name(source, number)
+    folder, preprocessed = nnunet_folder("nnUNet_raw") / name, nnunet_folder("nnUNet_preprocessed") / name
+    work = [RawCase(case, tuple(map(Path, files["images"])), _problem(files)) for case, files in cases.items()]
+    atlas.save(folder / ATLAS_FILE)
+    report = locate_cases(atlas, work, folder / "imagesTr", folder / REPORT_FILE, num_processes)
+    described = _described(source, content, cases, report)
+    plans = located_plans(source, name, content, atlas)
+    for path in (folder / "dataset.json", preprocessed / "dataset.json"):
+        write_json(path, described)
+    write_json(preprocessed / f"{plans['plans_name']}.json", plans)
+    _copy_splits(source, preprocessed, report)
+    # The copy knows the image channels only; nnU-Net's training wants the file, planning is done.
+    fingerprint = nnunet_folder("nnUNet_preprocessed") / source / "dataset_fingerprint.json"
+    if fingerprint.is_file():
+        with atomic_write(preprocessed / fingerprint.name) as temporary:
+            shutil.copyfile(fingerprint, temporary)
+    there = (preprocessed / fingerprint.name).is_file()
+    return LocatedDataset(name, plans["plans_name"], there, report)
+
+
+def locate_folder(
+    folder: str | os.PathLike, output: str | os.PathLike, atlas: Atlas, num_processes: int = 1
+) -> LocationReport:
+    """Make a folder of new images with coordinates, ready for ``nnUNetv2_predict -i``.
+
+    Args:
+        folder: images, named as for nnU-Net; with one channel, ``_0000`` may be missing.
+        output: another folder; images become links there (copies where links are not possible).
+        atlas: the atlas that the training cases were located in.
+        num_processes: see `locate_cases`.
+
+    Raises:
+        InputError: ``folder`` holds no image, ``output`` lies in it, or no case could be located.
+    """
+    source, output = Path(folder).resolve(), Path(output).resolve()
+    if not source.is_dir():
+        raise InputError(f"{folder} is not a folder.")
+    if output == source or source in output.parents:
+        raise InputError(f"-o {output} lies in -i {source}; name a folder elsewhere, so that the input stays clean.")
+    work = [RawCase(case.name, case.files, case.problem) for case in find_cases(source, len(atlas.channels))]
+    if not work:
+        raise InputError(f"{folder} holds no volume; names have to end in {', '.join(ENDINGS)}.")
+    endings = sorted({volume_ending(case.files[0]) for case in work})
+    if len(endings) > 1:
+        logger.warning("%s holds files of several kinds (%s); nnU-Net predicts one kind.", folder, ", ".join(endings))
+    before = {path for path in output.glob("*") if path.is_symlink()} if output.is_dir() else set()
+    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes)
+    located = set(report.located)
+    for case in work:
+        if case.name not in located:
+            continue
+        for channel, path in enumerate(case.files):
+            target = output / f"{case.name}_{channel:04d}{volume_ending(path)}"
+            _link(path.resolve(), target)
+            before.discard(target)
+    for stale in before:  # of cases that are gone, or failed this time: nnU-Net would miss their coordinates
+        stale.unlink()
+    return report
+
+
+def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> dict[str, Any]:
+    """Plans of the located dataset ``name``: those that the pretrained encoder fits, with coordinate channels.
+
+    Args:
+        source: the dataset that was located.
+        name: the new one.
+        dataset_json: of ``source``.
+        atlas: the atlas, with the pretraining's plans.
+    """
+    plans = copy.deepcopy(atlas.plans)
+    origin = plans.pop(MOVED_FROM, None)
+    if origin is not None and origin["dataset"] == source:
+        own = nnunet_folder("nnUNet_preprocessed") / source / f"{origin['plans_name']}.json"
+        if not own.is_file():
+            raise InputError(f"{own} is missing: the pretraining used these plans; plan {source} again, or restore it.")
+        plans = read_json(own)
+    elif plans["dataset_name"] != source:
+        rename_plans(plans, f"{plans['plans_name']}_from{plans['dataset_name'][7:10]}")
+        plans["image_reader_writer"] = reader_of(source, dataset_json)
+    plans["dataset_name"] = name
+    channels = len(atlas.channels)
+    for configuration in plans["configurations"].values():
+        if "normalization_schemes" in configuration:
+            configuration["normalization_schemes"] = [
+                *configuration["normalization_schemes"],
+                *[_SCHEME] * COORDINATE_CHANNELS,
+            ]
+            configuration["use_mask_for_norm"] = [*configuration["use_mask_for_norm"], *[False] * COORDINATE_CHANNELS]
+    statistics = plans.setdefault("foreground_intensity_properties_per_channel", {})
+    statistics |= {str(channels + axis): {} for axis in range(COORDINATE_CHANNELS)}
+    return plans
+
+
+def _check_channels(source: str, channels: list[str], atlas: Atlas) -> None:
+    if len(channels) != len(atlas.channels):
+        raise InputError(
+            f"{source} has {len(channels)} channel(s) ({', '.join(channels)}), but the pretraining had "
+            f"{len(atlas.channels)} ({', '.join(atlas.channels)}); its encoder does not fit."
+        )
+    if [name.casefold() for name in channels] != [name.casefold() for name in atlas.channels]:
+        logger.warning(
+            "%s has the channels %s, the pretraining had %s.", source, ", ".join(channels), ", ".join(atlas.channels)
+        )
+
+
+def _new_name(source: str, number: int | None) -> str:
+    """Full name of the located dataset: the one that was made before, or a new one."""
+    taken: dict[int, set[str]] = {}
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        place = os.environ.get(variable)
+        if place and Path(place).is_dir():
+            for entry in Path(place).glob("Dataset[0-9][0-9][0-9]_*"):
+                taken.setdefault(int(entry.name[7:10]), set()).add(entry.name)
+    ending = f"{source[11:]}_located"
+    if number is None:
+        before = [n for n, names in taken.items() if _name(n, ending) in names and _is_of(_name(n, ending), source)]
+        number = min(before, default=None)
+    if number is None:
+        free = (n for n in range(int(source[7:10]) + 1, 1000) if n not in taken)
+        number = next(free, None)
+        if number is None:
+            raise InputError(f"No dataset number above that of {source} is free; name one with -o.")
+    if not 1 <= number <= 999:
+        raise InputError(f"Dataset number {number} is not between 1 and 999.")
+    name = _name(number, ending)
+    others = taken.get(number, set()) - {name}
+    if others or (name in taken.get(number, ()) and not _is_of(name, source)):
+        raise InputError(f"Dataset number {number} is taken by {min(others, default=name)}; choose another with -o.")
+    return name
+
+
+def _name(number: int, ending: str) -> str:
+    return f"Dataset{number:03d}_{ending}"
+
+
+def _is_of(name: str, source: str) -> bool:
+    """Whether a dataset was made by locating ``source``, perhaps not to its end."""
+    folder = nnunet_folder("nnUNet_raw") / name
+    if not (folder / "dataset.json").is_file():
+        return not folder.is_dir() or (folder / ATLAS_FILE).is_file()
+    return read_json(folder / "dataset.json").get(LOCATED, {}).get("from") == source
+
+
+def _problem(files: dict) -> str | None:
+    if not all(volume_ending(Path(path)) for path in files["images"]):
+        return f"{Path(files['images'][0]).name} is none of {', '.join(ENDINGS)}."
+    return None
+
+
+def _described(source: str, content: dict, cases: dict[str, dict], report: LocationReport) -> dict[str, Any]:
+    """``dataset.json`` of the located dataset."""
+    channels = [*channel_names(content), *[_CHANNEL] * COORDINATE_CHANNELS]
+    kept = {key: value for key, value in content.items() if key not in ("modality", "name")}
+    return kept | {
+        "channel_names": {str(number): channel for number, channel in enumerate(channels)},
+        "numTraining": len(report.located),
+        LOCATED: {"from": source, "atlas": report.atlas, "image_channels": report.image_channels},
+        "dataset": {
+            case: {
+                "images": [*cases[case]["images"], *(f"imagesTr/{path.name}" for path in report.coordinates(case))],
+                "label": cases[case]["label"],
+            }
+            for case in report.located
+        },
+    }
+
+
+def _copy_splits(source: str, preprocessed: Path, report: LocationReport) -> None:
+    """Same folds, less the cases that were left out."""
+    splits = nnunet_folder("nnUNet_preprocessed") / source / "splits_final.json"
+    if not splits.is_file():
+        return
+    left_out = set(report.named(FAILED))
+    folds = [
+        {part: [case for case in names if case not in left_out] for part, names in fold.items()}
+        for fold in read_json(splits)
+    ]
+    write_json(preprocessed / splits.name, folds)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link to a file, or copy it where the file system has no links."""
+    if target.is_symlink() and Path(os.readlink(target)) == source:
+        return
+    try:
+        target.unlink(missing_ok=True)
+        target.symlink_to(source)
+    except OSError:
+        with atomic_write(target) as temporary:
+            shutil.copyfile(source, temporary)

@@ -1,0 +1,319 @@
+"""Atlas coordinates of raw images, as three more channels beside them that nnU-Net reads like any image.
+
+A case is preprocessed in memory as the pretraining's plans say and registered to the atlas; the affine map is carried
+back through nnU-Net's resampling, cropping and transposing to the voxels of the file. The channels have the grid of
+the case's first channel, whatever its orientation, so every reader of nnU-Net turns them with the image. What they
+hold is said in `nnunet_alice.methods.drasclr.located`.
+
+- The values pass nnU-Net's ``noNorm`` unchanged, and resampling keeps an affine function what it is.
+- They are 0 where nnU-Net's crop to non-zero takes the image for background. Thus image channels are cropped, masked
+  and normalised with coordinates exactly as without.
+- A case that cannot be registered well gets the middle of the atlas everywhere: one kernel for the whole case, which
+  claims no wrong place. The report names it. A guess from the position in the array would be right only where fields
+  of view agree, and that is where registration works. A case that cannot be read or preprocessed is left out.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
+from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
+from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.anatomy.registration import MIN_QUALITY, register
+from nnunet_alice.anatomy.world import world_affine
+from nnunet_alice.coordinates.atlas_file import Atlas
+from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.importing.checks import read_case, volume_ending
+from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations
+from nnunet_alice.parallel import map_cases
+
+#: Raised when channels or report change: older ones are made again.
+VERSION = 1
+#: The report beside the channels.
+REPORT_FILE = "locations.json"
+#: The report is written at least so often.
+_SAVE_EVERY_S = 30.0
+#: Folder, beside the channels, for those that are being written.
+_UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """A case to locate.
+
+    Attributes:
+        name: its name.
+        files: image channels in their order.
+        problem: why it cannot be located, known without opening a file.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass
+class LocationReport:
+    """Outcome of all cases.
+
+    Attributes:
+        folder: where the channels lie.
+        atlas: digest of the atlas.
+        image_channels: number of image channels before the coordinates.
+        cases: name -> ``status`` (``ok``; ``poor``: the middle of the atlas everywhere; ``failed``: left out),
+            ``reason``, ``quality``, ``voxel_to_location`` ((3, 4), file voxel (z, y, x, 1) -> location; None unless
+            ok), ``files`` (what tells whether they changed), ``coordinates`` (names of the channels' files).
+    """
+
+    folder: Path
+    atlas: str
+    image_channels: int
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def named(self, status: str) -> dict[str, str]:
+        """Cases of a status, with the reasons."""
+        return {case: record["reason"] for case, record in sorted(self.cases.items()) if record["status"] == status}
+
+    @property
+    def located(self) -> list[str]:
+        """Cases that have channels."""
+        return sorted(case for case, record in self.cases.items() if record["status"] != FAILED)
+
+    def coordinates(self, case: str) -> list[Path]:
+        """The channels' files of a case."""
+        return [self.folder / name for name in self.cases[case]["coordinates"]]
+
+    def save(self, path: Path) -> None:
+        """Write the report."""
+        counts = {status: len(self.named(status)) for status in (OK, POOR, FAILED)}
+        content = {"version": VERSION, "atlas": self.atlas, "image_channels": self.image_channels, "counts": counts}
+        write_json(path, content | {"cases": dict(sorted(self.cases.items()))})
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every case needs."""
+
+    atlas: Atlas
+    folder: Path
+
+
+def locate_cases(
+    atlas: Atlas, cases: Sequence[RawCase], folder: Path, report_file: Path, num_processes: int
+) -> LocationReport:
+    """Write coordinate channels of all cases and the report. What is there already is kept.
+
+    A case is done again when its files, the atlas or its channels changed, and when it failed before. Channels of cases
+    that are not asked for any more are removed. A case that fails stops no other.
+
+    Args:
+        atlas: the atlas.
+        cases: what to locate.
+        folder: where ``CASE_<channel>`` files are written.
+        report_file: read and written.
+        num_processes: processes, each holding one case in memory; 1 works in this process.
+
+    Raises:
+        InputError: nothing could be located.
+    """
+    report = LocationReport(folder, atlas.digest, len(atlas.channels))
+    known = _read_known(report_file, report)
+    work = []
+    for case in cases:
+        record = known.pop(case.name, None)
+        if case.problem:
+            report.cases[case.name] = _failed(case, case.problem)
+        elif record is not None and _is_current(record, case, folder):
+            report.cases[case.name] = record
+        else:
+            work.append(case)
+    for record in known.values():
+        for name in record["coordinates"]:
+            (folder / name).unlink(missing_ok=True)
+    saved = time.monotonic()
+    for case, outcome in map_cases(_locate_one, _Job(atlas, folder), work, num_processes, "Locating"):
+        if isinstance(outcome, Exception):
+            reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
+            outcome = _failed(case, reason.strip().splitlines()[0])
+        report.cases[case.name] = outcome
+        if time.monotonic() - saved > _SAVE_EVERY_S:
+            report.save(report_file)
+            saved = time.monotonic()
+    with contextlib.suppress(OSError):  # another run is writing into it, or a killed one was
+        (folder / _UNFINISHED).rmdir()
+    report.save(report_file)
+    if not report.located:
+        case, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))
+        raise InputError(f"No case could be located; case {case}: {reason} (all in {report_file}).")
+    return report
+
+
+def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray | None, float, str]:
+    """Register a raw case to the atlas.
+
+    Args:
+        atlas: the atlas.
+        files: the case's image channels.
+
+    Returns:
+        (3, 4) map from voxels (z, y, x, 1) of the first file to locations, or None; the registration's quality; why
+        there is no map, else empty.
+
+    Raises:
+        InputError: the files have no geometry that nnU-Net's reader keeps.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = PlansManager(atlas.plans)
+    configuration = plans.get_configuration(atlas.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, _, properties = preprocessor.run_case(
+        [str(path) for path in files], None, plans, configuration, atlas.dataset_json
+    )
+    forward, shape = list(plans.transpose_forward), data.shape[1:]
+    try:
+        geometry = compute_geometry(files[0].name, data, tuple(configuration.spacing), forward.index(0))
+        found = register(geometry, atlas.geometry)
+    except AliceError as error:
+        return None, 0.0, str(error)
+    if found.quality < MIN_QUALITY:
+        return None, found.quality, f"registration quality {found.quality:.2f} is below {MIN_QUALITY}"
+    file_to_array = np.linalg.solve(world_affine(properties, forward, shape), _file_to_world(files[0]))
+    to_mm = np.diag([*configuration.spacing, 1.0])
+    return _location_map(found.affine @ to_mm @ file_to_array, atlas.geometry), found.quality, ""
+
+
+def coordinate_channels(
+    voxel_to_location: np.ndarray | None, shape: Sequence[int], inside: np.ndarray | None
+) -> Iterator[np.ndarray]:
+    """The channels one after the other, (z, y, x) int16 each.
+
+    Args:
+        voxel_to_location: (3, 4), see `case_to_locations`; None is the middle of the atlas everywhere.
+        shape: (3,) voxels.
+        inside: bool of that shape, where nnU-Net takes the image for non-zero; None is everywhere.
+    """
+    matrix = np.zeros((3, 4)) if voxel_to_location is None else voxel_to_location
+    z, y, x = np.ogrid[tuple(slice(n) for n in shape)]
+    for row in matrix.astype(np.float32):
+        channel = encode_locations((row[3] + row[0] * z) + (row[1] * y + row[2] * x))
+        if inside is not None:
+            channel[~inside] = 0
+        yield channel
+
+
+def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
+    """Locate one case and write its channels; runs in a worker process."""
+    from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
+
+    if len(case.files) != len(job.atlas.channels):
+        raise InputError(f"has {len(case.files)} channel(s) instead of {len(job.atlas.channels)}.")
+    files = _signature(case.files)
+    images = read_case(case.files)
+    matrix, quality, reason = case_to_locations(job.atlas, case.files)
+    inside = create_nonzero_mask(np.stack([sitk.GetArrayViewFromImage(image) != 0 for image in images]))
+    names = coordinate_names(case.name, len(case.files), volume_ending(case.files[0]))
+    channels = coordinate_channels(matrix, inside.shape, None if inside.all() else inside)
+    for name, channel in zip(names, channels, strict=True):
+        image = sitk.GetImageFromArray(channel)
+        image.CopyInformation(images[0])
+        # nnU-Net takes hidden files for images, too, but looks into no folder
+        with atomic_write(job.folder / name, job.folder / _UNFINISHED) as temporary:
+            sitk.WriteImage(image, str(temporary), True)
+    return {
+        "status": POOR if matrix is None else OK,
+        "reason": reason,
+        "quality": round(quality, 4),
+        "voxel_to_location": None if matrix is None else matrix.tolist(),
+        "files": files,
+        "coordinates": names,
+    }
+
+
+def coordinate_names(case: str, image_channels: int, ending: str) -> list[str]:
+    """File names of the coordinate channels of a case, by nnU-Net's rule."""
+    return [f"{case}_{image_channels + axis:04d}{ending}" for axis in range(COORDINATE_CHANNELS)]
+
+
+def _file_to_world(path: Path) -> np.ndarray:
+    """(4, 4) from (z, y, x) voxels of a file to (x, y, z) world mm, LPS."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    shape = reader.GetSize()[::-1]
+    # A preprocessed array that was neither cropped nor resampled is the file's.
+    properties = {
+        "sitk_stuff": {
+            "spacing": reader.GetSpacing(),
+            "origin": reader.GetOrigin(),
+            "direction": reader.GetDirection(),
+        },
+        "shape_after_cropping_and_before_resampling": shape,
+        "bbox_used_for_cropping": [[0, n] for n in shape],
+    }
+    return world_affine(properties, (0, 1, 2), shape)
+
+
+def _location_map(to_atlas_mm: np.ndarray, atlas: CaseGeometry) -> np.ndarray:
+    """(3, 4) map to locations, of a (4, 4) map to mm of the atlas."""
+    corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    origin, *steps = to_locations(apply_affine(to_atlas_mm, corners), atlas.shape, atlas.spacing)
+    return np.column_stack([*(step - origin for step in steps), origin])
+
+
+def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """What tells whether files changed."""
+    found = []
+    for path in files:
+        status = os.stat(path)
+        found.append({"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns})
+    return found
+
+
+def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
+    """The case was located from these very files, and its channels are there."""
+    try:
+        unchanged = record["files"] == _signature(case.files)
+    except OSError:
+        return False
+    return record["status"] != FAILED and unchanged and all((folder / name).is_file() for name in record["coordinates"])
+
+
+def _read_known(path: Path, report: LocationReport) -> dict[str, dict]:
+    """Records of an earlier run with this atlas; records of another one only to remove their channels."""
+    if not path.is_file():
+        return {}
+    try:
+        content = read_json(path)
+        same = (content["version"], content["atlas"], content["image_channels"]) == (
+            VERSION,
+            report.atlas,
+            report.image_channels,
+        )
+        records = {case: dict(record) for case, record in content["cases"].items()}
+        return {case: record if same else record | {"files": None} for case, record in records.items()}
+    except (InputError, KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _failed(case: RawCase, reason: str) -> dict[str, Any]:
+    return {
+        "status": FAILED,
+        "reason": reason,
+        "quality": 0.0,
+        "voxel_to_location": None,
+        "files": [{"path": str(path)} for path in case.files],
+        "coordinates": [],
+    }

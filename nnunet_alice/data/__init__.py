@@ -1,1 +1,0 @@
-"""Where volumes come from: unlabelled folders, phantoms, public datasets."""

@@ -1,1 +1,0 @@
-"""What pretraining is worth: matching error, features, probes, benchmark and report."""

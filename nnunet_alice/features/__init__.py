@@ -1,0 +1,1 @@
+"""Extract features of images with a trained encoder, and probe what they know."""

@@ -1,0 +1,148 @@
+"""The encoder of a pretraining checkpoint, ready to turn patches into features, with its atlas and landmarks."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
+from nnunet_alice.anatomy.landmarks import Landmarks
+from nnunet_alice.checkpoints.conditional import query_encoder_state
+from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.networks import network_of_file
+from nnunet_alice.checkpoints.pretraining import pretrained_configuration
+from nnunet_alice.coordinates.atlas_file import geometry_of_checkpoint
+from nnunet_alice.errors import CheckpointError
+from nnunet_alice.matching.atlas_landmarks import open_landmarks
+from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, LocationGroups, UnconditionedEncoder
+from nnunet_alice.methods.drasclr.conversion import to_conditional
+from nnunet_alice.methods.drasclr.representation import PatchRepresentation
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.views.landmark_crops import crop_size
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """Encoder of a checkpoint and where it looks.
+
+    Attributes:
+        module: called with patches and locations; gives the encoder's stages, bottleneck last.
+        represent: what is read off its patches.
+        run: what the checkpoint says about itself (``pretraining``).
+        landmarks: landmarks of the atlas.
+        atlas: geometry of the atlas case.
+        size: (3,) crop in voxels, (z, y, x).
+        strides: for each stage its (3,) stride against the image.
+        conditional: whether locations matter.
+    """
+
+    module: nn.Module
+    represent: PatchRepresentation
+    run: dict[str, Any]
+    landmarks: Landmarks
+    atlas: CaseGeometry
+    size: tuple[int, ...]
+    strides: list[tuple[int, ...]]
+    conditional: bool
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """(3,) voxel size in mm of the images that the encoder takes."""
+        return self.atlas.spacing
+
+    @torch.no_grad()
+    def stages(self, patches: Tensor, locations: Tensor) -> list[Tensor]:
+        """Feature maps (B, C_s, ...) of patches (B, C, z, y, x) at locations (B, 3)."""
+        return self.module(*self._placed(patches, locations))
+
+    @torch.no_grad()
+    def features(self, patches: Tensor, locations: Tensor) -> np.ndarray:
+        """`PatchRepresentation.features` of patches (B, C, z, y, x) at locations (B, 3): (B, F) float32."""
+        return self.represent.features(*self._placed(patches, locations)).float().cpu().numpy()
+
+    def _placed(self, patches: Tensor, locations: Tensor) -> tuple[Tensor, LocationGroups]:
+        """Patches and the location of each, where the encoder computes."""
+        device = next(self.module.parameters()).device
+        where = LocationGroups(locations.to(device, torch.float32), (1,) * len(patches))
+        return patches.to(device), where
+
+
+def open_encoder(
+    path: str | os.PathLike, *, plain: bool = False, untrained: bool = False, device: torch.device | str = "cpu"
+) -> TrainedEncoder:
+    """Open the encoder of a checkpoint: DrasCLR's conditional one, or the network's own.
+
+    Args:
+        path: checkpoint of a pretraining trainer of ours.
+        plain: take the plain network's encoder of a DrasCLR checkpoint, too.
+        untrained: leave the network at fresh weights (seed 0): the baseline that shows what training brought.
+        device: where it computes.
+
+    Raises:
+        CheckpointError: damaged, or not written by a pretraining trainer of ours.
+        NotPreparedError: the checkpoint brings no atlas and its dataset is not here or has no landmarks.
+    """
+    checkpoint = load_checkpoint(path)
+    run = checkpoint.get("pretraining")
+    if run is None:
+        raise CheckpointError(f"{path} was not written by a pretraining trainer of nnunet_alice.")
+    own: Mapping | None = checkpoint.get("drasclr")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _build_network(path, run)
+    if not untrained:
+        missing = network.load_state_dict(network_weights(checkpoint, path), strict=False)
+        if any(name.startswith("encoder.") for name in missing.missing_keys):
+            raise CheckpointError(f"{path} holds no weights for the encoder of its own plans.")
+    conditional = own is not None and own["settings"]["conditional"] and not plain and not untrained
+    if conditional:
+        module: nn.Module = to_conditional(network.encoder, own["settings"]["num_experts"])
+        module.load_state_dict(query_encoder_state(checkpoint))
+        assert isinstance(module, ConditionalEncoder)
+    else:
+        module = UnconditionedEncoder(network.encoder)
+    strides = np.cumprod([np.broadcast_to(stride, 3) for stride in network.encoder.strides], axis=0)
+    landmarks, atlas = _anatomy(run, own)
+    patch_size = pretrained_configuration(run)["patch_size"]
+    size = own["crop_size"] if own else crop_size(
+        landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), patch_size
+    )  # fmt: skip
+    return TrainedEncoder(
+        module.to(device).eval(),
+        PatchRepresentation(module, network.encoder.output_channels[-1]),
+        run,
+        landmarks,
+        atlas,
+        tuple(size),
+        [tuple(stride) for stride in strides.tolist()],
+        conditional,
+    )
+
+
+def _build_network(path: str | os.PathLike, run: Mapping) -> nn.Module:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    configuration = PlansManager(run["plans"]).get_configuration(run["configuration"])
+    channels = run["num_input_channels"]
+    return network_of_file(path, configuration, channels, channels, deep_supervision=False)
+
+
+def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry]:
+    """Landmarks and atlas: out of a DrasCLR checkpoint, else from the dataset that the checkpoint was trained on."""
+    if own is None:
+        dataset = PreprocessedDataset.find(run["dataset_name"], run["plans_name"], run["configuration"])
+        return open_landmarks(dataset), load_geometry(dataset, AtlasFiles(dataset).atlas_case())
+    laid = own["landmarks"]
+    landmarks = Landmarks(
+        laid["points_mm"].numpy(),
+        tuple(laid["atlas_shape"]),
+        tuple(laid["atlas_spacing"]),
+        laid["patch_mm"],
+        laid["step_mm"],
+    )
+    return landmarks, geometry_of_checkpoint(own)

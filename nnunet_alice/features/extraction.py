@@ -1,0 +1,210 @@
+"""Features of patches at landmarks, of whole cases, and dense maps, from any pretraining checkpoint of ours.
+
+DrasCLR, Section 4.3: a case is the mean of the features at its landmarks.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from tqdm import tqdm
+
+from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.anatomy.registration import MIN_QUALITY, register
+from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.features.encoders import TrainedEncoder
+from nnunet_alice.features.images import DatasetImages, OpenedImage, RawImages
+from nnunet_alice.files import atomic_write
+from nnunet_alice.views.landmark_crops import crop_with_border
+
+logger = logging.getLogger(__name__)
+
+#: patches encoded at once
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """Features of one case.
+
+    Attributes:
+        landmarks: (M,) numbers of the landmarks that the case shows.
+        locations: (M, 3) float32, where they are in the atlas, [-1, 1], (z, y, x).
+        points_vox: (M, 3) float64, where they are in the case's preprocessed array.
+        features: (M, C) float32.
+    """
+
+    landmarks: np.ndarray
+    locations: np.ndarray
+    points_vox: np.ndarray
+    features: np.ndarray
+
+
+def case_to_atlas(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
+    """(4, 4) map from mm of a case to mm of the encoder's atlas: the stored one, or a new registration.
+
+    Raises:
+        InputError: the registration is poor.
+    """
+    known = opened.known_affine(encoder.atlas.case)
+    if known is not None:
+        return known
+    result = register(opened.geometry, encoder.atlas)
+    if result.quality < MIN_QUALITY:
+        raise InputError(
+            f"Case {opened.geometry.case}: its registration to the atlas is poor ({result.quality:.2f}, at least "
+            f"{MIN_QUALITY} is needed)."
+        )
+    return result.affine
+
+
+def patch_features(encoder: TrainedEncoder, opened: OpenedImage) -> PatchFeatures:
+    """Features at all landmarks that a case shows.
+
+    Raises:
+        InputError: its registration is poor, or it shows no landmark.
+    """
+    geometry = opened.geometry
+    seen = encoder.landmarks.in_case(case_to_atlas(encoder, opened), geometry.shape, encoder.spacing)
+    if not len(seen.landmarks):
+        raise InputError(f"Case {geometry.case} shows none of the {len(encoder.landmarks)} landmarks.")
+    locations = encoder.landmarks.locations[seen.landmarks]
+    found = []
+    for first in range(0, len(locations), _BATCH):
+        points = seen.points_vox[first : first + _BATCH]
+        crops = np.stack([crop_with_border(opened.image, point, encoder.size) for point in points])
+        found.append(encoder.features(torch.from_numpy(crops), torch.from_numpy(locations[first : first + _BATCH])))
+    return PatchFeatures(seen.landmarks, locations, seen.points_vox, np.concatenate(found))
+
+
+def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1) -> np.ndarray:
+    """Feature map of a whole case at the resolution of one stage of the encoder.
+
+    The case is covered by the encoder's crops, half a crop apart, each encoded at the location of its middle; where
+    crops overlap, their features are averaged, weighted towards the middle of each.
+
+    Args:
+        encoder: the encoder.
+        opened: the case.
+        stage: index of the stage; -1 is the bottleneck.
+
+    Returns:
+        (C, *cells) float32; cell i covers voxels ``i * stride`` to ``(i + 1) * stride - 1``.
+    """
+    stride, size = np.asarray(encoder.strides[stage]), np.asarray(encoder.size)
+    shape = np.asarray(opened.geometry.shape)
+    affine = case_to_atlas(encoder, opened)
+    cells, window = -(-shape // stride), size // stride
+    bottleneck = np.asarray(encoder.strides[-1])
+    step = np.maximum(bottleneck, size // 2 // bottleneck * bottleneck)
+    starts = [np.arange(0, max(1, n - s + 1) + p - 1, p) for n, s, p in zip(shape, size, step, strict=True)]
+    corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 3)
+    weight = np.ones(window, dtype=np.float32)
+    for axis, n in enumerate(window):
+        ramp = 1 - np.abs((np.arange(n) + 0.5) / n - 0.5)
+        weight *= ramp.reshape([-1 if a == axis else 1 for a in range(3)]).astype(np.float32)
+    total, weights = None, np.zeros(cells, dtype=np.float32)
+    for first in range(0, len(corners), _BATCH):
+        part = corners[first : first + _BATCH]
+        crops = np.stack([crop_with_border(opened.image, corner + size // 2, size) for corner in part])
+        middle_mm = apply_affine(affine, (part + (size - 1) / 2) * np.asarray(encoder.spacing))
+        where = np.clip(to_locations(middle_mm, encoder.atlas.shape, encoder.atlas.spacing), -1, 1)
+        maps = encoder.stages(torch.from_numpy(crops), torch.from_numpy(where))[stage].float().cpu().numpy()
+        if total is None:
+            total = np.zeros((maps.shape[1], *cells), dtype=np.float32)
+        for corner, found in zip(part // stride, maps, strict=True):
+            inside = np.minimum(window, cells - corner)
+            there = tuple(slice(a, a + n) for a, n in zip(corner, inside, strict=True))
+            here = tuple(slice(n) for n in inside)
+            total[(slice(None), *there)] += found[(slice(None), *here)] * weight[here]
+            weights[there] += weight[here]
+    return total / weights
+
+
+def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int], world_affine: np.ndarray) -> None:
+    """Write a feature map as a NIfTI of vectors that lies where the image lies, one voxel a cell.
+
+    Args:
+        path: ``.nii.gz`` to write.
+        maps: (C, *cells).
+        stride: (3,) voxels of the preprocessed array a cell.
+        world_affine: (4, 4), (z, y, x) voxels of the preprocessed array -> world mm, LPS.
+    """
+    stride = np.asarray(stride, dtype=float)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(maps, 0, -1)), isVector=True)
+    columns = (world_affine[:3, :3] * stride)[:, ::-1]
+    spacing = np.linalg.norm(columns, axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((columns / spacing).ravel().tolist())
+    image.SetOrigin((world_affine[:3, :3] @ ((stride - 1) / 2) + world_affine[:3, 3]).tolist())
+    with atomic_write(path) as temporary:
+        sitk.WriteImage(image, str(temporary), useCompression=True)
+
+
+def extract(
+    encoder: TrainedEncoder, images: DatasetImages | RawImages, level: str, output: str | os.PathLike
+) -> dict[str, str]:
+    """Take features of all cases and write them; a case that fails stops no other.
+
+    - ``case``: NPZ with ``cases`` (N,), ``features`` (N, C), ``landmarks_seen`` (N,). The mean is over the landmarks
+      that a case shows: compare cases of one field of view.
+    - ``patch``: NPZ with ``cases`` (N,) and, over all patches, ``case`` (index into it), ``landmark``, ``location``,
+      ``point_vox``, ``features``. All of it is held in memory: 4 C bytes a patch.
+    - ``dense``: ``output`` is a folder; one ``CASE.nii.gz`` a case.
+
+    Returns:
+        reason for each case that failed.
+
+    Raises:
+        InputError: no case could be done; the message holds the first reason.
+    """
+    failed: dict[str, str] = {}
+    if level == "dense":
+
+        def write(opened: OpenedImage) -> None:
+            path = Path(output) / f"{opened.geometry.case}.nii.gz"
+            write_dense(path, dense_features(encoder, opened), encoder.strides[-1], opened.world_affine())
+
+        _check(sum(1 for _ in _each(images, write, failed)), failed)
+        return failed
+    cases, rows = [], []
+    for case, found in _each(images, lambda opened: patch_features(encoder, opened), failed):
+        cases.append(case)
+        rows.append(found if level == "patch" else (found.features.mean(axis=0), len(found.landmarks)))
+    _check(len(cases), failed)
+    content = {"level": level, "cases": np.array(cases), "method": encoder.run["method"]}
+    if level == "case":
+        content |= {"features": np.stack([row[0] for row in rows]), "landmarks_seen": np.array([r[1] for r in rows])}
+    else:
+        content["case"] = np.repeat(np.arange(len(rows)), [len(row.landmarks) for row in rows])
+        for name, attribute in (("landmark", "landmarks"), ("location", "locations"), ("point_vox", "points_vox")):
+            content[name] = np.concatenate([getattr(row, attribute) for row in rows])
+        content["features"] = np.concatenate([row.features for row in rows])
+    with atomic_write(output) as temporary:
+        np.savez_compressed(temporary, **content)
+    return failed
+
+
+def _each(
+    images: DatasetImages | RawImages, work: Callable[[OpenedImage], Any], failed: dict[str, str]
+) -> Iterator[tuple[str, Any]]:
+    """(case, result of ``work``) of the cases that succeed; the others get their reason in ``failed``."""
+    for case in tqdm(images.cases, desc="Features", disable=None):
+        try:
+            result = work(images.open(case))
+        except Exception as error:
+            failed[case] = str(error) if isinstance(error, AliceError) else f"{type(error).__name__}: {error}"
+            logger.warning("%s failed: %s", case, failed[case])
+            continue
+        yield case, result
+
+
+def _check(done: int, failed: dict[str, str]) -> None:
+    if not done:
+        raise InputError(f"No case gave features; the first reason: {next(iter(failed.values()), 'there is no case')}")

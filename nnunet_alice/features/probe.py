@@ -1,0 +1,224 @@
+"""Cross-validated linear probes: what a linear model reads off frozen features.
+
+DrasCLR, Section 4.3: logistic or linear regression on case features, and a Cox model for survival. Every case is
+predicted by a model that never saw it; standardisation and the strength of the penalty are chosen inside each training
+fold. Confidence intervals are percentiles of a bootstrap over cases, models staying as they are.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.features.probe_data import ProbeData
+
+logger = logging.getLogger(__name__)
+
+#: fewest events from which a Cox model is worth cross-validating
+MIN_EVENTS = 10
+#: strengths of the penalty that are tried; features are standardised
+RIDGE_ALPHAS = np.logspace(-2, 6, 17)
+LOGISTIC_C = np.logspace(-5, 1, 7)
+COX_ALPHAS = np.logspace(-1, 4, 6)
+_INNER_FOLDS = 3
+_BOOTSTRAPS = 1000
+#: metric of a sample of cases, given as (n,) indices that may repeat; NaN where the sample does not define it
+Metric = Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Outcome of a probe.
+
+    Attributes:
+        metrics: columns ``metric``, ``value``, ``low``, ``high`` (95 % interval).
+        predictions: a row a case: ``case``, ``fold``, ``target`` (and ``event``), and out-of-fold ``predicted``, with
+            ``score_CLASS`` for each class; for survival ``risk``, the rank of the risk within the fold in (0, 1].
+        penalties: (folds,) strength chosen in each fold (C of the logistic model, alpha of the others).
+    """
+
+    metrics: pd.DataFrame
+    predictions: pd.DataFrame
+    penalties: np.ndarray
+
+
+def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeResult:
+    """Cross-validate the linear model of a task.
+
+    ``classification``: multinomial logistic regression; ``auc`` (mean over classes of one against the rest) and
+    ``balanced_accuracy``, the predicted class being the one whose probability exceeds its share of the training fold
+    most. ``regression``: ridge; ``r2``, ``mae`` and ``spearman``. ``survival``: Cox model with an L2 penalty;
+    ``c_index``. ``auc``, ``spearman`` and ``c_index`` compare ranks within folds: models of different folds have
+    different offsets, which alone would make useless features look worse than useless.
+
+    Args:
+        data: features and labels.
+        task: ``classification``, ``regression`` or ``survival``.
+        folds: outer folds.
+        seed: of folds and bootstrap.
+
+    Raises:
+        InputError: too few cases of a class, cases or events for the folds; or scikit-survival is not installed.
+    """
+    if folds < 2:
+        raise InputError(f"A probe needs at least 2 folds, not {folds}.")
+    if len(data.cases) < _INNER_FOLDS * folds:
+        raise InputError(f"{len(data.cases)} cases are too few for {folds} folds; use fewer folds or more cases.")
+    # Matrices are small: more threads would only wait for each other.
+    with threadpool_limits(1):
+        predicted, fold, penalties, metrics = _TASKS[task](data, folds, seed)
+        intervals = _with_intervals(metrics, len(data.cases), seed)
+    table = pd.DataFrame({"case": data.cases, "fold": fold, "target": data.target})
+    if data.event is not None:
+        table["event"] = data.event.astype(int)
+    return ProbeResult(intervals, table.assign(**predicted), penalties)
+
+
+def area_under_curve(positive: np.ndarray, score: np.ndarray) -> float:
+    """Share of (positive, negative) pairs that the score orders rightly, ties counting half; NaN without pairs.
+
+    Args:
+        positive: (N,) bool.
+        score: (N,).
+    """
+    ones = int(positive.sum())
+    zeros = len(positive) - ones
+    if not ones or not zeros:
+        return np.nan
+    return float((rankdata(score)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Rank of each of (N,) values among those of its fold, divided by their number; in (0, 1]."""
+    return pd.Series(values).groupby(fold).rank(pct=True).to_numpy()
+
+
+def _classify(data: ProbeData, folds: int, seed: int):
+    classes, target = np.unique(data.target, return_inverse=True)
+    counts = np.bincount(target)
+    # Every inner training fold must hold the class, too.
+    needed = max(folds, -(-_INNER_FOLDS * folds // (folds - 1)))
+    if counts.min() < needed:
+        raise InputError(
+            f"Class '{classes[counts.argmin()]}' has {counts.min()} cases, but {folds} folds need {needed}; use fewer "
+            "folds, or leave the class out of the table."
+        )
+    model = _rotated(LogisticRegression(max_iter=2000, tol=1e-3))
+    scores = np.zeros((len(target), len(classes)))
+    excess, fold, penalties = np.zeros_like(scores), np.zeros(len(target), dtype=int), []
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed).split(target, target)
+    for number, (train, test) in enumerate(split):
+        inner = StratifiedKFold(_INNER_FOLDS, shuffle=True, random_state=seed)
+        search = GridSearchCV(model, {"model__C": LOGISTIC_C}, scoring="neg_log_loss", cv=inner)
+        search.fit(data.features[train], target[train])
+        penalties.append(search.best_params_["model__C"])
+        scores[test], fold[test] = search.predict_proba(data.features[test]), number
+        excess[test] = scores[test] / np.bincount(target[train])
+    choice = excess.argmax(axis=1)
+    ranks = np.stack([rank_within(score, fold) for score in scores.T])
+
+    def area(at: np.ndarray) -> float:
+        if len(classes) == 2:
+            return area_under_curve(target[at] == 1, ranks[1, at])
+        return float(np.mean([area_under_curve(target[at] == i, ranks[i, at]) for i in range(len(classes))]))
+
+    def balanced(at: np.ndarray) -> float:
+        there = np.bincount(target[at], minlength=len(classes))
+        right = np.bincount(target[at], weights=choice[at] == target[at], minlength=len(classes))
+        return float((right / there).mean()) if there.all() else np.nan
+
+    predicted = {"predicted": classes[choice]} | {f"score_{name}": scores[:, i] for i, name in enumerate(classes)}
+    return predicted, fold, np.array(penalties), {"auc": area, "balanced_accuracy": balanced}
+
+
+def _regress(data: ProbeData, folds: int, seed: int):
+    target = data.target
+    predicted, fold, penalties = np.zeros(len(target)), np.zeros(len(target), dtype=int), []
+    for number, (train, test) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(target)):
+        # The inner search leaves out one case at a time, which ridge does in closed form.
+        model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(data.features[train], target[train])
+        penalties.append(model[-1].alpha_)
+        predicted[test], fold[test] = model.predict(data.features[test]), number
+    ranks, true_ranks = rank_within(predicted, fold), rank_within(target, fold)
+
+    def explained(at: np.ndarray) -> float:
+        total = ((target[at] - target[at].mean()) ** 2).sum()
+        return float(1 - ((target[at] - predicted[at]) ** 2).sum() / total) if total > 0 else np.nan
+
+    def correlation(at: np.ndarray) -> float:
+        one, other = true_ranks[at], ranks[at]
+        return float(np.corrcoef(one, other)[0, 1]) if np.ptp(one) > 0 and np.ptp(other) > 0 else np.nan
+
+    metrics = {"r2": explained, "mae": lambda at: float(np.abs(target - predicted)[at].mean()), "spearman": correlation}
+    return {"predicted": predicted}, fold, np.array(penalties), metrics
+
+
+def _survive(data: ProbeData, folds: int, seed: int):
+    try:
+        from sksurv.linear_model import CoxPHSurvivalAnalysis
+        from sksurv.metrics import concordance_index_censored
+        from sksurv.util import Surv
+    except ImportError:
+        raise InputError('Survival needs scikit-survival; run: pip install "nnunet_alice[survival]"') from None
+    event = data.event
+    needed = max(MIN_EVENTS, 3 * folds)
+    if event.sum() < needed:
+        raise InputError(
+            f"{event.sum()} events are too few for a Cox model in {folds} folds, which needs {needed}; use regression "
+            "on another target, or more cases."
+        )
+    outcome = Surv.from_arrays(event, data.target)
+    model = _rotated(CoxPHSurvivalAnalysis(n_iter=100, tol=1e-6))
+    risk, fold, penalties = np.zeros(len(event)), np.zeros(len(event), dtype=int), []
+    for number, (train, test) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=seed).split(event, event)):
+        inner = StratifiedKFold(_INNER_FOLDS, shuffle=True, random_state=seed).split(event[train], event[train])
+        # A penalty too weak for the optimum to be found counts as chance.
+        search = GridSearchCV(model, {"model__alpha": COX_ALPHAS}, cv=list(inner), error_score=0.5)
+        with np.errstate(over="ignore"):
+            search.fit(data.features[train], outcome[train])
+        penalties.append(search.best_params_["model__alpha"])
+        risk[test], fold[test] = search.predict(data.features[test]), number
+    ranks = rank_within(risk, fold)
+
+    def concordance(at: np.ndarray) -> float:
+        try:
+            return float(concordance_index_censored(event[at], data.target[at], ranks[at])[0])
+        except ValueError:  # no pair to compare in a bootstrap sample
+            return np.nan
+
+    return {"risk": ranks}, fold, np.array(penalties), {"c_index": concordance}
+
+
+_TASKS = {"classification": _classify, "regression": _regress, "survival": _survive}
+TASKS = tuple(_TASKS)
+
+
+def _rotated(model) -> Pipeline:
+    """Standardise, rotate to principal axes, then the model.
+
+    All axes are kept, so that a model with an L2 penalty is the same; but it has no more numbers than cases to fit.
+    """
+    return Pipeline([("scale", StandardScaler()), ("rotate", PCA(svd_solver="full")), ("model", model)])
+
+
+def _with_intervals(metrics: Mapping[str, Metric], count: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    samples = [rng.integers(count, size=count) for _ in range(_BOOTSTRAPS)]
+    rows = []
+    for name, metric in metrics.items():
+        spread = np.array([metric(sample) for sample in tqdm(samples, desc=f"Interval of {name}", disable=None)])
+        defined = spread[np.isfinite(spread)]
+        low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
+        rows.append({"metric": name, "value": metric(np.arange(count)), "low": low, "high": high})
+    return pd.DataFrame(rows)

@@ -1,0 +1,133 @@
+"""What a linear probe starts from: case features joined with a table of labels, every mistake in one sentence."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from nnunet_alice.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Features and labels of the same cases.
+
+    Attributes:
+        cases: (N,) names.
+        features: (N, C) float64.
+        target: (N,) class names, values, or times.
+        event: (N,) bool, for survival; None otherwise.
+    """
+
+    cases: np.ndarray
+    features: np.ndarray
+    target: np.ndarray
+    event: np.ndarray | None = None
+
+
+def load_features(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Case names (N,) and case features (N, C) of what ``nnunet_alice features --level case`` wrote.
+
+    Raises:
+        InputError: the file is missing, something else or of patches, or holds features that are not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            level, cases, features = str(file["level"]), file["cases"].astype(str), file["features"].astype(np.float64)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; write it with nnunet_alice features.") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} was not written by nnunet_alice features ({error}).") from None
+    if level != "case":
+        raise InputError(
+            f"{path} holds features of level '{level}'; write them with nnunet_alice features --level case."
+        )
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"{path}: features of {bad.sum()} cases are not finite, the first is {cases[bad][0]}; write them again "
+            "without these cases."
+        )
+    return cases, features
+
+
+def load_table(
+    path: str | os.PathLike,
+    cases: np.ndarray,
+    features: np.ndarray,
+    target: str,
+    task: str,
+    event: str | None = None,
+    id_column: str | None = None,
+) -> ProbeData:
+    """Join a table of labels with features; cases without a label are left out, with a warning.
+
+    Args:
+        path: CSV with one row a case.
+        cases, features: from `load_features`.
+        target: column to predict; for survival the time until event or end of observation.
+        task: one of `nnunet_alice.features.probe.TASKS`.
+        event: for survival, column of 1 (event) and 0 (censored).
+        id_column: column of case names; None is the first one.
+
+    Raises:
+        InputError: a column or all ids are missing, ids are repeated, or values cannot be used.
+    """
+    if task == "survival" and event is None:
+        raise InputError("Survival needs --event, the column that holds 1 for an event and 0 for a censored case.")
+    try:
+        table = pd.read_csv(path, dtype=str)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
+    id_column = id_column or table.columns[0]
+    wanted = [target] + ([event] if task == "survival" else [])
+    for column in (id_column, *wanted):
+        if column not in table.columns:
+            raise InputError(f"{path} has no column '{column}'; it has: {', '.join(table.columns)}.")
+    table = table.dropna(subset=[id_column, *wanted])
+    names = table[id_column].to_numpy(dtype=str)
+    if len(names) > len(set(names)):
+        twice = table[id_column][table[id_column].duplicated()].iloc[0]
+        raise InputError(f"{path} has more than one row for '{twice}' in column '{id_column}'; keep one row a case.")
+    row_of = {name: row for row, name in enumerate(names)}
+    known = np.array([case in row_of for case in cases], dtype=bool)
+    if not known.any():
+        raise InputError(
+            f"None of the {len(cases)} cases with features is in column '{id_column}' of {path} with a '{target}': "
+            f"features have '{cases[0]}', the table has '{names[0] if len(names) else 'no such row'}'."
+        )
+    if not known.all():
+        logger.warning(
+            "%d of %d cases with features have no '%s' in %s and are left out, the first is %s.",
+            (~known).sum(), len(cases), target, path, cases[~known][0],
+        )  # fmt: skip
+    table = table.iloc[[row_of[case] for case in cases[known]]]
+    values = table[target].to_numpy(dtype=str) if task == "classification" else _numbers(table[target], path)
+    events = None
+    if task == "survival":
+        events = _numbers(table[event], path)
+        if not np.isin(events, (0, 1)).all():
+            raise InputError(f"Column '{event}' of {path} must hold 0 and 1 only.")
+        if (values <= 0).any():
+            raise InputError(f"Times in column '{target}' of {path} must be positive; {values.min():g} is not.")
+        events = events.astype(bool)
+    if len(np.unique(values)) < 2:
+        raise InputError(
+            f"All {len(values)} cases have the same '{target}' in {path} ({values[0]}); there is nothing to predict."
+        )
+    return ProbeData(cases[known], features[known], values, events)
+
+
+def _numbers(column: pd.Series, path: str | os.PathLike) -> np.ndarray:
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise InputError(
+            f"Column '{column.name}' of {path} holds '{column.to_numpy()[bad][0]}', which is no number; for names of "
+            "classes use --task classification."
+        )
+    return values

@@ -1,0 +1,1 @@
+"""Parts of the fine-tuning trainers: learning rates, loading of pretrained weights, repeatable augmentation."""

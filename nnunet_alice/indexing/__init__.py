@@ -1,1 +1,0 @@
-"""Making indices: a trained embedding describes the body of every case of a dataset."""

@@ -1,0 +1,192 @@
+"""The landmarks of a dataset's atlas: laid over a region of interest, kept on disk, counted in every registered case.
+
+``atlas/landmarks.json`` holds the landmarks and ``atlas/landmarks_report.json`` what they were laid on and how many
+cases see each. The report is written last and carries the atlas' fingerprint: landmarks of another atlas do not count.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_alice.anatomy.atlas import AtlasMatcher
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.anatomy.geometry import load_geometry
+from nnunet_alice.anatomy.landmarks import Landmarks, lay_landmarks
+from nnunet_alice.anatomy.world import PreparedCases
+from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.matching.landmark_places import LandmarkPlaces
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+logger = logging.getLogger(__name__)
+
+#: The paper's patches and their distance, and all of the body.
+DEFAULT_PATCH_MM, DEFAULT_STEP_MM, DEFAULT_REGION = 32.0, 26.0, "body"
+
+
+@dataclass(frozen=True)
+class LandmarkReport:
+    """Outcome of laying landmarks.
+
+    Attributes:
+        landmarks: the landmarks.
+        region: what they were laid on: ``body``, ``label:N`` or the path of a mask.
+        cases: number of registered cases.
+        seen: (L,) how many of them show each landmark.
+        kept: whether landmarks that were there already were kept.
+    """
+
+    landmarks: Landmarks
+    region: str
+    cases: int
+    seen: np.ndarray
+    kept: bool
+
+
+def landmarks_file(dataset: PreprocessedDataset) -> Path:
+    """Where the landmarks of a dataset's atlas are kept."""
+    return AtlasFiles(dataset).folder / "landmarks.json"
+
+
+def landmarks_picture(dataset: PreprocessedDataset) -> Path:
+    """Where their picture belongs."""
+    return AtlasFiles(dataset).folder / "landmarks.png"
+
+
+def prepare_landmarks(
+    dataset: PreprocessedDataset,
+    patch_mm: float | None = None,
+    step_mm: float | None = None,
+    region: str | None = None,
+    overwrite: bool = False,
+) -> LandmarkReport:
+    """Lay landmarks on the atlas (DrasCLR, Section 3.1), map them into every registered case and store the outcome.
+
+    Where nothing is asked for (all None) and landmarks of this atlas are there, they are kept and only counted anew:
+    whoever registers more cases keeps the landmarks that a run was trained with.
+
+    Args:
+        dataset: the preprocessed dataset; its atlas has to be prepared.
+        patch_mm: edge of a landmark's patch; None is 32 mm.
+        step_mm: distance of neighbours; None is 26 mm.
+        region: see `region_of_interest`; None is the body.
+        overwrite: lay them anew in any case.
+
+    Raises:
+        NotPreparedError: the atlas is not prepared.
+        InputError: the region cannot be had, or no patch holds enough of it.
+    """
+    matcher = AtlasMatcher(dataset)
+    known = None if overwrite or (patch_mm, step_mm, region) != (None, None, None) else _read_report(dataset)
+    if known is not None:
+        landmarks, region = Landmarks.load(landmarks_file(dataset)), known["region"]
+    else:
+        region = region or DEFAULT_REGION
+        mask = region_of_interest(dataset, matcher.atlas_case, region)
+        patch_mm = DEFAULT_PATCH_MM if patch_mm is None else patch_mm
+        step_mm = DEFAULT_STEP_MM if step_mm is None else step_mm
+        landmarks = lay_landmarks(mask, dataset.spacing, patch_mm, step_mm)
+        _report_file(dataset).unlink(missing_ok=True)
+        landmarks.save(landmarks_file(dataset))
+    seen = LandmarkPlaces.of_registered(landmarks, matcher).seen()
+    content = {"fingerprint": matcher.fingerprint, "region": region, "cases": len(matcher.cases), "seen": seen.tolist()}
+    write_json(_report_file(dataset), content)
+    return LandmarkReport(landmarks, region, len(matcher.cases), seen, known is not None)
+
+
+def open_landmarks(dataset: PreprocessedDataset) -> Landmarks:
+    """Landmarks that were laid on the present atlas.
+
+    Raises:
+        NotPreparedError: there are none; the message names the command.
+    """
+    if _read_report(dataset) is None:
+        raise NotPreparedError(
+            f"No landmarks were laid on the atlas of {dataset.folder}; run: "
+            f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
+        )
+    return Landmarks.load(landmarks_file(dataset))
+
+
+def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: str) -> np.ndarray:
+    """Mask of the atlas case that landmarks are laid on.
+
+    Args:
+        dataset: the preprocessed dataset.
+        atlas_case: the atlas.
+        region: ``body``; ``label:N``, label N of the atlas case's segmentation; or the path of a mask of the atlas
+            case in any geometry (nonzero is inside), e.g. a lung mask from another tool.
+
+    Returns:
+        (z, y, x) bool, the atlas case's preprocessed array.
+
+    Raises:
+        InputError: no such label in the case, or the file is missing, unreadable or shows nothing of the case.
+    """
+    if region == "body":
+        geometry = load_geometry(dataset, atlas_case)
+        mask = geometry.body
+        for axis, factor in enumerate(geometry.factors):
+            mask = mask.repeat(factor, axis=axis)
+        return mask[tuple(map(slice, geometry.shape))]
+    if region.startswith("label:"):
+        value = region.removeprefix("label:")
+        if not value.isdigit():
+            raise InputError(f"'{region}' names no label; write for example label:3.")
+        mask = PreparedCases(dataset).segmentation(atlas_case) == int(value)
+        if not mask.any():
+            raise InputError(f"The atlas case {atlas_case} has no voxel with label {value}; choose another label.")
+        return mask
+    return _mask_from_file(dataset, atlas_case, Path(region))
+
+
+def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -> np.ndarray:
+    """A mask file resampled (nearest neighbour) to the preprocessed array of the atlas case, through world mm."""
+    if not path.is_file():
+        raise InputError(f"There is no mask {path}; --roi takes body, label:N or a mask file of case {atlas_case}.")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:
+        raise InputError(f"{path} cannot be read as an image; --roi takes body, label:N or a mask file.") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"{path} is no 3D mask of one channel.")
+    cases = PreparedCases(dataset)
+    affine = cases.world_affine(atlas_case)
+    columns = affine[:3, 2::-1]  # SimpleITK counts x first
+    spacing = np.linalg.norm(columns, axis=0)
+    inside = sitk.Resample(
+        sitk.Cast(image != 0, sitk.sitkUInt8),
+        cases.shape(atlas_case)[::-1],
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        affine[:3, 3].tolist(),
+        spacing.tolist(),
+        (columns / spacing).ravel().tolist(),
+        0,
+        sitk.sitkUInt8,
+    )
+    mask = sitk.GetArrayFromImage(inside) != 0
+    if not mask.any():
+        raise InputError(f"{path} shows nothing inside case {atlas_case}, the atlas; give a mask of that case.")
+    return mask
+
+
+def _report_file(dataset: PreprocessedDataset) -> Path:
+    return AtlasFiles(dataset).folder / "landmarks_report.json"
+
+
+def _read_report(dataset: PreprocessedDataset) -> dict | None:
+    """The report, if it belongs to the present atlas and the landmarks are there."""
+    files = AtlasFiles(dataset)
+    atlas_case = files.atlas_case()
+    if atlas_case is None or not _report_file(dataset).is_file() or not landmarks_file(dataset).is_file():
+        return None
+    try:
+        content = read_json(_report_file(dataset))
+        return content if content["fingerprint"] == files.fingerprint(atlas_case) else None
+    except (InputError, KeyError, TypeError) as error:
+        logger.warning("%s is unreadable (%s): landmarks are laid anew.", _report_file(dataset), error)
+        return None

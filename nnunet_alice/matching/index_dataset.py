@@ -1,0 +1,158 @@
+"""Index every case of a dataset with one trained embedding, resumable, and find out which scores can be trusted."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nnunet_alice.anatomy.geometry import load_geometry
+from nnunet_alice.errors import AliceError, NotPreparedError
+from nnunet_alice.matching.calibration import Trust, measure_trust, read_trust, write_trust
+from nnunet_alice.matching.describing import METHOD, Describer, load_describer
+from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
+from nnunet_alice.matching.search import EmbeddingMatcher
+from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder
+
+logger = logging.getLogger(__name__)
+
+#: trainer whose checkpoint is used when none is named
+TRAINER = f"{METHOD}Trainer"
+#: a match has come back when it ends within so many grid steps of its start
+_RETURN_STEPS = 1.5
+
+
+@dataclass
+class IndexReport:
+    """Outcome of indexing.
+
+    Attributes:
+        checkpoint: file that made the indices.
+        made: cases indexed now.
+        kept: cases whose index was there.
+        failed: case -> reason.
+        trust: threshold and where it comes from; None with fewer than two cases.
+    """
+
+    checkpoint: Path
+    made: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    trust: Trust | None = None
+
+
+def default_checkpoint(dataset: PreprocessedDataset) -> Path:
+    """The final checkpoint of ``AnatomicalEmbeddingTrainer`` (or a variant) for a dataset's plans.
+
+    The trainer itself comes before its variants, fold ``all`` before 0, later before earlier.
+
+    Raises:
+        NotPreparedError: there is none; the message names the training command.
+    """
+    results = nnunet_folder("nnUNet_results") / dataset.name
+    ending = f"__{dataset.plans_name}__{dataset.configuration}"
+    found = [
+        path
+        for fold in ("fold_all", "fold_0")
+        for path in results.glob(f"{TRAINER}*{ending}/{fold}/checkpoint_final.pth")
+    ]
+    if not found:
+        raise NotPreparedError(
+            f"No trained embedding in {results}; train one, or name a file with --checkpoint: "
+            f"{dataset.pretraining_command(TRAINER)}"
+        )
+    best = max(
+        found,
+        key=lambda path: (
+            path.parent.parent.name == f"{TRAINER}{ending}",
+            path.parent.name == "fold_all",
+            path.stat().st_mtime,
+        ),
+    )
+    logger.info("Embedding: %s%s", best, f" (one of {len(found)})" if len(found) > 1 else "")
+    return best
+
+
+def index_dataset(
+    dataset: PreprocessedDataset,
+    checkpoint: str | os.PathLike | None = None,
+    device: torch.device | None = None,
+    overwrite: bool = False,
+) -> IndexReport:
+    """Index all cases that have no index of this checkpoint yet; a case that fails never stops the others.
+
+    Args:
+        dataset: the preprocessed dataset.
+        checkpoint: of ``AnatomicalEmbeddingTrainer``; None takes :func:`default_checkpoint`.
+        device: None takes the GPU if there is one.
+        overwrite: index every case anew.
+
+    Raises:
+        NotPreparedError: there is no checkpoint.
+        CheckpointError: the checkpoint is unusable, or does not fit the data.
+    """
+    path = Path(checkpoint) if checkpoint is not None else default_checkpoint(dataset)
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    describer, digest = load_describer(path, dataset, device)
+    store, fingerprint = IndexStore(dataset), Fingerprint.of(dataset, digest, describer.dimension)
+    store.begin(fingerprint, path)
+    report = IndexReport(path)
+    for case in tqdm(dataset.cases(), desc="Indexing", disable=None):
+        try:
+            if not overwrite and store.is_usable(case, fingerprint):
+                report.kept.append(case)
+                continue
+            stamp = dataset.image_stamp(case)
+            store.write(case, index_case(describer, dataset, case, overwrite), fingerprint, stamp)
+            report.made.append(case)
+        except Exception as error:  # whatever is wrong with one case, the others go on
+            reason = str(error) if isinstance(error, AliceError) else f"{type(error).__name__}: {error}"
+            logger.warning("Not indexed: case %s: %s", case, reason)
+            report.failed[case] = reason
+            if not store.is_usable(case, fingerprint):  # unless another machine made it meanwhile
+                store.file(case).unlink(missing_ok=True)  # an old index of a case that changed must not be used
+    if len(report.made) + len(report.kept) > 1:
+        known = None if report.made else read_trust(store, digest)
+        try:
+            report.trust = known or _measure(dataset)
+        except NotPreparedError:  # an index that was there before is damaged: only reading it through tells
+            _remove_damaged(store, fingerprint, report)
+            report.trust = _measure(dataset)
+        write_trust(store, report.trust, digest)
+    return report
+
+
+def _remove_damaged(store: IndexStore, fingerprint: Fingerprint, report: IndexReport) -> None:
+    """Remove those of the indices that were there before which cannot be read to the end."""
+    for case in list(report.kept):
+        try:
+            store.read(case, fingerprint)
+        except NotPreparedError as error:
+            logger.warning("The index of case %s is removed; run this again to make it anew: %s", case, error)
+            store.file(case).unlink(missing_ok=True)
+            report.kept.remove(case)
+            report.failed[case] = str(error)
+
+
+def index_case(
+    describer: Describer, dataset: PreprocessedDataset, case: str, overwrite_geometry: bool = False
+) -> CaseIndex:
+    """Descriptors of one case on its body grid."""
+    geometry = load_geometry(dataset, case, overwrite_geometry)
+    finest_mm = min(n * s for n, s in zip(describer.fine_stride, dataset.spacing, strict=True))
+    grid = index_grid(geometry, describer.dimension, finest_mm)
+    inside = np.clip(grid.points_vox, 0, np.asarray(geometry.shape) - 1.0)
+    fine, coarse = describer.describe(dataset.image(case), inside)
+    return CaseIndex(geometry.shape, geometry.spacing, grid, fine.astype(np.float16), coarse.astype(np.float16))
+
+
+def _measure(dataset: PreprocessedDataset) -> Trust:
+    """Which scores to trust; the tolerance follows from the grid of the first cases."""
+    matcher = EmbeddingMatcher(dataset)
+    steps_mm = [
+        max(np.multiply(matcher.search(case).index.grid.step_vox, dataset.spacing)) for case in matcher.cases[:5]
+    ]
+    return measure_trust(matcher, dataset.spacing, float(_RETURN_STEPS * np.median(steps_mm)))

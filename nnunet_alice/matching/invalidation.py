@@ -1,0 +1,28 @@
+"""Forgetting what was found out about images that are no more: whoever writes a preprocessed case anew has to.
+
+Files from before images' stamps were kept cannot tell that they are stale when an image changes and keeps its shape.
+"""
+
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.anatomy.geometry import geometry_file
+from nnunet_alice.matching.index import IndexStore
+from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+
+def forget_case(dataset: PreprocessedDataset, case: str) -> None:
+    """Remove geometry, registration and index of a case; with the atlas case, the atlas counts no more."""
+    atlas = AtlasFiles(dataset)
+    if atlas.named_case() == case:
+        atlas.atlas_file.unlink(missing_ok=True)
+    for path in (geometry_file(dataset, case), atlas.case_file(case), IndexStore(dataset).file(case)):
+        path.unlink(missing_ok=True)
+
+
+def forget_all(dataset: PreprocessedDataset) -> None:
+    """Remove atlas, geometries, registrations and indices of all cases; pictures and landmarks stay to be looked at."""
+    atlas, store = AtlasFiles(dataset), IndexStore(dataset)
+    for path in (atlas.atlas_file, atlas.report_file, store.description_file, store.trust_file):
+        path.unlink(missing_ok=True)
+    for pattern in ("cases/*.npz", "atlas/cases/*.json", "embedding/*.npz"):
+        for path in dataset.anatomy_folder.glob(pattern):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Plan for pretraining and preprocess unlabelled cases, within the memory that training has."""

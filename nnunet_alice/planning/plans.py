@@ -1,0 +1,387 @@
+"""Plans of an unlabelled dataset: a target's plans moved onto it, or a planner's own from the data alone."""
+
+import contextlib
+import copy
+import functools
+import io
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.nnunet_folders import nnunet_folder, note_gpus
+from nnunet_alice.parallel import map_cases
+from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
+from nnunet_alice.planning.moved_plans import reader_of, rename_plans
+from nnunet_alice.planning.preprocessing import raw_cases
+
+logger = logging.getLogger(__name__)
+
+#: Fewest pairs of views where the patch is given by a target's plans.
+MINIMUM_PAIRS = 2
+#: A view shows at most this share of the median volume along every axis. Larger ones are all alike but for their
+#: padding, which then tells views apart better than anatomy does (docs/alice.md).
+LARGEST_VIEW = 2 / 3
+#: Shortest edge of the bottleneck of a view, in voxels.
+SHORTEST_BOTTLENECK = 2
+#: Key of moved plans that names the dataset and the plans they came from.
+MOVED_FROM = "moved_from"
+#: Voxels of a case that enter the intensity statistics. nnU-Net draws 1e8 in all, however few cases there are (with
+#: replacement: half a minute and gigabytes for three small volumes); from 1000 cases on, the two are the same.
+SAMPLES_PER_CASE = 100_000
+#: Key of a fingerprint that names the cases it does not cover.
+LEFT_OUT = "left_out"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One configuration of plans that are ready for pretraining.
+
+    Attributes:
+        plans_name: identifier of the plans.
+        patch_size: voxels, (z, y, x).
+        spacing: mm, (z, y, x).
+        pairs: pairs of views per step (``batch_size`` of the configuration), on all GPUs together.
+        gigabytes: memory that a step is estimated to take on a GPU, GB.
+        target_gigabytes: the memory target, GB.
+        target_patch: patch of the target's plans where views had to be smaller.
+    """
+
+    plans_name: str
+    patch_size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    pairs: int
+    gigabytes: float
+    target_gigabytes: float
+    target_patch: tuple[int, ...] | None = None
+
+
+def ensure_fingerprint(dataset: str, num_processes: int) -> None:
+    """Extract nnU-Net's fingerprint if it is missing, unreadable or of another number of cases.
+
+    nnU-Net gives up when a single case cannot be read; then every case is tried on its own and the bad ones are left
+    out, by name.
+
+    Raises:
+        InputError: fewer than two cases can be read.
+    """
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    cases = raw_cases(dataset)
+    if len(cases) < 2:
+        raise InputError(f"{dataset} has one case only; views are matched between volumes, so import at least two.")
+    path = nnunet_folder("nnUNet_preprocessed") / dataset / "dataset_fingerprint.json"
+    if path.is_file():
+        with contextlib.suppress(InputError):
+            known = read_json(path)
+            if len(known["spacings"]) + len(known.get(LEFT_OUT, ())) == len(cases):
+                logger.info("Fingerprint of %d cases found: %s.", len(cases), path)
+                return
+    extractor = DatasetFingerprintExtractor(dataset, num_processes, verbose=False)
+    extractor.show_progress_bar = sys.stderr.isatty()
+    extractor.num_foreground_voxels_for_intensitystats = min(
+        extractor.num_foreground_voxels_for_intensitystats, SAMPLES_PER_CASE * len(cases)
+    )
+    try:
+        _quietly(extractor.run, overwrite_existing=True)
+    except Exception as error:
+        logger.warning("Fingerprint extraction failed (%s); looking for the case that did it.", error)
+        failed = _unreadable_cases(dataset, cases, num_processes)
+        if len(cases) - len(failed) < 2:
+            few = ", ".join(list(failed)[:5])
+            raise InputError(f"Fewer than two cases of {dataset} can be read; look at: {few}.") from error
+        extractor.dataset = {case: files for case, files in cases.items() if case not in failed}
+        try:
+            _quietly(extractor.run, overwrite_existing=True)
+        except Exception as again:  # every case can be read alone: memory, most likely
+            raise InputError(
+                f"The fingerprint of {dataset} cannot be extracted, though its cases can be read one by one "
+                f"({again}); use fewer processes, e.g. -np 1."
+            ) from again
+        write_json(path, read_json(path) | {LEFT_OUT: failed})
+
+
+def _unreadable_cases(dataset: str, cases: dict[str, dict], num_processes: int) -> dict[str, str]:
+    """Cases whose files nnU-Net cannot analyse, with the reasons."""
+    failed = {}
+    shared = (dataset, time.time_ns())
+    for case, outcome in map_cases(_analyse_case, shared, list(cases), num_processes, "Checking every case"):
+        if isinstance(outcome, Exception):
+            failed[case] = str(outcome)
+            logger.warning("Case %s is left out of the fingerprint: %s", case, outcome)
+    return failed
+
+
+def _analyse_case(shared: tuple[str, int], case: str) -> None:
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    cases, reader = _files_and_reader(*shared)
+    DatasetFingerprintExtractor.analyze_case(cases[case]["images"], cases[case]["label"], reader, num_samples=1)
+
+
+@functools.lru_cache(maxsize=1)
+def _files_and_reader(dataset: str, run: int) -> tuple[dict[str, dict], type]:
+    """Files of all cases and their reader, found once a process and run (``run`` is another number every time)."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    dataset_json = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")
+    return raw_cases(dataset), determine_reader_writer_from_dataset_json(dataset_json, verbose=False)
+
+
+def plan_from_data(
+    dataset: str,
+    planner_class: type,
+    configuration: str = "3d_fullres",
+    gpu_memory_gb: float | None = None,
+    plans_name: str | None = None,
+    num_gpus: int = 1,
+) -> Planned:
+    """Plan from the fingerprint of the dataset itself and write the plans.
+
+    Args:
+        dataset: full name of the dataset; it has a fingerprint.
+        planner_class: a planner that sizes batches in pairs (``planners/``).
+        configuration: configuration that will be trained.
+        gpu_memory_gb: memory target in GB; the planner's own if not given.
+        plans_name: identifier of the plans; the planner's own if not given.
+        num_gpus: GPUs that will train together.
+
+    Raises:
+        InputError: the plans have no such 3D configuration, or nothing fits the memory target.
+    """
+    planner = planner_class(dataset, gpu_memory_target_in_gb=gpu_memory_gb, plans_name=plans_name, num_gpus=num_gpus)
+    plans = _quietly(planner.plan_experiment)
+    check_configuration(plans, configuration, f"{dataset}/{planner.plans_identifier}.json")
+    return _summary(planner, plans, configuration, planner.UNet_vram_target_GB)
+
+
+def move_target_plans(
+    dataset: str,
+    target: str,
+    target_plans: str,
+    configuration: str,
+    planner_classes: Iterable[type],
+    gpu_memory_gb: float | None = None,
+    plans_name: str | None = None,
+    keep_patch: bool = False,
+    num_gpus: int = 1,
+) -> Planned:
+    """Move the plans of a target dataset onto an unlabelled one, so that pretrained weights fit the target as they are.
+
+    Network, spacing, normalisation and its intensity statistics stay. In the 3D configurations ``batch_size`` becomes
+    the number of pairs of views, and a patch that shows nearly the whole volume becomes smaller (:func:`view_size`);
+    weights do not depend on it. The moved plans are named ``<plans>_from<number>`` unless named by
+    the caller: the same target always gives the same name, and neither plans nor preprocessed cases of the dataset's
+    own or of another target can be mixed up with them. Fine-tuning uses the target's own plans, whatever this name.
+
+    Args:
+        dataset: full name of the unlabelled dataset; it has a fingerprint.
+        target: full name of the target dataset.
+        target_plans: identifier of the target's plans.
+        configuration: configuration that will be trained.
+        planner_classes: planners of ``planners/``, the plain one first; the first that is built on the planner of the
+            target's plans judges memory.
+        gpu_memory_gb: memory target in GB. If not given, what the target's own training takes, and at least what
+            its planner aims at.
+        plans_name: identifier of the moved plans.
+        keep_patch: keep the target's patch, however much of a volume it shows.
+        num_gpus: GPUs that will train together.
+
+    Raises:
+        NotPreparedError: the target has no such plans.
+        InputError: channels, normalisation or configuration do not fit, or ``plans_name`` is taken by other plans.
+    """
+    plans = plans_of_target(dataset, target, target_plans, configuration)
+    name = plans_name or f"{target_plans}_from{target[7:10]}"
+    path = nnunet_folder("nnUNet_preprocessed") / dataset / f"{name}.json"
+    origin = {"dataset": target, "plans_name": target_plans}
+    if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:
+        raise InputError(f"{path} holds other plans already; choose another name with -overwrite_plans_name.")
+    planner = _planner_of(plans, configuration, planner_classes)(dataset, plans_name=name, num_gpus=num_gpus)
+    dataset_json = nnunet_folder("nnUNet_raw") / dataset / "dataset.json"
+    moved = copy.deepcopy(plans) | {"dataset_name": dataset, MOVED_FROM: origin}
+    rename_plans(moved, name)
+    moved["image_reader_writer"] = reader_of(dataset, read_json(dataset_json))
+    gigabytes = gpu_memory_gb or _gigabytes_of_target(planner, plans["configurations"][configuration])
+    for content in moved["configurations"].values():
+        if _is_trainable(content):
+            if not keep_patch:
+                content["patch_size"] = _view_size(dataset, moved, content)
+            cost = planner.cost(content["architecture"], content["patch_size"])
+            content["batch_size"] = planner.pairs(cost, gigabytes, MINIMUM_PAIRS)
+            note_gpus(content, num_gpus)
+    write_json(path, moved)
+    with atomic_write(path.parent / "dataset.json") as temporary:
+        shutil.copyfile(dataset_json, temporary)
+    planned = _summary(planner, moved, configuration, gigabytes)
+    target_patch = tuple(int(n) for n in plans["configurations"][configuration]["patch_size"])
+    return planned if planned.patch_size == target_patch else replace(planned, target_patch=target_patch)
+
+
+def plans_of_target(dataset: str, target: str, target_plans: str, configuration: str) -> dict:
+    """Plans of a target, checked for what :func:`move_target_plans` needs of them.
+
+    Raises:
+        NotPreparedError: the target has no such plans.
+        InputError: channels, normalisation or configuration do not fit.
+    """
+    source = nnunet_folder("nnUNet_preprocessed") / target / f"{target_plans}.json"
+    if not source.is_file():
+        raise NotPreparedError(f"{source} does not exist; run: nnUNetv2_plan_and_preprocess -d {int(target[7:10])}")
+    plans = read_json(source)
+    check_configuration(plans, configuration, f"{target}/{target_plans}.json")
+    _check_channels(dataset, target)
+    return plans
+
+
+def total_stride(strides: Sequence[int | Sequence[int]]) -> tuple[int, int, int]:
+    """Voxels of the image that a voxel at the bottleneck stands for, (z, y, x), from the pooling of each stage."""
+    return tuple(np.prod([np.broadcast_to(stage, 3) for stage in strides], axis=0).tolist())
+
+
+def view_size(
+    patch_size: Sequence[int], median_shape: Sequence[float], strides: Sequence[Sequence[int]]
+) -> tuple[int, ...]:
+    """Patch for views of volumes of this shape: at most about two thirds of the volume along every axis.
+
+    Axes that are short enough stay. Others become the multiple of the network's total stride that is nearest to two
+    thirds of the volume (of two equally near ones the smaller), with at least two voxels at the bottleneck.
+
+    Args:
+        patch_size: voxels, (z, y, x).
+        median_shape: of the volumes at the plans' spacing, voxels, (z, y, x).
+        strides: pooling of each stage, (z, y, x).
+    """
+    result = []
+    for patch, volume, stride in zip(patch_size, median_shape, total_stride(strides), strict=True):
+        wanted = LARGEST_VIEW * volume
+        cells = max(SHORTEST_BOTTLENECK if stride > 1 else 1, ceil(wanted / stride - 0.5))
+        result.append(int(patch) if patch <= wanted else min(int(patch), cells * stride))
+    return tuple(result)
+
+
+def _view_size(dataset: str, plans: dict, configuration: dict) -> list[int]:
+    """:func:`view_size` for a configuration, from the dataset's fingerprint."""
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+
+    fingerprint = read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset_fingerprint.json")
+    order = plans["transpose_forward"]
+    shapes = [
+        compute_new_shape([shape[i] for i in order], [spacing[i] for i in order], configuration["spacing"])
+        for shape, spacing in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
+    ]
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    return list(view_size(configuration["patch_size"], np.median(shapes, axis=0), strides))
+
+
+def check_configuration(plans: dict, configuration: str, where: str) -> None:
+    """Make sure that plans hold a 3D configuration of this name with a network of its own.
+
+    Raises:
+        InputError: they do not.
+    """
+    configurations = plans["configurations"]
+    usable = [name for name, content in configurations.items() if _is_trainable(content)]
+    if not usable:
+        raise InputError(f"{where} has no 3D configuration, only {', '.join(configurations)}; pretraining is 3D only.")
+    if configuration not in usable:
+        raise InputError(f"{where}: '{configuration}' cannot be pretrained; -c must be one of: {', '.join(usable)}.")
+
+
+def _is_trainable(configuration: dict) -> bool:
+    """3D, and not the second stage of a cascade (which inherits, and wants a segmentation as input)."""
+    return len(configuration.get("patch_size", ())) == 3 and "architecture" in configuration
+
+
+def _check_channels(dataset: str, target: str) -> None:
+    """Same number and order of channels, normalised in the same way; other names for the same get a warning."""
+    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+
+    ours = _channel_names("nnUNet_raw", dataset)
+    theirs = _channel_names("nnUNet_preprocessed", target)
+    if len(ours) != len(theirs):
+        raise InputError(
+            f"{dataset} has {len(ours)} channel(s) ({', '.join(ours)}), but {target} has {len(theirs)} "
+            f"({', '.join(theirs)}); import volumes with the same channels as the target."
+        )
+    if ours == theirs:
+        return
+    differs = f"{dataset} has the channels {', '.join(ours)}, but {target} has {', '.join(theirs)}"
+    if sorted(ours) == sorted(theirs):
+        raise InputError(f"{differs}; import them in the target's order.")
+    if [get_normalization_scheme(name) for name in ours] != [get_normalization_scheme(name) for name in theirs]:
+        raise InputError(f"{differs}, which nnU-Net normalises differently; import with --channel {' '.join(theirs)}.")
+    logger.warning("%s; both are normalised alike, so the target's plans are used.", differs)
+
+
+def _channel_names(variable: str, dataset: str) -> list[str]:
+    """Channel names in the order of their numbers."""
+    content: dict[str, Any] = read_json(nnunet_folder(variable) / dataset / "dataset.json")
+    channels = content.get("channel_names", content.get("modality", {}))
+    return [channels[key].casefold() for key in sorted(channels, key=int)]
+
+
+def _planner_of(plans: dict, configuration: str, planner_classes: Iterable[type]) -> type:
+    """First planner built on the one that made the plans; for one that we do not know, by the kind of network."""
+    residual = "Residual" in plans["configurations"][configuration]["architecture"]["network_class_name"]
+    likely = "nnUNetPlannerResEncM" if residual else "ExperimentPlanner"
+    by_base: dict[str, type] = {}
+    for planner in planner_classes:
+        for base in planner.__mro__:
+            by_base.setdefault(base.__name__, planner)
+    return by_base.get(plans.get("experiment_planner_used", likely), by_base[likely])
+
+
+def _gigabytes_of_target(planner: Any, configuration: dict) -> float:
+    """Memory that nnU-Net's own training of the target takes, at least what its planner aims at, GB."""
+    cost = planner.cost(configuration["architecture"], configuration["patch_size"])
+    stock = gigabytes_of_training(cost, planner.memory_reference, configuration["batch_size"])
+    return max(stock, planner.standard_gigabytes)
+
+
+def _summary(planner: Any, plans: dict, configuration: str, target_gigabytes: float) -> Planned:
+    content = plans["configurations"][configuration]
+    cost = planner.cost(content["architecture"], content["patch_size"])
+    planned = Planned(
+        planner.plans_identifier,
+        tuple(int(n) for n in content["patch_size"]),
+        tuple(float(s) for s in content["spacing"]),
+        int(content["batch_size"]),
+        gigabytes_of_pairs(cost, planner.memory_reference, planner.share(content["batch_size"])),
+        float(target_gigabytes),
+    )
+    if planned.gigabytes > planned.target_gigabytes:
+        logger.warning(
+            "A step of %d pair(s) on a GPU at patch %s is estimated to take %.1f GB, more than the target of %.1f GB; "
+            "fewer pairs would leave the heads without statistics.",
+            planner.share(planned.pairs),
+            "x".join(map(str, planned.patch_size)),
+            planned.gigabytes,
+            planned.target_gigabytes,
+        )
+    return planned
+
+
+def _quietly(function, *args, **kwargs):
+    """Call a function of nnU-Net that prints; what it prints goes to the log at level debug, progress bars stay."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        result = function(*args, **kwargs)
+    logger.debug("%s", printed.getvalue())
+    return result
+
+
+def default_processes() -> int:
+    """nnU-Net's number of processes (``nnUNet_def_n_proc``), but not more than there are processors."""
+    from nnunetv2.configuration import default_num_processes
+
+    return max(1, min(default_num_processes, os.cpu_count() or 1))

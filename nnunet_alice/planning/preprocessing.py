@@ -1,0 +1,256 @@
+"""nnU-Net's preprocessing, case by case: what is done is kept, and a bad case stops no other.
+
+nnU-Net's own loop empties the folder first, ends with the first case that fails, and sends ``dataset.json`` to its
+workers once a case. This one runs the same preprocessor on each case and writes the same files, and copies labels into
+``gt_segmentations``. What ``anatomy`` knows of an image goes with it. Several runs may share the work on one folder.
+"""
+
+import functools
+import logging
+import os
+import platform
+import random
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_alice.errors import AliceError, InputError, NotPreparedError
+from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.matching.invalidation import forget_all, forget_case
+from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder, preprocessing_recipe
+from nnunet_alice.parallel import map_cases
+
+logger = logging.getLogger(__name__)
+
+#: In the order of writing: a case counts as there once its image is.
+_SUFFIXES = (".pkl", "_seg.b2nd", ".b2nd")
+#: Beginning of the names of the folders for cases in work; the host, the process and a random number follow.
+_PARTIAL = ".partial"
+#: A folder for cases in work in which nothing was written for so long belongs to nobody.
+_ABANDONED_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """Outcome of :func:`preprocess_cases`.
+
+    Attributes:
+        done: number of cases preprocessed now.
+        kept: number of cases that were there already.
+        failed: reason for each case that failed.
+    """
+
+    done: int
+    kept: int
+    failed: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to find everything else; ``partial`` is another folder in every run."""
+
+    dataset: str
+    plans_file: Path
+    configuration: str
+    folder: Path
+    partial: Path
+
+
+def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
+    """Files of every case of a raw dataset: ``{case: {"images": [...], "label": ...}}`` with absolute paths.
+
+    Raises:
+        NotPreparedError: the raw dataset does not exist.
+        InputError: it holds no case.
+    """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    folder = nnunet_folder("nnUNet_raw") / dataset
+    if not (folder / "dataset.json").is_file():
+        command = f"nnunet_alice import -i FOLDER -d {int(dataset[7:10])} -n {dataset[11:]} --channel CT"
+        raise NotPreparedError(f"{folder} holds no dataset.json; run: {command}")
+    cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
+    if not cases:
+        raise InputError(f"{folder / 'dataset.json'} names no case; import volumes into it first.")
+    return cases
+
+
+def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_processes: int) -> Preprocessed:
+    """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
+
+    Cases that are there stay when the stored recipe (spacing, normalisation, resampling...) equals that of the plans
+    and no raw file is newer; with another or unknown recipe the folder is emptied first, as nnU-Net does. Cases that
+    the dataset no longer names are removed, because fold ``all`` would train on them. The outcome is kept in
+    ``<data identifier>_preprocessing.json`` beside the folder.
+
+    Args:
+        dataset: full name of the dataset.
+        plans_name: identifier of its plans.
+        configuration: configuration of the plans.
+        num_processes: processes to use; 1 works in this process.
+
+    Raises:
+        AliceError: no case could be preprocessed.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    base = nnunet_folder("nnUNet_preprocessed") / dataset
+    plans = read_json(base / f"{plans_name}.json")
+    manager = PlansManager(plans).get_configuration(configuration)
+    prepared = PreprocessedDataset(dataset, plans_name, configuration)
+    folder, report = base / manager.data_identifier, prepared.preprocessing_report
+    cases = raw_cases(dataset)
+    _copy_labels(dataset, cases, base / "gt_segmentations")
+    recipe = preprocessing_recipe(plans, manager.configuration)
+    _clear_if_different(prepared, report, recipe)
+    _remove_unnamed(prepared, cases)
+    missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
+    random.shuffle(missing)  # several runs then seldom meet at a case; the result does not depend on it
+    kept = len(cases) - len(missing)
+    if not missing:
+        logger.info("All %d cases in %s are preprocessed with these plans already.", kept, folder)
+        return Preprocessed(0, kept, {})
+    if kept:
+        logger.info("%d of %d cases are preprocessed already and stay.", kept, len(cases))
+    write_json(report, {"recipe": recipe, "failed": {}})
+    partial = _partial_folder(folder)
+    partial.mkdir(parents=True)
+    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, partial)
+    failed = {}
+    for case, outcome in map_cases(_preprocess_case, job, missing, num_processes, "Preprocessing"):
+        if isinstance(outcome, Exception):
+            failed[case] = _one_line(outcome)
+            logger.warning("Case %s could not be preprocessed and is left out: %s", case, failed[case])
+    shutil.rmtree(partial, ignore_errors=True)
+    write_json(report, {"recipe": recipe, "failed": failed})
+    if len(failed) == len(cases):
+        case, reason = next(iter(failed.items()))
+        raise AliceError(f"No case of {dataset} could be preprocessed; case {case}: {reason} (all in {report}).")
+    return Preprocessed(len(missing) - len(failed), kept, failed)
+
+
+def _copy_labels(dataset: str, cases: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Labels beside the preprocessed cases, as nnU-Net leaves them: its trainers validate against these."""
+    ending = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")["file_ending"]
+    for case, files in cases.items():
+        label, copy = Path(files["label"]), folder / f"{case}{ending}"
+        if not label.is_file():
+            continue  # preprocessing will say so
+        try:
+            if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
+                with atomic_write(copy) as temporary:
+                    shutil.copyfile(label, temporary)
+        except OSError as error:  # preprocessing will say so, too, if it cannot be read
+            logger.warning("The label of case %s could not be copied (%s).", case, error)
+
+
+def _clear_if_different(dataset: PreprocessedDataset, report: Path, recipe: dict) -> None:
+    """Empty the folder unless it was made by this recipe; leftovers of killed runs go in any case."""
+    folder = dataset.folder
+    _remove_leftovers(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        known = read_json(report).get("recipe")
+    except InputError:
+        known = None
+    if known != recipe:
+        reason = "there is no record of how it was made" if known is None else "it was made by other plans"
+        logger.info("%s is preprocessed anew: %s.", folder, reason)
+        forget_all(dataset)  # first: a kill in between costs work, but leaves nothing that is wrong
+        shutil.rmtree(folder)
+
+
+def _remove_unnamed(dataset: PreprocessedDataset, cases: dict) -> None:
+    """Remove preprocessed cases that the dataset does not name (any more)."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    folder = dataset.folder
+    if not folder.is_dir():
+        return
+    for case in sorted(set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) - set(cases)):
+        logger.info("Case %s is no longer in dataset.json; its preprocessed files are removed.", case)
+        forget_case(dataset, case)
+        for suffix in reversed(_SUFFIXES):
+            (folder / f"{case}{suffix}").unlink(missing_ok=True)
+
+
+def _is_current(folder: Path, case: str, files: dict) -> bool:
+    """The case is whole, and none of its raw files is newer."""
+    try:
+        made = min((folder / f"{case}{suffix}").stat().st_mtime for suffix in _SUFFIXES)
+        return made >= max(os.stat(path).st_mtime for path in (*files["images"], files["label"]))
+    except FileNotFoundError:
+        # A missing raw file is reported by the attempt to read it.
+        return False
+
+
+def _partial_folder(folder: Path) -> Path:
+    """Where a run writes cases before they are whole; nnU-Net looks at files only, not at folders in here.
+
+    Another one for every run: two machines may work on one disk, and processes outlive a parent that was killed.
+    """
+    return folder / f"{_PARTIAL}@{platform.node()}@{os.getpid()}@{secrets.token_hex(4)}"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs were writing: a dead process of this host, or nothing new for a day."""
+    for partial in folder.glob(f"{_PARTIAL}*"):
+        try:
+            abandoned = time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS
+        except FileNotFoundError:
+            continue  # its run has just ended
+        _, *owner = partial.name.split("@")
+        if abandoned or (owner[:1] == [platform.node()] and not _is_alive(int(owner[1]))):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this host is running."""
+    if os.name == "nt":
+        return True  # there, asking in this way would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is somebody else's
+    return True
+
+
+def _preprocess_case(job: _Job, case: str) -> None:
+    """Preprocess one case and move its files to their place, the image last."""
+    cases, dataset_json, plans, configuration, preprocessor = _tools(job)
+    if _is_current(job.folder, case, cases[case]):
+        return  # another run did it meanwhile
+    job.partial.mkdir(parents=True, exist_ok=True)  # a run in another container may have taken this one for dead
+    preprocessor.run_case_save(
+        str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
+    )
+    if _is_current(job.folder, case, cases[case]):
+        return  # the same; what is known of it stays
+    forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
+    for suffix in _SUFFIXES:
+        os.replace(job.partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(job: _Job) -> tuple:
+    """Plans, files and preprocessor, read once a process and run."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset_json = read_json(nnunet_folder("nnUNet_raw") / job.dataset / "dataset.json")
+    dataset_json.pop("dataset", None)
+    plans = PlansManager(str(job.plans_file))
+    configuration = plans.get_configuration(job.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessor
+
+
+def _one_line(error: Exception) -> str:
+    """First line of an error's text, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

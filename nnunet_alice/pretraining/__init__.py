@@ -1,0 +1,1 @@
+"""Parts of the pretraining trainers: cases, metrics, signs of collapse, optimisation."""

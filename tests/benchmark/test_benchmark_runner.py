@@ -1,0 +1,399 @@
+"""The runner: killed anywhere it goes on, never runs a finished cell again, shares cells without overlap."""
+
+import errno
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import SimpleITK as sitk
+from benchmark_runs import make_runner, settings, write_dataset
+from labelled_runs import DATASET
+
+from nnunet_alice.benchmark.locks import held
+from nnunet_alice.benchmark.runner import Command, run_command, validation_dice
+from nnunet_alice.cli.main import main
+from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.files import write_json
+
+CELLS = 8  # 2 arms, 2 numbers of labels, 2 draws
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    write_dataset(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    return tmp_path
+
+
+def content(base, **changes):
+    return settings(base / "pretrained.pth", **changes)
+
+
+def test_every_cell_runs_once_with_its_settings(base):
+    runner, pretender = make_runner(base, content(base))
+    outcome = runner.run()
+    assert len(outcome.done) == CELLS and not outcome.failed and not outcome.waiting
+    assert len(set(pretender.finished)) == len(pretender.finished) == CELLS
+    assert [words[0] for words in pretender.calls] == ["nnunet_alice"] + ["nnUNetv2_train"] * CELLS
+    trainers = Counter(words[words.index("-tr") + 1] for words in pretender.trainings)
+    ends = "_keep50_seed{}"
+    assert trainers == {
+        start + ends.format(1000 * draw): 2
+        for start in (
+            "FineTuneTrainer_scratch_4epochs_2iterations_lr0.01",
+            "FineTuneTrainer_4epochs_2iterations_lr0.001",
+        )
+        for draw in (0, 1)
+    }
+    for words in pretender.trainings:
+        assert ("-pretrained_weights" in words) == ("scratch" not in words[words.index("-tr") + 1])
+    again, idle = make_runner(base, content(base))
+    assert len(again.run().done) == CELLS and not idle.calls
+
+
+@pytest.mark.parametrize("how", ["nothing", "checkpoint", "trained", "half_summary"])
+def test_killed_at_any_cell_it_goes_on(base, how):
+    for cell in range(1, CELLS + 1):
+        runner, pretender = make_runner(base, content(base), die_at=1, how=how)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run()
+        runner, pretender = make_runner(base, content(base), die_at=2, how=how)
+        if cell < CELLS:
+            with pytest.raises(KeyboardInterrupt):
+                runner.run()
+            assert len(pretender.finished) == 1
+        else:
+            assert len(runner.run().done) == CELLS
+    done, idle = make_runner(base, content(base))
+    assert len(done.run().done) == CELLS and not idle.calls
+    summaries = list((base / "bench" / "results").rglob("fold_*/validation/summary.json"))
+    assert len(summaries) == CELLS
+
+
+def test_killed_in_tuning_it_goes_on(base):
+    arms = {"scratch": {"learning_rates": [1e-2, 1e-3]}, "alice": {"checkpoints": str(base / "pretrained.pth")}}
+    for how in ("nothing", "checkpoint", "trained", "half_summary"):
+        runner, pretender = make_runner(base, content(base, arms=arms), die_at=1, how=how)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run()
+        assert not pretender.finished
+    runner, pretender = make_runner(base, content(base, arms=arms))
+    assert len(runner.run().done) == 2 + CELLS and len(set(pretender.finished)) == 2 + CELLS
+
+
+def test_killed_in_transfer_it_transfers_again(base):
+    runner, pretender = make_runner(base, content(base))
+    runner.execute = lambda command, keep_open=(): 1
+    with pytest.raises(InputError, match="cannot be transferred"):
+        runner.run()
+    runner, pretender = make_runner(base, content(base))
+    assert len(runner.run().done) == CELLS and pretender.calls[0][:2] == ("nnunet_alice", "transfer")
+
+
+def test_a_continued_run_is_not_given_weights_again(base):
+    runner, pretender = make_runner(base, content(base), die_at=2, how="checkpoint")
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    runner, pretender = make_runner(base, content(base))
+    runner.run()
+    first, *others = pretender.trainings
+    assert "--c" in first and "-pretrained_weights" not in first and not any("--c" in words for words in others)
+
+
+def test_parts_cover_all_and_do_not_overlap(base):
+    finished = []
+    for part in (1, 2, 3):
+        runner, pretender = make_runner(base, content(base))
+        outcome = runner.run((part, 3))
+        assert len(outcome.done) == len(pretender.finished)
+        finished += pretender.finished
+    assert len(finished) == len(set(finished)) == CELLS
+    with pytest.raises(InputError, match="--part 4/3"):
+        make_runner(base, content(base))[0].run((4, 3))
+
+
+def test_a_failure_does_not_stop_the_others_and_is_tried_again(base):
+    runner, pretender = make_runner(base, content(base))
+    pretender.fail.add("FineTuneTrainer_4epochs_2iterations_lr0.001_keep50_seed0")
+    outcome = runner.run()
+    assert len(outcome.done) == CELLS - 2 and len(outcome.failed) == 2
+    assert all("status 1" in why and "logs" in why for why in outcome.failed.values())
+    runner, pretender = make_runner(base, content(base))
+    assert len(runner.run().done) == CELLS and len(pretender.calls) == 2
+
+
+def test_a_pretrained_arm_that_started_from_scratch_is_not_counted(base):
+    runner, pretender = make_runner(base, content(base))
+    runner.run()
+    fold = next(folder for folder in pretender.finished if "FineTuneTrainer_4epochs" in str(folder))
+    (fold / "start.json").write_text(json.dumps({"pretrained": False}))
+    outcome = make_runner(base, content(base))[0].run()
+    assert len(outcome.done) == CELLS - 1
+    assert "from pretrained weights" in next(iter(outcome.failed.values()))
+
+
+def test_a_run_that_trained_on_other_cases_is_not_counted(base):
+    """nnU-Net draws a split of its own, over all cases, for a fold that the file lacks."""
+    runner, pretender = make_runner(base, content(base))
+    runner.run()
+    record = pretender.finished[0] / "start.json"
+    start = json.loads(record.read_text())
+    record.write_text(json.dumps(start | {"training_cases": [*start["training_cases"], runner.divisions[0].test[0]]}))
+    outcome = make_runner(base, content(base))[0].run()
+    assert len(outcome.done) == CELLS - 1
+    assert f"other training cases than this run has; delete {record.parent}" in next(iter(outcome.failed.values()))
+
+
+def test_splits_are_added_by_one_process_at_a_time(base):
+    """Both have read the same list before one writes: without a lock the other's fold would be lost."""
+    few, many = (make_runner(base, content(base, draws=draws))[0] for draws in (1, 3))
+    few.prepare()
+    names = base / "bench" / "preprocessed" / DATASET / "splits_names.json"
+    with ThreadPoolExecutor() as pool:
+        with held(base / "bench" / "locks" / "splits.lock"):
+            waiting = pool.submit(many.prepare)
+            time.sleep(0.3)
+            assert not waiting.done() and len(json.loads(names.read_text())) == 2
+        waiting.result()
+    before = names.stat().st_mtime_ns
+    few.prepare()
+    assert len(json.loads(names.read_text())) == 6 and few.folds.items() <= many.folds.items()
+    assert names.stat().st_mtime_ns == before
+
+
+def test_links_are_made_anew_where_the_data_moved(base, monkeypatch):
+    make_runner(base, content(base))[0].prepare()
+    (base / "preprocessed").rename(base / "moved")
+    monkeypatch.setenv("nnUNet_preprocessed", str(base / "moved"))
+    runner = make_runner(base, content(base))[0]
+    runner.prepare()
+    for folder in ("gt_segmentations", "nnUNetPlans_3d_fullres"):
+        linked, original = (path / DATASET / folder for path in (runner.workspace.preprocessed, base / "moved"))
+        assert {path.name for path in linked.iterdir()} == {path.name for path in original.iterdir()}
+        assert all(path.exists() for path in linked.iterdir())
+
+
+def test_changed_truth_is_refused(base):
+    make_runner(base, content(base))[0].prepare()
+    truth = sorted((base / "preprocessed" / DATASET / "gt_segmentations").iterdir())[2]
+    image = sitk.ReadImage(str(truth))
+    sitk.WriteImage(sitk.Not(image), str(truth))
+    with pytest.raises(InputError, match=rf"{truth.name} \(of 1 such files\) changed .*; use a new folder"):
+        make_runner(base, content(base))[0].prepare()
+
+
+@pytest.mark.parametrize("stage", [{"next_stage": "3d_cascade_fullres"}, {"previous_stage": "3d_lowres"}])
+def test_stages_of_a_cascade_are_refused_before_any_run(base, stage):
+    plans = base / "preprocessed" / DATASET / "nnUNetPlans.json"
+    described = json.loads(plans.read_text())
+    described["configurations"]["3d_fullres"] |= stage
+    plans.write_text(json.dumps(described))
+    runner, pretender = make_runner(base, content(base))
+    with pytest.raises(InputError, match="is a stage of a cascade"):
+        runner.run()
+    assert not pretender.calls
+
+
+def test_learning_rates_are_chosen_on_validation_cases(base):
+    arms = {"scratch": {"learning_rates": [1e-2, 1e-3, 1e-1]}, "alice": {"checkpoints": str(base / "pretrained.pth")}}
+    best_in_tuning = {"lr0.001": 0.8, "lr0.01": 0.9, "lr0.1": 0.7}
+
+    def skill(trainer, fold):
+        return next((value for rate, value in best_in_tuning.items() if f"_{rate}_" in trainer), 0.5)
+
+    runner, pretender = make_runner(base, content(base, arms=arms), skill=skill)
+    outcome = runner.run()
+    assert len(outcome.done) == 3 + CELLS
+    splits = json.loads((runner.workspace.dataset_folder / "splits_final.json").read_text())
+    test = set(runner.divisions[0].test)
+    tuning, tests = pretender.trainings[:3], pretender.trainings[3:]
+    for words in tuning:
+        assert not test & {*splits[int(words[3])]["train"], *splits[int(words[3])]["val"]}
+        assert "_keep" not in words[words.index("-tr") + 1]
+    for words in tests:
+        assert set(splits[int(words[3])]["val"]) == test and not test & set(splits[int(words[3])]["train"])
+        trainer = words[words.index("-tr") + 1]
+        assert ("_lr0.01_" in trainer) == ("scratch" in trainer) and "lr" not in trainer.replace("_lr0.01_", "")
+    rates = json.loads((base / "bench" / "learning_rates.json").read_text())
+    assert rates["scratch"]["fixed"]["chosen"] == "0.01"
+
+
+def test_validation_dice_is_of_the_classes_that_are_there(tmp_path):
+    """A class that is in no case makes nnU-Net's own mean NaN, or a number for a model that invents it."""
+    there = {"n_ref": 5, "Dice": 0.6}
+    for invented in (float("nan"), 0.0):
+        cases = [{"metrics": {"1": there, "2": {"n_ref": 0, "Dice": invented}}} for _ in range(2)]
+        mean = {"1": {"Dice": 0.6}, "2": {"Dice": invented}}
+        write_json(tmp_path / "summary.json", {"metric_per_case": cases, "mean": mean})
+        assert validation_dice(tmp_path / "summary.json") == pytest.approx(0.6)
+    nothing = {"metric_per_case": [{"metrics": {"1": there | {"n_ref": 0}}}], "mean": {"1": {"Dice": 0.0}}}
+    write_json(tmp_path / "summary.json", nothing)
+    assert validation_dice(tmp_path / "summary.json") == 0.0
+
+
+def test_test_cells_wait_until_tuning_is_done_elsewhere(base):
+    arms = {"scratch": {"learning_rates": [1e-2, 1e-3]}, "alice": {"checkpoints": str(base / "pretrained.pth")}}
+    first, _ = make_runner(base, content(base, arms=arms))
+    outcome = first.run((1, 2))
+    assert outcome.waiting and all(".scratch." in name for name in outcome.waiting)
+    make_runner(base, content(base, arms=arms))[0].run((2, 2))
+    assert not make_runner(base, content(base, arms=arms))[0].run((1, 2)).waiting
+
+
+def test_one_pretraining_is_not_two_seeds(base):
+    copy = base / "copy.pth"
+    copy.write_bytes((base / "pretrained.pth").read_bytes())
+    arms = {"scratch": None, "alice": {"checkpoints": [str(base / "pretrained.pth"), str(copy)]}}
+    with pytest.raises(InputError, match=r"'alice' has the same weights twice .*copy\.pth"):
+        make_runner(base, content(base, arms=arms))[0].run()
+
+
+def test_a_lock_belongs_to_the_weights_in_whatever_order_they_are_named(base):
+    (base / "other.pth").write_bytes(b"second seed")
+    names = [str(base / "pretrained.pth"), str(base / "other.pth")]
+    locks = []
+    for order in (names, names[::-1]):
+        arms = {"scratch": None, "alice": {"checkpoints": order}}
+        runner = make_runner(base, content(base, arms=arms))[0]
+        runner.prepare()
+        locks.append({runner.fold_folder(cell): runner.lock_file(cell) for cell in runner.test_cells()})
+    assert locks[0] == locks[1] and len(set(locks[0].values())) == len(locks[0]) == CELLS * 3 / 2
+
+
+def test_a_replaced_checkpoint_makes_new_cells(base):
+    make_runner(base, content(base))[0].run()
+    (base / "pretrained.pth").write_bytes(b"longer pretraining")
+    runner, pretender = make_runner(base, content(base))
+    assert len(runner.run().done) == CELLS
+    assert len(pretender.trainings) == CELLS / 2 and not any("--c" in words for words in pretender.trainings)
+
+
+def test_dry_run_prints_what_a_run_would_do(base):
+    lines = list(make_runner(base, content(base))[0].dry_run())
+    runner, pretender = make_runner(base, content(base))
+    runner.run()
+    words = [tuple(word for word in shlex.split(line) if "=" not in word) for line in lines]
+    assert words == pretender.calls
+    assert all(f"nnUNet_preprocessed={base / 'bench' / 'preprocessed'}" in line for line in lines)
+    assert list(make_runner(base, content(base))[0].dry_run()) == []
+
+
+def test_dry_run_continues_what_was_begun(base):
+    with pytest.raises(KeyboardInterrupt):
+        make_runner(base, content(base), die_at=2, how="checkpoint")[0].run()
+    lines = list(make_runner(base, content(base))[0].dry_run())
+    runner, pretender = make_runner(base, content(base))
+    runner.run()
+    words = [tuple(word for word in shlex.split(line) if "=" not in word) for line in lines]
+    assert words == pretender.calls and sum("--c" in line for line in lines) == 1
+
+
+def test_dry_run_leaves_unknown_learning_rates_open(base):
+    arms = {"scratch": {"learning_rates": [1e-2, 1e-3]}}
+    lines = list(make_runner(base, content(base, arms=arms))[0].dry_run())
+    assert sum("lr<LR>" in line for line in lines) == 4 and sum("lr0.01" in line for line in lines) == 1
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(base):
+    runner, _ = make_runner(base, content(base))
+    runner.prepare()
+    cell = runner.test_cells()[0]
+    with held(runner.lock_file(cell)) as lock:
+        assert lock is not None
+        outcome = runner.run()
+    assert outcome.waiting == [cell.name] and len(outcome.done) == CELLS - 1
+
+
+def test_a_lock_outlives_its_holder_in_the_child(base):
+    """A training that was left behind by a killed runner keeps its cell."""
+    ready = base / "ready"
+    script = f"import os, time; print(os.getpid(), file=open({str(ready)!r}, 'w'), flush=True); time.sleep(600)"
+    holder = f"""
+import sys
+from pathlib import Path
+from nnunet_alice.benchmark.locks import held
+from nnunet_alice.benchmark.runner import Command, run_command
+with held(Path({str(base / "x.lock")!r})) as lock:
+    run_command(Command((sys.executable, "-c", {script!r}), {{}}, Path({str(base / "log")!r})), [lock])
+"""
+    parent = subprocess.Popen([sys.executable, "-c", holder])
+    wait_for(lambda: ready.is_file() and ready.read_text())
+    parent.kill()
+    parent.wait()
+    with held(base / "x.lock") as other:
+        assert other is None
+    os.kill(int(ready.read_text()), signal.SIGKILL)
+
+    def is_free():
+        with held(base / "x.lock") as lock:
+            return lock is not None
+
+    wait_for(is_free)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    """Until it is true; fails after some time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_file_system_without_locks_does_not_stop_the_work(base, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert len(make_runner(base, content(base))[0].run().done) == CELLS
+    assert "cannot be locked" in caplog.text
+
+
+def test_commands_run_with_their_environment_and_log(base):
+    script = "import os; print(os.environ['nnUNet_results']); raise SystemExit(3)"
+    command = Command((sys.executable, "-c", script), {"nnUNet_results": "here"}, base / "logs" / "x.log")
+    assert run_command(command) == 3
+    lines = (base / "logs" / "x.log").read_text().splitlines()
+    assert lines[0].startswith("$ nnUNet_results=here ") and lines[-1] == "here"
+
+
+def test_unknown_trainers_and_checkpoints_are_said_before_any_run(base):
+    runner, pretender = make_runner(base, content(base, arms={"scratch": {"trainer": "FineTuneTrainer_magic"}}))
+    with pytest.raises(CheckpointError, match="FineTuneTrainer_magic"):
+        runner.run()
+    missing = {"scratch": None, "alice": {"checkpoints": str(base / "none.pth")}}
+    runner, pretender = make_runner(base, content(base, arms=missing))
+    with pytest.raises(InputError, match=r"none\.pth of arm 'alice' does not exist"):
+        runner.run()
+    assert not pretender.calls
+
+
+def test_flags_make_the_same_commands_as_yaml(base, capsys, monkeypatch):
+    flags = ["-o", base / "bench", "-d", 901, "--arm", "scratch@1e-2", "--arm", f"alice={base / 'pretrained.pth'}@1e-3"]
+    flags += ["--labels", 2, "all", "--test_cases", 3, "--draws", 2, "--epochs", 4, "--iterations", 2, "-device", "cpu"]
+    assert main(["benchmark", *map(str, flags), "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + CELLS and "lr0.01_keep25-50_seed0" in lines[1]
+    quick = [base / "quick" if flag == base / "bench" else flag for flag in flags]
+    assert main(["benchmark", *map(str, quick), "--dry_run", "--disable_tta"]) == 0
+    assert "lr0.01_keep25-50_noTTA_seed0" in capsys.readouterr().out
+    fewer = [base / "fewer" if flag == base / "bench" else flag for flag in flags]
+    assert main(["benchmark", *map(str, fewer), "--dry_run", "--draws_of_all", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + CELLS - 2  # one run of all less in each arm
+    monkeypatch.chdir(base)
+    arm = ["--arm", "alice=pretrained.pth@1e-3"]
+    assert main(["benchmark", *map(str, flags[:6]), *arm, *map(str, flags[8:]), "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines  # relative paths count from here
+    assert main(["report", "-i", str(base / "bench")]) == 1
+    assert "No test run" in capsys.readouterr().err
+    assert main(["benchmark", "-o", str(base / "bench"), "-d", "901"]) == 1
+    assert "lack 'arms'" in capsys.readouterr().err
+    assert main(["benchmark", *map(str, flags), "--arm", "alice=other.pth"]) == 1
+    assert "list its checkpoints in one" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""Draws are nested and disjoint from test cases; the linked dataset leaves the original alone."""
+
+import json
+import os
+from collections import Counter
+
+import pytest
+from benchmark_runs import CASES, settings, write_dataset
+from labelled_runs import DATASET
+
+from nnunet_alice.benchmark import plan
+from nnunet_alice.benchmark.settings import parse_settings
+from nnunet_alice.benchmark.splits import labelled, labelled_number, partitions, tuning_split
+from nnunet_alice.benchmark.workspace import Workspace
+from nnunet_alice.errors import InputError
+
+NAMES = [f"c{number:03d}" for number in range(40)]
+
+
+def parsed(**changes):
+    return parse_settings({"dataset": 4, "arms": {"scratch": None}, "test": 10} | changes)
+
+
+def test_draws_are_nested_disjoint_from_the_test_and_repeatable():
+    chosen = parsed(labels=[3, 5, "all"], tuning={"labels": 5, "cases": 8})
+    (division,) = partitions(chosen, NAMES, None)
+    assert len(division.test) == 10 and not set(division.test) & set(division.pool)
+    assert {*division.test, *division.pool} == set(NAMES)
+    draws = [labelled(division, 5, draw, chosen.seed) for draw in range(6)]
+    assert len({tuple(draw) for draw in draws}) == 6 and all(len(draw) == 5 for draw in draws)
+    for draw in range(6):
+        assert set(labelled(division, 3, draw, chosen.seed)) < set(draws[draw]) <= set(division.pool)
+        assert labelled(division, "all", draw, chosen.seed) == list(division.pool)
+        train, validation = tuning_split(division, chosen, draw)
+        assert len(validation) == 8 and not set(train) & set(validation) and {*train, *validation} <= set(division.pool)
+    assert partitions(chosen, NAMES[::-1], None) == [division]
+
+
+def test_folds_test_every_case_once():
+    split = [{"train": NAMES[:i] + NAMES[i + 10 :], "val": NAMES[i : i + 10]} for i in range(0, 40, 10)]
+    divisions = partitions(parsed(test={"folds": [0, 1, 2, 3]}), NAMES, split)
+    assert sorted(case for division in divisions for case in division.test) == NAMES
+    one, two = (labelled(division, 5, 0, 1) for division in divisions[:2])
+    assert one != two and not set(one) & set(NAMES[:10])
+
+
+@pytest.mark.parametrize(
+    ("change", "split", "message"),
+    [
+        ({"test": {"folds": [0]}}, None, "no splits_final.json"),
+        ({"test": {"folds": [5]}}, [{"train": ["c001"], "val": ["c002"]}], "has 1 folds"),
+        ({"test": {"folds": [0]}}, [{"train": ["c001"], "val": ["c001"]}], "one that is both"),
+        ({"test": {"folds": [0]}}, [{"train": ["x"], "val": ["c001"]}], "names x"),
+        ({"test": 40}, None, "40 cases of 40"),
+        ({"labels": [31]}, None, "asks for 31 cases"),
+    ],
+)
+def test_impossible_splits_are_refused(change, split, message):
+    with pytest.raises(InputError, match=message):
+        partitions(parsed(**({"labels": [1]} | change)), NAMES, split)
+
+
+def test_too_much_tuning_is_refused():
+    chosen = parsed(tuning={"labels": 20, "cases": 20})
+    with pytest.raises(InputError, match="Tuning wants 20 labelled and 20"):
+        tuning_split(partitions(chosen, NAMES, None)[0], chosen, 0)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    write_dataset(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    return tmp_path
+
+
+def snapshot(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def test_the_linked_dataset_is_whole_and_the_original_untouched(base):
+    before = snapshot(base / "preprocessed")
+    chosen = parse_settings(settings(base / "pretrained.pth"))
+    workspace = Workspace(base / "bench", chosen)
+    for _ in range(2):
+        divisions = workspace.prepare()
+        cells = [*plan.tuning_cells(chosen, divisions), *plan.test_cells(chosen, divisions)]
+        folds = workspace.write_splits(plan.splits(chosen, divisions, cells))
+    assert snapshot(base / "preprocessed") == before
+    linked, original = workspace.dataset_folder, base / "preprocessed" / DATASET
+    for folder in ("nnUNetPlans_3d_fullres", "gt_segmentations"):
+        assert {p.name for p in (linked / folder).iterdir()} == {p.name for p in (original / folder).iterdir()}
+        assert all(os.path.samefile(p, original / folder / p.name) for p in (linked / folder).iterdir())
+    splits = json.loads((linked / "splits_final.json").read_text())
+    assert len(splits) == len(folds) == 4  # 2 draws of 2 and of all
+    assert {len(split["train"]) for split in splits} == {2, CASES - 3}
+    assert not (original / "splits_final.json").exists()
+
+
+def test_folds_stay_when_a_benchmark_grows(base):
+    first = parse_settings(settings(base / "pretrained.pth"))
+    more = parse_settings(settings(base / "pretrained.pth", labels=[1, 2, "all"], draws=3))
+    folds = []
+    for chosen in (first, more):
+        workspace = Workspace(base / "bench", chosen)
+        divisions = workspace.prepare()
+        folds.append(workspace.write_splits(plan.splits(chosen, divisions, plan.test_cells(chosen, divisions))))
+    assert len(folds[1]) == 9 and folds[0].items() <= folds[1].items()
+
+
+@pytest.mark.parametrize("of_all, runs", [(None, 2), (1, 1), (3, 3)])
+def test_all_can_have_its_own_number_of_runs(base, of_all, runs):
+    """What differs in draws of all is training alone; the draws of other numbers stay what they are."""
+    chosen = parse_settings(settings(base / "pretrained.pth", draws_of_all=of_all))
+    cells = plan.test_cells(chosen, Workspace(base / "bench", chosen).prepare())
+    counts = Counter((cell.arm, cell.labels) for cell in cells)
+    assert counts == {(arm, n): {2: 2, "all": runs}[n] for arm in ("scratch", "alice") for n in (2, "all")}
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_a_kill_between_the_two_files_of_splits_is_mended(base):
+    workspace = Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth")))
+    workspace.prepare()
+    one, two = {"train": ["case00"], "val": ["case01"]}, {"train": ["case02"], "val": ["case01"]}
+    workspace.write_splits([("a", one)])
+    (workspace.dataset_folder / "splits_final.json").write_text(json.dumps([one, {"train": [], "val": []}]))
+    assert workspace.write_splits([("a", one), ("b", two)]) == {"a": 0, "b": 1}
+    assert json.loads((workspace.dataset_folder / "splits_final.json").read_text()) == [one, two]
+    with pytest.raises(InputError, match="other cases for a"):
+        workspace.write_splits([("a", two)])
+
+
+def test_replanned_data_are_refused_and_other_configurations_are_not(base):
+    workspace = Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth")))
+    workspace.prepare()
+    path = base / "preprocessed" / DATASET / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["2d"] = plans["configurations"]["3d_fullres"]
+    path.write_text(json.dumps(plans))
+    workspace.prepare()
+    plans["configurations"]["3d_fullres"] = plans["configurations"]["3d_fullres"] | {"patch_size": [8, 16, 16]}
+    path.write_text(json.dumps(plans))
+    with pytest.raises(InputError, match=r"nnUNetPlans\.json changed since the benchmark"):
+        workspace.prepare()
+
+
+def test_all_has_one_number_in_folds_of_different_size():
+    names = NAMES[:7]
+    split = [{"train": [n for n in names if n not in v], "val": v} for v in (names[:3], names[3:5], names[5:])]
+    chosen = parsed(test={"folds": [0, 1, 2]}, labels=[2, "all"])
+    divisions = partitions(chosen, names, split)
+    assert labelled_number("all", divisions) == 5 and labelled_number(2, divisions) == 2
+    with pytest.raises(InputError, match="'labels' names 'all' and 30"):
+        partitions(parsed(labels=[30, "all"]), NAMES, None)
+
+
+def test_another_benchmark_in_the_folder_is_refused(base):
+    Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth"))).prepare()
+    with pytest.raises(InputError, match="holds a benchmark with test"):
+        Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth", test=2))).prepare()

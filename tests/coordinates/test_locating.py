@@ -1,0 +1,263 @@
+"""Coordinate channels of raw files: right places through every reader, resampling and crop, and images as before."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from small_datasets import set_folders
+
+from nnunet_alice.anatomy.geometry import compute_geometry
+from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.anatomy.registration import Registration
+from nnunet_alice.coordinates import locating
+from nnunet_alice.coordinates.atlas_file import Atlas, open_atlas
+from nnunet_alice.coordinates.located_dataset import locate_folder, located_plans
+from nnunet_alice.coordinates.locating import RawCase, case_to_locations, coordinate_channels, locate_cases
+from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.methods.drasclr.located import HALF_EXTENT, MIDDLE
+
+SPACING = (3.0, 2.0, 2.5)
+#: case mm -> atlas mm: a turn, a stretch and a shift
+TO_ATLAS = np.array([[1.1, 0.1, 0, 5], [-0.1, 0.9, 0.05, -3], [0, 0, 1, 8], [0, 0, 0, 1.0]])
+OBLIQUE = (0.98, -0.199, 0, 0.199, 0.98, 0, 0, 0, 1)
+TURNED = (0, -1, 0, 1, 0, 0, 0, 0, -1)
+
+
+def bright_ball(shape=(24, 32, 40), seed=0) -> np.ndarray:
+    """A textured ball in air, in a frame of zeros that nnU-Net crops away."""
+    grids = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    values = np.where(sum(g**2 for g in grids) < 0.5, 100.0, -900.0)
+    values += np.random.default_rng(seed).normal(scale=20, size=shape)
+    framed = np.zeros(shape)
+    framed[2:-3, 4:-1, 3:-6] = values[2:-3, 4:-1, 3:-6]
+    return framed.astype(np.float32)
+
+
+def write(path, array, direction=OBLIQUE):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((2.1, 1.9, 2.7))
+    image.SetOrigin((-31.0, 12.0, 77.0))
+    image.SetDirection(direction)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def make_atlas(reader="SimpleITKIO", transpose=(0, 1, 2), channels=1) -> Atlas:
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [16, 16, 16],
+        "spacing": list(SPACING),
+        "normalization_schemes": ["ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [True] * channels,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": 1},
+        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+    }
+    plans = {
+        "dataset_name": "Dataset900_Unlabelled",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": reader,
+        "transpose_forward": list(transpose),
+        "transpose_backward": np.argsort(transpose).tolist(),
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {str(c): {} for c in range(channels)},
+        "configurations": {"3d_fullres": configuration},
+    }
+    names = {str(c): "MR" for c in range(channels)}
+    described = {"channel_names": names, "labels": {"background": 0, "body": 1}, "file_ending": ".nii.gz"}
+    geometry = compute_geometry("atlas", bright_ball(seed=9)[None], SPACING)
+    return Atlas(geometry, plans, "3d_fullres", described)
+
+
+@pytest.fixture
+def known_map(monkeypatch):
+    """Registration that finds ``TO_ATLAS`` for every case."""
+    monkeypatch.setattr(locating, "register", lambda case, atlas: Registration(TO_ATLAS, 0.9, 0.9))
+
+
+def preprocess(atlas: Atlas, files, schemes) -> np.ndarray:
+    plans = json.loads(json.dumps(atlas.plans))
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["normalization_schemes"] = schemes
+    configuration["use_mask_for_norm"] = [scheme == "ZScoreNormalization" for scheme in schemes]
+    plans["foreground_intensity_properties_per_channel"] = {str(c): {} for c in range(len(schemes))}
+    manager = PlansManager(plans)
+    settings = manager.get_configuration("3d_fullres")
+    preprocessor = settings.preprocessor_class(verbose=False)
+    return preprocessor.run_case([str(f) for f in files], None, manager, settings, atlas.dataset_json)[0]
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
+@pytest.mark.parametrize(("direction", "transpose"), [(OBLIQUE, (0, 1, 2)), (TURNED, (2, 0, 1))])
+def test_coordinates_survive_preprocessing_and_leave_the_image_as_it_is(
+    tmp_path, known_map, reader, direction, transpose
+):
+    atlas = make_atlas(reader, transpose)
+    image = write(tmp_path / "in" / "a_0000.nii.gz", bright_ball(), direction)
+    report = locate_cases(atlas, [RawCase("a", (image,))], tmp_path, tmp_path / "locations.json", 1)
+    files = [image, *report.coordinates("a")]
+    assert [path.name for path in files] == [f"a_000{channel}.nii.gz" for channel in range(4)]
+    with_coordinates = preprocess(atlas, files, ["ZScoreNormalization", *["NoNormalization"] * 3])
+    without = preprocess(atlas, files[:1], ["ZScoreNormalization"])
+    np.testing.assert_array_equal(with_coordinates[:1], without)
+    shape = without.shape[1:]
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3)
+    expected = to_locations(apply_affine(TO_ATLAS, voxels * SPACING), atlas.geometry.shape, atlas.geometry.spacing)
+    found = ((with_coordinates[1:].reshape(3, -1).T - MIDDLE) / HALF_EXTENT).astype(float)
+    # Where resampling meets the clipping at the end of the atlas it may over- or undershoot by a little.
+    smooth = (np.abs(expected) < 0.9).all(axis=1)
+    assert smooth.mean() > 0.2
+    inner = smooth.reshape(shape)[1:-1, 1:-1, 1:-1]
+    off = np.abs(found - expected).reshape(*shape, 3)[1:-1, 1:-1, 1:-1][inner]
+    assert off.max() < 0.02
+    assert np.abs(np.clip(found, -1, 1) - np.clip(expected, -1, 1)).max() < 0.15
+
+
+def test_zero_background_of_the_image_stays_zero_and_a_full_image_has_no_zero(tmp_path, known_map):
+    atlas = make_atlas()
+    framed, full = bright_ball(), bright_ball() + 5000
+    framed[12, 16, 20] = 0  # a hole inside is no background
+    cases = [RawCase(n, (write(tmp_path / "in" / f"{n}.nii.gz", a),)) for n, a in (("framed", framed), ("full", full))]
+    report = locate_cases(atlas, cases, tmp_path, tmp_path / "r.json", 1)
+    for path in report.coordinates("framed"):
+        channel = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        expected = np.zeros(framed.shape, dtype=bool)
+        expected[2:-3, 4:-1, 3:-6] = True
+        np.testing.assert_array_equal(channel != 0, expected)
+    assert all(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).min() > 0 for path in report.coordinates("full"))
+
+
+def test_channels_are_the_map_voxel_by_voxel():
+    matrix = np.random.default_rng(0).normal(scale=0.1, size=(3, 4))
+    channels = list(coordinate_channels(matrix, (3, 4, 5), None))
+    for at in np.ndindex(3, 4, 5):
+        expected = MIDDLE + HALF_EXTENT * np.clip(matrix @ [*at, 1], -1, 1)
+        np.testing.assert_allclose([channel[at] for channel in channels], expected, atol=0.51)
+    assert all((channel == MIDDLE).all() for channel in coordinate_channels(None, (3, 4, 5), None))
+
+
+def test_a_poor_registration_gives_the_middle_and_unreadable_files_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(locating, "register", lambda case, atlas: Registration(TO_ATLAS, 0.3, 0.5))
+    atlas = make_atlas()
+    good = write(tmp_path / "in" / "good_0000.nii.gz", bright_ball())
+    broken = tmp_path / "in" / "broken_0000.nii.gz"
+    broken.write_bytes(good.read_bytes()[:2000])
+    report = locate_folder(tmp_path / "in", tmp_path / "out", atlas)
+    assert report.named("poor") == {"good": "registration quality 0.15 is below 0.4"}
+    assert list(report.named("failed")) == ["broken"] and "truncated" in report.named("failed")["broken"]
+    values = {int(v) for p in report.coordinates("good") for v in np.unique(sitk.GetArrayFromImage(sitk.ReadImage(p)))}
+    assert values == {0, MIDDLE}
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == [f"good_000{c}.nii.gz" for c in range(4)]
+    assert case_to_locations(atlas, [good])[0] is None
+
+
+def test_a_folder_is_done_again_only_where_something_changed(tmp_path, known_map, monkeypatch):
+    done = []
+    real = locating._locate_one
+    monkeypatch.setattr(locating, "_locate_one", lambda job, case: done.append(case.name) or real(job, case))
+    source, output, atlas = tmp_path / "in", tmp_path / "out", make_atlas()
+    for name in "abc":
+        write(source / f"{name}.nii.gz", bright_ball(seed=ord(name)))
+    first = locate_folder(source, output, atlas)
+    assert sorted(done) == ["a", "b", "c"] and first.located == ["a", "b", "c"]
+    assert (output / "a_0000.nii.gz").is_symlink() and (output / "a_0000.nii.gz").resolve() == source / "a.nii.gz"
+    done.clear()
+    locate_folder(source, output, atlas)
+    assert done == []
+    write(source / "a.nii.gz", bright_ball(seed=5), TURNED)
+    (output / "b_0002.nii.gz").unlink()
+    (source / "c.nii.gz").unlink()
+    locate_folder(source, output, atlas)
+    assert sorted(done) == ["a", "b"]
+    assert sorted({path.name[0] for path in output.glob("*.nii.gz")}) == ["a", "b"]
+    done.clear()
+    other = Atlas(compute_geometry("other", bright_ball(seed=1)[None], SPACING), *list(vars(atlas).values())[1:4])
+    locate_folder(source, output, other)
+    assert sorted(done) == ["a", "b"]
+
+
+def test_workers_can_be_sent_what_they_need(tmp_path):
+    atlas = make_atlas()
+    job = pickle.loads(pickle.dumps(locating._Job(atlas, tmp_path)))
+    case = RawCase("a", (write(tmp_path / "in" / "a_0000.nii.gz", bright_ball()),))
+    record = locating._locate_one(job, pickle.loads(pickle.dumps(case)))
+    assert job.atlas.digest == atlas.digest and record == locating._locate_one(locating._Job(atlas, tmp_path), case)
+
+
+def test_bad_folders_get_one_sentence(tmp_path):
+    atlas = make_atlas(channels=2)
+    with pytest.raises(InputError, match="is not a folder"):
+        locate_folder(tmp_path / "nothing", tmp_path / "out", atlas)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="holds no volume"):
+        locate_folder(tmp_path / "in", tmp_path / "out", atlas)
+    with pytest.raises(InputError, match="lies in -i"):
+        locate_folder(tmp_path / "in", tmp_path / "in" / "out", atlas)
+    write(tmp_path / "in" / "a_0000.nii.gz", bright_ball())
+    with pytest.raises(InputError, match=r"No case could be located; case a: missing channel: no file a_0001"):
+        locate_folder(tmp_path / "in", tmp_path / "out", atlas)
+    work = RawCase("a", (tmp_path / "in" / "a_0000.nii.gz",))
+    with pytest.raises(InputError, match=r"case a: has 1 channel\(s\) instead of 2"):
+        locate_cases(atlas, [work], tmp_path / "out", tmp_path / "r.json", 1)
+
+
+def test_an_atlas_file_keeps_everything_and_damaged_ones_are_named(tmp_path):
+    atlas = make_atlas()
+    atlas.save(tmp_path / "atlas.npz")
+    back = open_atlas(tmp_path / "atlas.npz")
+    assert back.digest == atlas.digest and back.plans == atlas.plans and back.channels == ["MR"]
+    np.testing.assert_array_equal(back.geometry.body, atlas.geometry.body)
+    assert back.geometry.shape == atlas.geometry.shape and back.geometry.factors == atlas.geometry.factors
+    other = compute_geometry("other", bright_ball(seed=1)[None], SPACING)
+    assert Atlas(other, atlas.plans, "3d_fullres", atlas.dataset_json).digest != atlas.digest
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "atlas.npz").read_bytes()[:300])
+    (tmp_path / "no.json").write_text("{}")
+    (tmp_path / "no.pth").write_text("nothing")
+    for name, message in (("cut.npz", "damaged"), ("no.json", "is not the atlas.json"), ("missing.npz", "not exist")):
+        with pytest.raises(InputError, match=message):
+            open_atlas(tmp_path / name)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        open_atlas(tmp_path / "no.pth")
+
+
+def test_plans_are_the_targets_own_where_the_pretraining_used_them(tmp_path, monkeypatch):
+    set_folders(monkeypatch, tmp_path)
+    atlas = make_atlas()
+    source, located = "Dataset004_Target", "Dataset504_Target_located"
+    raw = tmp_path / "raw" / source
+    write(raw / "imagesTr" / "a_0000.nii.gz", bright_ball())
+    (raw / "labelsTr").mkdir()
+    shutil.copy(raw / "imagesTr" / "a_0000.nii.gz", raw / "labelsTr" / "a.nii.gz")
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(content | {"numTraining": 1}))
+    before = json.dumps(atlas.plans)
+    moved = located_plans(source, located, content, atlas)
+    assert json.dumps(atlas.plans) == before
+    assert moved["plans_name"] == "nnUNetPlans_from900" and moved["dataset_name"] == located
+    configuration = moved["configurations"]["3d_fullres"]
+    assert configuration["data_identifier"] == "nnUNetPlans_from900_3d_fullres"
+    assert configuration["normalization_schemes"] == ["ZScoreNormalization", *["NoNormalization"] * 3]
+    assert configuration["use_mask_for_norm"] == [True, False, False, False]
+    assert configuration["architecture"] == atlas.plans["configurations"]["3d_fullres"]["architecture"]
+    # pretrained with the target's plans: those, with the target's batch size
+    from_target = atlas.plans | {"moved_from": {"dataset": source, "plans_name": "nnUNetPlans"}}
+    of_target = Atlas(atlas.geometry, from_target, "3d_fullres", atlas.dataset_json)
+    with pytest.raises(InputError, match=r"nnUNetPlans\.json is missing"):
+        located_plans(source, located, content, of_target)
+    own = json.loads(before)
+    own["configurations"]["3d_fullres"]["batch_size"] = 17
+    (tmp_path / "preprocessed" / source).mkdir(parents=True)
+    (tmp_path / "preprocessed" / source / "nnUNetPlans.json").write_text(json.dumps(own))
+    kept = located_plans(source, located, content, of_target)
+    assert kept["plans_name"] == "nnUNetPlans" and kept["configurations"]["3d_fullres"]["batch_size"] == 17
+    assert len(kept["configurations"]["3d_fullres"]["normalization_schemes"]) == 4

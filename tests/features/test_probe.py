@@ -1,0 +1,230 @@
+"""Linear probes: find what is there, find nothing where nothing is, and say what is wrong with a table."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from nnunet_alice.cli.main import main
+from nnunet_alice.errors import InputError
+from nnunet_alice.features.probe import area_under_curve, probe, rank_within
+from nnunet_alice.features.probe_data import ProbeData, load_features, load_table
+
+
+def names(count):
+    return np.array([f"case{number:03d}" for number in range(count)])
+
+
+def value(result, metric):
+    return result.metrics.set_index("metric").loc[metric]
+
+
+@pytest.fixture
+def linear():
+    """Forty features of very different scales of 90 cases, and a number that depends on two of them."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(90, 40)) * rng.uniform(0.01, 100, 40) + 5
+    signal = features[:, 0] / features[:, 0].std() + features[:, 1] / features[:, 1].std()
+    return features, signal - signal.mean()
+
+
+def test_classification_finds_a_linear_signal(linear):
+    features, signal = linear
+    result = probe(ProbeData(names(90), features, np.where(signal > 0, "ill", "well")), "classification")
+    found = value(result, "auc")
+    assert found.value > 0.85 and 0.7 < found.low < found.value < found.high <= 1
+    table = result.predictions
+    assert value(result, "balanced_accuracy").value == pytest.approx(
+        balanced_accuracy_score(table["target"], table["predicted"])
+    )
+    pairs = [
+        (one > other) + (one == other) / 2
+        for _, fold in table.assign(rank=rank_within(table["score_well"].to_numpy(), table["fold"])).groupby("fold")
+        for one in fold["rank"][fold["target"] == "well"]
+        for other in fold["rank"][fold["target"] == "ill"]
+    ]
+    assert found.value == pytest.approx(np.mean(pairs), abs=0.05)  # pairs of one fold against all pairs of ranks
+
+
+def test_random_features_give_chance():
+    """500 features of 80 cases separate anything in training: whatever leaks would show here."""
+    rng = np.random.default_rng(1)
+    wide = rng.normal(size=(80, 500))
+    aucs, correlations, explained = [], [], []
+    for _ in range(2):
+        chosen = probe(ProbeData(names(80), wide, rng.choice(["a", "b"], 80, p=[0.3, 0.7])), "classification")
+        aucs.append(value(chosen, "auc").value)
+        result = probe(ProbeData(names(80), wide, rng.normal(size=80)), "regression")
+        correlations.append(value(result, "spearman").value)
+        explained.append(value(result, "r2").value)
+    assert 0.35 < np.mean(aucs) < 0.65 and abs(np.mean(correlations)) < 0.25 and np.max(explained) < 0.1
+
+
+def test_a_label_has_no_part_in_its_own_prediction(linear):
+    """Neither in the model nor in the scaling: predictions of a fold follow from the other folds alone."""
+    features, signal = linear
+    before = probe(ProbeData(names(90), features, signal), "regression")
+    table = before.predictions
+    held_out = (table["fold"] == 2).to_numpy()
+    changed = np.where(held_out, signal + 1000, signal)
+    after = probe(ProbeData(names(90), features, changed), "regression").predictions
+    np.testing.assert_allclose(after["predicted"][held_out], table["predicted"][held_out])
+    assert not np.allclose(after["predicted"][~held_out], table["predicted"][~held_out])
+    scale = StandardScaler().fit(features[~held_out])
+    model = Ridge(before.penalties[2]).fit(scale.transform(features[~held_out]), signal[~held_out])
+    expected = model.predict(scale.transform(features[held_out]))
+    np.testing.assert_allclose(table["predicted"][held_out], expected, rtol=1e-5)
+
+
+def test_three_classes(linear):
+    features, signal = linear
+    data = ProbeData(names(90), features, np.digitize(signal, [-0.6, 0.6]).astype(str))
+    result = probe(data, "classification")
+    assert value(result, "auc").low > 0.55 and set(result.predictions["predicted"]) <= {"0", "1", "2"}
+    scores = result.predictions[["score_0", "score_1", "score_2"]].to_numpy()
+    np.testing.assert_allclose(scores.sum(axis=1), 1)
+    ranks = [rank_within(score, result.predictions["fold"]) for score in scores.T]
+    by_hand = [roc_auc_score(result.predictions["target"] == str(i), rank) for i, rank in enumerate(ranks)]
+    assert value(result, "auc").value == pytest.approx(np.mean(by_hand))
+
+
+def test_area_under_curve_with_ties_is_sklearns():
+    rng = np.random.default_rng(0)
+    positive, score = rng.random(60) < 0.3, rng.integers(8, size=60)
+    assert area_under_curve(positive, score) == pytest.approx(roc_auc_score(positive, score))
+    assert np.isnan(area_under_curve(np.ones(3, dtype=bool), np.arange(3)))
+
+
+def test_regression_finds_a_linear_signal(linear):
+    features, signal = linear
+    result = probe(ProbeData(names(90), features, signal), "regression")
+    table = result.predictions
+    assert value(result, "r2").value > 0.8
+    assert value(result, "r2").value == pytest.approx(r2_score(table["target"], table["predicted"]))
+    assert value(result, "mae").value == pytest.approx(mean_absolute_error(table["target"], table["predicted"]))
+    ranks = [rank_within(table[name].to_numpy(), table["fold"]) for name in ("target", "predicted")]
+    assert value(result, "spearman").value == pytest.approx(np.corrcoef(*ranks)[0, 1]) and ranks[0].max() == 1
+
+
+def test_the_seed_fixes_everything(linear):
+    data = ProbeData(names(90), linear[0], linear[1])
+    one, two, other = (probe(data, "regression", seed=seed) for seed in (3, 3, 4))
+    pd.testing.assert_frame_equal(one.metrics, two.metrics)
+    pd.testing.assert_frame_equal(one.predictions, two.predictions)
+    assert not one.predictions["fold"].equals(other.predictions["fold"])
+    assert one.predictions["fold"].value_counts().tolist() == [18] * 5
+
+
+def test_survival(linear):
+    pytest.importorskip("sksurv", reason='needs scikit-survival: pip install "nnunet_alice[survival]"')
+    features, signal = linear
+    rng = np.random.default_rng(0)
+    time = rng.exponential(np.exp(-2 * signal))
+    censored = rng.exponential(2 * np.median(time), 90)
+    data = ProbeData(names(90), features, np.minimum(time, censored) + 1e-6, time <= censored)
+    result = probe(data, "survival", folds=3)
+    found = value(result, "c_index")
+    assert found.value > 0.7 and found.low > 0.55
+    table = result.predictions
+    pairs = [  # whoever is known to have lived longer should have the smaller risk
+        (one.risk > other.risk) + (one.risk == other.risk) / 2
+        for one in table.itertuples()
+        for other in table.itertuples()
+        if one.event and one.target < other.target
+    ]
+    assert found.value == pytest.approx(np.mean(pairs), abs=1e-3)
+    wide = ProbeData(names(90), rng.normal(size=(90, 100)), data.target, data.event)
+    assert 0.3 < value(probe(wide, "survival", folds=3), "c_index").value < 0.7
+    few = ProbeData(data.cases, features, data.target, np.arange(90) < 4)
+    with pytest.raises(InputError, match="4 events are too few"):
+        probe(few, "survival")
+
+
+def test_survival_without_its_library_names_the_command(linear, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sksurv.linear_model", None)
+    data = ProbeData(names(90), linear[0], np.arange(1.0, 91), np.ones(90, dtype=bool))
+    with pytest.raises(InputError, match=r'pip install "nnunet_alice\[survival\]"'):
+        probe(data, "survival")
+
+
+@pytest.fixture
+def files(tmp_path, linear):
+    features, signal = linear
+    np.savez(tmp_path / "f.npz", level="case", cases=names(90), features=features.astype(np.float32))
+    table = pd.DataFrame({"id": names(90)[::-1], "severity": signal[::-1], "ill": (signal > 0)[::-1].astype(int)})
+    table["same"], table["words"] = 1, "x"
+    table.to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path
+
+
+def command(files, *more):
+    arguments = ["--features", files / "f.npz", "--table", files / "t.csv", "-o", files / "out", *more]
+    return main(["probe", *map(str, arguments)])
+
+
+def test_the_command_writes_tables_and_plot(files, capsys):
+    assert command(files, "--target", "severity", "--task", "regression") == 0
+    printed = capsys.readouterr().out
+    metrics = pd.read_csv(files / "out_metrics.csv").set_index("metric")
+    assert f"r2: {metrics.loc['r2', 'value']:.3f} (95 % interval" in printed and "cases, seed 0; alpha: " in printed
+    predictions = pd.read_csv(files / "out_predictions.csv")
+    # Rows of the table are in another order than the features.
+    assert metrics.loc["r2", "value"] > 0.8 and predictions["case"].tolist() == names(90).tolist()
+    assert (files / "out.png").stat().st_size > 5000
+    assert command(files, "--target", "ill", "--task", "classification") == 0
+    assert pd.read_csv(files / "out_metrics.csv")["value"][0] > 0.85
+
+
+def test_cases_without_a_label_are_left_out_and_named(files, caplog):
+    table = pd.read_csv(files / "t.csv")
+    table.loc[table["id"] == "case007", "severity"] = np.nan
+    table[table["id"] != "case003"].to_csv(files / "t.csv", index=False)
+    data = load_table(files / "t.csv", *load_features(files / "f.npz"), "severity", "regression")
+    assert len(data.cases) == 88 and not {"case003", "case007"} & set(data.cases)
+    assert "2 of 90 cases with features have no 'severity'" in caplog.text and "case003" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--target", "nothing", "--task", "regression"], "no column 'nothing'; it has: id, severity"),
+        (["--target", "same", "--task", "classification"], "All 90 cases have the same 'same'"),
+        (["--target", "words", "--task", "regression"], "holds 'x', which is no number"),
+        (["--target", "severity", "--task", "survival"], "needs --event"),
+        (["--target", "severity", "--task", "survival", "--event", "severity"], "must hold 0 and 1"),
+        (["--target", "severity", "--task", "regression", "--id", "ill"], "more than one row for"),
+        (["--target", "severity", "--task", "regression", "--folds", "60"], "too few for 60 folds"),
+        (["--target", "severity", "--task", "regression", "--folds", "1"], "at least 2 folds"),
+        (["--target", "severity", "--task", "classification"], "has 1 cases, but 5 folds need"),
+        (["--target", "severity", "--task", "survival", "--event", "ill"], "must be positive"),
+    ],
+)
+def test_what_cannot_work_gets_one_sentence(files, capsys, more, words):
+    assert command(files, *more) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_unknown_ids_are_shown_beside_the_tables(files, capsys):
+    table = pd.read_csv(files / "t.csv").assign(id=[f"other{n}" for n in range(90)])
+    table.to_csv(files / "t.csv", index=False)
+    assert command(files, "--target", "severity", "--task", "regression") == 1
+    printed = capsys.readouterr().err
+    assert "None of the 90 cases" in printed and "'case000'" in printed and "'other0'" in printed
+
+
+def test_files_that_are_no_features(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load_features(tmp_path / "none.npz")
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="not written by nnunet_alice features"):
+        load_features(tmp_path / "bad.npz")
+    np.savez(tmp_path / "nan.npz", level="case", cases=names(2), features=np.array([[1.0], [np.nan]]))
+    with pytest.raises(InputError, match="features of 1 cases are not finite, the first is case001"):
+        load_features(tmp_path / "nan.npz")
+    np.savez(tmp_path / "patch.npz", level="patch", cases=names(2), case=[0, 1], features=np.ones((2, 3)))
+    with pytest.raises(InputError, match="level 'patch'; write them with nnunet_alice features --level case"):
+        load_features(tmp_path / "patch.npz")

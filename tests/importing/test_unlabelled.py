@@ -1,0 +1,421 @@
+"""Import of unlabelled volumes: every bad input is named and left out, and nnU-Net takes what is left."""
+
+import gzip
+import json
+import multiprocessing
+import multiprocessing.pool
+import os
+import re
+import shutil
+import types
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.importing.checks import read_volume
+from nnunet_alice.importing.scan import find_cases
+from nnunet_alice.importing.unlabelled import import_unlabelled
+
+SHAPE = (20, 24, 28)
+
+
+def volume(seed=0, shape=SHAPE, dtype=np.int16):
+    """A bright block in air, at a place that tells every orientation apart: (z, y, x)."""
+    rng = np.random.default_rng(seed)
+    array = rng.normal(-1000, 10, shape)
+    block = array[2:-5, 3:-8, 4:-10]
+    block[:] = rng.normal(40, 20, block.shape)
+    return array.astype(dtype)
+
+
+def write(path, array=None, spacing=(1.5, 1.5, 2.0), turn=None, **kwargs):
+    image = sitk.GetImageFromArray(volume() if array is None else array, **kwargs)
+    if image.GetDimension() == 3:
+        image.SetSpacing(spacing)
+        image.SetOrigin((10, -20, 30))
+    if turn:
+        image = sitk.DICOMOrient(image, turn)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path), True)
+
+
+def cut(path, keep=0.6):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    return tmp_path / "nnUNet_raw"
+
+
+@pytest.fixture
+def scans(tmp_path):
+    folder = tmp_path / "scans"
+    write(folder / "good.nii.gz")
+    return folder
+
+
+def run(scans, channels=("CT",), processes=1, **kwargs):
+    return import_unlabelled(scans, 900, "Test", channels, processes, **kwargs)
+
+
+def truncated(ending):
+    def make(folder):
+        write(folder / f"bad.{ending}")
+        cut(folder / f"bad.{ending}")
+
+    return make
+
+
+def damaged(folder):
+    """One bit flipped in the compressed voxels."""
+    write(folder / "bad.nii.gz")
+    data = bytearray((folder / "bad.nii.gz").read_bytes())
+    data[-2000] ^= 4
+    (folder / "bad.nii.gz").write_bytes(bytes(data))
+
+
+def holding(value, ending, dtype=np.float32):
+    def make(folder):
+        array = volume(dtype=dtype)
+        array[-1, -1, -1] = value
+        write(folder / f"bad.{ending}", array)
+
+    return make
+
+
+def zero_sized(folder):
+    header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 0 3 4\nencoding: raw\nendian: little\n\n"
+    (folder / "bad.nrrd").write_text(header)
+
+
+def zero_dimension_nifti(folder):
+    write(folder / "bad.nii")
+    data = bytearray((folder / "bad.nii").read_bytes())
+    data[42:44] = b"\0\0"
+    (folder / "bad.nii").write_bytes(bytes(data))
+
+
+def two_formats(folder):
+    write(folder / "bad.nii.gz")
+    write(folder / "bad.mha")
+
+
+def suffixed_and_plain(folder):
+    write(folder / "bad.nii.gz")
+    write(folder / "bad_0000.nii.gz")
+
+
+BAD = {
+    "text": (lambda f: (f / "bad.nii.gz").write_text("no image at all"), "unreadable"),
+    "text in gzip": (lambda f: (f / "bad.nii.gz").write_bytes(gzip.compress(b"no image")), "unreadable"),
+    "empty file": (lambda f: (f / "bad.nii.gz").write_bytes(b""), "is empty"),
+    "truncated .nii.gz": (truncated("nii.gz"), "truncated"),
+    "truncated .nii": (truncated("nii"), "truncated"),
+    "truncated .nrrd": (truncated("nrrd"), "truncated"),
+    "truncated .mha": (truncated("mha"), "truncated"),
+    "damaged": (damaged, "damaged"),
+    "2D": (lambda f: write(f / "bad.nii.gz", volume()[5]), "not 3D: it has 2 dim"),
+    "one slice": (lambda f: write(f / "bad.nii.gz", volume()[5:6]), "single slice"),
+    "4D": (lambda f: write(f / "bad.nii.gz", np.stack([volume()] * 3), isVector=False), "not 3D: it has 4 dim"),
+    "vectors": (lambda f: write(f / "bad.nrrd", np.stack([volume()] * 3, -1), isVector=True), "3 numbers per voxel"),
+    "NaN": (holding(np.nan, "nii.gz"), "NaN or Inf"),
+    "NaN in .nii": (holding(np.nan, "nii", np.float64), "NaN or Inf"),
+    "NaN in .nrrd": (holding(np.nan, "nrrd"), "NaN or Inf"),
+    "Inf": (holding(np.inf, "nii.gz", np.float64), "NaN or Inf"),
+    "-Inf in .mha": (holding(-np.inf, "mha"), "NaN or Inf"),
+    "too large": (lambda f: write(f / "bad.mha", volume(dtype=np.float64) * 1e37), "single precision"),
+    "constant": (lambda f: write(f / "bad.nii.gz", np.full(SHAPE, 7, np.int16)), "constant"),
+    "zero-sized": (zero_sized, "unreadable|zero-sized"),
+    "zero-sized NIfTI": (zero_dimension_nifti, "unreadable|zero-sized"),
+    "duplicate": (two_formats, "duplicate case: bad.mha and bad.nii.gz"),
+    "duplicate suffix": (suffixed_and_plain, "duplicate case"),
+    "dangling link": (lambda f: (f / "bad.nii.gz").symlink_to(f / "nowhere.nii.gz"), "No such file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_volume_is_left_out_and_named(kind, raw, scans):
+    make, reason = BAD[kind]
+    make(scans)
+    report = run(scans)
+    assert report.imported == ["good"]
+    assert list(report.left_out) == ["bad"]
+    assert re.search(reason, report.left_out["bad"]), report.left_out["bad"]
+    stored = json.loads((raw / "Dataset900_Test" / "import_report.json").read_text())
+    assert stored["cases"]["bad"]["status"] == "left out" and stored["cases"]["bad"]["reason"] == report.left_out["bad"]
+    assert [p.name for p in (raw / "Dataset900_Test" / "labelsTr").iterdir()] == ["good.nii.gz"]
+    assert "bad" not in json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["dataset"]
+
+
+BAD_CHANNELS = {
+    "missing": (lambda f: write(f / "bad_0001.nii.gz"), r"missing channel: no file bad_0000"),
+    "too many": (lambda f: [write(f / f"bad_000{i}.nii.gz") for i in range(3)], "_0002 that were not named"),
+    "plain": (lambda f: write(f / "bad.nii.gz"), "no channel suffix"),
+    "shape": (
+        lambda f: [write(f / "bad_0000.nii.gz"), write(f / "bad_0001.nii.gz", volume(shape=(20, 24, 27)))],
+        "shape 27 x 24 x 20 and not 28 x 24 x 20",
+    ),
+    "spacing": (
+        lambda f: [write(f / "bad_0000.nii.gz"), write(f / "bad_0001.nii.gz", spacing=(1.5, 1.5, 3.0))],
+        "voxel size 1.5 x 1.5 x 3 mm",
+    ),
+    "orientation": (
+        lambda f: [write(f / "bad_0000.nii.gz"), write(f / "bad_0001.nii.gz", turn="RPS")],
+        "oriented RPS and not LPS",
+    ),
+    "NaN in the second": (
+        lambda f: [
+            write(f / "bad_0000.nii.gz"),
+            write(f / "bad_0001.nii.gz", np.where(volume() > 60, np.nan, volume()).astype(np.float32)),
+        ],
+        "bad_0001.nii.gz: holds NaN",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CHANNELS)
+def test_bad_channels_are_left_out_and_named(kind, raw, tmp_path):
+    make, reason = BAD_CHANNELS[kind]
+    for channel in range(2):
+        write(tmp_path / "scans" / f"good_000{channel}.mha", volume(channel))
+    make(tmp_path / "scans")
+    report = run(tmp_path / "scans", ("T1", "T2"))
+    assert report.imported == ["good"]
+    assert re.search(reason, report.left_out["bad"]), report.left_out["bad"]
+    written = json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())
+    assert written["channel_names"] == {"0": "T1", "1": "T2"}
+    assert [os.path.basename(p) for p in written["dataset"]["good"]["images"]] == ["good_0000.mha", "good_0001.mha"]
+
+
+def test_labels_lie_on_the_images_grid_and_hold_the_body(raw, scans):
+    write(scans / "deep" / "turned.nrrd", turn="PIR")
+    report = run(scans)
+    assert report.imported == ["deep__turned", "good"]
+    for case, record in report.cases.items():
+        image = sitk.ReadImage(record["files"][0]["path"])
+        label = sitk.ReadImage(str(report.folder / "labelsTr" / f"{case}.nii.gz"))
+        assert label.GetSize() == image.GetSize()
+        for what in ("GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(label, what)(), getattr(image, what)(), atol=1e-5)
+        body, bright = sitk.GetArrayFromImage(label) > 0, sitk.GetArrayFromImage(image) > -500
+        assert 2 * (body & bright).sum() / (body.sum() + bright.sum()) > 0.95
+    assert {r["orientation"] for r in report.cases.values()} == {"LPS", "PIR"}
+
+
+def reader_name(raw):
+    return json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["overwrite_image_reader_writer"]
+
+
+def test_reader_turns_only_mixed_orientations(raw, scans):
+    write(scans / "second.nii.gz", volume(1))
+    run(scans)
+    assert reader_name(raw) == "SimpleITKIO"
+    write(scans / "third.nii.gz", volume(2), turn="RAS")
+    run(scans)
+    assert reader_name(raw) == "SimpleITKIOWithReorient"
+
+
+def test_running_again_reads_only_what_is_new_or_changed(raw, scans):
+    write(scans / "other.nii.gz", volume(1))
+    (scans / "bad.nii.gz").write_text("no image")
+    assert run(scans).checked == 3
+    label = raw / "Dataset900_Test" / "labelsTr" / "good.nii.gz"
+    before = label.stat().st_mtime_ns
+    assert run(scans).checked == 0, "neither good nor bad files are read again"
+    assert label.stat().st_mtime_ns == before
+    write(scans / "bad.nii.gz", volume(2))
+    label.unlink()
+    report = run(scans)
+    assert report.checked == 2 and report.imported == ["bad", "good", "other"]
+    # What is gone, or has gone bad, goes out of the dataset.
+    (scans / "other.nii.gz").unlink()
+    cut(scans / "good.nii.gz")
+    report = run(scans)
+    assert report.imported == ["bad"] and list(report.left_out) == ["good"]
+    assert [p.name for p in label.parent.iterdir()] == ["bad.nii.gz"]
+
+
+def test_a_failure_that_is_not_the_files_is_tried_again(raw, scans, monkeypatch):
+    import nnunet_alice.importing.unlabelled as module
+
+    write(scans / "other.nii.gz", volume(1))
+    true_mask = module.body_mask
+    monkeypatch.setattr(module, "body_mask", lambda *a, **k: (_ for _ in ()).throw(MemoryError("no memory")))
+    with pytest.raises(InputError, match="None of 2 cases"):
+        run(scans)
+    monkeypatch.setattr(module, "body_mask", true_mask)
+    assert run(scans).imported == ["good", "other"]
+
+
+def test_a_file_that_is_still_being_copied_is_read_again(raw, scans, monkeypatch):
+    """The copy ends between the reading and the record of it."""
+    import nnunet_alice.importing.unlabelled as module
+
+    whole = (scans / "good.nii.gz").read_bytes()
+    write(scans / "other.nii.gz", volume(1))
+    cut(scans / "good.nii.gz")
+    real = module.read_case
+
+    def read(files):
+        try:
+            return real(files)
+        finally:
+            (scans / "good.nii.gz").write_bytes(whole)
+
+    monkeypatch.setattr(module, "read_case", read)
+    assert list(run(scans).left_out) == ["good"]
+    monkeypatch.setattr(module, "read_case", real)
+    assert run(scans).imported == ["good", "other"]
+
+
+def test_interrupted_import_keeps_what_is_done(raw, scans, monkeypatch):
+    import nnunet_alice.importing.unlabelled as module
+
+    write(scans / "other.nii.gz", volume(1))
+    true_write = module._write_label
+
+    def interrupt(label, path):
+        if path.name.startswith("other"):
+            raise KeyboardInterrupt
+        true_write(label, path)
+
+    monkeypatch.setattr(module, "_write_label", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(scans)
+    monkeypatch.setattr(module, "_write_label", true_write)
+    report = run(scans)
+    assert report.checked == 1 and report.imported == ["good", "other"]
+
+
+def test_processes_give_the_same_as_one(raw, scans):
+    for seed in range(3):
+        write(scans / f"more{seed}.mha", volume(seed))
+    (scans / "bad.nii.gz").write_text("no image")
+    parallel = run(scans, processes=2)
+    labels = {p.name: p.read_bytes() for p in (parallel.folder / "labelsTr").iterdir()}
+    shutil.rmtree(parallel.folder)
+    serial = run(scans)
+    assert parallel.cases == serial.cases and len(labels) == 4
+    assert labels == {p.name: p.read_bytes() for p in (serial.folder / "labelsTr").iterdir()}
+
+
+def test_nothing_good_or_strict_raises_after_the_report_is_written(raw, scans):
+    (scans / "bad.nii.gz").write_text("no image")
+    with pytest.raises(InputError, match="1 of 2 cases were left out"):
+        run(scans, strict=True)
+    assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
+    (scans / "good.nii.gz").unlink()
+    with pytest.raises(InputError, match="None of 1 cases"):
+        run(scans)
+    assert not (raw / "Dataset900_Test" / "dataset.json").exists()
+
+
+def test_unusable_arguments(raw, scans, tmp_path):
+    with pytest.raises(InputError, match="is not a folder"):
+        run(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no volume"):
+        run(tmp_path / "empty")
+    with pytest.raises(InputError, match="not between 1 and 999"):
+        import_unlabelled(scans, 1000, "Test", ["CT"])
+    with pytest.raises(InputError, match="may hold only letters"):
+        import_unlabelled(scans, 900, "Te/st", ["CT"])
+    with pytest.raises(InputError, match="Name the channels"):
+        run(scans, [])
+
+
+def test_other_datasets_are_never_touched(raw, scans, tmp_path):
+    (tmp_path / "nnUNet_preprocessed" / "Dataset900_Other").mkdir()
+    with pytest.raises(InputError, match="taken by Dataset900_Other"):
+        run(scans)
+    (tmp_path / "nnUNet_preprocessed" / "Dataset900_Other").rmdir()
+    (raw / "Dataset900_Test").mkdir()
+    (raw / "Dataset900_Test" / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match="was not made by import"):
+        run(scans)
+    (raw / "Dataset900_Test" / "dataset.json").unlink()
+    run(scans)
+    write(tmp_path / "elsewhere" / "a.nii.gz")
+    with pytest.raises(InputError, match=r"was imported from .*scans"):
+        run(tmp_path / "elsewhere")
+
+
+def names(folder, channels, *files):
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    return {c.name: c.problem for c in find_cases(folder, channels)}
+
+
+def test_names_of_cases(tmp_path):
+    found = names(tmp_path, 1, "a_0000.nii.gz", "sub-1/anat/b.nrrd", "c.D.NII.GZ", "c_0012.mha", ".hidden.nii.gz")
+    assert found == {"a": None, "c.D": None, "c_0012": None, "sub-1__anat__b": None}
+    found = names(tmp_path, 1, "labelsTr/a.nii.gz", "notes.txt", "x_seg.nii.gz")
+    assert "nnU-Net takes names that end in _seg" in found["x_seg"] and len(found) == 5
+
+
+def test_numbered_series_are_not_channels(tmp_path):
+    assert set(names(tmp_path, 1, *[f"s_{i:04d}.nii.gz" for i in range(12)]).values()) == {None}
+    found = names(tmp_path / "two", 1, "s_0000.nii.gz", "s_0001.nii.gz")
+    assert list(found) == ["s"] and "were not named" in found["s"]
+
+
+def test_links_in_circles_end(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    assert list(names(tmp_path, 1, "sub/a.nii.gz")) == ["sub__a"]
+
+
+def test_whole_files_of_many_kinds_are_read(tmp_path):
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64):
+        for ending in ("nii.gz", "nii", "nrrd", "mha"):
+            array = volume().clip(0).astype(dtype)
+            # A name each: where a.nii and a.nii.gz lie side by side, ITK reads one for the other.
+            path = tmp_path / f"{np.dtype(dtype)}_{ending[:3]}{len(ending)}.{ending}"
+            write(path, array)
+            assert (sitk.GetArrayFromImage(read_volume(path)) == array).all()
+
+
+def test_real_scans(raw, real_data):
+    report = run(real_data / "ct")
+    assert report.imported == ["torso_ct", "torso_ct_slab"]
+    assert list(report.left_out) == ["torso_ct_slab_seg"]
+    assert all(0.6 < report.cases[case]["body_share"] < 0.7 for case in report.imported)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nnunet_preprocesses_a_dataset_of_mixed_formats_and_orientations(raw, tmp_path, monkeypatch):
+    # nnU-Net's own functions, whose worker processes are threads here: each process would import torch anew.
+    threads = types.SimpleNamespace(Pool=multiprocessing.pool.ThreadPool)
+    get_context = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind=None: threads if kind == "spawn" else get_context())
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprints,
+        plan_experiments,
+        preprocess,
+    )
+
+    from nnunet_alice.nnunet_folders import PreprocessedDataset
+
+    scans = tmp_path / "scans"
+    for seed, (name, turn) in enumerate({"a.nii.gz": None, "b.nrrd": "RAS", "c.mha": "PIR", "d.nii": "LAI"}.items()):
+        write(scans / name, volume(seed), turn=turn)
+    run(scans)
+    extract_fingerprints([900], num_processes=2, check_dataset_integrity=True)
+    plan_experiments([900])
+    preprocess([900], configurations=["3d_fullres"], num_processes=[2])
+    dataset = PreprocessedDataset.find(900, "nnUNetPlans", "3d_fullres")
+    assert dataset.cases() == ["a", "b", "c", "d"]
+    for case in dataset.cases():
+        image, label, *_ = dataset._dataset.load_case(case)
+        image, label = np.asarray(image[...])[0], np.asarray(label[...])[0] > 0
+        # All turned alike, and body where the image is bright: the label was read as the image was.
+        assert image.shape == SHAPE
+        bright = image > image.min() + 0.1 * (image.max() - image.min())
+        assert 2 * (label & bright).sum() / (label.sum() + bright.sum()) > 0.95

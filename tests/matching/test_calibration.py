@@ -1,0 +1,66 @@
+"""The threshold of scores, learned from matches that come back."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from nnunet_alice.matching.calibration import measure_trust, read_trust, write_trust
+from nnunet_alice.matching.interface import Matches
+
+
+class Halves:
+    """Right where z is positive, with scores of 0.6 to 0.9; elsewhere random, with scores of 0.3 to 0.7."""
+
+    cases = ("a", "b")
+
+    def __init__(self, right: bool = True):
+        self.rng = np.random.default_rng(1)
+        self.right = right
+
+    def body_points(self, case, count, rng):
+        return rng.uniform(-100, 100, (count, 3))
+
+    def match(self, case_a, case_b, points):
+        good = (points[:, 0] > 0) & self.right
+        found = np.where(good[:, None], points, self.rng.uniform(1000, 2000, points.shape))
+        scores = np.where(good, self.rng.uniform(0.6, 0.9, len(points)), self.rng.uniform(0.3, 0.7, len(points)))
+        return Matches(found, scores)
+
+
+def test_the_threshold_keeps_most_of_what_comes_back_and_little_else():
+    trust = measure_trust(Halves(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    assert trust.returned == pytest.approx(0.5, abs=0.03)
+    assert trust.threshold == pytest.approx(0.6 + 0.05 * 0.3, abs=0.01)
+    # 95 % of the right half and the wrong ones above the threshold: (0.7 - 0.615) / 0.4 of their half
+    assert trust.accepted == pytest.approx(0.475 + 0.5 * 0.2125, abs=0.03)
+    assert trust.returned_of_accepted == pytest.approx(0.475 / trust.accepted, abs=0.01)
+    assert trust.points == 6000
+
+
+def test_nothing_comes_back_so_nothing_is_trusted():
+    trust = measure_trust(Halves(right=False), (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    assert (trust.threshold, trust.returned) == (1.0, 0.0)
+
+
+def test_unanswered_queries_count_as_lost():
+    class Silent(Halves):
+        def match(self, case_a, case_b, points):
+            matches = super().match(case_a, case_b, points)
+            lost = points[:, 1] > 0
+            matches.points_vox[lost], matches.scores[lost] = np.nan, -np.inf
+            return matches
+
+    trust = measure_trust(Silent(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    assert trust.returned == pytest.approx(0.25, abs=0.03) and np.isfinite(trust.threshold)
+
+
+def test_what_was_measured_is_kept_for_its_checkpoint_only(tmp_path: Path):
+    store = SimpleNamespace(trust_file=tmp_path / "trust.json")
+    assert read_trust(store, "a") is None
+    trust = measure_trust(Halves(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    write_trust(store, trust, "a")
+    assert read_trust(store, "a") == trust and read_trust(store, "b") is None
+    (tmp_path / "trust.json").write_text('{"threshold": 1}')
+    assert read_trust(store, "a") is None
