@@ -24,13 +24,13 @@ from folders import set_folders
 from torch import nn
 from torch.nn import functional
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher
 from nnunet_alice.cli.main import main as command
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.methods.alice.head import view_descriptors
 from nnunet_alice.methods.diagnostics import retrieval_accuracy
 from nnunet_alice.methods.taps import TappedUNet
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.phantoms import make_population, write_subjects
 from nnunet_alice.trainers import alice
 

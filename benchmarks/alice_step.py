@@ -19,8 +19,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers.alice import AliceTrainer
 
 

@@ -23,6 +23,7 @@ import torch
 from folders import set_folders
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.features.encoders import TrainedEncoder, open_encoder
 from nnunet_alice.features.extraction import extract
 from nnunet_alice.features.images import DatasetImages
@@ -32,7 +33,6 @@ from nnunet_alice.files import atomic_write, write_json
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.phantoms import Subject, load_subjects, make_subject, write_disease_table, write_subjects
 
 DATASET, NAME, PLANS = 950, "Disease", "AliceSmallPlans"

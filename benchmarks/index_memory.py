@@ -19,9 +19,9 @@ import torch
 from folders import set_folders
 
 from nnunet_alice.cli.main import main as command
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.matching.index_dataset import index_dataset
 from nnunet_alice.matching.search import EmbeddingMatcher
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.phantoms import make_population, write_subjects
 
 NUMBER, PLANS, PHANTOMS = 912, "AliceSmallPlans", 4

@@ -26,10 +26,11 @@ import torch
 from folders import set_folders
 from naive_search import FullVolumeMatcher
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher
 from nnunet_alice.anatomy.world import PreparedCases
 from nnunet_alice.cli.main import main as command
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.error import (
     CentroidQuestions,
     PhantomQuestions,
@@ -41,7 +42,6 @@ from nnunet_alice.matching.index_dataset import index_dataset
 from nnunet_alice.matching.interface import Matcher, RelativePositionMatcher
 from nnunet_alice.matching.search import EmbeddingMatcher
 from nnunet_alice.methods.embedding.losses import ContrastSettings
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.phantoms import load_subjects, make_population, write_subjects
 from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
 from nnunet_alice.views.pairs import MatchedPairs, matching_metrics

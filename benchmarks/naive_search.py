@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.matching.describing import load_describer
 from nnunet_alice.matching.interface import GeometryMatcher, Matches
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 
 class FullVolumeMatcher(GeometryMatcher):

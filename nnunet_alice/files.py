@@ -1,14 +1,18 @@
-"""Files that are whole or absent: everything is written beside its place and then renamed."""
+"""Files that are whole or absent (written beside their place, then renamed), and the stamps that tell them apart."""
 
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nnunet_alice.errors import InputError
+
+#: bytes of each end of a file that its stamp looks at
+_STAMPED_BYTES = 1 << 16
 
 
 @contextmanager
@@ -84,3 +88,19 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path} does not exist.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it.") from None
+
+
+def file_stamp(path: Path) -> str | None:
+    """What tells a file from another one that had its name before; None without a file.
+
+    Its size and a checksum of its ends. A time would change when the dataset is copied to another disk, and reading
+    all of it would take as long as training.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            checksum = zlib.crc32(file.read(_STAMPED_BYTES))
+            file.seek(max(0, size - _STAMPED_BYTES))
+            return f"{size}-{zlib.crc32(file.read(), checksum):08x}"
+    except FileNotFoundError:
+        return None

@@ -24,9 +24,10 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from nnunet_alice.dataset import note_gpus
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder, note_gpus
+from nnunet_alice.nnunet_folders import nnunet_folder
 from nnunet_alice.planning.memory import (
     MemoryReference,
     NetworkCost,

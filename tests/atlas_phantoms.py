@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from small_datasets import write_preprocessed
 
-from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.phantoms import Phantom, Subject, corresponding_point, make_subject, render
 
 SPACING = (10.0, 10.0, 10.0)

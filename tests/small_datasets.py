@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunet_alice.nnunet_folders import PreprocessedDataset
+from nnunet_alice.dataset import PreprocessedDataset
 
 
 def write_preprocessed(

@@ -1,29 +1,12 @@
 """nnU-Net's folders: what is missing is said with what would mend it."""
 
 import os
-import pickle
 
-import numpy as np
 import pytest
-from small_datasets import write_preprocessed
 
 from nnunet_alice.cli.main import main
-from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset, dataset_name
-
-
-@pytest.mark.parametrize(
-    ("there", "message"),
-    [((), "no plans nnUNetPlans.json; run:"), (("AlicePlans",), "but AlicePlans; name those with -p, or run:")],
-)
-def test_missing_plans_are_answered_with_those_that_are_there(tmp_path, monkeypatch, there, message):
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    (tmp_path / "Dataset900_CT").mkdir()
-    for name in there:
-        write_json(tmp_path / "Dataset900_CT" / f"{name}.json", {})
-    with pytest.raises(NotPreparedError, match=message):
-        PreprocessedDataset.find("Dataset900_CT", "nnUNetPlans", "3d_fullres")
+from nnunet_alice.errors import InputError
+from nnunet_alice.nnunet_folders import dataset_name
 
 
 def test_unset_folders_are_named_before_any_dataset_is_missed(monkeypatch):
@@ -31,32 +14,6 @@ def test_unset_folders_are_named_before_any_dataset_is_missed(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(InputError, match="nnUNet_preprocessed is not set; run: export"):
         dataset_name(900)
-
-
-@pytest.fixture
-def dataset(tmp_path, monkeypatch) -> PreprocessedDataset:
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    return write_preprocessed(
-        tmp_path, {f"c{i}": np.zeros((1, 8, 8, 8), np.float32) for i in range(3)}, (1.0, 1.0, 1.0)
-    )
-
-
-def test_only_names_go_to_other_processes(dataset):
-    assert dataset.cases() == ["c0", "c1", "c2"]
-    sent = pickle.dumps(dataset)
-    assert b"c1" not in sent and pickle.loads(sent).cases() == dataset.cases()
-
-
-def test_a_folder_without_a_whole_case_and_one_with_foreign_files_are_told(dataset):
-    for path in dataset.folder.glob("*.b2nd"):
-        path.rename(path.with_suffix(".hidden"))
-    with pytest.raises(NotPreparedError, match="holds no preprocessed case; run:"):
-        PreprocessedDataset.find(dataset.name, dataset.plans_name, dataset.configuration)
-    for path in dataset.folder.glob("*.hidden"):
-        path.rename(path.with_suffix(".b2nd"))
-    (dataset.folder / ".DS_Store").touch()
-    with pytest.raises(InputError, match=r"files of several kinds; remove what nnU-Net did not write"):
-        PreprocessedDataset.find(dataset.name, dataset.plans_name, dataset.configuration)
 
 
 def test_a_disk_that_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.search import EmbeddingMatcher
 from nnunet_alice.methods.alice.model import Alice, AliceStep
 from nnunet_alice.methods.alice.settings import AliceSettings

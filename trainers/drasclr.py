@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.atlas_landmarks import open_landmarks, prepare_landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.methods.drasclr.conditional import LocationGroups, UnconditionedEncoder

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
 from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.methods.schedules import cosine, warmup_cosine
-from nnunet_alice.nnunet_folders import PreprocessedDataset, planned_gpus
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.pretraining.history import MetricsHistory, mean_metrics
 from nnunet_alice.pretraining.hooks import PretrainingHooks

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_alice.anatomy.geometry import geometry_stamp
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 #: Raised when the registration or its stored form changes: older registrations are made again.
 VERSION = 1

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_alice.anatomy.body import body_mask
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
 

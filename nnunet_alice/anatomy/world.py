@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 
 class PreparedCases:

@@ -11,9 +11,9 @@ from pathlib import Path
 from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset, file_stamp
+from nnunet_alice.files import file_stamp, read_json, write_json
 
 #: settings that may not change within a folder: they decide which cases a split's name stands for
 _FIXED = ("dataset", "plans", "configuration", "seed", "test")

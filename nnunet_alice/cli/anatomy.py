@@ -49,10 +49,10 @@ def _index(args: argparse.Namespace) -> int:
     """Index every case with a trained embedding."""
     import torch
 
+    from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.errors import InputError
     from nnunet_alice.matching.index import IndexStore
     from nnunet_alice.matching.index_dataset import index_dataset
-    from nnunet_alice.nnunet_folders import PreprocessedDataset
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
     try:
@@ -89,7 +89,7 @@ def _register(args: argparse.Namespace) -> int:
     """Register every case to the atlas."""
     from nnunet_alice.anatomy.atlas import prepare_atlas
     from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles
-    from nnunet_alice.nnunet_folders import PreprocessedDataset
+    from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.pictures.atlas import draw_atlas
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)

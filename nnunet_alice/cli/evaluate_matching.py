@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write, draw."""
+    from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.files import atomic_write
     from nnunet_alice.matching.error import matching_errors, ordered_pairs, summarise
     from nnunet_alice.matching.matchers import open_matchers, shared_cases
-    from nnunet_alice.nnunet_folders import PreprocessedDataset
     from nnunet_alice.pictures.matching import draw_cumulative_error
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)

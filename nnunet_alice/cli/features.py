@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Take the features, say what failed and what to run next."""
+    from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.errors import InputError
     from nnunet_alice.features.encoders import open_encoder
     from nnunet_alice.features.extraction import extract
     from nnunet_alice.features.images import DatasetImages, RawImages
-    from nnunet_alice.nnunet_folders import PreprocessedDataset
 
     if args.level != "dense" and not args.o.endswith(".npz"):
         raise InputError(f"-o must end in .npz for --level {args.level}, got {args.o}.")

@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
 def _locate_dataset(args: argparse.Namespace) -> int:
     from nnunet_alice.coordinates.atlas_file import atlas_of_dataset, open_atlas
     from nnunet_alice.coordinates.located_dataset import ATLAS_FILE, locate_dataset
+    from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.errors import InputError, NotPreparedError
-    from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder
+    from nnunet_alice.nnunet_folders import nnunet_folder
 
     if args.o is not None and not args.o.isdigit():
         raise InputError(f"With -d, -o is the number of the new dataset, not '{args.o}'.")

@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Match, print, draw."""
     from nnunet_alice.anatomy.world import PreparedCases
+    from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.errors import InputError
     from nnunet_alice.files import atomic_write
     from nnunet_alice.matching.match_table import match_point
     from nnunet_alice.matching.matchers import open_matchers
-    from nnunet_alice.nnunet_folders import PreprocessedDataset
     from nnunet_alice.pictures.matching import PointSlices, draw_matches
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)

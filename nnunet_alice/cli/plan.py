@@ -9,8 +9,9 @@ import argparse
 import contextlib
 from pathlib import Path
 
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import PreprocessedDataset, dataset_name, nnunet_folder
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
 
 EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
 PACKAGE = "nnunet_alice.planners"

@@ -20,9 +20,9 @@ import numpy as np
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 #: Raised when the stored form changes.
 VERSION = 1

@@ -17,12 +17,12 @@ from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.coordinates.atlas_file import geometry_of_checkpoint
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.matching.atlas_landmarks import open_landmarks
 from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.views.landmark_crops import crop_size
 
 

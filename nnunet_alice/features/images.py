@@ -10,8 +10,8 @@ from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.world import PreparedCases, world_affine
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 
 class OpenedImage(Protocol):

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks, lay_landmarks
 from nnunet_alice.anatomy.world import PreparedCases
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
 

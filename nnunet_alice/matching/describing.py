@@ -19,11 +19,11 @@ from torch import Tensor
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.cropping import crop_centred
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.matching.index import checkpoint_fingerprint
 from nnunet_alice.methods.embedding.model import EmbeddingNetwork
 from nnunet_alice.methods.embedding.positions import feature_affine, sample_map
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 #: method of the checkpoints that can be used
 METHOD = "AnatomicalEmbedding"

@@ -19,9 +19,9 @@ import numpy as np
 
 from nnunet_alice.anatomy.geometry import UNREADABLE, CaseGeometry
 from nnunet_alice.anatomy.grid import BodyGrid, body_grid
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
 

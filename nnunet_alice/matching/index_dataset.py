@@ -10,12 +10,13 @@ import torch
 from tqdm import tqdm
 
 from nnunet_alice.anatomy.geometry import load_geometry
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import AliceError, NotPreparedError
 from nnunet_alice.matching.calibration import Trust, measure_trust, read_trust, write_trust
 from nnunet_alice.matching.describing import METHOD, Describer, load_describer
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.matching.search import EmbeddingMatcher
-from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder
+from nnunet_alice.nnunet_folders import nnunet_folder
 
 logger = logging.getLogger(__name__)
 

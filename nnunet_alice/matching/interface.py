@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import named
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ Files from before images' stamps were kept cannot tell that they are stale when 
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import geometry_file
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.matching.index import IndexStore
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 
 def forget_case(dataset: PreprocessedDataset, case: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher
 from nnunet_alice.anatomy.landmarks import Landmarks, invert_affine
+from nnunet_alice.matching.atlas import AtlasMatcher
 
 
 class LandmarkPlaces:

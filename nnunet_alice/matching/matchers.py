@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.interface import Matcher, RelativePositionMatcher
 from nnunet_alice.matching.search import EmbeddingMatcher
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.matching.search import EmbeddingMatcher, embedding_is_prepared
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError, named
 from nnunet_alice.matching.calibration import read_trust
 from nnunet_alice.matching.consensus import agreed_matches
 from nnunet_alice.matching.index import CaseIndex, IndexStore
 from nnunet_alice.matching.interface import GeometryMatcher, Matches, usable_cases
 from nnunet_alice.matching.refinement import neighbour_offsets, quadratic_peaks
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from scipy import ndimage
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, AtlasFiles, AtlasRecord, AtlasReport
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.registration import cell_map
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import atomic_write
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 #: More cases would be too small to judge: the worst ones are shown.
 MAX_CASES = 24

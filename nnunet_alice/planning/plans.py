@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_alice.dataset import note_gpus
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder, note_gpus
+from nnunet_alice.nnunet_folders import nnunet_folder
 from nnunet_alice.parallel import map_cases
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
 from nnunet_alice.planning.moved_plans import reader_of, rename_plans

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_alice.dataset import PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.matching.invalidation import forget_all, forget_case
-from nnunet_alice.nnunet_folders import PreprocessedDataset, nnunet_folder, preprocessing_recipe
+from nnunet_alice.nnunet_folders import nnunet_folder
 from nnunet_alice.parallel import map_cases
 
 logger = logging.getLogger(__name__)

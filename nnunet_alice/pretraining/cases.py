@@ -4,8 +4,8 @@ import logging
 from collections.abc import Sequence
 
 from nnunet_alice.anatomy.geometry import geometry_file, load_geometry
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import AliceError
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.parallel import map_cases
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, NotPreparedError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.methods.distributed import world_size
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.training.ranks import on_one_rank_first
 
 

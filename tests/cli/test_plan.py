@@ -14,9 +14,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset, write_image
 
+from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset, planned_gpus
 
 
 def network(plans, heads):

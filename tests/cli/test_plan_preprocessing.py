@@ -14,8 +14,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_image
 
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.planning import preprocessing
 
 

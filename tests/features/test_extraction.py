@@ -12,14 +12,15 @@ from small_datasets import set_folders
 from torch import nn
 from torch.nn import functional
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
+from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.cli.main import main
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.features.encoders import TrainedEncoder, open_encoder
 from nnunet_alice.features.extraction import dense_features, write_dense
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers.alice import AliceTrainer
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer
 from nnunet_alice.views.landmark_crops import crop_with_border

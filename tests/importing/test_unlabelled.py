@@ -401,7 +401,7 @@ def test_nnunet_preprocesses_a_dataset_of_mixed_formats_and_orientations(raw, tm
         preprocess,
     )
 
-    from nnunet_alice.nnunet_folders import PreprocessedDataset
+    from nnunet_alice.dataset import PreprocessedDataset
 
     scans = tmp_path / "scans"
     for seed, (name, turn) in enumerate({"a.nii.gz": None, "b.nrrd": "RAS", "c.mha": "PIR", "d.nii": "LAI"}.items()):

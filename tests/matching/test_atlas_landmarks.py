@@ -7,13 +7,14 @@ import pytest
 import SimpleITK as sitk
 from atlas_phantoms import Phantoms
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
+from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.cli.main import main
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.atlas_landmarks import landmarks_file, open_landmarks, prepare_landmarks, region_of_interest
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from pretraining_runs import make_trainer, phantom_images, write_run
 from small_datasets import set_folders
 
 from nnunet_alice.cli.main import main
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, NotPreparedError
 from nnunet_alice.matching.calibration import read_trust
 from nnunet_alice.matching.index import IndexStore
 from nnunet_alice.matching.index_dataset import default_checkpoint, index_dataset
 from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.matching.search import EmbeddingMatcher
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.phantoms import corresponding_point, make_subject, render
 from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
 

@@ -1,21 +1,16 @@
-"""Records, variants, optimisation and the watch for collapse."""
+"""Records, bad steps, optimisation and the watch for collapse."""
 
 import csv
 import math
-from types import ModuleType
 
 import pytest
 import torch
-from tiny_networks import tiny_unet
 from torch import nn
 
 from nnunet_alice.pretraining.collapse import signs_of_collapse
 from nnunet_alice.pretraining.history import MetricsHistory, mean_metrics
 from nnunet_alice.pretraining.nonfinite import BufferCopies, NonFiniteSteps
 from nnunet_alice.pretraining.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
-from nnunet_alice.trainers import alice
-from nnunet_alice.training.cpu_convolutions import SMALL_IMAGE, channels_last_on_cpu, small_images_twice_on_cpu
-from nnunet_alice.training.variants import epochs_variant, with_learning_rate
 
 ALIVE = {
     "spread": 0.5,
@@ -58,19 +53,6 @@ def test_copies_give_buffers_their_values_back_in_place():
     assert norm.running_mean is mean and all(torch.equal(before[name], v) for name, v in norm.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("AliceTrainer", "AliceTrainer_lr0.0001"),
-        ("AliceTrainer_lr3e-3_30epochs", "AliceTrainer_30epochs_lr0.0001"),
-        ("AliceTrainer_noCASA", "AliceTrainer_noCASA_lr0.0001"),
-    ],
-)
-def test_a_trainer_of_another_rate_is_found_by_the_name_that_is_advised(name, expected):
-    assert with_learning_rate(name, 1e-4) == expected
-    assert getattr(alice, with_learning_rate(name, 2.5e-6)).learning_rate == 2.5e-6
-
-
 def test_a_living_run_raises_no_alarm():
     assert signs_of_collapse(ALIVE, prototypes=512, tokens=64) == []
     assert signs_of_collapse({"loss": 1.0}, prototypes=512, tokens=1) == []
@@ -89,30 +71,6 @@ def test_a_living_run_raises_no_alarm():
 def test_each_kind_of_collapse_is_seen(change, words):
     (sign,) = signs_of_collapse(ALIVE | change, prototypes=512, tokens=64)
     assert words in sign
-
-
-def variants_module():
-    module = ModuleType("some_trainers")
-    module.Trainer = type("Trainer", (), {"epochs": 1000, "__module__": "some_trainers"})
-    module.Imported = type("Imported", (), {"epochs": 1000, "__module__": "elsewhere"})
-    module.Other = type("Other", (), {"__module__": "some_trainers"})
-    module.__getattr__ = lambda name: epochs_variant(name, vars(module))
-    return module
-
-
-def test_variants_are_found_as_nnunet_looks_for_them():
-    module = variants_module()
-    for name, epochs in (("Trainer_300epochs", 300), ("Trainer_1epoch", 1)):
-        assert hasattr(module, name)
-        variant = getattr(module, name)
-        assert variant.__name__ == name and variant.epochs == epochs and issubclass(variant, module.Trainer)
-
-
-@pytest.mark.parametrize(
-    "name", ["Trainer_0epochs", "Missing_3epochs", "Imported_3epochs", "Other_3epochs", "Trainer_xepochs", "Nothing"]
-)
-def test_other_names_are_not_there(name):
-    assert not hasattr(variants_module(), name)
 
 
 def test_weight_decay_spares_biases_and_norms():
@@ -135,66 +93,3 @@ def test_each_gradient_is_clipped_on_its_own():
     torch.testing.assert_close(short.grad, torch.tensor([0.6, 0.8]))
     torch.testing.assert_close(long.grad, torch.tensor([1.8, 2.4]))
     assert none.grad is None
-
-
-def test_channels_last_changes_the_order_in_memory_and_nothing_else():
-    torch.manual_seed(0)
-    module = tiny_unet(features=(4, 8, 32))
-    parameters, images = list(module.parameters()), torch.randn(2, 1, 8, 8, 8)
-    state = {name: value.clone() for name, value in module.state_dict().items()}
-
-    def gradients():
-        module.zero_grad()
-        output = module(images)
-        output.square().mean().backward()
-        return [output.detach(), *(parameter.grad for parameter in parameters)]
-
-    def last():
-        return [m.weight.is_contiguous(memory_format=torch.channels_last_3d) for m in narrow]
-
-    # a convolution of one input channel, or of one voxel, is in both orders at once
-    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv3d) and m.in_channels > 1]
-    narrow = [m for m in convolutions if m.out_channels <= 16 and m.kernel_size == (3, 3, 3)]
-    wide = [m for m in convolutions if m.out_channels == 32]
-    before = gradients()
-    channels_last_on_cpu(module, torch.device("cuda"))
-    assert narrow and wide and not any(last())
-    channels_last_on_cpu(module, torch.device("cpu"))
-    assert all(last()) and all(m.weight.is_contiguous() for m in wide)
-    assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
-    assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
-    for a, b in zip(before, gradients(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("device", "batch", "size", "seen"),
-    [
-        ("cpu", 1, 8, 2),
-        ("cpu", 2, 8, 2),
-        ("cpu", 3, 8, 3),
-        ("cuda", 1, 8, 1),
-        ("cpu", 1, 80, 1),
-    ],
-)
-def test_a_single_small_image_is_predicted_twice_and_answered_once(device, batch, size, seen):
-    torch.manual_seed(0)
-    module, images = tiny_unet(features=(4, 8, 12)), torch.randn(batch, 1, size, size, 4)
-    assert (4 * size * size <= SMALL_IMAGE) == (size == 8)
-    counts = []
-    module.encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
-    with torch.inference_mode():
-        alone = module(images)
-        with small_images_twice_on_cpu(module, torch.device(device)):
-            within = module(images)
-        after = module(images)
-    assert counts == [batch, seen, batch]
-    torch.testing.assert_close(within, alone, rtol=1e-4, atol=1e-5)
-    assert torch.equal(after, alone)
-
-
-def test_a_network_is_itself_again_after_an_error_within():
-    module = tiny_unet()
-    with pytest.raises(RuntimeError), small_images_twice_on_cpu(module, torch.device("cpu")):
-        module(torch.zeros(1, 1, 6, 6, 6))  # strides do not fit
-    assert not module._forward_hooks and not module._forward_pre_hooks

@@ -28,14 +28,15 @@ from pretraining_runs import (
     write_run,
 )
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
+from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.cli.main import main
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.matching import registry
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.registry import Provider
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers import alice
 
 SMALL = {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 16, "attention_heads": 2}

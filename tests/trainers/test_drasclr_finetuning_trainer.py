@@ -14,7 +14,7 @@ from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoi
 from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
 from small_datasets import set_folders
 
-from nnunet_alice.anatomy.atlas import AtlasMatcher, prepare_atlas
+from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.checkpoints.conditional import query_encoder_state
 from nnunet_alice.checkpoints.exporting import export_model
@@ -22,11 +22,12 @@ from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.cli.main import main
 from nnunet_alice.coordinates.atlas_file import open_atlas
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.methods.drasclr.located import HALF_EXTENT, MIDDLE
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.planning.preprocessing import preprocess_cases
 from nnunet_alice.trainers import drasclr_finetuning
 from nnunet_alice.trainers.alice import AliceTrainer

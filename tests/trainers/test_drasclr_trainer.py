@@ -27,10 +27,10 @@ from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NonFiniteLossError
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.methods.drasclr.conversion import plain_state_dict
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers import drasclr, pretraining
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer
 

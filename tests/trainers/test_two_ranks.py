@@ -13,8 +13,8 @@ from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.pretraining import read_for_resume
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import PreprocessedDataset
 from nnunet_alice.trainers.alice import AliceTrainer
 
 PAIRS = 3
