@@ -19,6 +19,10 @@ class InputError(AliceError):
     """A file, folder or argument that the user gave is not usable."""
 
 
+class UnknownTrainerError(InputError, AttributeError):
+    """No trainer has this name; ``hasattr``, by which nnU-Net looks, takes it as a no."""
+
+
 class NotPreparedError(AliceError):
     """A step that has to run first has not run; the message names its command."""
 
@@ -32,18 +36,20 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class NonFiniteLossError(AliceError):
-    """The loss was NaN or infinite in several steps in a row.
+    """The loss or the gradients were NaN or infinite in several steps in a row.
 
     Args:
         steps: how many.
         epoch: when.
         cases: names of the cases in the last batch.
         slower: name of the same trainer with a lower learning rate.
+        what: what was not finite, ``loss`` or ``gradients``.
     """
 
-    def __init__(self, steps: int, epoch: int, cases: Iterable[str], slower: str) -> None:
+    def __init__(self, steps: int, epoch: int, cases: Iterable[str], slower: str, what: str = "loss") -> None:
+        subject = "loss was" if what == "loss" else "gradients were"
         super().__init__(
-            f"The loss was not finite in {steps} steps in a row, the last in epoch {epoch} on the cases "
+            f"The {subject} not finite in {steps} steps in a row, the last in epoch {epoch} on the cases "
             f"{', '.join(cases)}: look at their intensities, or start anew with a lower learning rate, -tr {slower} "
             "(--c would only repeat these steps)."
         )

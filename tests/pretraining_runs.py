@@ -13,6 +13,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_alice.phantoms import make_subject, render
+from nnunet_alice.training.settings import changed
 
 DATASET = "Dataset900_Small"
 PLANS = "nnUNetPlans"
@@ -118,6 +119,28 @@ def phantom_images(count: int, channels: int = 1, spacing_mm=16.0) -> dict[str, 
     return images
 
 
+def with_settings(base: type, changes: Mapping[str, object], name: str | None = None, **attributes) -> type:
+    """A trainer with some settings changed, by their dotted paths."""
+    return type(name or base.__name__, (base,), {"settings": changed(base.settings, changes), **attributes})
+
+
+def with_method(base: type, **overrides) -> type:
+    """The same trainer with a method some of whose members are others: functions of the method, by name."""
+    method_class = type(base.method_class.__name__, (base.method_class,), overrides)
+    return type(base.__name__, (base,), {"method_class": method_class})
+
+
+def poisoned(base: type, when=lambda progress, training: True, everything: bool = False) -> type:
+    """The same trainer whose batches hold NaN when ``when(progress, training)`` says so: in one voxel or in all."""
+
+    def compute(self, batch, progress, training):
+        if when(progress, training):
+            batch.views[(slice(None) if everything else (0, 0, 0, 0, 0))] = math.nan
+        return base.method_class.compute(self, batch, progress, training)
+
+    return with_method(base, compute=compute)
+
+
 def make_trainer(trainer_class: type, base: Path, fold="all", configuration: str = "3d_fullres", **plans_too):
     """A trainer on the dataset that :func:`write_run` wrote, as ``nnUNetv2_train -device cpu`` makes it."""
     folder = base / DATASET
@@ -189,7 +212,7 @@ def steps_around_a_bad_one(trainer) -> dict:
     for number, name in enumerate(("first", "bad", "next")):
         batch = next(trainer.dataloader_train)
         if name == "bad":
-            batch["data"][:] = math.nan
+            batch.views[:] = math.nan
         trainer.train_step(batch)
         assert trainer.step == number + 1
         states[name] = copy.deepcopy(

@@ -4,6 +4,8 @@
 read but never convolved. Variants as of `nnunet_alice.trainers.finetuning`, and ``_<N>experts``.
 """
 
+from typing import ClassVar
+
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
@@ -13,9 +15,11 @@ from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.coordinates.atlas_file import atlas_of_checkpoint
 from nnunet_alice.coordinates.located_dataset import LOCATED
 from nnunet_alice.errors import InputError
+from nnunet_alice.finetuning.settings import DrasCLRFineTuneSettings
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
-from nnunet_alice.training.variants import epochs_variant
+from nnunet_alice.training.settings import changed
+from nnunet_alice.training.variants import trainer_names
 from nnunet_alice.views.location_channels import hide_from_intensities
 
 
@@ -27,11 +31,10 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
     augmentation and mirroring move image and coordinates alike; noise, blur, brightness, contrast, low resolution and
     gamma do not see the coordinates.
 
-    Attributes:
-        num_experts: E of the pretraining.
+    The endings ``_<N>experts`` have to be those of the pretraining.
     """
 
-    num_experts = 8
+    settings: ClassVar[DrasCLRFineTuneSettings] = DrasCLRFineTuneSettings()
 
     @classmethod
     def build_network_architecture(
@@ -59,7 +62,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
             plans_manager, configuration_manager, image_channels, num_output_channels, enable_deep_supervision
         )
         try:
-            return LocatedUNet(network, cls.num_experts)
+            return LocatedUNet(network, cls.settings.method.num_experts)
         except ValueError as error:
             raise InputError(f"{cls.__name__}: {error}") from None
 
@@ -121,10 +124,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
 class DrasCLRFineTuneTrainer_scratch(DrasCLRFineTuneTrainer):
     """The baseline from scratch: the same network at stock nnU-Net's learning rate (0.01), without weights."""
 
-    learning_rate = 1e-2
-    expects_weights = False
+    settings = changed(DrasCLRFineTuneTrainer.settings, {"optimisation.learning_rate": 1e-2, "expects_weights": False})
 
 
-def __getattr__(name: str) -> type:
-    """``<Trainer>_<N>epochs`` and the other endings."""
-    return epochs_variant(name, globals())
+__getattr__ = trainer_names(globals())

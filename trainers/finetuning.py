@@ -2,12 +2,13 @@
 
 ``FineTuneTrainer`` wants ``-pretrained_weights``; ``FineTuneTrainer_scratch`` is the same class for training from
 scratch. All exist as ``<Trainer>_<N>epochs``, and with the other endings of
-:func:`nnunet_alice.training.variants.epochs_variant`.
+:mod:`nnunet_alice.training.variants`.
 """
 
 import os
 import random
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,9 +37,11 @@ from nnunet_alice.finetuning.parts import (
 )
 from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.finetuning.repeatable import without_timing
+from nnunet_alice.finetuning.settings import FineTuneSettings
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
-from nnunet_alice.training.variants import epochs_variant
+from nnunet_alice.training.settings import changed, flat
+from nnunet_alice.training.variants import trainer_names
 
 
 class FineTuneTrainer(nnUNetTrainer):
@@ -50,37 +53,10 @@ class FineTuneTrainer(nnUNetTrainer):
     whether weights were loaded, and the settings.
 
     Attributes:
-        epochs: number of epochs.
-        iterations: training iterations an epoch; a fifth as many for validation, as in stock nnU-Net.
-        learning_rate: peak; the default is that of nnU-Net's own fine-tuning of pretrained networks (1e-3).
-        optimizer_name: ``SGD``, or ``AdamW`` (torch's, with its own weight decay).
-        warmup_share: share of the run over which the rate rises linearly (50 of 1000 epochs).
-        decoder_first_share: share of the run at its start in which the encoder stands still.
-        encoder_decay: every encoder stage towards the input learns slower by this factor.
-        freeze_encoder: never train the encoder.
-        keep_at: per cent of the run at which checkpoints are kept (``checkpoint_25.pth``) and validated, too
-            (``at_25/validation``): how fast a start pays off.
-        test_time_mirroring: validate with mirroring, as stock nnU-Net does; False is as ``--disable_tta`` of
-            nnUNetv2_predict, and 8 times as fast.
-        seed: of weights and, with ``nnUNet_n_proc_DA=0``, of batches and augmentation; None leaves all to chance as
-            stock nnU-Net does. (Augmentation in worker processes is always seeded by chance.)
-        save_every: epochs between two writings of ``checkpoint_latest.pth``.
-        expects_weights: warn if none were loaded (True) or if some were (False).
+        settings: of the trainer.
     """
 
-    epochs = 1000
-    iterations = 250
-    learning_rate = 1e-3
-    optimizer_name = "SGD"
-    warmup_share = 0.05
-    decoder_first_share = 0.0
-    encoder_decay = 1.0
-    freeze_encoder = False
-    keep_at: tuple[int, ...] = ()
-    test_time_mirroring = True
-    seed: int | None = None
-    save_every = 10
-    expects_weights = True
+    settings: ClassVar[FineTuneSettings] = FineTuneSettings()
 
     def __init__(
         self,
@@ -90,27 +66,19 @@ class FineTuneTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's exact signature
     ) -> None:
-        save_every = self.save_every
         super().__init__(plans, configuration, fold, dataset_json, device)
         keep_thread_limit(self.device)
-        self.save_every = save_every
-        self.num_epochs = self.epochs
-        self.num_iterations_per_epoch = self.iterations
-        self.num_val_iterations_per_epoch = max(1, round(self.iterations / 5))
-        self.initial_lr = self.learning_rate
+        run = self.settings.run
+        self.save_every = run.save_every
+        self.num_epochs = run.epochs
+        self.num_iterations_per_epoch = run.iterations
+        self.num_val_iterations_per_epoch = max(1, round(run.iterations / 5))
+        self.initial_lr = self.settings.optimisation.learning_rate
         self._step = 0
         self._resumed = False
         self._training_cases: list[str] = []
         self._initial: dict[str, str] = {}
-        self._check_settings()
-
-    def _check_settings(self) -> None:
-        if not all(0 < percent < 100 for percent in self.keep_at):
-            raise InputError(f"Checkpoints are kept between 1 and 99 per cent of the run, not at {self.keep_at}.")
-        if self.optimizer_name not in ("SGD", "AdamW"):
-            raise InputError(f"optimizer_name is {self.optimizer_name}; it is SGD or AdamW.")
-        if not 0 <= self.decoder_first_share < 1:
-            raise InputError(f"decoder_first_share is {self.decoder_first_share}; it lies between 0 and 1.")
+        self.settings.check()
 
     # --------------------------------------------------------------------------------------------- building
 
@@ -123,10 +91,11 @@ class FineTuneTrainer(nnUNetTrainer):
     @property
     def decoder_epochs(self) -> int:
         """Epochs at the start in which only the decoder learns."""
-        if self.freeze_encoder or self.decoder_first_share == 0:
+        share = self.settings.optimisation.decoder_first_share
+        if self.settings.optimisation.freeze_encoder or share == 0:
             return 0
         # each phase gets at least one epoch, where there are two
-        return min(self.num_epochs - 1, max(1, round(self.decoder_first_share * self.num_epochs)))
+        return min(self.num_epochs - 1, max(1, round(share * self.num_epochs)))
 
     def initialize(self) -> None:
         """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded.
@@ -158,25 +127,26 @@ class FineTuneTrainer(nnUNetTrainer):
     def configure_optimizers(self):
         """nnU-Net's SGD (or AdamW) on groups of layers; the encoder leaves it when frozen."""
         network = self.bare_network
-        stands = self.freeze_encoder or self.decoder_epochs > 0
+        settings = self.settings.optimisation
+        stands = settings.freeze_encoder or self.decoder_epochs > 0
         if stands and not any(is_encoder(name) for name, _ in network.named_parameters()):
             raise InputError(f"{type(self).__name__} freezes the encoder, and this network has none.")
-        if self.freeze_encoder:
+        if settings.freeze_encoder:
             self._encoder_learns(False)  # and so leaves the optimiser
-        groups = layer_groups(network, self.encoder_decay)
+        groups = layer_groups(network, settings.encoder_decay)
         if stands:
             self._encoder_learns(False)  # before DDP looks which parameters will have gradients
         total = self.num_epochs * self.num_iterations_per_epoch
         groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
-        if self.optimizer_name == "AdamW":
-            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        if settings.optimizer_name == "AdamW":
+            optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
         else:
             momentum = {"momentum": short_momentum(total), "nesterov": True}
-            optimizer = torch.optim.SGD(groups, lr=self.learning_rate, weight_decay=self.weight_decay, **momentum)
+            optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, weight_decay=self.weight_decay, **momentum)
         schedule = FineTuneSchedule(
             total=total,
-            warmup=round(self.warmup_share * total),
-            peak=self.learning_rate,
+            warmup=round(settings.warmup_share * total),
+            peak=settings.learning_rate,
             decoder_only=self.decoder_epochs * self.num_iterations_per_epoch,
         )
         return optimizer, GroupRates(optimizer, schedule, self.num_iterations_per_epoch)
@@ -191,11 +161,11 @@ class FineTuneTrainer(nnUNetTrainer):
     def get_training_transforms(cls, *args, **kwargs) -> ComposeTransforms:
         """nnU-Net's; with a seed, the same images in every run."""
         transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
-        return transforms if cls.seed is None else without_timing(transforms)
+        return transforms if cls.settings.run.seed is None else without_timing(transforms)
 
     def _seed(self, number: int) -> None:
-        if self.seed is not None:
-            value = 1_000_003 * self.seed + 1009 * number + self.local_rank
+        if self.settings.run.seed is not None:
+            value = 1_000_003 * self.settings.run.seed + 1009 * number + self.local_rank
             torch.manual_seed(value)
             np.random.seed(value % 2**32)  # noqa: NPY002  nnU-Net's loader draws from the global generator
             random.seed(value)
@@ -232,27 +202,29 @@ class FineTuneTrainer(nnUNetTrainer):
             self.print_to_log_file(f"Starts from pretrained weights: {len(changed)} of {len(self._initial)} tensors.")
         else:
             self.print_to_log_file("Starts from random weights.")
-        if self.freeze_encoder and not pretrained:
+        if self.settings.optimisation.freeze_encoder and not pretrained:
             raise InputError(f"{name} would freeze a random encoder: give -pretrained_weights.")
-        if pretrained and not self.expects_weights:
+        if pretrained and not self.settings.expects_weights:
             self.print_to_log_file(
                 f"WARNING: {name} is meant for training from scratch but was given -pretrained_weights: its learning "
                 "rate is that of scratch. Use FineTuneTrainer to fine-tune."
             )
-        if not pretrained and self.expects_weights:
+        if not pretrained and self.settings.expects_weights:
             self.print_to_log_file(
                 f"WARNING: no pretrained weights were loaded, {name} trains FROM SCRATCH. Give -pretrained_weights, "
                 "or use FineTuneTrainer_scratch, which has scratch's learning rate."
             )
-        names = ("epochs", "iterations", "optimizer_name", "learning_rate", "warmup_share", "decoder_first_share")
-        names += ("encoder_decay", "freeze_encoder", "keep_at", "seed")
-        settings = {key: getattr(self, key) for key in names}
-        return {"trainer": name, "pretrained": pretrained, "tensors_loaded": len(changed), "settings": settings}
+        return {
+            "trainer": name,
+            "pretrained": pretrained,
+            "tensors_loaded": len(changed),
+            "settings": flat(self.settings),
+        }
 
     def on_train_epoch_start(self) -> None:
         """As nnU-Net's; switch phases, and keep the norms of a standing encoder as they are."""
         self._seed(1 + self.current_epoch)
-        learns = not self.freeze_encoder and self.current_epoch >= self.decoder_epochs
+        learns = not self.settings.optimisation.freeze_encoder and self.current_epoch >= self.decoder_epochs
         if self.decoder_epochs:
             self._switch_encoder(learns)
         super().on_train_epoch_start()
@@ -278,7 +250,7 @@ class FineTuneTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """As nnU-Net's; keeps a checkpoint where one was asked for."""
-        for percent in self.keep_at:
+        for percent in self.settings.validation.keep_at:
             if self.current_epoch + 1 == kept_epoch(percent, self.num_epochs):
                 self.save_checkpoint(self._kept_file(percent))
         super().on_epoch_end()
@@ -313,10 +285,10 @@ class FineTuneTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation of the kept checkpoints (below ``at_<percent>``), then of the current weights."""
-        if not self.test_time_mirroring:
+        if not self.settings.validation.mirroring:
             self.inference_allowed_mirroring_axes = None
         with small_images_twice_on_cpu(self.bare_network, self.device):
-            for percent in self.keep_at:
+            for percent in self.settings.validation.keep_at:
                 if os.path.isfile(self._kept_file(percent)):
                     self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
                     with self._kept_weights(percent):
@@ -346,28 +318,25 @@ class FineTuneTrainer(nnUNetTrainer):
 class FineTuneTrainer_scratch(FineTuneTrainer):
     """The baseline from scratch: the same class at stock nnU-Net's learning rate (0.01), without weights."""
 
-    learning_rate = 1e-2
-    expects_weights = False
+    settings = changed(FineTuneTrainer.settings, {"optimisation.learning_rate": 1e-2, "expects_weights": False})
 
 
 class FineTuneTrainer_decoderFirst(FineTuneTrainer):
     """The decoder learns alone over the first tenth of the run, then the whole network warms up again."""
 
-    decoder_first_share = 0.1
+    settings = changed(FineTuneTrainer.settings, {"optimisation.decoder_first_share": 0.1})
 
 
 class FineTuneTrainer_layerDecay(FineTuneTrainer):
     """Every encoder stage towards the input learns 0.75 times as fast as the next one."""
 
-    encoder_decay = 0.75
+    settings = changed(FineTuneTrainer.settings, {"optimisation.encoder_decay": 0.75})
 
 
 class FineTuneTrainer_freezeEncoder(FineTuneTrainer):
     """The pretrained encoder stays as it is; only the decoder learns."""
 
-    freeze_encoder = True
+    settings = changed(FineTuneTrainer.settings, {"optimisation.freeze_encoder": True})
 
 
-def __getattr__(name: str) -> type:
-    """``<Trainer>_<N>epochs`` and the other endings of every trainer above."""
-    return epochs_variant(name, globals())
+__getattr__ = trainer_names(globals())

@@ -14,6 +14,11 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
+def rank() -> int:
+    """Number of this process among those that train together, on all machines; 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def mean_over_ranks(x: Tensor) -> Tensor:
     """Mean of ``x`` over all ranks, with gradient; ``x`` itself in a single process.
 

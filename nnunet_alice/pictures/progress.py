@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_alice.files import atomic_write
-from nnunet_alice.pretraining.history import MetricsHistory
+from nnunet_alice.training.history import MetricsHistory
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, NotPreparedError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.matching.registry import open_matcher
-from nnunet_alice.methods.distributed import world_size
-from nnunet_alice.training.ranks import on_one_rank_first
 
 
 def record_of_views(matcher: Matcher | None, cases: Sequence[str]) -> dict[str, Any]:
@@ -69,70 +67,36 @@ def check_same_views(run: Mapping[str, Any], now: Mapping[str, Any], where: str)
         )
 
 
-class MatchedCases:
-    """Mixed into pretraining trainers: the matcher, and the record of what views are cut from.
+def open_or_prepare_matcher(dataset: PreprocessedDataset, name: str | None, log: Callable[[str], None]) -> Matcher:
+    """Return the matcher of a name, the best that was prepared without one; prepare the atlas where none was.
 
-    Attributes:
+    Args:
         dataset: the preprocessed dataset.
-        matcher: pairs views, once it was opened.
-        views_record: from :func:`record_of_views`, once the cases are known.
-        resumed_run: entry ``pretraining`` of the checkpoint that the run continues from.
+        name: of the matcher.
+        log: takes a line for the log.
+
+    Raises:
+        NotPreparedError: a matcher other than the atlas is asked for and was not prepared.
     """
+    try:
+        return open_matcher(dataset, name=name)
+    except NotPreparedError:
+        if name not in (None, "atlas"):
+            raise
+        log(
+            "No anatomy was prepared for this dataset: registering every case to an atlas now. "
+            "Next time run nnunet_alice anatomy before, to look at the registrations first."
+        )
+        prepare_atlas(dataset, default_num_processes)
+        return open_matcher(dataset, name=name)
 
-    dataset: PreprocessedDataset
-    matcher: Matcher | None = None
-    views_record: dict[str, Any] | None = None
-    resumed_run: Mapping[str, Any] | None = None
 
-    def prepare_cases(self, train_cases: list[str], validation_cases: list[str]) -> tuple[list[str], list[str]]:
-        """Hook: make ready what views need of these cases; returns those to train and to validate on."""
-        self.matcher = on_one_rank_first(self.open_matcher)
-        self.print_to_log_file(f"Views are matched by the {self.matcher.name} ({len(self.matcher.cases)} cases).")
-        if len(set(validation_cases) & set(self.matcher.cases)) < 2:
-            self.print_to_log_file("Fewer than two validation cases can be matched: validating on training cases.")
-            validation_cases = train_cases
-        return train_cases, validation_cases
-
-    def open_matcher(self) -> Matcher:
-        """The matcher that was prepared; prepares the atlas where none was."""
-        try:
-            return self.open_prepared_matcher()
-        except NotPreparedError:
-            if self.recorded_matching not in (None, "atlas"):
-                raise
-            self.print_to_log_file(
-                "No anatomy was prepared for this dataset: registering every case to an atlas now. "
-                "Next time run nnunet_alice anatomy before, to look at the registrations first."
-            )
-            prepare_atlas(self.dataset, default_num_processes)
-            return self.open_prepared_matcher()
-
-    def open_prepared_matcher(self) -> Matcher:
-        """Hook: the best matcher that was prepared; a continued run takes the one that it began with.
-
-        Raises:
-            NotPreparedError: none was.
-        """
-        return open_matcher(self.dataset, name=self.recorded_matching)
-
-    @property
-    def recorded_matching(self) -> str | None:
-        """Name of the matcher of the run that is continued."""
-        return None if self.resumed_run is None else self.resumed_run["matching"]
-
-    def note_views(self, train_cases: Sequence[str]) -> None:
-        """Record what views are cut from; a run that is continued must have the same.
-
-        Raises:
-            CheckpointError: it has not.
-        """
-        self.views_record = record_of_views(self.matcher, train_cases)
-        if self.resumed_run is None or self.current_epoch >= self.num_epochs:
-            return
-        check_same_views(self.resumed_run, self.views_record, self.output_folder)
-        before = self.resumed_run.get("ranks", world_size())
-        if before != world_size():
-            self.print_to_log_file(
-                f"WARNING: the run began on {before} GPUs and continues on {world_size()}: from here on its views are "
-                "others than they would have been."
-            )
+def cases_to_validate_on(
+    matcher: Matcher, training: list[str], validation: list[str], log: Callable[[str], None]
+) -> list[str]:
+    """Return the validation cases, or the training cases where too few of them can be matched; log what was opened."""
+    log(f"Views are matched by the {matcher.name} ({len(matcher.cases)} cases).")
+    if len(set(validation) & set(matcher.cases)) >= 2:
+        return validation
+    log("Fewer than two validation cases can be matched: validating on training cases.")
+    return training

@@ -1,6 +1,6 @@
-"""What becomes of a step whose loss is NaN or infinite: it is left out, and a run of them ends the training."""
+"""Steps whose loss or gradients are NaN or infinite: they are skipped, and a run of them ends the training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from nnunet_alice.methods.distributed import max_over_ranks
 
 
 class BufferCopies:
-    """Copies of buffers, to take back what the forward pass of a step that is left out has written into them.
+    """Copies of buffers, to take back what the forward pass of a skipped step has written into them.
 
     Args:
         buffers: centres, running statistics, counters: small, as they are copied before every step.
@@ -25,26 +25,36 @@ class BufferCopies:
             buffer.copy_(copy)
 
 
-class NonFiniteSteps:
-    """Counts the steps in a row whose loss was not finite.
+class SkippedSteps:
+    """Counts skipped steps in a row.
 
     Args:
-        most: so many in a row end the training.
+        most: this many in a row end the training.
 
     Attributes:
-        in_a_row: steps since the last finite one.
+        in_a_row: skipped steps since the last one that was not.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.in_a_row = 0
 
-    def leaves_out(self, loss: Tensor) -> bool:
-        """Whether a step is left out: the loss of any rank is not finite. Every rank has to ask, and hears the same."""
-        bad = max_over_ranks((~torch.isfinite(loss.detach())).float()).bool().item()
-        self.in_a_row = self.in_a_row + 1 if bad else 0
-        return bad
+    def count(self, skipped: bool) -> None:
+        """Count one step."""
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
 
     def too_many(self) -> bool:
-        """Whether the training should end."""
+        """Return whether the training should end."""
         return self.in_a_row >= self.most
+
+
+def finite_on_all_ranks(loss: Tensor) -> bool:
+    """Return whether the loss of every rank is finite. Every rank has to ask, and hears the same."""
+    return not max_over_ranks((~torch.isfinite(loss.detach())).float()).bool().item()
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether every number is finite; one look at the device for all tensors."""
+    if not tensors:
+        return True
+    return bool(torch.stack([norm.isfinite() for norm in torch._foreach_norm(list(tensors), torch.inf)]).all())

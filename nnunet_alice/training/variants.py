@@ -1,86 +1,164 @@
-"""Trainers that differ by a few numbers, made when nnU-Net asks for them by name instead of a class each."""
+"""Trainers that differ by a few settings, made when nnU-Net asks for them by name instead of a class each."""
 
+import difflib
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_alice.errors import UnknownTrainerError
+from nnunet_alice.training.settings import changed, has_setting
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class _Suffix:
-    """One ending of a trainer's name: the class attribute that it sets, and how its text becomes a value."""
+class Ending:
+    """One ending of trainers' names.
 
-    pattern: re.Pattern
-    attribute: str
+    Attributes:
+        shown: how help and README write it, e.g. ``_<N>epochs``.
+        pattern: what it looks like, without the underscore; its group is the value's text.
+        path: the setting that it changes, a dotted path; trainers without it do not have the ending.
+        value: makes the setting of the text.
+        help: what it changes.
+        least: smallest number allowed, None if it is no number.
+    """
+
+    shown: str
+    pattern: str
+    path: str
     value: Callable[[str], Any]
+    help: str
+    least: float | None = None
 
 
-_LEARNING_RATE = _Suffix(re.compile(r"lr(\d+(?:\.\d+)?(?:e-?\d+)?)"), "learning_rate", float)
-_SUFFIXES = (
-    _Suffix(re.compile(r"(\d+)epochs?"), "epochs", int),
-    _Suffix(re.compile(r"(\d+)iterations?"), "iterations", int),
-    _LEARNING_RATE,
-    _Suffix(re.compile(r"keep(\d+(?:-\d+)*)"), "keep_at", lambda text: tuple(map(int, text.split("-")))),
-    _Suffix(re.compile(r"seed(\d+)"), "seed", int),
-    _Suffix(re.compile(r"(\d+)experts"), "num_experts", int),
-    _Suffix(re.compile(r"(noTTA)"), "test_time_mirroring", lambda _: False),
-    _Suffix(re.compile(r"(AdamW)"), "optimizer_name", str),
+_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+#: smaller than any rate or temperature that makes sense
+_ABOVE_0 = 1e-30
+
+LEARNING_RATE = Ending(
+    "_lr<X>", rf"lr({_NUMBER})", "optimisation.learning_rate", float, "peak learning rate, e.g. _lr3e-3", _ABOVE_0
 )
-#: endings whose numbers must be above 0
-_POSITIVE = ("epochs", "iterations", "learning_rate", "num_experts")
+#: All endings; help and README are made from this table.
+ENDINGS = (
+    Ending("_<N>epochs", r"(\d+)epochs?", "run.epochs", int, "epochs of the run", 1),
+    Ending("_<N>iterations", r"(\d+)iterations?", "run.iterations", int, "training iterations an epoch", 1),
+    LEARNING_RATE,
+    Ending("_seed<N>", r"seed(\d+)", "run.seed", int, "seed of the run", 0),
+    Ending("_<N>experts", r"(\d+)experts", "method.num_experts", int, "DrasCLR: experts of each convolution", 1),
+    Ending("_<K>neighbours", r"(\d+)neighbours?", "method.neighbours", int, "DrasCLR: landmarks around, 0 for none", 0),
+    Ending(
+        "_temperature<X>", rf"temperature({_NUMBER})", "method.temperature", float, "DrasCLR: of both losses", _ABOVE_0
+    ),
+    Ending("_queue<N>", r"queue(\d+)", "method.queue_limit", int, "DrasCLR: most keys a landmark", 1),
+    Ending(
+        "_keep<P>-<P>",
+        r"keep(\d+(?:-\d+)*)",
+        "validation.keep_at",
+        lambda text: tuple(map(int, text.split("-"))),
+        "FineTuneTrainer: checkpoints kept at these per cent of the run",
+    ),
+    Ending("_noTTA", "(noTTA)", "validation.mirroring", lambda _: False, "FineTuneTrainer: validate without mirroring"),
+    Ending("_AdamW", "(AdamW)", "optimisation.optimizer_name", str, "FineTuneTrainer: AdamW instead of SGD"),
+)
 
 
-def epochs_variant(name: str, namespace: Mapping[str, Any]) -> type:
-    """Class ``<Trainer>_<N>epochs``: a trainer of ``namespace`` that runs N epochs.
+def endings_table() -> list[tuple[str, str]]:
+    """Return how each ending is written and what it does."""
+    return [(ending.shown, ending.help) for ending in ENDINGS]
 
-    Further endings, in any order and each once, where the trainer has the attribute: ``_<N>iterations`` (an epoch),
-    ``_lr<X>`` (peak learning rate, e.g. ``_lr3e-3``), ``_seed<N>``, ``_keep<P>-<P>`` (per cent of the run at which
-    checkpoints are kept), ``_<N>experts``, ``_noTTA`` (validation without mirroring), ``_AdamW``. Meant as a module's
-    ``__getattr__``: nnU-Net finds trainers by ``hasattr(module, name)``.
+
+def trainer_names(namespace: dict[str, Any]) -> Callable[[str], type]:
+    """Return ``__getattr__`` for a module of trainers: it makes the trainers that end as :data:`ENDINGS` say.
+
+    nnU-Net finds trainers by ``hasattr(module, name)``. In a module of trainers write
+    ``__getattr__ = trainer_names(globals())``.
 
     Args:
-        name: the attribute that was asked for.
+        namespace: the module's globals.
+    """
+
+    def __getattr__(name: str) -> type:
+        return named_trainer(name, namespace)
+
+    return __getattr__
+
+
+def named_trainer(name: str, namespace: Mapping[str, Any]) -> type:
+    """Return a trainer of a module with the settings that its name ends with, in any order and each once.
+
+    Args:
+        name: e.g. ``AliceTrainer_noCASA_30epochs_seed2``. A class of the namespace is read no further.
         namespace: the module's globals.
 
     Raises:
-        AttributeError: the name is no such variant of a class in the module.
+        UnknownTrainerError: an ending of one of the module's trainers is unknown, or its value makes no sense.
+        AttributeError: the name is of no trainer of the module.
     """
-    module = namespace["__name__"]
-    base_name, settings = _read(name, namespace)
-    base = namespace.get(base_name) if settings else None
-    known = isinstance(base, type) and base.__module__ == module and all(hasattr(base, key) for key in settings)
-    if not known or any(settings.get(key, 1) <= 0 for key in _POSITIVE):
-        raise AttributeError(f"module '{module}' has no attribute '{name}'")
-    summary = f"{base.__name__} with {', '.join(f'{key} {value}' for key, value in settings.items())}."
-    return type(name, (base,), {**settings, "__module__": module, "__doc__": summary})
+    base_name = _base_name(name, namespace)
+    if base_name is None:
+        raise AttributeError(f"module '{namespace['__name__']}' has no attribute '{name}'")
+    base = namespace[base_name]
+    try:
+        changes = _changes(name, base_name, namespace)
+    except UnknownTrainerError as error:
+        logger.warning("%s", error)  # whoever looks by hasattr hears of it, too
+        raise
+    summary = f"{base_name} with {', '.join(f'{path} {value}' for path, value in changes.items())}."
+    own = {"settings": changed(base.settings, changes), "__module__": base.__module__, "__doc__": summary}
+    return type(name, (base,), own)
 
 
 def with_learning_rate(name: str, value: float) -> str:
-    """Name of a trainer with another learning rate.
+    """Return the name of a trainer with a different learning rate.
 
     Args:
         name: of the trainer, endings included.
         value: the peak learning rate.
     """
-    endings = name.split("_")
-    kept = [ending for ending in endings if not _LEARNING_RATE.pattern.fullmatch(ending)]
+    kept = [ending for ending in name.split("_") if not re.fullmatch(LEARNING_RATE.pattern, ending)]
     return f"{'_'.join(kept)}_lr{value:.3g}"
 
 
-def _read(name: str, namespace: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name without its endings, and the attributes that the endings set (none if one comes twice).
+def _base_name(name: str, namespace: Mapping[str, Any]) -> str | None:
+    """The longest name of a trainer of this module with which a name begins."""
+    parts = name.split("_")
+    for count in range(len(parts) - 1, 0, -1):
+        base = namespace.get("_".join(parts[:count]))
+        if isinstance(base, type) and base.__module__ == namespace["__name__"] and hasattr(base, "settings"):
+            return "_".join(parts[:count])
+    return None
 
-    A name in the namespace is read no further: ``DrasCLRTrainer_2experts`` is a class of its own.
-    """
-    settings: dict[str, Any] = {}
-    rest = name
-    while True:
-        base, _, last = rest.rpartition("_")
-        found = [(suffix, match[1]) for suffix in _SUFFIXES if (match := suffix.pattern.fullmatch(last))]
-        if not base or not found or rest in namespace:
-            return rest, settings
-        suffix, text = found[0]
-        if suffix.attribute in settings:
-            return name, {}
-        settings[suffix.attribute] = suffix.value(text)
-        rest = base
+
+def _changes(name: str, base_name: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    settings = namespace[base_name].settings
+    known = [ending for ending in ENDINGS if has_setting(settings, ending.path)]
+    changes: dict[str, Any] = {}
+    for text in name[len(base_name) + 1 :].split("_"):
+        found = [(ending, match[1]) for ending in known if (match := re.fullmatch(ending.pattern, text))]
+        if not found:
+            classes = (key[len(base_name) :] for key in namespace if key.startswith(f"{base_name}_"))
+            raise UnknownTrainerError(
+                f"{base_name} has no ending '_{text}'; "
+                f"{_nearest(text, [*classes, *(ending.shown for ending in known)])}"
+            )
+        ending, number = found[0]
+        value = ending.value(number)
+        if ending.path in changes:
+            raise UnknownTrainerError(f"{name} has two endings {ending.shown}; leave one out.")
+        if ending.least is not None and value < ending.least:
+            raise UnknownTrainerError(f"{name} ends with '_{text}', which is too small; give a larger number.")
+        changes[ending.path] = value
+    return changes
+
+
+def _nearest(text: str, known: Iterable[str]) -> str:
+    """Those of the known endings that look most like a text; all of them where none does."""
+    by_form = {re.sub(r"<[A-Z]>|_", "", shown).lower(): shown for shown in known}
+    form = re.sub(_NUMBER, "", text).lower()
+    near = difflib.get_close_matches(form, by_form, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(by_form[key] for key in near)}?"
+    return f"it has {', '.join(by_form.values())}."

@@ -18,6 +18,7 @@ from nnunet_alice.cropping import crop_bounds
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
 
 #: Edge of the reference's patches in voxels, which its translation is a share of.
@@ -126,6 +127,25 @@ def crop_with_border(image, centre_vox: Sequence[float], size: Sequence[int]) ->
     return part
 
 
+@dataclass(frozen=True)
+class LandmarkBatch(Batch):
+    """One landmark in B subjects, who are the ``cases``.
+
+    ``views`` ((2 + k) B, C, *size) are B first views, their B second views, and B patches at each neighbour.
+
+    Attributes:
+        landmark: its number.
+        location: (3,) float32, of the landmark.
+        neighbour_locations: (k, 3) float32.
+        subjects: (B,) int64, numbers of the cases in ``places.cases``.
+    """
+
+    landmark: int
+    location: Tensor
+    neighbour_locations: Tensor
+    subjects: Tensor
+
+
 class LandmarkCrops:
     """Makes batches of one landmark; callable as ``make_batch`` of ``NumberedBatches``.
 
@@ -133,12 +153,6 @@ class LandmarkCrops:
     that all are visited equally often. Subjects are drawn without repetition among the cases that show the landmark
     and its neighbours; where these are fewer than B, the batch is smaller. Others take the place of those that cannot
     be read; where too few of a landmark's are left, the batch shows the landmark that comes next.
-
-    A batch holds
-
-    - ``data``: ((2 + k) B, C, *size) float32: B first views, their B second views, and B patches at each neighbour;
-    - ``landmark``: its number; ``location``: (3,) float32; ``neighbour_locations``: (k, 3) float32;
-    - ``subjects``: (B,) int64, numbers of the cases in ``places.cases``; ``cases``: their names.
 
     Args:
         places: where landmarks lie in the registered cases.
@@ -202,21 +216,21 @@ class LandmarkCrops:
         visit, place = divmod(number, len(self.landmarks))
         return int(self.landmarks[np.random.default_rng([self.seed, visit]).permutation(len(self.landmarks))[place]])
 
-    def __call__(self, number: int, rng: np.random.Generator) -> dict:
+    def __call__(self, number: int, rng: np.random.Generator) -> LandmarkBatch:
         landmark, patches = self._first_readable(number, rng)
         subjects = np.array(list(patches), dtype=np.int64)
         around = self.neighbours[landmark]
         by_place = list(zip(*patches.values(), strict=True))
         crops = torch.stack([patch for found in (by_place[0], *by_place) for patch in found])
         locations = torch.from_numpy(self.places.landmarks.locations)
-        return {
-            "data": self._augmented(crops, rng),
-            "landmark": landmark,
-            "location": locations[landmark].clone(),
-            "neighbour_locations": locations[around],
-            "subjects": torch.from_numpy(subjects),
-            "cases": [self.places.cases[subject] for subject in subjects],
-        }
+        return LandmarkBatch(
+            views=self._augmented(crops, rng),
+            cases=[self.places.cases[subject] for subject in subjects],
+            landmark=landmark,
+            location=locations[landmark].clone(),
+            neighbour_locations=locations[around],
+            subjects=torch.from_numpy(subjects),
+        )
 
     def _first_readable(self, number: int, rng: np.random.Generator) -> tuple[int, dict[int, list[Tensor]]]:
         """Landmark of batch ``number`` and its patches; the next one that enough readable subjects show, if need be.

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from torch import Tensor
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.errors import InputError
 from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.overlap import Crop, OverlapSampler, overlapping_crops
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
 
@@ -17,13 +20,27 @@ from nnunet_alice.views.readings import Readings, UnreadableCaseError
 _Drawn = tuple[str, CaseGeometry, tuple[Crop, Crop]]
 
 
+@dataclass(frozen=True)
+class OverlapBatch(Batch):
+    """Two overlapping crops of each of B ``cases``: ``views`` (2B, C, *patch), crop i and crop i + B of one volume.
+
+    Attributes:
+        affine: (2B, 4, 4) float32, voxel of the crop -> mm in the volume.
+        fine_valid: bool (2B, N), which voxels of the fine map lie in the body.
+        coarse_valid: bool (2B, N'), those of the coarse map.
+        seed: from which queries and negatives are drawn.
+    """
+
+    affine: Tensor
+    fine_valid: Tensor
+    coarse_valid: Tensor
+    seed: int
+
+
 class OverlappingCrops:
     """Makes batches; callable as ``make_batch`` of :class:`nnunet_alice.views.loader.NumberedBatches`.
 
-    A batch shows B different cases where there are as many: ``data`` (2B, C, *patch) float32, crop i and crop i + B
-    of one volume; ``affine`` (2B, 4, 4) float32, voxel of the crop -> mm in the volume; ``fine_valid`` and
-    ``coarse_valid``, bool (2B, N), which voxels of the two descriptor maps lie in the body; ``cases``, B names; and
-    ``seed``, from which queries and negatives are drawn. Another case takes the place of one that cannot be read.
+    A batch shows B different cases where there are as many. Another case takes the place of one that cannot be read.
 
     Args:
         cases: cases to draw from.
@@ -65,7 +82,7 @@ class OverlappingCrops:
         self.transform = transform
         self.readings = Readings()
 
-    def __call__(self, number: int, rng: np.random.Generator) -> dict:
+    def __call__(self, number: int, rng: np.random.Generator) -> OverlapBatch:
         """Batch of this number; everything random comes from ``rng``."""
         count = len(self.cases)
         # Different volumes: the coarse loss takes its global negatives from them.
@@ -81,14 +98,14 @@ class OverlappingCrops:
             torch.from_numpy(crop.image) if self.transform is None else augment(crop.image, self.transform, rng)
             for crop in crops
         ]
-        return {
-            "data": torch.stack(views),
-            "affine": torch.from_numpy(np.stack([crop.affine for crop in crops])).float(),
-            "fine_valid": torch.from_numpy(valid[self.fine_stride]),
-            "coarse_valid": torch.from_numpy(valid[self.coarse_stride]),
-            "cases": cases,
-            "seed": int(rng.integers(2**62)),
-        }
+        return OverlapBatch(
+            views=torch.stack(views),
+            cases=cases,
+            affine=torch.from_numpy(np.stack([crop.affine for crop in crops])).float(),
+            fine_valid=torch.from_numpy(valid[self.fine_stride]),
+            coarse_valid=torch.from_numpy(valid[self.coarse_stride]),
+            seed=int(rng.integers(2**62)),
+        )
 
     def _read(self, chosen: list[str], rng: np.random.Generator) -> list[_Drawn]:
         """A pair of crops of each chosen case, or of one that takes its place: of no other in the batch, if possible.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, with_settings, write_run
 from small_datasets import set_folders
 from torch import nn
 from torch.nn import functional
@@ -54,7 +54,8 @@ def trained(tmp_path_factory):
             raw.SetSpacing((16.0, 16.0, 16.0))
             sitk.WriteImage(raw, str(folder / "images" / f"{case}_0000.nii.gz"))
         for name, base_class in (("drasclr", DrasCLRTrainer), ("alice", AliceTrainer)):
-            trainer = make_trainer(type(name, (base_class,), {"epochs": 1, "iterations": 1}), folder / "preprocessed")
+            kind = with_settings(base_class, {"run.epochs": 1, "run.iterations": 1}, name)
+            trainer = make_trainer(kind, folder / "preprocessed")
             trainer.initialize()
             trainer.save_checkpoint(str(folder / f"{name}.pth"))
     return folder

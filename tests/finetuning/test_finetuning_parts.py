@@ -1,6 +1,4 @@
-"""Fine-tuning's schedules against their formulas, layer groups against a naive count, endings of trainers' names."""
-
-from types import ModuleType
+"""Fine-tuning's schedules against their formulas, layer groups against a naive count."""
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from nnunet_alice.finetuning.parts import (
     short_momentum,
     warmup_poly,
 )
-from nnunet_alice.training.variants import epochs_variant
 
 
 def test_warmup_then_nnunets_decay():
@@ -108,40 +105,3 @@ def test_momentum_is_stock_but_for_short_runs():
     assert short_momentum(250_000) == short_momentum(2000) == 0.99
     assert short_momentum(400) == pytest.approx(0.95)
     assert short_momentum(200) == short_momentum(2) == 0.9
-
-
-def variants_module():
-    module = ModuleType("some_trainers")
-    attributes = {"epochs": 1, "iterations": 1, "learning_rate": 1.0, "seed": None, "keep_at": ()}
-    attributes["test_time_mirroring"] = True
-    module.Tune = type("Tune", (), attributes | {"__module__": "some_trainers"})
-    module.Tune_small = type("Tune_small", (module.Tune,), {"__module__": "some_trainers"})
-    module.Tune_2experts = type("Tune_2experts", (module.Tune,), {"__module__": "some_trainers"})
-    module.Plain = type("Plain", (), {"epochs": 1, "__module__": "some_trainers"})
-    module.__getattr__ = lambda name: epochs_variant(name, vars(module))
-    return module
-
-
-def test_all_endings_together_and_in_any_order():
-    module = variants_module()
-    for name in (
-        "Tune_small_16epochs_25iterations_lr3e-3_keep25-50_seed2",
-        "Tune_small_seed2_keep25-50_lr0.003_25iterations_16epochs",
-    ):
-        variant = getattr(module, name)
-        assert variant.__name__ == name and issubclass(variant, module.Tune_small)
-        assert (variant.epochs, variant.iterations, variant.seed, variant.keep_at) == (16, 25, 2, (25, 50))
-        assert variant.learning_rate == pytest.approx(0.003)
-    assert module.Tune_seed0.seed == 0
-    own = module.Tune_2experts_3epochs_seed1
-    assert issubclass(own, module.Tune_2experts) and (own.epochs, own.seed) == (3, 1), (
-        "a class may be named like an ending"
-    )
-    assert module.Tune_seed0.test_time_mirroring and not module.Tune_noTTA_seed0.test_time_mirroring
-
-
-@pytest.mark.parametrize(
-    "name", ["Plain_seed1", "Plain_3epochs_lr1e-2", "Tune_3epochs_4epochs", "Tune_lr0", "Tune_0iterations", "Tune_lr"]
-)
-def test_other_endings_do_not_exist(name):
-    assert not hasattr(variants_module(), name)

@@ -1,13 +1,12 @@
 """``anatomy --method embedding`` on phantoms: indices, resuming, what is refused, and that training helps."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pretraining_runs import make_trainer, phantom_images, write_run
+from pretraining_runs import make_trainer, phantom_images, with_settings, write_run
 from small_datasets import set_folders
 
 from nnunet_alice.cli.main import main
@@ -26,14 +25,12 @@ CASES = 4
 COMMAND = ["anatomy", "-d", "900", "--method", "embedding"]
 
 
-def trainer_class(name: str, **attributes) -> type:
+def trainer_class(name: str, iterations: int) -> type:
     """A trainer with short descriptors."""
-    contrast = replace(
-        AnatomicalEmbeddingTrainer.contrast,
-        **{"positives": 40, "fine_hardest": 200, "fine_negatives": 60, "coarse_hardest": 60, "coarse_negatives": 40},
-    )
-    own = {"epochs": 1, "validation_batches": 1, "dimension": 32, "contrast": contrast}
-    return type(name, (AnatomicalEmbeddingTrainer,), own | attributes)
+    few = {"positives": 40, "fine_hardest": 200, "fine_negatives": 60, "coarse_hardest": 60, "coarse_negatives": 40}
+    own = {"run.epochs": 1, "run.iterations": iterations, "method.validation_batches": 1, "method.dimension": 32}
+    own |= {f"method.contrast.{key}": value for key, value in few.items()}
+    return with_settings(AnatomicalEmbeddingTrainer, own, name)
 
 
 def make_checkpoints(base: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Records, bad steps, optimisation and the watch for collapse."""
+"""Records, steps that are not finite, and the watch for collapse."""
 
 import csv
 import math
@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from nnunet_alice.pretraining.collapse import signs_of_collapse
-from nnunet_alice.pretraining.history import MetricsHistory, mean_metrics
-from nnunet_alice.pretraining.nonfinite import BufferCopies, NonFiniteSteps
-from nnunet_alice.pretraining.optimisation import clip_each_gradient, decay_groups, set_learning_rate, set_weight_decay
+from nnunet_alice.pretraining.nonfinite import BufferCopies, SkippedSteps, all_finite, finite_on_all_ranks
+from nnunet_alice.training.history import MetricsHistory, mean_metrics
 
 ALIVE = {
     "spread": 0.5,
@@ -36,11 +35,21 @@ def test_mean_metrics_counts_only_steps_that_have_them():
     assert mean_metrics([{"a": 1.0, "b": 4.0}, {"a": torch.tensor(3.0)}]) == {"a": 2.0, "b": 4.0}
 
 
-def test_finite_losses_start_the_count_of_bad_steps_anew():
-    steps = NonFiniteSteps(3)
-    seen = [(steps.leaves_out(torch.tensor(loss)), steps.too_many()) for loss in (1, math.nan, math.inf, 2, math.nan)]
-    assert seen == [(False, False), (True, False), (True, False), (False, False), (True, False)]
-    assert [steps.leaves_out(torch.tensor(-math.inf)) and steps.too_many() for _ in range(2)] == [False, True]
+def test_an_ordinary_step_ends_the_count_of_skipped_ones():
+    steps, seen = SkippedSteps(3), []
+    for skipped in (False, True, True, False, True, True, True):
+        steps.count(skipped)
+        seen.append((steps.in_a_row, steps.too_many()))
+    assert seen == [(0, False), (1, False), (2, False), (0, False), (1, False), (2, False), (3, True)]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_found(bad):
+    assert finite_on_all_ranks(torch.tensor(1.0)) and not finite_on_all_ranks(torch.tensor(bad))
+    tensors = [torch.ones(3), torch.ones(2, 2), torch.ones(())]
+    assert all_finite([]) and all_finite(tensors)
+    tensors[1][1, 0] = bad
+    assert not all_finite(tensors)
 
 
 def test_copies_give_buffers_their_values_back_in_place():
@@ -71,25 +80,3 @@ def test_a_living_run_raises_no_alarm():
 def test_each_kind_of_collapse_is_seen(change, words):
     (sign,) = signs_of_collapse(ALIVE | change, prototypes=512, tokens=64)
     assert words in sign
-
-
-def test_weight_decay_spares_biases_and_norms():
-    module = nn.Sequential(nn.Conv3d(1, 2, 1), nn.InstanceNorm3d(2, affine=True), nn.Linear(2, 2))
-    module[2].bias.requires_grad_(False)
-    optimizer = torch.optim.AdamW(decay_groups(module), lr=1.0)
-    set_learning_rate(optimizer, 0.25)
-    set_weight_decay(optimizer, 0.4)
-    decayed, spared = optimizer.param_groups
-    assert {id(p) for p in decayed["params"]} == {id(module[0].weight), id(module[2].weight)}
-    assert {id(p) for p in spared["params"]} == {id(module[0].bias), id(module[1].weight), id(module[1].bias)}
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.4, 0.0)
-    assert decayed["lr"] == spared["lr"] == 0.25
-
-
-def test_each_gradient_is_clipped_on_its_own():
-    short, long, none = (nn.Parameter(torch.zeros(2)) for _ in range(3))
-    short.grad, long.grad = torch.tensor([0.6, 0.8]), torch.tensor([30.0, 40.0])
-    clip_each_gradient([short, long, none], 3.0)
-    torch.testing.assert_close(short.grad, torch.tensor([0.6, 0.8]))
-    torch.testing.assert_close(long.grad, torch.tensor([1.8, 2.4]))
-    assert none.grad is None

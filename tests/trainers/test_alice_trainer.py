@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,14 @@ from pretraining_runs import (
     kill_at,
     make_trainer,
     phantom_images,
+    poisoned,
     run,
     same_content,
     steps_around_a_bad_one,
     training_log,
     whole_and_resumed,
+    with_method,
+    with_settings,
     without_times,
     write_run,
 )
@@ -37,15 +39,16 @@ from nnunet_alice.files import read_json, write_json
 from nnunet_alice.matching import registry
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.registry import Provider
+from nnunet_alice.pretraining.alice import AliceMethod
 from nnunet_alice.trainers import alice
 
-SMALL = {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 16, "attention_heads": 2}
+SMALL = {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 16, "attention_heads": 2, "retrieval_candidates": 4}
 
 
-def variant(base=alice.AliceTrainer, name="AliceTrainer_test", **attributes):
+def variant(base=alice.AliceTrainer, name="AliceTrainer_test", **run):
     """A trainer with a small head and a short run."""
-    own = {"epochs": 2, "iterations": 2, "retrieval_candidates": 4, "settings": replace(base.settings, **SMALL)}
-    return type(name, (base,), own | attributes)
+    own = {"run.epochs": 2, "run.iterations": 2} | {f"run.{key}": value for key, value in run.items()}
+    return with_settings(base, own | {f"method.{key}": value for key, value in SMALL.items()}, name)
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def test_continuing_with_other_settings_or_method_is_refused(small_run):
     with pytest.raises(CheckpointError, match="epochs was 2 and is 7"):
         make_trainer(variant(epochs=7), small_run).load_checkpoint(str(path))
     with pytest.raises(CheckpointError, match="trained with Alice, not Other"):
-        make_trainer(variant(method="Other"), small_run).load_checkpoint(str(path))
+        make_trainer(with_method(variant(), name="Other"), small_run).load_checkpoint(str(path))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError):
@@ -154,8 +157,7 @@ def test_labels_are_never_read(fresh_run):
 
 @pytest.mark.parametrize("sinkhorn", [True, False])
 def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, sinkhorn):
-    base = variant(iterations=4)
-    trainer = make_trainer(variant(iterations=4, settings=replace(base.settings, sinkhorn=sinkhorn)), small_run)
+    trainer = make_trainer(with_settings(variant(iterations=4), {"method.sinkhorn": sinkhorn}), small_run)
     states = steps_around_a_bad_one(trainer)
     assert same_content(states["first"], states["bad"]) and not same_content(states["bad"], states["next"])
     assert states["first"]["centre_cls.value"].any()
@@ -164,13 +166,12 @@ def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, sinkho
 
 
 def test_a_run_goes_on_after_a_bad_step_and_resumes_to_the_bit(small_run):
-    class Poisoned(variant(epochs=3, iterations=3)):
-        def compute(self, batch, training):
-            if training and self.step in (2, 3):  # end of an epoch, start of the next
-                batch["data"][0, 0, 0, 0, 0] = math.nan
-            return super().compute(batch, training)
+    def end_of_an_epoch_and_start_of_the_next(progress, training):
+        return training and progress.step in (2, 3)
 
-    expected, resumed = whole_and_resumed(Poisoned, small_run, killed_in=1)
+    kind = poisoned(variant(epochs=3, iterations=3), end_of_an_epoch_and_start_of_the_next)
+    expected, resumed = whole_and_resumed(kind, small_run, killed_in=1)
+    assert [row["skipped_steps"] for row in expected["history"]] == [1, 1, 0]
     for part in ("network_weights", "model_state", "optimizer_state"):
         assert same_content(expected[part], resumed[part]), part
     assert without_times(expected["history"]) == without_times(resumed["history"])
@@ -180,14 +181,9 @@ def test_a_run_goes_on_after_a_bad_step_and_resumes_to_the_bit(small_run):
 
 
 def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_run):
-    class Poisoned(variant(epochs=3, save_every=1)):
-        def compute(self, batch, training):
-            if self.current_epoch == 2:
-                batch["data"][0, 0, 0, 0, 0] = math.nan
-            return super().compute(batch, training)
-
-    trainer = make_trainer(Poisoned, small_run)
-    with pytest.raises(NonFiniteLossError, match=r"2 steps in a row.*epoch 2.*case\d.*-tr Poisoned_lr0.0001 "):
+    kind = poisoned(variant(epochs=3, save_every=1), lambda progress, _: progress.epoch == 2)
+    trainer = make_trainer(kind, small_run)
+    with pytest.raises(NonFiniteLossError, match=r"2 steps in a row.*epoch 2.*case\d.*-tr AliceTrainer_test_lr0.000"):
         trainer.run_training()
     folder = Path(trainer.output_folder)
     saved = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
@@ -245,13 +241,20 @@ def test_the_matcher_can_be_chosen(small_run, monkeypatch):
     """An embedding that is there wins, but for the variant that wants the atlas; where none is, its variant stops."""
     with pytest.raises(NotPreparedError, match="--method embedding"):
         run(make_trainer(variant(alice.AliceTrainer_embedding), small_run))
-    embedding = Provider("embedding", lambda _: True, lambda dataset: "the embedding")
+    embedding = Provider("embedding", lambda _: True, LaterMatcher)
     monkeypatch.setattr(registry, "PROVIDERS", [embedding, *registry.PROVIDERS])
-    for base, expected in ((alice.AliceTrainer, "the embedding"), (alice.AliceTrainer_atlas, "atlas")):
+    for base, expected in ((alice.AliceTrainer, "embedding"), (alice.AliceTrainer_atlas, "atlas")):
         trainer = make_trainer(variant(base), small_run)
         trainer.initialize()
-        matcher = trainer.open_matcher()
-        assert getattr(matcher, "name", matcher) == expected
+        assert opened_matcher(trainer).name == expected
+
+
+def opened_matcher(trainer):
+    """The matcher that the trainer opens for its views."""
+    if not trainer.was_initialized:
+        trainer.initialize()
+    trainer.get_dataloaders()
+    return trainer.method.matcher
 
 
 def begun(kind, base) -> str:
@@ -265,8 +268,7 @@ def continued(kind, base, path):
     """The matcher of the run that goes on from a checkpoint."""
     trainer = make_trainer(kind, base, continue_training=True)
     trainer.load_checkpoint(path)
-    trainer.get_dataloaders()
-    return trainer.matcher
+    return opened_matcher(trainer)
 
 
 class LaterMatcher(AtlasMatcher):
@@ -284,10 +286,10 @@ def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch, older):
         torch.save(content, path)
     embedding = Provider("embedding", lambda _: True, LaterMatcher)
     monkeypatch.setattr(registry, "PROVIDERS", [embedding, *registry.PROVIDERS])
-    assert make_trainer(variant(), small_run).open_matcher().name == "embedding"
+    assert opened_matcher(make_trainer(variant(), small_run)).name == "embedding"
     assert continued(variant(), small_run, path).name == "atlas"
     with pytest.raises(CheckpointError, match=r"matched by the atlas and are by the embedding; .* start without --c"):
-        continued(variant(open_prepared_matcher=lambda self: LaterMatcher(self.dataset)), small_run, path)
+        continued(variant(alice.AliceTrainer_embedding, "AliceTrainer_test"), small_run, path)
 
 
 def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, monkeypatch):
@@ -307,16 +309,17 @@ def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, mo
         ({"fingerprint": {"atlas_case": "case9"}}, "matched by another atlas"),
     ],
 )
-def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, change, words):
+def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, monkeypatch, change, words):
     path = begun(variant(), small_run)
 
-    def changed_matcher(self):
-        matcher = AtlasMatcher(self.dataset)
+    def changed_matcher(dataset):
+        matcher = AtlasMatcher(dataset)
         vars(matcher).update(change)
         return matcher
 
+    monkeypatch.setattr(registry, "PROVIDERS", [Provider("atlas", lambda _: True, changed_matcher)])
     with pytest.raises(CheckpointError, match=words):
-        continued(variant(open_prepared_matcher=changed_matcher), small_run, path)
+        continued(variant(), small_run, path)
 
 
 def test_validation_cases_of_a_fold_are_held_out(small_run):
@@ -324,19 +327,19 @@ def test_validation_cases_of_a_fold_are_held_out(small_run):
     next(small_run.iterdir()).joinpath("splits_final.json").write_text(json.dumps(splits))
     seen = {True: set(), False: set()}
 
-    class Spy(variant()):
-        def compute(self, batch, training):
-            seen[training] |= {case for pair in batch["pairs"] for case in (pair.case_a, pair.case_b)}
-            return super().compute(batch, training)
+    def compute(self, batch, progress, training):
+        seen[training] |= {case for pair in batch.pairs for case in (pair.case_a, pair.case_b)}
+        assert batch.cases == sorted({case for pair in batch.pairs for case in (pair.case_a, pair.case_b)})
+        return AliceMethod.compute(self, batch, progress, training)
 
-    run(make_trainer(Spy, small_run, fold=0))
+    run(make_trainer(with_method(variant(), compute=compute), small_run, fold=0))
     assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
 
 
 def test_pretraining_may_start_from_weights(small_run):
     """As nnUNetv2_train -pretrained_weights does it; the teacher starts there, too."""
     path = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"
-    trainer = make_trainer(variant(learning_rate=0.0), small_run)
+    trainer = make_trainer(with_settings(variant(), {"optimisation.learning_rate": 0.0}), small_run)
     trainer.initialize()
     load_pretrained_weights(trainer.network, str(path))
     trainer.on_train_start()
@@ -357,28 +360,31 @@ def test_inspect_prints_everything(small_run, capsys):
 
 
 def test_variants_are_found_by_name():
-    assert alice.AliceTrainer_7epochs.epochs == 7 and alice.AliceTrainer_noCASA_30epochs.settings.casa is False
-    assert (alice.AliceTrainer_smoke.epochs, alice.AliceTrainer_smoke.iterations) == (2, 2)
+    assert alice.AliceTrainer_7epochs.settings.run.epochs == 7
+    assert alice.AliceTrainer_noCASA_30epochs.settings.method.casa is False
+    assert (alice.AliceTrainer_smoke.settings.run.epochs, alice.AliceTrainer_smoke.settings.run.iterations) == (2, 2)
     assert not hasattr(alice, "AliceTrainer_manyepochs")
 
 
 def test_validation_keeps_the_arrays_of_its_first_batch_only(small_run):
     """Full patches of a whole validation epoch take gigabytes, and one batch is drawn."""
-    seen, kept = [], []
+    seen, drawn, largest = [], [], []
 
-    class Spy(variant(epochs=2)):
-        def validation_outputs(self, batch, result):
-            seen.append(batch["data"][:2, :1].numpy())
-            outputs = super().validation_outputs(batch, result)
-            kept.append({name for name, value in outputs.items() if not isinstance(value, torch.Tensor)})
-            return outputs
+    def compute(self, batch, progress, training):
+        result = AliceMethod.compute(self, batch, progress, training)
+        if not training:
+            seen.append(batch.views)
+            largest.append(max(value.numel() for value in result.outputs.values()))
+        return result
 
-        def draw_pictures(self):
-            assert (self._picture["queries"] == seen[0]).all() and (seen[0] != seen[1]).any()
+    def draw(self, batch, result, folder):
+        drawn.append(batch.views)
 
-    trainer = make_trainer(Spy, small_run)
+    trainer = make_trainer(with_method(variant(epochs=2), compute=compute, draw=draw), small_run)
     trainer.run_training()
-    assert len(seen) == 4 and not set.union(*kept)
+    assert len(seen) == 4 and len(drawn) == 2 and max(largest) < seen[0].numel() / 8
+    assert drawn[0] is seen[0] and drawn[1] is seen[2] and (seen[0] != seen[1]).any()
+    assert trainer._first_validation is None
 
 
 @pytest.mark.parametrize("volume, warned", [((40, 40, 40), False), ((24, 40, 40), False), ((18, 18, 18), True)])
@@ -397,10 +403,11 @@ def test_an_image_that_cannot_be_opened_does_not_stop_the_start(small_run, caplo
     """Damaged after the matcher was opened, which leaves out what it finds damaged."""
     trainer = make_trainer(variant(), small_run)
     trainer.initialize()
-    trainer.matcher = trainer.open_matcher()
-    damaged = trainer.matcher.cases[0]
+    trainer.method.prepare(trainer.dataset.cases(), [])
+    matcher = trainer.method.matcher
+    damaged = matcher.cases[0]
     (trainer.dataset.folder / f"{damaged}.b2nd").write_bytes(b"no image")
-    views = trainer.make_batches(list(trainer.matcher.cases), training=True)
+    views = trainer.method.batches(list(matcher.cases), training=True)
     assert list(views.pairs.readings.unreadable) == [damaged]
     assert f"Case {damaged} is left out of training" in caplog.text
-    assert views(0, np.random.default_rng(0))["data"].isfinite().all()
+    assert views(0, np.random.default_rng(0)).views.isfinite().all()

@@ -1,7 +1,6 @@
 """AnatomicalEmbeddingTrainer on small phantoms: runs, resumes to the bit, needs neither labels nor an atlas."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,29 +10,32 @@ from pretraining_runs import (
     finished_rows,
     make_trainer,
     phantom_images,
+    poisoned,
     run,
     same_content,
     steps_around_a_bad_one,
     training_log,
     whole_and_resumed,
+    with_method,
+    with_settings,
     without_times,
     write_run,
 )
 
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.errors import NonFiniteLossError
+from nnunet_alice.pretraining.anatomical_embedding import EmbeddingMethod
 from nnunet_alice.trainers import anatomical_embedding
 from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
 
 
-def variant(**attributes):
+def variant(**run):
     """A trainer with few points and a short run."""
-    contrast = replace(
-        AnatomicalEmbeddingTrainer.contrast,
-        **{"positives": 8, "fine_hardest": 40, "fine_negatives": 20, "coarse_hardest": 20, "coarse_negatives": 10},
-    )
-    own = {"epochs": 2, "iterations": 2, "validation_batches": 2, "dimension": 8, "contrast": contrast}
-    return type("AnatomicalEmbeddingTrainer_test", (AnatomicalEmbeddingTrainer,), own | attributes)
+    few = {"positives": 8, "fine_hardest": 40, "fine_negatives": 20, "coarse_hardest": 20, "coarse_negatives": 10}
+    own = {"run.epochs": 2, "run.iterations": 2, "method.validation_batches": 2, "method.dimension": 8}
+    own |= {f"run.{name}": value for name, value in run.items()}
+    own |= {f"method.contrast.{name}": value for name, value in few.items()}
+    return with_settings(AnatomicalEmbeddingTrainer, own, "AnatomicalEmbeddingTrainer_test")
 
 
 @pytest.fixture
@@ -96,12 +98,11 @@ def test_a_case_without_a_body_is_left_out(folders):
     write_run(folders / "preprocessed", images)
     seen = set()
 
-    class Spy(variant(epochs=1)):
-        def compute(self, batch, training):
-            seen.update(batch["cases"])
-            return super().compute(batch, training)
+    def compute(self, batch, progress, training):
+        seen.update(batch.cases)
+        return EmbeddingMethod.compute(self, batch, progress, training)
 
-    folder = run(make_trainer(Spy, folders / "preprocessed"))
+    folder = run(make_trainer(with_method(variant(epochs=1), compute=compute), folders / "preprocessed"))
     assert seen == {"case0", "case2"}
     assert "No body was found in 1 of 3 cases" in training_log(folder)
 
@@ -130,24 +131,21 @@ def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run):
 
 
 def test_a_non_finite_loss_names_the_cases(small_run):
-    class Poisoned(variant(epochs=1)):
-        def compute(self, batch, training):
-            batch["data"][:] = math.nan
-            return super().compute(batch, training)
-
     with pytest.raises(NonFiniteLossError, match=r"epoch 0.*case\d.*_lr0.002 "):
-        make_trainer(Poisoned, small_run).run_training()
+        make_trainer(poisoned(variant(epochs=1), everything=True), small_run).run_training()
 
 
 def test_a_rank_without_queries_has_the_metrics_of_the_others(small_run):
     trainer = make_trainer(variant(), small_run)
+    trainer.initialize()
     some, none = ({"errors": torch.ones(n), "chance": torch.ones(n)} for n in (3, 0))
-    empty = trainer.validation_metrics([none, none])
-    assert list(empty) == list(trainer.validation_metrics([some, none])) and all(map(math.isnan, empty.values()))
+    empty = trainer.method.validation_metrics([none, none])
+    assert list(empty) == list(trainer.method.validation_metrics([some, none])) and all(map(math.isnan, empty.values()))
 
 
 def test_variants_are_found_by_name():
-    assert anatomical_embedding.AnatomicalEmbeddingTrainer_7epochs.epochs == 7
-    smoke = anatomical_embedding.AnatomicalEmbeddingTrainer_smoke
+    assert anatomical_embedding.AnatomicalEmbeddingTrainer_7epochs.settings.run.epochs == 7
+    smoke = anatomical_embedding.AnatomicalEmbeddingTrainer_smoke.settings.run
     assert (smoke.epochs, smoke.iterations) == (2, 2)
-    assert AnatomicalEmbeddingTrainer.epochs * AnatomicalEmbeddingTrainer.iterations == 20_000  # the paper's
+    whole = AnatomicalEmbeddingTrainer.settings.run
+    assert whole.epochs * whole.iterations == 20_000  # the paper's

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +14,14 @@ from pretraining_runs import (
     finished_rows,
     make_trainer,
     phantom_images,
+    poisoned,
     run,
     same_content,
     steps_around_a_bad_one,
     training_log,
     whole_and_resumed,
+    with_method,
+    with_settings,
     without_times,
     write_run,
 )
@@ -31,15 +33,17 @@ from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NonFiniteLossError
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.methods.drasclr.conversion import plain_state_dict
+from nnunet_alice.pretraining.drasclr import DrasCLRMethod
 from nnunet_alice.trainers import drasclr, pretraining
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer
 
 
-def variant(base=DrasCLRTrainer, name="DrasCLRTrainer_test", settings=None, **attributes):
-    """A trainer with a short run."""
-    own = {"epochs": 2, "iterations": 2, "validation_iterations": 2, "pictures_every": 100}
-    own["settings"] = replace(base.settings, dim=8, **(settings or {}))
-    return type(name, (base,), own | attributes)
+def variant(base=DrasCLRTrainer, name="DrasCLRTrainer_test", **settings):
+    """A trainer with a short run; settings are those of run, optimisation or method by their names."""
+    own = {"run.epochs": 2, "run.iterations": 2, "run.pictures_every": 100}
+    own |= {"method.validation_iterations": 2, "method.dim": 8}
+    rooms = {"epochs": "run", "iterations": "run", "learning_rate": "optimisation"}
+    return with_settings(base, own | {f"{rooms.get(key, 'method')}.{key}": v for key, v in settings.items()}, name)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def small_run(prepared, tmp_path, monkeypatch):
 def no_pictures(monkeypatch):
     """Most of a short run's time would go into drawing; one test draws."""
     monkeypatch.setattr(pretraining, "draw_progress", lambda *_: None)
-    monkeypatch.setattr(drasclr, "draw_landmark_views", lambda **_: None)
+    monkeypatch.setattr(DrasCLRMethod, "draw", lambda *_: None)
 
 
 def test_a_run_leaves_what_it_promises(small_run):
@@ -104,26 +108,24 @@ def test_the_key_encoder_follows_and_the_queue_holds_the_batches(small_run, no_p
     assert all(map(torch.equal, query_before, key_before))
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)
-    assert queues.filled[batch["landmark"]] == len(batch["subjects"]) and int(queues.filled.sum()) == len(
-        batch["cases"]
-    )
-    stored = queues.subjects[batch["landmark"], : len(batch["cases"])].tolist()
-    assert [trainer.places.cases[subject] for subject in stored] == batch["cases"]
-    momentum = max(0.0, 1 - 20 / trainer.total_steps)
+    assert queues.filled[batch.landmark] == len(batch.subjects) and int(queues.filled.sum()) == len(batch.cases)
+    stored = queues.subjects[batch.landmark, : len(batch.cases)].tolist()
+    assert [trainer.method.places.cases[subject] for subject in stored] == batch.cases
+    momentum = max(0.0, 1 - 20 / trainer.progress.total_steps)
     assert not all(map(torch.equal, query_before, query))
     for before, after, now in zip(key_before, key, query, strict=True):
         torch.testing.assert_close(after, momentum * before + (1 - momentum) * now)
     with torch.no_grad():
         trainer.on_validation_epoch_start()
         trainer.validation_step(next(trainer.dataloader_val))
-    assert int(queues.filled.sum()) == len(batch["cases"])
+    assert int(queues.filled.sum()) == len(batch.cases)
 
 
 def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(small_run, no_pictures):
     trainer = make_trainer(variant(learning_rate=0.1), small_run)
     path = run(trainer) / "checkpoint_final.pth"
     saved = torch.load(path, weights_only=True)
-    expected = plain_state_dict(trainer.model.query.encoder, trainer.training_locations)
+    expected = plain_state_dict(trainer.model.query.encoder, trainer.method.training_locations)
     assert expected
     for name, value in expected.items():
         assert torch.equal(saved["network_weights"][f"encoder.{name}"], value), name
@@ -138,14 +140,16 @@ def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(smal
     # The decoder is as it was initialised, the encoder is not.
     untrained = make_trainer(variant(), small_run)
     untrained.initialize()
-    changed = {n for n, v in untrained.network_weights().items() if not torch.equal(v, saved["network_weights"][n])}
+    before, after = untrained.method.network_weights(), saved["network_weights"]
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and all(".encoder." in f".{name}" for name in changed)
     lines = describe_checkpoint(path)["trained"]
     assert any(line.startswith("decoder") and "NOT trained" in line for line in lines)
     assert any(line.startswith("encoder") and line.endswith("trained") for line in lines)
     # What using the conditional encoder elsewhere needs.
     extras = saved["drasclr"]
-    assert len(extras["landmarks"]["points_mm"]) == len(trainer.landmarks) and tuple(extras["crop_size"]) == (8, 8, 8)
+    assert len(extras["landmarks"]["points_mm"]) == len(trainer.method.landmarks)
+    assert tuple(extras["crop_size"]) == (8, 8, 8)
     assert 0 < extras["feature_difference"]["relative"] < math.inf
     assert any(name.endswith("experts") for name in saved["model_state"])
 
@@ -189,14 +193,16 @@ def test_ablations_see_the_batches_of_the_whole_method(small_run, no_pictures):
     for base in (DrasCLRTrainer, drasclr.DrasCLRTrainer_noRegional, drasclr.DrasCLRTrainer_noLocation):
         trainer = make_trainer(variant(base, largest_batch=3), small_run)
         trainer.initialize()
-        sizes.add((trainer.batch_size, trainer.crop_size))
+        sizes.add((trainer.batch_size, trainer.method.crop_size))
     assert len(sizes) == 1
 
 
 def test_variants_by_name():
-    assert drasclr.DrasCLRTrainer_30epochs.epochs == 30
-    assert drasclr.DrasCLRTrainer_noLocation_5epochs.settings.conditional is False
-    assert drasclr.DrasCLRTrainer_smoke.epochs == drasclr.DrasCLRTrainer_smoke.iterations == 2
+    assert drasclr.DrasCLRTrainer_30epochs.settings.run.epochs == 30
+    assert drasclr.DrasCLRTrainer_noLocation_5epochs.settings.method.conditional is False
+    assert drasclr.DrasCLRTrainer_smoke.settings.run.epochs == drasclr.DrasCLRTrainer_smoke.settings.run.iterations == 2
+    method = getattr(drasclr, "DrasCLRTrainer_4experts_3neighbours_temperature0.1_queue64").settings.method
+    assert (method.num_experts, method.neighbours, method.temperature, method.queue_limit) == (4, 3, 0.1, 64)
 
 
 def test_labels_are_never_read(small_run, no_pictures):
@@ -208,14 +214,14 @@ def test_labels_are_never_read(small_run, no_pictures):
 
 
 def test_starting_from_weights_starts_the_conditional_encoder_there(small_run, no_pictures):
-    trainer = make_trainer(variant(settings={"location_gain": 0.0}), small_run)
+    trainer = make_trainer(variant(location_gain=0.0), small_run)
     trainer.initialize()
     with torch.no_grad():
         for parameter in trainer.network.parameters():
             parameter.add_(0.1)
     trainer.on_train_start()
     wanted = {name: value.clone() for name, value in trainer.network.encoder.state_dict().items()}
-    for name, value in plain_state_dict(trainer.model.query.encoder, trainer.training_locations).items():
+    for name, value in plain_state_dict(trainer.model.query.encoder, trainer.method.training_locations).items():
         torch.testing.assert_close(value, wanted[name])
     assert same_content(dict(trainer.model.query.state_dict()), dict(trainer.model.key.state_dict()))
 
@@ -225,12 +231,11 @@ def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
     next(small_run.iterdir()).joinpath("splits_final.json").write_text(json.dumps(splits))
     seen = {True: set(), False: set()}
 
-    class Spy(variant(epochs=1)):
-        def compute(self, batch, training):
-            seen[training] |= set(batch["cases"])
-            return super().compute(batch, training)
+    def compute(self, batch, progress, training):
+        seen[training] |= set(batch.cases)
+        return DrasCLRMethod.compute(self, batch, progress, training)
 
-    run(make_trainer(Spy, small_run, fold=0))
+    run(make_trainer(with_method(variant(epochs=1), compute=compute), small_run, fold=0))
     assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
 
 
@@ -242,13 +247,8 @@ def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, no_pic
 
 
 def test_a_non_finite_loss_names_the_cases(small_run, no_pictures):
-    class Poisoned(variant()):
-        def compute(self, batch, training):
-            batch["data"][0, 0, 0, 0, 0] = math.nan
-            return super().compute(batch, training)
-
     with pytest.raises(NonFiniteLossError, match=r"epoch 0 on the cases case\d, case\d.*_lr0.001 "):
-        make_trainer(Poisoned, small_run).run_training()
+        make_trainer(poisoned(variant()), small_run).run_training()
 
 
 def test_without_preparation_it_prepares_and_says_so(small_run, no_pictures):
@@ -258,7 +258,7 @@ def test_without_preparation_it_prepares_and_says_so(small_run, no_pictures):
     trainer.initialize()
     log = training_log(trainer.output_folder)
     assert "registering every case to an atlas" in log and "laying them over the body now" in log
-    assert trainer.landmarks.step_mm == 26 and (dataset.anatomy_folder / "atlas" / "landmarks.json").is_file()
+    assert trainer.method.landmarks.step_mm == 26 and (dataset.anatomy_folder / "atlas" / "landmarks.json").is_file()
 
 
 def test_a_2d_configuration_is_refused(small_run, no_pictures):

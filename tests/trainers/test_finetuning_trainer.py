@@ -14,6 +14,7 @@ from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from pretraining_runs import with_settings
 from small_datasets import set_folders
 
 from nnunet_alice.checkpoints.saving import STALE_AFTER_SECONDS, save_checkpoint
@@ -34,14 +35,14 @@ def dataset(tmp_path, monkeypatch):
     return folder
 
 
-def variant(name: str, **attributes) -> type:
+def variant(name: str, **optimisation) -> type:
     """A short trainer by its name, as nnU-Net asks for it."""
-    return type(name, (getattr(finetuning, name),), attributes)
+    return with_settings(getattr(finetuning, name), {f"optimisation.{k}": v for k, v in optimisation.items()}, name)
 
 
-def short(name="FineTuneTrainer", epochs=2, iterations=2, endings="_seed1", **attributes) -> type:
+def short(name="FineTuneTrainer", epochs=2, iterations=2, endings="_seed1", **optimisation) -> type:
     """A trainer of a few steps."""
-    return variant(f"{name}_{epochs}epochs_{iterations}iterations{endings}", **attributes)
+    return variant(f"{name}_{epochs}epochs_{iterations}iterations{endings}", **optimisation)
 
 
 def weights_file(dataset, path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,10 @@ from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.pretraining import read_for_resume
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
+from nnunet_alice.methods.distributed import rank
+from nnunet_alice.pretraining.alice import AliceMethod
 from nnunet_alice.trainers.alice import AliceTrainer
+from nnunet_alice.training.settings import changed
 
 PAIRS = 3
 
@@ -25,22 +27,30 @@ pytestmark = needs_distributed
 class AliceTrainer_ranks(AliceTrainer):
     """A small head and a short run."""
 
-    epochs = 1
-    iterations = 2
-    retrieval_candidates = 4
-    settings = replace(AliceTrainer.settings, hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
+    settings = changed(
+        AliceTrainer.settings,
+        {
+            **{"run.epochs": 1, "run.iterations": 2, "method.retrieval_candidates": 4, "method.hidden_dim": 16},
+            **{"method.bottleneck_dim": 8, "method.prototypes": 16, "method.attention_heads": 2},
+        },
+    )
+
+
+class PoisonedMethod(AliceMethod):
+    """Rank 1 alone meets a broken image, once."""
+
+    def compute(self, batch, progress, training):
+        """As ever, but for NaN."""
+        if training and progress.step == 1 and rank() == 1:
+            batch.views[:] = math.nan
+        return super().compute(batch, progress, training)
 
 
 class AliceTrainer_poisoned(AliceTrainer_ranks):
-    """Rank 1 alone meets a broken image, once."""
+    """Three iterations with that image."""
 
-    iterations = 3
-
-    def compute(self, batch, training):
-        """As ever, but for NaN."""
-        if training and self.step == 1 and self.local_rank == 1:
-            batch["data"][:] = math.nan
-        return super().compute(batch, training)
+    method_class = PoisonedMethod
+    settings = changed(AliceTrainer_ranks.settings, {"run.iterations": 3})
 
 
 def on_cpu(trainer_class, base):

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.trainers import finetuning
+from nnunet_alice.training.settings import changed
 
 pytestmark = needs_distributed
 
@@ -17,8 +18,13 @@ pytestmark = needs_distributed
 class FineTuneTrainer_ranks(finetuning.FineTuneTrainer):
     """One epoch of the decoder, one of everything."""
 
-    epochs, iterations, seed, learning_rate = 2, 2, 1, 1e-2
-    decoder_first_share = 0.5
+    settings = changed(
+        finetuning.FineTuneTrainer.settings,
+        {
+            **{"run.epochs": 2, "run.iterations": 2, "run.seed": 1},
+            **{"optimisation.learning_rate": 1e-2, "optimisation.decoder_first_share": 0.5},
+        },
+    )
 
 
 def on_cpu(folder, weights):

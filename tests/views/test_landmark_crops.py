@@ -54,19 +54,19 @@ def test_crops_show_the_landmark_and_its_neighbours_in_every_subject(world):
     nearest = world.landmarks.neighbours(2)
     for number in range(len(make.landmarks)):
         batch = make(number, np.random.default_rng(number))
-        landmark, count = batch["landmark"], len(batch["cases"])
-        assert batch["data"].shape == (4 * count, 4, 4, 8, 8) and batch["data"].dtype == torch.float32
-        patches = batch["data"].unflatten(0, (4, count))
+        landmark, count = batch.landmark, len(batch.cases)
+        assert batch.views.shape == (4 * count, 4, 4, 8, 8) and batch.views.dtype == torch.float32
+        patches = batch.views.unflatten(0, (4, count))
         assert torch.equal(patches[0], patches[1])  # two views of the same patch, here not augmented
         for row, place in ((0, landmark), (2, nearest[landmark][0]), (3, nearest[landmark][1])):
-            for column, case in enumerate(batch["cases"]):
+            for column, case in enumerate(batch.cases):
                 subject = list(SHAPES).index(case)
                 point_mm = world.landmarks.points_mm[place] - world.affines[subject][:3, 3]
                 middle = patches[row, column, :, 2, 4, 4].numpy()
-                assert middle[0] == subject == batch["subjects"][column]
+                assert middle[0] == subject == batch.subjects[column]
                 np.testing.assert_array_equal(middle[1:], np.floor(point_mm / SPACING + 0.5))
-        np.testing.assert_array_equal(batch["location"], world.landmarks.locations[landmark])
-        np.testing.assert_array_equal(batch["neighbour_locations"], world.landmarks.locations[nearest[landmark]])
+        np.testing.assert_array_equal(batch.location, world.landmarks.locations[landmark])
+        np.testing.assert_array_equal(batch.neighbour_locations, world.landmarks.locations[nearest[landmark]])
 
 
 def test_subjects_are_those_that_show_landmark_and_neighbours(world):
@@ -75,7 +75,7 @@ def test_subjects_are_those_that_show_landmark_and_neighbours(world):
     high = set()
     for number in range(len(make.landmarks)):
         batch = make(number, np.random.default_rng(0))
-        involved = [batch["landmark"], *nearest[batch["landmark"]]]
+        involved = [batch.landmark, *nearest[batch.landmark]]
         expected = {
             case
             for number, case in enumerate(SHAPES)
@@ -84,15 +84,15 @@ def test_subjects_are_those_that_show_landmark_and_neighbours(world):
                 for place in involved
             )
         }
-        assert sorted(batch["cases"]) == sorted(expected)
+        assert sorted(batch.cases) == sorted(expected)
         high.add("short" in expected)
     assert high == {True, False}
-    assert set(crops(world, cases=["a", "b", "unknown"])(0, np.random.default_rng(0))["cases"]) == {"a", "b"}
+    assert set(crops(world, cases=["a", "b", "unknown"])(0, np.random.default_rng(0)).cases) == {"a", "b"}
 
 
 def test_batches_are_not_larger_than_asked_and_repeat_nobody(world):
     for seed in range(10):
-        cases = crops(world, batch_size=2)(seed, np.random.default_rng(seed))["cases"]
+        cases = crops(world, batch_size=2)(seed, np.random.default_rng(seed)).cases
         assert len(cases) == 2 == len(set(cases))
 
 
@@ -111,9 +111,9 @@ def test_a_batch_depends_on_number_and_generator_alone(world):
     make(4, np.random.default_rng(9))
     torch.rand(3)
     two = make(3, np.random.default_rng([1, 2]))
-    assert torch.equal(one["data"], two["data"]) and one["cases"] == two["cases"]
-    assert not torch.equal(one["data"], make(3, np.random.default_rng([1, 3]))["data"])
-    views = one["data"].unflatten(0, (4, -1))
+    assert torch.equal(one.views, two.views) and one.cases == two.cases
+    assert not torch.equal(one.views, make(3, np.random.default_rng([1, 3])).views)
+    views = one.views.unflatten(0, (4, -1))
     assert not torch.equal(views[0], views[1])  # each view is augmented on its own
 
 

@@ -11,8 +11,9 @@ import torch
 
 from nnunet_alice.cropping import crop_centred
 from nnunet_alice.views.augmentation import augment, mild_intensity_augmentation
-from nnunet_alice.views.loader import MatchedViews, NumberedBatches, start_loader
+from nnunet_alice.views.loader import NumberedBatches, start_loader
 from nnunet_alice.views.masking import block_shape
+from nnunet_alice.views.matched_views import AliceBatch, MatchedViews
 from nnunet_alice.views.pairs import PointPair
 from nnunet_alice.views.readings import Readings
 
@@ -44,24 +45,24 @@ def batches(transform=None, **options):
 
 
 def same(one, two):
-    return torch.equal(one["data"], two["data"]) and torch.equal(one["mask"], two["mask"])
+    return torch.equal(one.views, two.views) and torch.equal(one.mask, two.mask)
 
 
 def test_a_batch_holds_query_then_anchor_views_around_the_points():
     batch = next(batches())
-    assert batch["data"].shape == (6, 2, *PATCH) and batch["mask"].shape == (6, *PATCH)
+    assert batch.views.shape == (6, 2, *PATCH) and batch.mask.shape == (6, *PATCH)
     images = volumes()
-    for index, pair in enumerate(batch["pairs"]):
-        np.testing.assert_array_equal(batch["data"][index], crop_centred(images["a"], pair.point_a, PATCH))
-        np.testing.assert_array_equal(batch["data"][3 + index], crop_centred(images["b"], pair.point_b, PATCH))
+    for index, pair in enumerate(batch.pairs):
+        np.testing.assert_array_equal(batch.views[index], crop_centred(images["a"], pair.point_a, PATCH))
+        np.testing.assert_array_equal(batch.views[3 + index], crop_centred(images["b"], pair.point_b, PATCH))
 
 
 def test_every_view_has_its_own_mask_of_the_right_share():
     batch = next(batches())
     blocks = np.prod([-(-p // b) for p, b in zip(PATCH, block_shape(PATCH), strict=True)])
-    share = batch["mask"].float().mean(dim=(1, 2, 3))
+    share = batch.mask.float().mean(dim=(1, 2, 3))
     torch.testing.assert_close(share, torch.full((6,), round(0.75 * blocks) / blocks))
-    assert len({mask.numpy().tobytes() for mask in batch["mask"]}) == 6
+    assert len({mask.numpy().tobytes() for mask in batch.mask}) == 6
 
 
 def test_continuing_at_a_batch_gives_what_the_whole_run_gave():
@@ -91,6 +92,26 @@ def test_worker_processes_deliver_the_same_batches_in_the_same_order():
         assert all(same(next(loader), batch) for batch in expected)
     finally:
         loader._finish()
+
+
+def test_workers_are_there_before_the_first_batch_and_hand_over_whole_batches():
+    """Forked together at the start, before anything runs on a GPU; tensors are pinned through a dict of fields."""
+    expected = next(batches())
+    loader = start_loader(batches(), num_processes=1, pin_memory=True)
+    try:
+        assert [process.is_alive() for process in loader._processes] == [True]
+        batch = next(loader)
+        assert type(batch) is AliceBatch and same(batch, expected) and batch.cases == expected.cases == ["a", "b"]
+        assert [pair.score for pair in batch.pairs] == [pair.score for pair in expected.pairs]
+    finally:
+        loader._finish()
+
+
+def test_a_batch_moves_its_tensors_and_keeps_the_rest():
+    batch = next(batches())
+    moved = batch.to("meta")
+    assert moved.views.device.type == moved.mask.device.type == "meta" and moved.views.shape == batch.views.shape
+    assert moved.pairs is batch.pairs and moved.cases == batch.cases and batch.views.device.type == "cpu"
 
 
 def test_workers_of_a_process_that_computes_with_several_threads_do_not_hang():

@@ -11,8 +11,10 @@ from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.matching.interface import Matches
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
+from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.landmark_crops import AffineRange, LandmarkCrops
-from nnunet_alice.views.loader import MatchedViews, NumberedBatches
+from nnunet_alice.views.loader import NumberedBatches
+from nnunet_alice.views.matched_views import MatchedViews
 from nnunet_alice.views.overlap import OverlapSampler
 from nnunet_alice.views.overlap_batches import OverlappingCrops
 from nnunet_alice.views.pairs import MatchedPairs, SameVolumePairs
@@ -94,19 +96,17 @@ def landmarks(world, batch_size=3, **options):
 LOADERS = [matched, same_volume, overlapping, landmarks]
 
 
-def shown(batch: dict) -> set[str]:
-    if "cases" in batch:
-        return set(batch["cases"])
-    return {case for pair in batch["pairs"] for case in (pair.case_a, pair.case_b)}
+def shown(batch: Batch) -> set[str]:
+    return set(batch.cases)
 
 
-def batches(loader, count=12, start=0) -> list[dict]:
+def batches(loader, count=12, start=0) -> list[Batch]:
     numbered = NumberedBatches(loader, seed=5, start=start)
     return [next(numbered) for _ in range(count)]
 
 
-def same(one: dict, two: dict) -> bool:
-    return torch.equal(one["data"], two["data"]) and shown(one) == shown(two)
+def same(one: Batch, two: Batch) -> bool:
+    return torch.equal(one.views, two.views) and shown(one) == shown(two)
 
 
 @pytest.mark.parametrize("make", LOADERS)
@@ -175,11 +175,11 @@ def test_batches_without_damaged_cases_stay_what_they_were(make):
 
 def test_a_batch_of_different_cases_stays_one_while_there_are_enough():
     for batch in batches(overlapping(World(images="ab"))):
-        assert sorted(batch["cases"]) == ["c", "d", "e"]
+        assert sorted(batch.cases) == ["c", "d", "e"]
     for batch in batches(overlapping(World(images="abc"))):
-        assert len(batch["cases"]) == 3 and set(batch["cases"]) == {"d", "e"}
+        assert len(batch.cases) == 3 and set(batch.cases) == {"d", "e"}
     for batch in batches(landmarks(World(images="ab"))):
-        assert sorted(batch["cases"]) == ["c", "d", "e"]
+        assert sorted(batch.cases) == ["c", "d", "e"]
 
 
 def test_a_landmark_of_too_few_readable_cases_gives_way_to_the_next():
@@ -190,7 +190,7 @@ def test_a_landmark_of_too_few_readable_cases_gives_way_to_the_next():
     only_two = np.array([case in "ac" for case in CASES])
     loader.places.visible = lambda number: visible(number) & only_two if number == hidden else visible(number)
     batch = loader(3, np.random.default_rng(0))
-    assert batch["landmark"] == loader.landmark_of(4) and len(batch["cases"]) == 3
+    assert batch.landmark == loader.landmark_of(4) and len(batch.cases) == 3
 
 
 @pytest.mark.parametrize(

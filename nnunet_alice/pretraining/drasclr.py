@@ -1,0 +1,302 @@
+"""DrasCLR as a pretraining method: contrast at atlas landmarks, in an encoder that knows the location."""
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_alice.anatomy.landmarks import Landmarks
+from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.matching.atlas_landmarks import open_landmarks, prepare_landmarks
+from nnunet_alice.matching.landmark_places import LandmarkPlaces
+from nnunet_alice.methods.distributed import rank
+from nnunet_alice.methods.drasclr.conditional import LocationGroups, UnconditionedEncoder
+from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
+from nnunet_alice.methods.drasclr.difference import feature_difference
+from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
+from nnunet_alice.methods.drasclr.queue import LandmarkQueues, queue_bytes, queue_size
+from nnunet_alice.methods.drasclr.representation import PatchRepresentation
+from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
+from nnunet_alice.pictures.landmark_views import draw_landmark_views
+from nnunet_alice.planning.plans import total_stride
+from nnunet_alice.pretraining.collapse import MIN_SPREAD
+from nnunet_alice.pretraining.matched_cases import cases_to_validate_on, open_or_prepare_matcher
+from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
+from nnunet_alice.training.ranks import on_one_rank_first
+from nnunet_alice.training.settings import flat, unrecorded
+from nnunet_alice.views.landmark_crops import LandmarkBatch, LandmarkCrops, crop_size, noise_and_gamma
+
+
+@dataclass(frozen=True)
+class DrasCLRPretrainingSettings(DrasCLRSettings):
+    """The numbers of the paper, and those of batches and validation.
+
+    Attributes:
+        largest_batch: most subjects a batch (the reference's 128, on all GPUs together).
+        validation_iterations: batches of a validation epoch.
+    """
+
+    largest_batch: int = unrecorded(128)
+    validation_iterations: int = unrecorded(20)
+
+
+class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
+    """Contrast of subjects at one landmark and around it, in an encoder that knows the location.
+
+    A batch shows one landmark of the atlas in as many subjects as fit where the plans' batch fits. The network is the
+    plain one, its experts mixed at the routing averaged over the training locations; the conditional encoder and the
+    queues lie beside it.
+
+    Args:
+        settings: all numbers of the method.
+        context: of the run.
+
+    Attributes:
+        landmarks: of the atlas, once the model was made; :attr:`places` says where they lie in the cases.
+        training_locations: (n, 3) locations of the landmarks that at least two cases show.
+        crop_size: (3,) voxels, (z, y, x).
+    """
+
+    name = "DrasCLR"
+    static_shapes = False  # batches are smaller where few cases show a landmark
+    model: DrasCLRModel
+    landmarks: Landmarks
+    places: LandmarkPlaces
+    training_locations: Tensor
+    crop_size: tuple[int, ...]
+
+    def __init__(self, settings: DrasCLRPretrainingSettings, context: RunContext) -> None:
+        super().__init__(settings, context)
+        self._difference: dict[str, float] | None = None
+
+    # ---------------------------------------------------------------------------------------------- the network
+
+    def make_model(self, network: nn.Module) -> DrasCLRModel:
+        """Return a conditional copy of the encoder with its queues; the number of landmarks sets their size."""
+        self._open_anatomy()
+        seen = self.places.seen()
+        self.training_locations = torch.from_numpy(self.landmarks.locations[seen >= min(2, int(seen.max()))])
+        self.crop_size = self._choose_crop_size(network.encoder)
+        self.batch_size = self._choose_batch_size(network)
+        slots = queue_size(len(self.places.cases), self.settings.queue_limit)
+        self.context.log(
+            f"{len(self.landmarks)} landmarks, {int((seen > 1).sum())} of them shown by at least two of "
+            f"{len(self.places.cases)} registered cases. Queues of {slots} keys a landmark take "
+            f"{queue_bytes(len(self.landmarks), slots, self.settings.dim) / 1e9:.3g} GB."
+        )
+        embedder = PatchEmbedder(
+            self._make_encoder(network.encoder),
+            network.encoder.output_channels[-1],
+            dim=self.settings.dim,
+            cells=self.settings.cells,
+        )
+        queues = LandmarkQueues(len(self.landmarks), slots, self.settings.dim)
+        return DrasCLRModel(embedder, queues, temperature=self.settings.temperature, beta=self.settings.beta)
+
+    def _open_anatomy(self) -> None:
+        """Open the atlas, on which landmarks lie, whichever other matchers were prepared; make what is missing."""
+        dataset, log = self.context.dataset, self.context.log
+        self.matcher = on_one_rank_first(lambda: open_or_prepare_matcher(dataset, "atlas", log))
+        self.landmarks = on_one_rank_first(self._open_landmarks)
+        self.places = LandmarkPlaces.of_registered(self.landmarks, self.matcher)
+
+    def _open_landmarks(self) -> Landmarks:
+        try:
+            return open_landmarks(self.context.dataset)
+        except NotPreparedError:
+            self.context.log(
+                "No landmarks were laid on the atlas: laying them over the body now. "
+                "To choose a region or another grid, run nnunet_alice anatomy with --roi and --landmark_... before."
+            )
+            return prepare_landmarks(self.context.dataset).landmarks
+
+    def _make_encoder(self, plain: nn.Module) -> nn.Module:
+        """The query encoder, starting from the weights of a plain one; the same for the same weights."""
+        if not self.settings.conditional:
+            return UnconditionedEncoder(copy.deepcopy(plain))
+        generator = torch.Generator().manual_seed(self.context.seed)
+        gain = self.settings.location_gain
+        return to_conditional(plain, self.settings.num_experts, location_gain=gain, generator=generator)
+
+    def _choose_crop_size(self, encoder: nn.Module) -> tuple[int, ...]:
+        strides, spacing = total_stride(encoder.strides), self.context.spacing
+        size = crop_size(self.landmarks.patch_mm, spacing, strides, self.context.patch_size)
+        shown_mm = (n * step for n, step in zip(size, spacing, strict=True))
+        self.context.log(
+            f"Crops of {' x '.join(map(str, size))} voxels ({' x '.join(f'{mm:.0f}' for mm in shown_mm)} mm), "
+            f"{' x '.join(str(n // stride) for n, stride in zip(size, strides, strict=True))} voxels at the bottleneck "
+            f"of the plans' encoder; landmarks stand for patches of {self.landmarks.patch_mm:g} mm."
+        )
+        return size
+
+    def _choose_batch_size(self, network: nn.Module) -> int:
+        """As many subjects as need about the memory that the plans foresee: the encoder alone, on small crops."""
+        planned = self.context.batch_size * network.compute_conv_feature_map_size(self.context.patch_size)
+        # The paper's number of crops with gradient in all variants, so that ablations see the same batches.
+        subject = (1 + DrasCLRSettings.neighbours) * network.encoder.compute_conv_feature_map_size(self.crop_size)
+        size = int(min(max(2, planned // subject), self.settings.largest_batch, len(self.places.cases)))
+        self.context.log(f"Up to {size} subjects a batch, at one landmark, on this GPU.")
+        return size
+
+    @property
+    def modules_to_compile(self) -> list[nn.Module]:
+        """Query and key encoder; the queues change in size with the data and gain nothing."""
+        return [self.model.query, self.model.key]
+
+    # ------------------------------------------------------------------------------------------------ the views
+
+    def prepare(
+        self, training: list[str], validation: list[str], matching: str | None = None
+    ) -> tuple[list[str], list[str]]:
+        """Choose the cases to validate on; the anatomy was opened for the model."""
+        return training, cases_to_validate_on(self.matcher, training, validation, self.context.log)
+
+    def batches(self, cases: list[str], training: bool) -> LandmarkCrops:
+        """Return crops of these cases; validation crops are augmented too, as the two views would be equal."""
+        return LandmarkCrops(
+            self.places,
+            cases,
+            self.context.dataset.image,
+            self.crop_size,
+            self.context.spacing,
+            self.batch_size,
+            neighbours=self.settings.neighbours,
+            seed=self.context.seed + rank(),
+            transform=noise_and_gamma(),
+            min_cases=2 if training else 1,
+        )
+
+    def validation_batches(self, rank_batch_sizes: Sequence[int]) -> int:
+        """Return the number in the settings."""
+        return self.settings.validation_iterations
+
+    # --------------------------------------------------------------------------------------------- the training
+
+    def before_training(self) -> None:
+        """Start from the network's weights."""
+        fresh = self._make_encoder(self.network.encoder)
+        for embedder in (self.model.query, self.model.key):
+            embedder.encoder.load_state_dict(fresh.state_dict())
+
+    def compute(self, batch: LandmarkBatch, progress: Progress, training: bool) -> StepResult:
+        """Return both losses of one batch."""
+        patches = batch.views.unflatten(0, (-1, len(batch.subjects)))
+        regional = self.settings.neighbours > 0
+        losses = self.module_for(training)(
+            patches[0],
+            patches[1],
+            batch.location,
+            batch.landmark,
+            patches[2:] if regional else None,
+            batch.neighbour_locations if regional else None,
+            batch.subjects,
+        )
+        metrics = {"loss": losses.total.detach(), "loss_local": losses.local}
+        accuracies = {"accuracy_local": losses.local_accuracy}
+        if regional:
+            metrics["loss_regional"] = losses.regional
+            accuracies["accuracy_regional"] = losses.regional_accuracy
+        if not training:
+            return StepResult(losses.total, metrics, {name: float(value) for name, value in accuracies.items()})
+        metrics |= accuracies | {"spread": losses.key_spread, "queue_fill": self.model.queues.fill_fraction()}
+        return StepResult(losses.total, metrics)
+
+    def step_buffers(self) -> list[Tensor]:
+        """Return all buffers but the queues, which are large and take finite keys only."""
+        queues = {id(buffer) for buffer in self.model.queues.buffers()}
+        return [buffer for buffer in self.model.buffers() if id(buffer) not in queues]
+
+    def after_step(self, progress: Progress) -> None:
+        """Move the key encoder. In short runs its memory is at most a twentieth of the run."""
+        momentum = min(self.settings.key_momentum, max(0.0, 1 - 20 / progress.total_steps))
+        self.model.update_key_encoder(momentum)
+
+    def after_training(self) -> None:
+        """Measure what the plain network loses against the conditional encoder."""
+        if not self.settings.conditional:
+            return
+        self._difference = self.measure_difference()
+        self.context.log(
+            "Features of the plain network against those of the conditional encoder: they differ by "
+            f"{self._difference['relative']:.1%} of their size and {self._difference['relative_to_spread']:.1%} "
+            f"of their spread over patches; mean cosine {self._difference['cosine']:.4f}."
+        )
+
+    @torch.no_grad()
+    def measure_difference(self, batches: int = 16) -> dict[str, float]:
+        """Return `feature_difference` over unchanged crops at ``batches`` landmarks, in full precision."""
+        context = self.context
+        crops = LandmarkCrops(
+            self.places, self.places.cases, context.dataset.image, self.crop_size, context.spacing, self.batch_size,
+            neighbours=0, seed=context.seed, affine=None, min_cases=1,
+        )  # fmt: skip
+        channels = self.network.encoder.output_channels[-1]
+        plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels)
+        pairs = []
+        for number in range(batches):
+            batch = crops(number, np.random.default_rng([context.seed, number])).to(context.device)
+            where = LocationGroups(batch.location[None], (len(batch.views),))
+            pairs.append((self.model.query.represent.features(batch.views, where), plain.features(batch.views, where)))
+        return feature_difference(pairs)
+
+    # ----------------------------------------------------------------------------------------------- the report
+
+    def validation_metrics(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return mean accuracies of the batches that had negatives."""
+        means = {name: np.array([output[name] for output in outputs]) for name in outputs[0]}
+        return {f"val_{name}": float(np.nanmean(v)) if not np.isnan(v).all() else 0.0 for name, v in means.items()}
+
+    def warnings(self, metrics: Mapping[str, float], epoch: int) -> list[str]:
+        """Return whether the embedding collapses, from the second epoch on."""
+        if epoch == 0 or not metrics["spread"] < MIN_SPREAD:
+            return []
+        return [f"this run may be collapsing: embedding spread {metrics['spread']:.4f} is below {MIN_SPREAD}"]
+
+    def draw(self, batch: LandmarkBatch, result: StepResult, folder: Path) -> None:
+        """Draw ``views.png``: both views of a validation batch and its neighbours."""
+        patches = batch.views[:, 0].unflatten(0, (-1, len(batch.cases))).cpu().numpy()
+        draw_landmark_views(patches, batch.cases, batch.landmark, folder / "views.png")
+
+    # ------------------------------------------------------------------------------------------ the checkpoints
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return the settings, and which landmarks: the queues belong to them."""
+        layout = hashlib.sha256(np.ascontiguousarray(self.landmarks.points_mm)).hexdigest()[:16]
+        return super().recorded_settings() | {
+            "landmarks": f"{len(self.landmarks)} ({layout})",
+            "registered_cases": len(self.places.cases),
+            "crop_size": self.crop_size,
+        }
+
+    def plain_encoder(self) -> nn.Module:
+        """Return the query encoder as the plans build it, experts mixed at the mean routing over training locations."""
+        encoder = self.model.query.encoder
+        return to_plain(encoder, self.training_locations) if self.settings.conditional else encoder.encoder
+
+    def network_weights(self) -> dict[str, Tensor]:
+        """Return the plans' network: its encoder is the trained one made plain, its decoder as it was initialised."""
+        self.network.encoder.load_state_dict(self.plain_encoder().state_dict())
+        return self.network.state_dict()
+
+    def checkpoint_extras(self) -> dict[str, Any]:
+        """Return what using the conditional encoder elsewhere needs."""
+        return {
+            "drasclr": {
+                "settings": flat(self.settings),
+                "crop_size": self.crop_size,
+                "landmarks": asdict(self.landmarks),
+                "atlas": asdict(self.matcher.geometry(self.matcher.atlas_case)),
+                "training_locations": self.training_locations,
+                "feature_difference": self._difference,
+            }
+        }
+
+    def trained_parts(self) -> dict[str, bool]:
+        """Return that only the encoder is trained."""
+        return {"encoder": True, "decoder": False}

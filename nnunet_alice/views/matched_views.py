@@ -1,0 +1,92 @@
+"""Batches of matched views for Alice: two crops of the same anatomy, and what of them is masked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from torch import Tensor
+
+from nnunet_alice.cropping import crop_centred
+from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.batch import Batch
+from nnunet_alice.views.masking import block_mask, block_shape
+from nnunet_alice.views.pairs import PointPair
+from nnunet_alice.views.readings import Readings
+
+
+@dataclass(frozen=True)
+class AliceBatch(Batch):
+    """B pairs of matched views: ``views`` (2B, C, *patch) are B query views, then their B anchor views.
+
+    Attributes:
+        mask: (2B, *patch) bool, True where the student is blind.
+        pairs: the B point pairs.
+    """
+
+    mask: Tensor
+    pairs: list[PointPair]
+
+
+class DrawsPairs(Protocol):
+    """Anything that draws pairs of points, and remembers which cases could not be read."""
+
+    readings: Readings
+
+    def draw(self, rng: np.random.Generator) -> PointPair: ...
+
+
+class MatchedViews:
+    """Makes batches of matched views; callable as ``make_batch`` of :class:`nnunet_alice.views.loader.NumberedBatches`.
+
+    Cases that cannot be read are left out: another pair is drawn in the place of theirs.
+
+    Args:
+        pairs: draws the point pairs.
+        open_image: case -> (C, z, y, x) array, read lazily.
+        patch_size: (3,) voxels.
+        batch_size: B, number of pairs.
+        mask_ratio: share of blocks that are masked.
+        transform: augmentation of each view, None for none.
+    """
+
+    def __init__(
+        self,
+        pairs: DrawsPairs,
+        open_image: Callable[[str], np.ndarray],
+        patch_size: Sequence[int],
+        batch_size: int,
+        *,
+        mask_ratio: float,
+        transform: BasicTransform | None,
+    ) -> None:
+        self.pairs = pairs
+        self.open_image = open_image
+        self.patch_size = tuple(patch_size)
+        self.batch_size = batch_size
+        self.block = block_shape(self.patch_size)
+        self.mask_ratio = mask_ratio
+        self.transform = transform
+
+    def __call__(self, number: int, rng: np.random.Generator) -> AliceBatch:
+        """Return the batch of this number; everything random comes from ``rng``."""
+        drawn = [self.pairs.readings.again(self._draw, rng) for _ in range(self.batch_size)]
+        pairs, queries, anchors = zip(*drawn, strict=True)
+        views = [
+            torch.from_numpy(view) if self.transform is None else augment(view, self.transform, rng)
+            for view in (*queries, *anchors)
+        ]
+        masks = [block_mask(self.patch_size, self.block, self.mask_ratio, rng) for _ in views]
+        cases = sorted({case for pair in pairs for case in (pair.case_a, pair.case_b)})
+        return AliceBatch(torch.stack(views), cases, torch.from_numpy(np.stack(masks)), list(pairs))
+
+    def _draw(self, rng: np.random.Generator) -> tuple[PointPair, np.ndarray, np.ndarray]:
+        """A pair, its query view and its anchor view."""
+        pair = self.pairs.draw(rng)
+        return pair, self._crop(pair.case_a, pair.point_a), self._crop(pair.case_b, pair.point_b)
+
+    def _crop(self, case: str, point: np.ndarray) -> np.ndarray:
+        with self.pairs.readings.of(case):
+            return crop_centred(self.open_image(case), point, self.patch_size)
