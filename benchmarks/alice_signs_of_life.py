@@ -11,9 +11,9 @@ trains only what is missing, and continues what was interrupted.
 """
 
 import argparse
+import functools
 import json
 import os
-from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,9 @@ from nnunet_alice.methods.alice.head import view_descriptors
 from nnunet_alice.methods.diagnostics import retrieval_accuracy
 from nnunet_alice.methods.taps import TappedUNet
 from nnunet_alice.phantoms import make_population, write_subjects
+from nnunet_alice.pretraining.alice import AliceMethod
 from nnunet_alice.trainers import alice
+from nnunet_alice.training.settings import changed, has_setting
 
 CT, RANDOM = 900, 901
 PLANS = "AliceSmallPlans"
@@ -130,19 +132,16 @@ def make_trainer(name: str, args: argparse.Namespace, dataset: PreprocessedDatas
     """A short run of a trainer, with the same matches whatever the contrast."""
     base = getattr(alice, name)
     changes = {key: json.loads(value) for key, value in (word.split("=", 1) for word in args.set)}
-    unknown = changes.keys() - {field.name for field in fields(base.settings)}
+    unknown = [key for key in changes if not has_setting(base.settings, f"method.{key}")]
     if unknown:
         raise SystemExit(f"Alice has no setting {', '.join(unknown)}.")
-    own = {
-        "epochs": args.epochs,
-        "iterations": args.iterations,
-        "seed": args.seed,
-        "settings": replace(base.settings, **changes),
-        "open_matcher": lambda self: matcher,
-    }
+    own = {"run.epochs": args.epochs, "run.iterations": args.iterations, "run.seed": args.seed}
+    settings = changed(base.settings, own | {f"method.{key}": value for key, value in changes.items()})
     configuration = {**dataset.plans["configurations"]["3d_fullres"], "batch_size": args.pairs}
     configuration["patch_size"] = [args.patch] * 3
     plans = {**dataset.plans, "configurations": {"3d_fullres": configuration}, "continue_training": False}
+    method_class = functools.partial(AliceMethod, matcher=matcher)
+    own = {"settings": settings, "method_class": staticmethod(method_class)}
     trainer_class = type(f"{name}{args.name}_seed{args.seed}", (base,), own)
     return trainer_class(plans, "3d_fullres", 0, read_json(dataset.base / "dataset.json"), torch.device("cpu"))
 
@@ -188,13 +187,11 @@ def network_descriptors(network: nn.Module):
 
 def retrieval(describe, trainer, args: argparse.Namespace) -> dict[str, float]:
     """Mean retrieval over sets of pairs from held-out cases; the same pairs for everyone."""
-    if trainer.matcher is None:
-        trainer.matcher = trainer.open_matcher()
-    batches = trainer.make_batches(trainer.do_split()[1], training=False)
+    batches = trainer.method.batches(trainer.do_split()[1], training=False)
     batches.batch_size = CANDIDATES
     hits = []
     for number in range(args.draws):
-        views = batches(number, np.random.default_rng([99, number]))["data"]
+        views = batches(number, np.random.default_rng([99, number])).views
         descriptors = describe(views)
         hits.append(retrieval_accuracy(descriptors[:CANDIDATES], descriptors[CANDIDATES:]))
     return {f"top-{k}": float(np.mean([hit[k] for hit in hits])) for k in (1, 5)}

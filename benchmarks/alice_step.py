@@ -14,7 +14,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +21,8 @@ import torch
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json
 from nnunet_alice.trainers.alice import AliceTrainer
+from nnunet_alice.training.settings import changed
+from nnunet_alice.views.matched_views import AliceBatch
 
 
 def main() -> None:
@@ -42,24 +43,24 @@ def main() -> None:
     trainer = make_trainer(args)
     trainer.initialize()
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
-    trainer.before_training()
+    trainer.method.before_training()
     start = time.perf_counter()
     batches = [next(trainer.dataloader_train) for _ in range(max(2, args.repeats))]
     loading = (time.perf_counter() - start) / len(batches)
 
-    passes: dict[str, Callable[[dict], None]] = {
+    passes: dict[str, Callable[[AliceBatch], None]] = {
         "bare: student forward + backward, teacher forward": lambda batch: bare_passes(trainer, batch, None),
         "barest: the same, teacher only as far as it is read": lambda batch: bare_passes(trainer, batch, 1),
         "AliceTrainer step": trainer.train_step,
     }
     seconds = measure(passes, batches, args.repeats, trainer.device)
-    views = len(batches[0]["data"])
+    views = len(batches[0].views)
     step = seconds["AliceTrainer step"]
     print(
         f"{platform.processor() or platform.machine()}, {args.threads} thread(s), "
         f"torch {torch.__version__}, {trainer.device}"
     )
-    patch = tuple(batches[0]["data"].shape[2:])
+    patch = tuple(batches[0].views.shape[2:])
     print(f"patch {patch}, {views} views a step, unmasked queries: {not args.masked_queries}")
     for name, value in seconds.items():
         print(f"{value:9.3f} s  {name}  (step / this = {step / value:.3f})")
@@ -79,14 +80,15 @@ def make_trainer(args: argparse.Namespace) -> AliceTrainer:
     configuration = {**plans["configurations"][args.c], **changes}
     plans["configurations"] = {**plans["configurations"], args.c: configuration}
     dataset_json = read_json(dataset.base / "dataset.json")
-    settings = replace(AliceTrainer.settings, unmasked_queries=not args.masked_queries)
+    settings = changed(AliceTrainer.settings, {"method.unmasked_queries": not args.masked_queries})
     trainer_class = type("AliceTrainer_step", (AliceTrainer,), {"settings": settings})
     return trainer_class(plans, args.c, "all", dataset_json, torch.device(args.device))
 
 
-def bare_passes(trainer: AliceTrainer, batch: dict, teacher_stages: int | None) -> None:
+def bare_passes(trainer: AliceTrainer, batch: AliceBatch, teacher_stages: int | None) -> None:
     """The network passes that no implementation of Alice can avoid."""
-    views, mask = (batch[name].to(trainer.device) for name in ("data", "mask"))
+    batch = batch.to(trainer.device)
+    views, mask = batch.views, batch.mask
     trainer.network.zero_grad(set_to_none=True)
     with trainer.autocast():
         output = trainer.model.student.backbone(views.masked_fill(mask.unsqueeze(1), 0)).output
@@ -96,7 +98,7 @@ def bare_passes(trainer: AliceTrainer, batch: dict, teacher_stages: int | None) 
         trainer.model.teacher.backbone(views, teacher_stages)
 
 
-def measure(passes: dict, batches: list[dict], repeats: int, device: torch.device) -> dict[str, float]:
+def measure(passes: dict, batches: list[AliceBatch], repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each pass, in turns; the first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for repeat in range(repeats + 1):

@@ -44,6 +44,7 @@ from nnunet_alice.matching.search import EmbeddingMatcher
 from nnunet_alice.methods.embedding.losses import ContrastSettings
 from nnunet_alice.phantoms import load_subjects, make_population, write_subjects
 from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
+from nnunet_alice.training.settings import changed
 from nnunet_alice.views.pairs import MatchedPairs, matching_metrics
 
 
@@ -180,17 +181,18 @@ def train(args: argparse.Namespace, dataset: PreprocessedDataset) -> Path:
     }
     plans = {**dataset.plans, "configurations": {"3d_fullres": configuration}, "continue_training": False}
     own = {
-        "epochs": args.epochs,
-        "iterations": args.iterations,
-        "learning_rate": args.lr,
-        "seed": args.seed,
-        "dimension": args.dimension,
-        "contrast": ContrastSettings(temperature=args.temperature, positives=args.queries),
-        "validation_batches": 4,
-        "save_every": 1,
+        "run.epochs": args.epochs,
+        "run.iterations": args.iterations,
+        "run.seed": args.seed,
+        "run.save_every": 1,
+        "optimisation.learning_rate": args.lr,
+        "method.dimension": args.dimension,
+        "method.contrast": ContrastSettings(temperature=args.temperature, positives=args.queries),
+        "method.validation_batches": 4,
     }
+    settings = changed(AnatomicalEmbeddingTrainer.settings, own)
     name = f"AnatomicalEmbeddingTrainer_{args.epochs}x{args.iterations}_t{args.temperature:g}_lr{args.lr:g}"
-    trainer = type(name, (AnatomicalEmbeddingTrainer,), own)(
+    trainer = type(name, (AnatomicalEmbeddingTrainer,), {"settings": settings})(
         plans, "3d_fullres", 0, read_json(dataset.base / "dataset.json"), torch.device("cpu")
     )
     folder = Path(trainer.output_folder)

@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "cli": {
         *("anatomy", "benchmark", "checkpoints", "coordinates", "demo", "features"),
-        *("importing", "matching", "phantoms", "pictures", "planning"),
+        *("importing", "matching", "phantoms", "pictures", "planning", "training"),
     },
 }
 

@@ -18,10 +18,11 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
-from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.methods.distributed import rank, world_size
 from nnunet_alice.pictures.progress import draw_progress
+from nnunet_alice.pretraining.cases import check_batch_split
 from nnunet_alice.pretraining.matched_cases import check_same_views, record_of_views
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
 from nnunet_alice.pretraining.nonfinite import SkippedSteps
@@ -155,21 +156,7 @@ class PretrainingTrainer(nnUNetTrainer):
         Raises:
             InputError: there are more GPUs than pairs in a batch.
         """
-        planned, gpus = self.configuration_manager.batch_size, world_size()
-        if planned < gpus:
-            path = self.dataset.base / f"{self.plans_manager.plans_name}.json"
-            raise InputError(
-                f"{path}, {self.configuration_name}: batch_size {planned} cannot be split among {gpus} GPUs; "
-                f"train with -num_gpus {planned}, or plan with nnunet_alice plan ... -num_gpus {gpus}."
-            )
-        expected = planned_gpus(self.configuration_manager.configuration)
-        if expected != gpus:
-            each, wanted = (-(-planned // number) for number in (gpus, expected))
-            self.print_to_log_file(
-                f"WARNING: the batch was planned for {expected} GPU(s) with {wanted} pairs each; this run has {gpus} "
-                f"with up to {each}. Train with -num_gpus {expected}, or plan with "
-                f"nnunet_alice plan ... -num_gpus {gpus}."
-            )
+        check_batch_split(self.dataset, self.configuration_manager, world_size(), self.print_to_log_file)
         super()._set_batch_size_and_oversample()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
@@ -180,7 +167,9 @@ class PretrainingTrainer(nnUNetTrainer):
         """Return loaders of views for training and validation; prepare what they need first where it is missing."""
         matching = None if self.resumed_run is None else self.resumed_run["matching"]
         training, validation = self.method.prepare(*self.do_split(), matching=matching)
-        self._record_views(training)
+        self.views_record = record_of_views(self.method.matcher, training)
+        if self.resumed_run is not None and self.current_epoch < self.num_epochs:
+            check_same_views(self.resumed_run, self.views_record, self.output_folder, self.print_to_log_file)
         train = NumberedBatches(
             self.method.batches(training, training=True),
             seed=self.settings.run.seed,
@@ -196,19 +185,6 @@ class PretrainingTrainer(nnUNetTrainer):
         processes, pin_memory = get_allowed_n_proc_DA(), self.device.type == "cuda"
         # One validation worker at most: more would each start in the middle of the fixed validation batches.
         return start_loader(train, processes, pin_memory), start_loader(fixed, min(processes, 1), pin_memory)
-
-    def _record_views(self, training: list[str]) -> None:
-        """Record what views are cut from; a continued run must have the same."""
-        self.views_record = record_of_views(self.method.matcher, training)
-        if self.resumed_run is None or self.current_epoch >= self.num_epochs:
-            return
-        check_same_views(self.resumed_run, self.views_record, self.output_folder)
-        before = self.resumed_run.get("ranks", world_size())
-        if before != world_size():
-            self.print_to_log_file(
-                f"WARNING: the run began on {before} GPUs and continues on {world_size()}: from here on its views are "
-                "others than they would have been."
-            )
 
     # --------------------------------------------------------------------------------------------- training
 

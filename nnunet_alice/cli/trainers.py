@@ -9,10 +9,6 @@ from nnunet_alice.discovery import classes_in, package_folder, summary
 
 EXAMPLE = "export nnUNet_extTrainer=$(nnunet_alice trainers)"
 PACKAGE = "nnunet_alice.trainers"
-#: what every name may end with, see training.variants
-ENDINGS = """Names take endings, in any order, e.g. AliceTrainer_100epochs_seed2:
-_<N>epochs, _<N>iterations (an epoch), _lr<X>, _seed<N>; DrasCLR's also _<N>experts;
-FineTuneTrainers also _keep25-50 (checkpoints at these per cent), _noTTA, _AdamW."""
 #: What the pretraining trainers share; it cannot be trained itself.
 BASE = "PretrainingTrainer"
 
@@ -29,9 +25,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+    from nnunet_alice.training.variants import endings_table
+
     trainers = {name: trainer for name, trainer in classes_in(PACKAGE, nnUNetTrainer).items() if name != BASE}
     width = max((len(name) for name in trainers), default=0)
     for name, trainer in trainers.items():
         print(f"{name:<{width}}  {summary(trainer)}")
-    print(f"\n{ENDINGS}")
+    print("\nNames take endings, in any order, e.g. AliceTrainer_100epochs_seed2:")
+    for shown, meaning in endings_table():
+        print(f"  {shown:<17} {meaning}")
     return 0

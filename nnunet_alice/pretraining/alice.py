@@ -51,7 +51,7 @@ class AlicePretrainingSettings(AliceSettings):
 
 
 class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
-    """Learn from views of the same anatomy in different people (Alice, CVPR 2023).
+    """Learn from views of the same anatomy in different people (Jiang et al., ICCV 2023).
 
     ``batch_size`` of the context counts pairs of views.
 

@@ -1,12 +1,16 @@
-"""Which cases a run can use: those in whose preprocessed image a body is found."""
+"""Which cases a run can use, and how its batch is split: what is checked before training begins."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from nnunet_alice.anatomy.geometry import geometry_file, load_geometry
-from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import AliceError
+from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
+from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.parallel import map_cases
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 logger = logging.getLogger(__name__)
 
@@ -34,3 +38,32 @@ def cases_with_geometry(dataset: PreprocessedDataset, cases: Sequence[str], num_
 
 def _compute(dataset: PreprocessedDataset, case: str) -> None:
     load_geometry(dataset, case)
+
+
+def check_batch_split(
+    dataset: PreprocessedDataset, configuration: "ConfigurationManager", gpus: int, log: Callable[[str], None]
+) -> None:
+    """Make sure that every GPU gets a part of the batch; warn where it was planned for a different number of them.
+
+    Args:
+        dataset: the preprocessed dataset.
+        configuration: of the plans.
+        gpus: of this run.
+        log: takes the warning.
+
+    Raises:
+        InputError: there are more GPUs than pairs in a batch.
+    """
+    planned = configuration.batch_size
+    if planned < gpus:
+        raise InputError(
+            f"{dataset.base / dataset.plans_name}.json, {dataset.configuration}: batch_size {planned} cannot be split "
+            f"among {gpus} GPUs; train with -num_gpus {planned}, or plan with nnunet_alice plan ... -num_gpus {gpus}."
+        )
+    expected = planned_gpus(configuration.configuration)
+    if expected != gpus:
+        each, wanted = (-(-planned // number) for number in (gpus, expected))
+        log(
+            f"WARNING: the batch was planned for {expected} GPU(s) with {wanted} pairs each; this run has {gpus} "
+            f"with up to {each}. Train with -num_gpus {expected}, or plan with nnunet_alice plan ... -num_gpus {gpus}."
+        )

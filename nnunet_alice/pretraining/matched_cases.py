@@ -13,6 +13,7 @@ from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, NotPreparedError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.matching.registry import open_matcher
+from nnunet_alice.methods.distributed import world_size
 
 
 def record_of_views(matcher: Matcher | None, cases: Sequence[str]) -> dict[str, Any]:
@@ -41,13 +42,14 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_same_views(run: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def check_same_views(run: Mapping[str, Any], now: Mapping[str, Any], where: str, log: Callable[[str], None]) -> None:
     """Make sure that a continued run sees the views that it would have seen.
 
     Args:
         run: entry ``pretraining`` of its checkpoint. Older ones know the matcher's name only.
         now: from :func:`record_of_views`.
         where: folder of the run.
+        log: takes the warning that the number of GPUs is not the same.
 
     Raises:
         CheckpointError: matcher, anatomy or cases are others.
@@ -64,6 +66,12 @@ def check_same_views(run: Mapping[str, Any], now: Mapping[str, Any], where: str)
         raise CheckpointError(
             f"The run in {where} cannot be continued, as its views {' and '.join(changed)}; "
             "bring that back, or start without --c."
+        )
+    before = run.get("ranks", world_size())
+    if before != world_size():
+        log(
+            f"WARNING: the run began on {before} GPUs and continues on {world_size()}: from here on its views are "
+            "others than they would have been."
         )
 
 

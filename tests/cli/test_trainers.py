@@ -9,6 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_alice.cli.main import main
 from nnunet_alice.discovery import classes_in, package_folder, summary
+from nnunet_alice.training.variants import endings_table
 
 TRAINERS = Path(__file__).resolve().parents[2] / "trainers"
 
@@ -31,7 +32,9 @@ def test_list_names_the_trainers_and_the_pattern(capsys):
     assert {"AliceTrainer", "AliceTrainer_noCASA", "AliceTrainer_smoke"} <= set(table)
     assert "PretrainingTrainer" not in table and "nnUNetTrainer" not in table
     assert all(len(text) > 10 for text in table.values())
-    assert all(ending in endings for ending in ("_<N>epochs", "_seed<N>", "_keep25-50", "_AdamW"))
+    readme = (TRAINERS.parent / "README.md").read_text()
+    for shown, meaning in endings_table():
+        assert f"  {shown:<17} {meaning}\n" in endings and f"| `{shown}` | {meaning} |" in readme
 
 
 def test_every_trainer_has_variants_of_any_length():
@@ -39,7 +42,7 @@ def test_every_trainer_has_variants_of_any_length():
     del trainers["PretrainingTrainer"]  # what the methods share
     for name, trainer in trainers.items():
         variant = getattr(sys.modules[trainer.__module__], f"{name}_7epochs")
-        assert issubclass(variant, trainer) and variant.epochs == 7
+        assert issubclass(variant, trainer) and variant.settings.run.epochs == 7
 
 
 @pytest.fixture
