@@ -26,9 +26,15 @@ class AliceTrainer_noCASA(AliceTrainer):
 
 
 class AliceTrainer_noContrast(AliceTrainer):
-    """Ablation: reconstruction only, masked image modelling."""
+    """Ablation: reconstruction only, masked image modelling on any crop of the body; needs no anatomy."""
 
-    settings = changed(AliceTrainer.settings, {"method.contrast": False, "method.alignment": False})
+    settings = changed(
+        AliceTrainer.settings, {"method.contrast": False, "method.alignment": False, "method.paired": False}
+    )
+
+
+class MIMTrainer(AliceTrainer_noContrast):
+    """Masked image modelling, the field's baseline: ``AliceTrainer_noContrast`` by its usual name."""
 
 
 class AliceTrainer_noReconstruction(AliceTrainer):

@@ -56,7 +56,8 @@ def draw_views(
                 if column < 2:
                     axes.plot(centre[1], centre[0], "+", color="tab:red", markersize=9)
                 if axis == 0:
-                    note = {0: pair.case_a, 1: f"{pair.case_b}, score {pair.score:.2f}"}.get(column, "")
+                    score = f", score {pair.score:.2f}" if pair.accepted else ""
+                    note = {0: pair.case_a, 1: f"{pair.case_b}{score}"}.get(column, "")
                     axes.set_title(f"{title}\n{note}" if note else title, fontsize=7)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=90)

@@ -18,6 +18,7 @@ from nnunet_alice.methods.distributed import world_size
 from nnunet_alice.methods.schedules import cosine, linear
 from nnunet_alice.pictures.views import draw_views
 from nnunet_alice.planning.plans import view_size
+from nnunet_alice.pretraining.cases import cases_with_bodies
 from nnunet_alice.pretraining.collapse import signs_of_collapse
 from nnunet_alice.pretraining.matched_cases import cases_to_validate_on, open_or_prepare_matcher
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
@@ -25,7 +26,7 @@ from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.settings import unrecorded
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
 from nnunet_alice.views.matched_views import AliceBatch, MatchedViews
-from nnunet_alice.views.pairs import MatchedPairs, SameVolumePairs, matching_metrics
+from nnunet_alice.views.pairs import MatchedPairs, RandomPairs, SameVolumePairs, matching_metrics
 from nnunet_alice.views.readings import UnreadableCaseError
 
 #: cases whose shapes tell how large volumes are (moved plans hold the target's median shape, not this dataset's)
@@ -40,14 +41,22 @@ class AlicePretrainingSettings(AliceSettings):
         teacher_momentum: of the teacher at the start; a cosine takes it to 1. In short runs it starts lower, so
             that the teacher's memory is at most a twentieth of the run.
         same_volume: take both views from one volume (ablation).
+        paired: the views of a pair show the same anatomy. False takes views from anywhere in the body, which needs no
+            anatomy to be prepared and leaves reconstruction to learn from.
         matcher: name of the matcher that pairs views; None takes the best that was prepared.
         retrieval_candidates: N, number of anchor views among which a query view looks for its own.
     """
 
     teacher_momentum: float = 0.996
     same_volume: bool = False
-    matcher: str | None = unrecorded(None)  # the record of the views holds it
+    paired: bool = unrecorded(True)  # the record of the views holds these two
+    matcher: str | None = unrecorded(None)
     retrieval_candidates: int = unrecorded(32)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distils and not self.paired:
+            raise ValueError("Contrast and alignment compare views of the same anatomy: they need paired views.")
 
 
 class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
@@ -96,17 +105,22 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
     def prepare(
         self, training: list[str], validation: list[str], matching: str | None = None
     ) -> tuple[list[str], list[str]]:
-        """Open the matcher; prepare the atlas where no anatomy was prepared."""
+        """Open the matcher, and prepare the atlas where no anatomy was prepared; without pairs find bodies alone."""
         context, name = self.context, self.settings.matcher or matching
+        if not self.settings.paired:
+            self._bodies, *cases = cases_with_bodies(context.dataset, training, validation, context.log)
+            return tuple(cases)
         if self.matcher is None:
             self.matcher = on_one_rank_first(lambda: open_or_prepare_matcher(context.dataset, name, context.log))
         return training, cases_to_validate_on(self.matcher, training, validation, context.log)
 
     def batches(self, cases: list[str], training: bool) -> MatchedViews:
-        """Return matched views of these cases; validation views are not augmented."""
+        """Return views of these cases; validation views are not augmented."""
         dataset, patch_size = self.context.dataset, self.context.patch_size
-        pairs: MatchedPairs | SameVolumePairs
-        if self.settings.same_volume and training:
+        pairs: MatchedPairs | SameVolumePairs | RandomPairs
+        if not self.settings.paired:
+            pairs = RandomPairs(self._bodies, cases)
+        elif self.settings.same_volume and training:
             pairs = SameVolumePairs(self.matcher, cases, patch_size)
         else:
             pairs = MatchedPairs(self.matcher, cases, patch_size, dataset.shape)
@@ -121,7 +135,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
             transform=mild_intensity_augmentation() if training else None,
         )
 
-    def _warn_of_large_views(self, pairs: MatchedPairs | SameVolumePairs) -> None:
+    def _warn_of_large_views(self, pairs: MatchedPairs | SameVolumePairs | RandomPairs) -> None:
         """Views that show nearly the whole volume are all alike, but for their padding."""
         shapes = []
         for case in pairs.cases[:_CASES_FOR_SHAPE]:
@@ -156,7 +170,8 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
             batch.views, batch.mask, temperature, self.module_for(training), update_centres=training
         )
         if training:
-            return StepResult(step.loss, {**step.parts, **matching_metrics(batch.pairs)})
+            matching = matching_metrics(batch.pairs) if settings.paired else {}
+            return StepResult(step.loss, {**step.parts, **matching})
         return StepResult(step.loss, step.parts, self._outputs(batch, step), step)
 
     def after_backward(self, progress: Progress) -> None:
@@ -174,7 +189,9 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
     # ----------------------------------------------------------------------------------------------- the report
 
     def _outputs(self, batch: AliceBatch, step: AliceStep) -> dict[str, torch.Tensor]:
-        """Descriptors and token codes of a batch."""
+        """Descriptors and token codes of a batch, where its views are pairs."""
+        if not self.settings.paired:
+            return {}
         descriptors = self.model.describe(batch.views) if step.descriptors is None else step.descriptors
         count = len(batch.pairs)
         outputs = {"query": descriptors[:count].cpu(), "anchor": descriptors[count:].cpu()}
@@ -182,6 +199,8 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
 
     def validation_metrics(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Return retrieval among the validation pairs, and how much token codes say about the token's index."""
+        if not self.settings.paired:
+            return {}
         query, anchor = (torch.cat([output[view] for output in outputs]) for view in ("query", "anchor"))
         candidates = min(self.settings.retrieval_candidates, len(query))
         hits = retrieval_accuracy(query[:candidates], anchor[:candidates], k=(1, min(5, candidates)))

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.configuration import default_num_processes
 from torch import nn
 
-from nnunet_alice.matching.interface import GeometryMatcher
 from nnunet_alice.methods.embedding.heads import DIMENSION
 from nnunet_alice.methods.embedding.losses import ContrastSettings
 from nnunet_alice.methods.embedding.model import (
@@ -21,9 +19,8 @@ from nnunet_alice.methods.embedding.model import (
     similarity_maps,
 )
 from nnunet_alice.pictures.similarity import SimilarityExample, draw_similarity
-from nnunet_alice.pretraining.cases import cases_with_geometry
+from nnunet_alice.pretraining.cases import cases_with_bodies
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
-from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.settings import unrecorded
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
 from nnunet_alice.views.overlap import OverlapSampler
@@ -97,15 +94,9 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
         self, training: list[str], validation: list[str], matching: str | None = None
     ) -> tuple[list[str], list[str]]:
         """Find the body of every case; those without one are left out."""
-        context, both = self.context, sorted({*training, *validation})
-        usable = set(on_one_rank_first(lambda: cases_with_geometry(context.dataset, both, default_num_processes)))
-        if len(usable) < len(both):
-            context.log(f"No body was found in {len(both) - len(usable)} of {len(both)} cases: left out.")
-        self.geometries = GeometryMatcher(context.dataset, usable)
-        training, validation = ([case for case in cases if case in usable] for cases in (training, validation))
-        if not validation:
-            context.log("No validation case can be used: validating on training cases.")
-        return training, validation or training
+        bodies, training, validation = cases_with_bodies(self.context.dataset, training, validation, self.context.log)
+        self.geometries = bodies
+        return training, validation
 
     def batches(self, cases: list[str], training: bool) -> OverlappingCrops:
         """Return overlapping crops of these cases; for validation, their intensities are left as they are."""

@@ -4,15 +4,43 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from nnunetv2.configuration import default_num_processes
+
 from nnunet_alice.anatomy.geometry import geometry_file, load_geometry
 from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
 from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.matching.interface import GeometryMatcher
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.training.ranks import on_one_rank_first
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 logger = logging.getLogger(__name__)
+
+
+def cases_with_bodies(
+    dataset: PreprocessedDataset, training: list[str], validation: list[str], log: Callable[[str], None]
+) -> tuple[GeometryMatcher, list[str], list[str]]:
+    """Find the body of every case, on one rank first; cases without one are left out.
+
+    Args:
+        dataset: the preprocessed dataset.
+        training: training cases.
+        validation: validation cases.
+        log: takes lines for the log.
+
+    Returns:
+        Where the bodies are, the cases to train on, and those to validate on: training cases if no other is usable.
+    """
+    both = sorted({*training, *validation})
+    usable = set(on_one_rank_first(lambda: cases_with_geometry(dataset, both, default_num_processes)))
+    if len(usable) < len(both):
+        log(f"No body was found in {len(both) - len(usable)} of {len(both)} cases: left out.")
+    training, validation = ([case for case in cases if case in usable] for cases in (training, validation))
+    if not validation:
+        log("No validation case can be used: validating on training cases.")
+    return GeometryMatcher(dataset, usable), training, validation or training
 
 
 def cases_with_geometry(dataset: PreprocessedDataset, cases: Sequence[str], num_processes: int) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from nnunet_alice.cropping import share_inside
 from nnunet_alice.errors import InputError
-from nnunet_alice.matching.interface import Matcher
+from nnunet_alice.matching.interface import GeometryMatcher, Matcher
 from nnunet_alice.views.readings import Readings
 
 #: points matched at once; the first acceptable one is taken, so that most draws need one small batch
@@ -162,6 +162,39 @@ class SameVolumePairs:
             point = self.matcher.body_points(case, 1, rng)[0]
         shifted = point + rng.uniform(-self.reach, self.reach)
         return PointPair(case, case, point, shifted, 1.0, 1, True)
+
+
+class RandomPairs:
+    """Two views at random points of the body, of different cases where there are two: for losses of each view alone.
+
+    Args:
+        bodies: gives body points; nothing is matched.
+        cases: cases to draw from.
+
+    Raises:
+        InputError: there is no case.
+    """
+
+    def __init__(self, bodies: GeometryMatcher, cases: Sequence[str]) -> None:
+        if not cases:
+            raise InputError("There is no case to crop from; look at the messages above about cases left out.")
+        self.cases = sorted(cases)
+        self.readings = Readings()
+        self.bodies = bodies
+
+    def draw(self, rng: np.random.Generator) -> PointPair:
+        """Draw two points; the same state of ``rng`` gives the same ones.
+
+        Raises:
+            UnreadableCaseError: a case was drawn that cannot be read; draw again.
+        """
+        chosen = rng.choice(len(self.cases), 2, replace=len(self.cases) < 2)
+        case_a, case_b = (self.cases[index] for index in chosen)
+        points = []
+        for case in (case_a, case_b):
+            with self.readings.of(case):
+                points.append(self.bodies.body_points(case, 1, rng)[0])
+        return PointPair(case_a, case_b, *points, score=float("nan"), draws=1, accepted=False)
 
 
 def matching_metrics(pairs: Sequence[PointPair]) -> dict[str, float]:

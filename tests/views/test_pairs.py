@@ -1,12 +1,15 @@
 """Pairs of points: drawn as asked, accepted by the rules, repeatable."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 
 from nnunet_alice.cropping import share_inside
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import Matches
-from nnunet_alice.views.pairs import MatchedPairs, PointPair, SameVolumePairs, matching_metrics
+from nnunet_alice.views.pairs import MatchedPairs, PointPair, RandomPairs, SameVolumePairs, matching_metrics
 
 SHAPE = (30, 30, 30)
 
@@ -93,6 +96,17 @@ def test_matching_metrics_count():
     pairs = [PointPair("a", "b", point, point, 0.5, 1, True), PointPair("a", "a", point, point, 1.0, 40, False)]
     expected = {"match_score": 0.75, "accepted_at_first_draw": 0.5, "unmatched_pairs": 0.5}
     assert matching_metrics(pairs) == expected and matching_metrics([]) == {}
+
+
+def test_random_pairs_come_from_two_bodies_where_there_are_two():
+    rng, matcher = np.random.default_rng(0), ShiftMatcher()
+    drawn = [RandomPairs(matcher, ["b", "a", "c"]).draw(rng) for _ in range(60)]
+    assert {(pair.case_a, pair.case_b) for pair in drawn} == set(itertools.permutations("abc", 2))
+    assert not any(pair.accepted for pair in drawn) and all(math.isnan(pair.score) for pair in drawn)
+    alone = RandomPairs(matcher, ["a"]).draw(rng)
+    assert (alone.case_a, alone.case_b) == ("a", "a") and (alone.point_a != alone.point_b).any()
+    with pytest.raises(InputError):
+        RandomPairs(matcher, [])
 
 
 def test_views_of_one_volume_overlap():

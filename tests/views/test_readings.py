@@ -17,7 +17,7 @@ from nnunet_alice.views.loader import NumberedBatches
 from nnunet_alice.views.matched_views import MatchedViews
 from nnunet_alice.views.overlap import OverlapSampler
 from nnunet_alice.views.overlap_batches import OverlappingCrops
-from nnunet_alice.views.pairs import MatchedPairs, SameVolumePairs
+from nnunet_alice.views.pairs import MatchedPairs, RandomPairs, SameVolumePairs
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
 
 CASES = ("a", "b", "c", "d", "e")
@@ -78,6 +78,10 @@ def same_volume(world):
     )  # fmt: skip
 
 
+def random_pairs(world):
+    return MatchedViews(RandomPairs(world, CASES), world.image, PATCH, 3, mask_ratio=0.5, transform=None)
+
+
 def overlapping(world, batch_size=3):
     return OverlappingCrops(
         CASES, world.geometry, world.image, SPACING, OverlapSampler(PATCH), batch_size,
@@ -93,7 +97,7 @@ def landmarks(world, batch_size=3, **options):
     return LandmarkCrops(places, CASES, world.image, (4, 4, 4), SPACING, batch_size, affine=AffineRange(), **options)
 
 
-LOADERS = [matched, same_volume, overlapping, landmarks]
+LOADERS = [matched, same_volume, random_pairs, overlapping, landmarks]
 
 
 def shown(batch: Batch) -> set[str]:
