@@ -1,0 +1,140 @@
+"""PretrainingTrainer with a toy method: what it does with steps whose gradients are not finite."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from pretraining_runs import make_trainer, phantom_images, training_log, with_method, with_settings, write_run
+
+from nnunet_alice.errors import NonFiniteLossError
+from nnunet_alice.pretraining.method import Method, StepResult
+from nnunet_alice.pretraining.settings import PretrainingSettings, RunSettings
+from nnunet_alice.trainers.pretraining import PretrainingTrainer
+from nnunet_alice.views.batch import Batch
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The toy has none."""
+
+
+class Square(Method):
+    """Mean square of the network's output."""
+
+    name = "Square"
+
+    def make_model(self, network):
+        return network
+
+    def batches(self, cases, training):
+        shape = (self.batch_size, 1, *self.context.patch_size)
+        return lambda number, rng: Batch(torch.from_numpy(rng.normal(size=shape)).float(), sorted(cases))
+
+    def compute(self, batch, progress, training):
+        loss = self.module_for(training)(batch.views).square().mean()
+        return StepResult(loss, {"loss": loss.detach()})
+
+    def validation_batches(self, rank_batch_sizes):
+        return 1
+
+
+class SquareTrainer(PretrainingTrainer):
+    """Trains it for one epoch."""
+
+    method_class = Square
+    settings = PretrainingSettings(NoSettings(), run=RunSettings(epochs=1, iterations=12))
+
+
+def with_infinite_gradients(count: int) -> type:
+    """The trainer, the gradients of whose first ``count`` steps are infinite while the loss is not."""
+
+    def after_backward(self, progress):
+        if progress.step < count:
+            next(self.model.parameters()).grad.fill_(math.inf)
+
+    return with_method(SquareTrainer, after_backward=after_backward)
+
+
+@pytest.fixture
+def small_run(folders):
+    """One phantom, preprocessed."""
+    write_run(folders / "preprocessed", phantom_images(1))
+    return folders / "preprocessed"
+
+
+def trained(trainer) -> dict[str, str]:
+    """Row of the only epoch."""
+    trainer.run_training()
+    with open(Path(trainer.output_folder) / "metrics.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    return row
+
+
+def test_infinite_gradients_are_left_out_counted_and_warned_of(small_run):
+    trainer = make_trainer(with_infinite_gradients(3), small_run)
+    row = trained(trainer)
+    assert float(row["skipped_steps"]) == 3 and "grad_scale" not in row
+    assert all(weight.isfinite().all() for weight in trainer.network.state_dict().values())
+    log = training_log(trainer.output_folder)
+    assert log.count("WARNING: the gradients are not finite on the cases case0: this step is left out") == 3
+    assert "(3 in a row; 10 end the run)" in log
+
+
+def test_too_many_of_them_end_the_run(small_run):
+    trainer = make_trainer(with_infinite_gradients(12), small_run)
+    with pytest.raises(NonFiniteLossError, match=r"gradients were not finite in 10 steps in a row.*case0.*_lr0.0001 "):
+        trainer.run_training()
+
+
+def after_scaled_backward(count: int) -> type:
+    """The same in half precision: the scaler looks at the gradients before the method does, so the loss explodes."""
+
+    class Explode(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.inf
+
+    def compute(self, batch, progress, training):
+        result = Square.compute(self, batch, progress, training)
+        bad = training and progress.step < count
+        return StepResult(Explode.apply(result.loss) if bad else result.loss, result.metrics)
+
+    return with_method(SquareTrainer, compute=compute)
+
+
+def test_a_scaler_may_look_for_its_scale_in_silence(small_run):
+    trainer = make_trainer(after_scaled_backward(11), small_run)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    row = trained(trainer)
+    assert float(row["skipped_steps"]) == 11 and float(row["grad_scale"]) == 2.0**5
+    assert "WARNING: the gradients" not in training_log(trainer.output_folder)
+
+
+def test_a_scale_below_one_is_no_longer_a_search(small_run):
+    trainer = make_trainer(after_scaled_backward(12), small_run)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with pytest.raises(NonFiniteLossError, match="gradients were not finite in 10 steps"):
+        trainer.run_training()
+    log = training_log(trainer.output_folder)
+    assert "(2 in a row" not in log and "(3 in a row" in log and "(9 in a row" in log
+
+
+def test_pictures_come_as_often_as_asked_and_hold_nothing_back(small_run):
+    drawn = []
+
+    def draw(self, batch, result, folder):
+        drawn.append(folder)
+
+    kind = with_method(SquareTrainer, draw=draw)
+    kind = with_settings(kind, {"run.epochs": 6, "run.iterations": 1, "run.pictures_every": 4})
+    trainer = make_trainer(kind, small_run)
+    trainer.run_training()
+    assert drawn == [Path(trainer.output_folder)] * 3  # epochs 0, 4 and the last
+    assert trainer._first_validation is None
