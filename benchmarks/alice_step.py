@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="pairs of views a step [the plans']")
     parser.add_argument("--patch", type=int, nargs=3, help="patch in voxels [the plans']")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--masked_queries", action="store_true", help="without the pass over unmasked query views")
+    parser.add_argument("--masked_anchors", action="store_true", help="without the pass over unmasked query views")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -80,7 +80,7 @@ def make_trainer(args: argparse.Namespace) -> AliceTrainer:
     configuration = {**plans["configurations"][args.c], **changes}
     plans["configurations"] = {**plans["configurations"], args.c: configuration}
     dataset_json = read_json(dataset.base / "dataset.json")
-    settings = changed(AliceTrainer.settings, {"method.unmasked_queries": not args.masked_queries})
+    settings = changed(AliceTrainer.settings, {"method.unmasked_anchors": not args.masked_anchors})
     trainer_class = type("AliceTrainer_step", (AliceTrainer,), {"settings": settings})
     return trainer_class(plans, args.c, "all", dataset_json, torch.device(args.device))
 

@@ -23,7 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "importing": {"anatomy"},
     "matching": {"anatomy", "checkpoints", "methods", "phantoms"},
     "planning": {"matching"},
-    "views": {"anatomy", "matching"},
+    "views": {"anatomy", "matching", "methods"},
     "training": {"methods"},
     "pictures": {"anatomy", "phantoms", "training", "views"},
     "pretraining": {"anatomy", "matching", "methods", "pictures", "planning", "training", "views"},

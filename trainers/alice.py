@@ -25,11 +25,24 @@ class AliceTrainer_noCASA(AliceTrainer):
     settings = changed(AliceTrainer.settings, {"method.casa": False})
 
 
-class AliceTrainer_noContrast(AliceTrainer):
+class AliceTrainer_noRegions(AliceTrainer):
+    """Ablation: the terms of the paper alone, no regions of the atlas."""
+
+    settings = changed(AliceTrainer.settings, {"method.regions": False})
+
+
+class AliceTrainer_regionsOnly(AliceTrainer):
+    """Ablation: reconstruction and regions of the atlas; views of different people are not compared."""
+
+    settings = changed(AliceTrainer.settings, {"method.contrast": False, "method.alignment": False})
+
+
+class AliceTrainer_noContrast(AliceTrainer_regionsOnly):
     """Ablation: reconstruction only, masked image modelling on any crop of the body; needs no anatomy."""
 
     settings = changed(
-        AliceTrainer.settings, {"method.contrast": False, "method.alignment": False, "method.paired": False}
+        AliceTrainer_regionsOnly.settings,
+        {"method.regions": False, "method.paired": False, "method.unmasked_anchors": False},
     )
 
 
@@ -38,7 +51,7 @@ class MIMTrainer(AliceTrainer_noContrast):
 
 
 class AliceTrainer_noReconstruction(AliceTrainer):
-    """Ablation: self-distillation only."""
+    """Ablation: self-distillation and regions, no reconstruction."""
 
     settings = changed(AliceTrainer.settings, {"method.reconstruction": False})
 

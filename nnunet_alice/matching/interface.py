@@ -50,7 +50,7 @@ class Matcher(Protocol):
         ...
 
     def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
+        """Draw ``count`` points uniformly in the body of any case: (count, 3) float64 voxels, (z, y, x)."""
         ...
 
     def open(self, case: str) -> None:

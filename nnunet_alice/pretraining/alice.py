@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnunet_alice.errors import NotPreparedError, named
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.interface import Matcher
-from nnunet_alice.methods.alice.model import Alice, AliceStep, AliceStudent
+from nnunet_alice.matching.region_labels import RegionLabels
+from nnunet_alice.methods.alice.model import Alice, AliceStep, AliceStudent, ViewRegions
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import retrieval_accuracy, token_index_information
 from nnunet_alice.methods.distributed import world_size
@@ -25,7 +28,7 @@ from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepRe
 from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.settings import unrecorded
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
-from nnunet_alice.views.matched_views import AliceBatch, MatchedViews
+from nnunet_alice.views.matched_views import AliceBatch, LabelsRegions, MatchedViews
 from nnunet_alice.views.pairs import MatchedPairs, RandomPairs, SameVolumePairs, matching_metrics
 from nnunet_alice.views.readings import UnreadableCaseError
 
@@ -55,8 +58,8 @@ class AlicePretrainingSettings(AliceSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.distils and not self.paired:
-            raise ValueError("Contrast and alignment compare views of the same anatomy: they need paired views.")
+        if (self.distils or self.regions) and not self.paired:
+            raise ValueError("Contrast, alignment and regions need paired views, whose anatomy is known.")
 
 
 class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
@@ -68,14 +71,22 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         settings: all numbers of the method.
         context: of the run.
         matcher: pairs views; None opens the one that was prepared for the dataset.
+        regions: labels views with the regions of the atlas; None lays them over the atlas of the dataset.
     """
 
     name = "Alice"
     model: Alice
 
-    def __init__(self, settings: AlicePretrainingSettings, context: RunContext, matcher: Matcher | None = None) -> None:
+    def __init__(
+        self,
+        settings: AlicePretrainingSettings,
+        context: RunContext,
+        matcher: Matcher | None = None,
+        regions: LabelsRegions | None = None,
+    ) -> None:
         super().__init__(settings, context)
         self.matcher = matcher
+        self.regions = regions
         self._tokens = 1
 
     # ---------------------------------------------------------------------------------------------- the network
@@ -112,7 +123,29 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
             return tuple(cases)
         if self.matcher is None:
             self.matcher = on_one_rank_first(lambda: open_or_prepare_matcher(context.dataset, name, context.log))
+        if self.settings.regions and self.regions is None:
+            self.regions = RegionLabels(self._open_atlas(self.matcher), self.settings.num_regions)
+        unmatched = sorted(set(training) - set(self.matcher.cases))
+        if unmatched:
+            context.log(
+                f"WARNING: {len(unmatched)} of {len(training)} cases ({named(unmatched)}) cannot be matched: both of "
+                "their views come from themselves. Look at atlas.png; nnunet_alice anatomy --atlas CASE tries a "
+                "different atlas."
+            )
         return training, cases_to_validate_on(self.matcher, training, validation, context.log)
+
+    def _open_atlas(self, matcher: Matcher) -> AtlasMatcher:
+        """Return the atlas, whose regions are learned whichever matcher pairs the views.
+
+        Raises:
+            NotPreparedError: views are matched by an embedding and no atlas was prepared.
+        """
+        if isinstance(matcher, AtlasMatcher):
+            return matcher
+        try:
+            return AtlasMatcher(self.context.dataset)
+        except NotPreparedError as error:
+            raise NotPreparedError(f"{error}; or train AliceTrainer_noRegions, which needs no atlas.") from error
 
     def batches(self, cases: list[str], training: bool) -> MatchedViews:
         """Return views of these cases; validation views are not augmented."""
@@ -132,7 +165,9 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
             patch_size,
             self.batch_size,
             mask_ratio=self.settings.mask_ratio,
+            anchor_mask_ratio=0.0 if self.settings.unmasked_anchors else self.settings.mask_ratio,
             transform=mild_intensity_augmentation() if training else None,
+            regions=self.regions,
         )
 
     def _warn_of_large_views(self, pairs: MatchedPairs | SameVolumePairs | RandomPairs) -> None:
@@ -166,8 +201,17 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         """Return all losses of one batch."""
         settings = self.settings
         temperature = linear(progress.epoch, settings.teacher_warmup_epochs, *settings.teacher_temperature)
+        regions = None
+        if batch.regions is not None and batch.regions_first is not None:
+            regions = ViewRegions(batch.regions, batch.regions_first)
         step = self.model.compute(
-            batch.views, batch.mask, temperature, self.module_for(training), update_centres=training
+            batch.views,
+            batch.mask,
+            temperature,
+            self.module_for(training),
+            update_centres=training,
+            regions=regions,
+            share=progress.step / progress.total_steps,
         )
         if training:
             matching = matching_metrics(batch.pairs) if settings.paired else {}
@@ -232,5 +276,5 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         )
 
     def trained_parts(self) -> dict[str, bool]:
-        """Return that the decoder learns from reconstruction alone (its first stage from alignment, too)."""
-        return {"encoder": True, "decoder": self.settings.reconstruction}
+        """Return that the decoder learns from reconstruction and regions (its first stage from alignment, too)."""
+        return {"encoder": True, "decoder": self.settings.reconstruction or self.settings.regions}

@@ -1,7 +1,7 @@
 """Batches of matched views for Alice: two crops of the same anatomy, and what of them is masked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +9,8 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from torch import Tensor
 
-from nnunet_alice.cropping import crop_centred
+from nnunet_alice.cropping import crop_bounds, crop_centred
+from nnunet_alice.methods.alice.regions import GRID_STEP, grid_size
 from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.masking import block_mask, block_shape
@@ -24,10 +25,15 @@ class AliceBatch(Batch):
     Attributes:
         mask: (2B, *patch) bool, True where the student is blind.
         pairs: the B point pairs.
+        regions: (2B, z, y, x) int64, the region of the atlas at every third voxel, 0 where it is not known; None where
+            regions are not asked for.
+        regions_first: (3,) int64, the first of these voxels on every axis.
     """
 
     mask: Tensor
     pairs: list[PointPair]
+    regions: Tensor | None = None
+    regions_first: Tensor | None = None
 
 
 class DrawsPairs(Protocol):
@@ -36,6 +42,14 @@ class DrawsPairs(Protocol):
     readings: Readings
 
     def draw(self, rng: np.random.Generator) -> PointPair: ...
+
+
+class LabelsRegions(Protocol):
+    """Anything that knows the regions of the atlas in cases, as ``matching.region_labels.RegionLabels`` does."""
+
+    def on_grid(
+        self, case: str, first_vox: Sequence[float], step_vox: Sequence[float], size: Sequence[int]
+    ) -> np.ndarray: ...
 
 
 class MatchedViews:
@@ -48,8 +62,10 @@ class MatchedViews:
         open_image: case -> (C, z, y, x) array, read lazily.
         patch_size: (3,) voxels.
         batch_size: B, number of pairs.
-        mask_ratio: share of blocks that are masked.
+        mask_ratio: share of the query views' blocks that are masked.
+        anchor_mask_ratio: the same of the anchor views; None for ``mask_ratio``.
         transform: augmentation of each view, None for none.
+        regions: labels views with the regions of the atlas, None for no labels.
     """
 
     def __init__(
@@ -60,15 +76,18 @@ class MatchedViews:
         batch_size: int,
         *,
         mask_ratio: float,
+        anchor_mask_ratio: float | None = None,
         transform: BasicTransform | None,
+        regions: LabelsRegions | None = None,
     ) -> None:
         self.pairs = pairs
         self.open_image = open_image
         self.patch_size = tuple(patch_size)
         self.batch_size = batch_size
         self.block = block_shape(self.patch_size)
-        self.mask_ratio = mask_ratio
+        self.mask_ratios = (mask_ratio, mask_ratio if anchor_mask_ratio is None else anchor_mask_ratio)
         self.transform = transform
+        self.regions = regions
 
     def __call__(self, number: int, rng: np.random.Generator) -> AliceBatch:
         """Return the batch of this number; everything random comes from ``rng``."""
@@ -78,9 +97,24 @@ class MatchedViews:
             torch.from_numpy(view) if self.transform is None else augment(view, self.transform, rng)
             for view in (*queries, *anchors)
         ]
-        masks = [block_mask(self.patch_size, self.block, self.mask_ratio, rng) for _ in views]
+        masks = [
+            block_mask(self.patch_size, self.block, ratio, rng) for ratio in self.mask_ratios for _ in range(len(pairs))
+        ]
         cases = sorted({case for pair in pairs for case in (pair.case_a, pair.case_b)})
-        return AliceBatch(torch.stack(views), cases, torch.from_numpy(np.stack(masks)), list(pairs))
+        batch = AliceBatch(torch.stack(views), cases, torch.from_numpy(np.stack(masks)), list(pairs))
+        return batch if self.regions is None else self._with_regions(batch, self.regions, rng)
+
+    def _with_regions(self, batch: AliceBatch, regions: LabelsRegions, rng: np.random.Generator) -> AliceBatch:
+        """Add the regions at every third voxel; where they begin is drawn, so that in time every voxel is asked."""
+        first = rng.integers(GRID_STEP, size=3)
+        centres = [(pair.case_a, pair.point_a) for pair in batch.pairs]
+        centres += [(pair.case_b, pair.point_b) for pair in batch.pairs]
+        labels = []
+        for case, point in centres:
+            start = crop_bounds(point, self.patch_size) + first
+            with self.pairs.readings.of(case):
+                labels.append(regions.on_grid(case, start, (GRID_STEP,) * 3, grid_size(self.patch_size)))
+        return replace(batch, regions=torch.from_numpy(np.stack(labels)), regions_first=torch.from_numpy(first))
 
     def _draw(self, rng: np.random.Generator) -> tuple[PointPair, np.ndarray, np.ndarray]:
         """A pair, its query view and its anchor view."""

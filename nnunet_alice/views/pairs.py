@@ -1,7 +1,9 @@
 """Pairs of points that show the same anatomy in two cases: where the two views of a pair are cropped."""
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -42,13 +44,14 @@ class MatchedPairs:
 
     A point is drawn in the body of A and matched into B; it is kept when the match scores at least the matcher's
     threshold and both crops show enough of their volumes. After ``max_draws`` points another B is drawn. When
-    ``max_partners`` cases B gave nothing, both views come from A, at the same point, and the pair says so.
+    ``max_partners`` cases B gave nothing, or A itself cannot be matched (its registration is poor), both views come
+    from A, at the same point, and the pair says so: no case is lost.
 
     ``readings`` knows the cases that could not be read, here or by whoever crops the views.
 
     Args:
-        matcher: finds counterparts and body points.
-        cases: cases to draw from; those that the matcher does not know are left out.
+        matcher: finds counterparts, and body points in any case.
+        cases: cases to draw from.
         patch_size: (3,) crop size in voxels.
         shape_of: case -> (3,) shape of its preprocessed array.
         min_inside: share of a crop that has to lie inside its volume. The paper crops from whole-body CT and needs
@@ -56,8 +59,12 @@ class MatchedPairs:
         max_draws: points drawn for one pair of cases (the paper's 100).
         max_partners: cases B tried for one case A.
 
+    Attributes:
+        cases: cases to draw from, sorted.
+        matched: those of them that the matcher knows.
+
     Raises:
-        InputError: fewer than two cases are left.
+        InputError: the matcher knows fewer than two of the cases.
     """
 
     def __init__(
@@ -72,10 +79,11 @@ class MatchedPairs:
         max_partners: int = 10,
     ) -> None:
         known = set(matcher.cases)
-        self.cases = sorted(case for case in cases if case in known)
-        if len(self.cases) < 2:
+        self.cases = sorted(cases)
+        self.matched = [case for case in self.cases if case in known]
+        if len(self.matched) < 2:
             raise InputError(
-                f"Matched views need at least two cases, but only {len(self.cases)} of {len(cases)} can be matched "
+                f"Matched views need at least two cases, but only {len(self.matched)} of {len(cases)} can be matched "
                 f"by the {matcher.name}; add cases, or look into the report of nnunet_alice anatomy."
             )
         self.readings = Readings()
@@ -92,14 +100,16 @@ class MatchedPairs:
         Raises:
             UnreadableCaseError: a case was drawn that cannot be read; draw again.
         """
-        index_a = int(rng.integers(len(self.cases)))
-        case_a = self.cases[index_a]
-        with self.readings.of(case_a):
-            self.matcher.open(case_a)
+        case_a = self.cases[int(rng.integers(len(self.cases)))]
+        position = bisect.bisect_left(self.matched, case_a)
+        is_matched = self.matched[position : position + 1] == [case_a]
+        if is_matched:
+            with self.readings.of(case_a):
+                self.matcher.open(case_a)
         draws = 0
-        for _ in range(self.max_partners):
-            index_b = int(rng.integers(len(self.cases) - 1))
-            case_b = self.cases[index_b + (index_b >= index_a)]
+        for _ in range(self.max_partners if is_matched else 0):
+            partner = int(rng.integers(len(self.matched) - 1))
+            case_b = self.matched[partner + (partner >= position)]
             with self.readings.of(case_b):
                 self.matcher.open(case_b)
             for _ in range(0, self.max_draws, _DRAWS_AT_ONCE):
@@ -132,23 +142,32 @@ class MatchedPairs:
         return share_inside(points, shape, self.patch_size) >= self.min_inside
 
 
+class DrawsBodyPoints(Protocol):
+    """Anything that knows where the bodies of cases are."""
+
+    def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw (count, 3) points in the body of a case, voxels, (z, y, x)."""
+        ...
+
+
 class SameVolumePairs:
-    """Ablation: both views come from one volume, two overlapping crops, as in contrastive learning before Alice.
+    """Both views come from one volume, two overlapping crops: no matching is needed.
 
     Args:
-        matcher: gives body points.
+        points: gives body points.
         cases: cases to draw from.
         patch_size: (3,) crop size in voxels.
         shift: largest shift between the two crops on every axis, as a share of the patch.
     """
 
-    def __init__(self, matcher: Matcher, cases: Sequence[str], patch_size: Sequence[int], shift: float = 0.25) -> None:
-        known = set(matcher.cases)
-        self.cases = sorted(case for case in cases if case in known)
+    def __init__(
+        self, points: DrawsBodyPoints, cases: Sequence[str], patch_size: Sequence[int], shift: float = 0.25
+    ) -> None:
+        self.cases = sorted(cases)
         if not self.cases:
             raise InputError("No case to draw views from; look into the report of nnunet_alice anatomy.")
         self.readings = Readings()
-        self.matcher = matcher
+        self.points = points
         self.reach = np.asarray(patch_size) * shift
 
     def draw(self, rng: np.random.Generator) -> PointPair:
@@ -159,7 +178,7 @@ class SameVolumePairs:
         """
         case = self.cases[int(rng.integers(len(self.cases)))]
         with self.readings.of(case):
-            point = self.matcher.body_points(case, 1, rng)[0]
+            point = self.points.body_points(case, 1, rng)[0]
         shifted = point + rng.uniform(-self.reach, self.reach)
         return PointPair(case, case, point, shifted, 1.0, 1, True)
 

@@ -79,7 +79,16 @@ def test_another_partner_is_tried_when_one_has_no_counterparts():
     assert {pair.case_b for pair in drawn if pair.accepted} == {"a", "b"}
 
 
-def test_same_seed_same_pair_and_unknown_cases_are_left_out():
+def test_cases_that_cannot_be_matched_are_paired_with_themselves():
+    pairs = pairs_of(("a", "b", "unknown"))
+    drawn = [pairs.draw(np.random.default_rng(seed)) for seed in range(60)]
+    alone = [pair for pair in drawn if pair.case_a == "unknown"]
+    assert 10 < len(alone) < 30 and all(pair.case_b == "unknown" and not pair.accepted for pair in alone)
+    assert {pair.case_b for pair in drawn if pair.case_a != "unknown"} == {"a", "b"}
+    assert all(pair.accepted for pair in drawn if pair.case_a != "unknown")
+
+
+def test_same_seed_same_pair():
     one, two = (pairs_of(("a", "b", "unknown")).draw(np.random.default_rng(7)) for _ in range(2))
     assert one.case_a == two.case_a and one.draws == two.draws
     np.testing.assert_array_equal(one.point_a, two.point_a)

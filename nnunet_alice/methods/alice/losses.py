@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nnunet_alice.methods.distributed import max_over_ranks, mean_over_ranks
 
-REFERENCE_WEIGHTS = (1.0, 1.0, 10.0)
+REFERENCE_WEIGHTS = (1.0, 1.0, 10.0, 0.0)
 
 
 class AliceLosses(NamedTuple):
@@ -25,28 +25,29 @@ class AliceLosses(NamedTuple):
         cls: ``L_cls``, self-distillation of the global embedding across matched views.
         align: ``L_align``, self-distillation of the tokens that CASA aligned.
         reconstruction: ``L_rec``, half the mean squared error of the reconstruction.
+        regions: ``L_reg``, cross-entropy of the atlas's regions; not in the paper.
     """
 
     cls: Tensor
     align: Tensor
     reconstruction: Tensor
+    regions: Tensor
 
     def total(self, weights: Sequence[float] = REFERENCE_WEIGHTS) -> Tensor:
-        """Weighted sum, ``1 L_cls + 1 L_align + 10 L_rec`` by default.
+        """Weighted sum, the paper's ``1 L_cls + 1 L_align + 10 L_rec`` by default.
 
         Args:
-            weights: Weights of cls, align and reconstruction.
+            weights: Weights of cls, align, reconstruction and regions.
 
         Returns:
             Scalar.
 
         Raises:
-            ValueError: If there are not three weights.
+            ValueError: If there are not four weights.
         """
-        if len(weights) != 3:
-            raise ValueError(f"Expected the weights of cls, align and reconstruction, got {len(weights)} numbers.")
-        cls, align, reconstruction = weights
-        return cls * self.cls + align * self.align + reconstruction * self.reconstruction
+        if len(weights) != len(self):
+            raise ValueError(f"Expected the weights of {', '.join(self._fields)}, got {len(weights)} numbers.")
+        return sum((weight * part for weight, part in zip(weights, self, strict=True)), self.cls.new_zeros(()))
 
 
 def centred_targets(teacher_logits: Tensor, centre: Tensor, temperature: float) -> Tensor:

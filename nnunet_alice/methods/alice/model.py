@@ -17,6 +17,7 @@ from nnunet_alice.methods.alice.losses import (
     reconstruction_loss,
     sinkhorn_targets,
 )
+from nnunet_alice.methods.alice.regions import RegionHead, region_accuracy, region_loss
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import conditional_entropy, embedding_spread, marginal_entropy
 from nnunet_alice.methods.ema import frozen_copy, update_ema
@@ -31,12 +32,26 @@ class StudentOutputs(NamedTuple):
         cls: (2B, K) logits of the views, or None.
         encoder_tokens: (2B, T_E, K) logits or None.
         aligned: (2B, T_E, K) ``S~``, encoder tokens after CASA, or None.
+        regions: for each decoder stage that is asked (2B, z, y, x, regions) logits, or None.
     """
 
     reconstruction: Tensor | None
     cls: Tensor | None
     encoder_tokens: Tensor | None
     aligned: Tensor | None
+    regions: list[Tensor] | None
+
+
+class ViewRegions(NamedTuple):
+    """Which regions of the atlas the views show, at every third voxel (:func:`regions.grid_size`).
+
+    Attributes:
+        labels: (2B, z, y, x) int64, 1 to the number of regions; 0 where nothing is known.
+        first: (3,) int64, the first voxel with a label on every axis.
+    """
+
+    labels: Tensor
+    first: Tensor
 
 
 class AliceStep(NamedTuple):
@@ -69,32 +84,38 @@ class AliceStudent(nn.Module):
         super().__init__()
         self.settings = settings
         self.backbone = TappedUNet(network)
-        freeze_unused_decoder(network, settings.decoder_stages)
-        self.head = self.casa = None
+        self.decoder_stages = settings.decoder_stages(len(network.decoder.stages))
+        freeze_unused_decoder(network, self.decoder_stages)
+        self.head = self.casa = self.region_head = None
+        channels = network.encoder.output_channels
+        if settings.regions:
+            self.region_head = RegionHead(channels[-2::-1], settings.num_regions)
         if settings.distils:
-            channels = network.encoder.output_channels
             self.head = AliceHead(channels[-1], channels[-2], settings)
         if settings.aligns_decoder:
             self.casa = CASA(settings.prototypes, settings.attention_heads)
             nn.init.constant_(self.casa.norm_feedforward.weight, settings.alignment_gain)
 
-    def forward(self, masked: Tensor, clean: Tensor) -> StudentOutputs:
-        """See the masked views (2B, C, *patch); the clean ones only where ``settings`` say so."""
+    def forward(self, views: Tensor, first: Tensor | None = None) -> StudentOutputs:
+        """Run network, head and CASA.
+
+        Args:
+            views: (2B, C, *patch) as the student sees them, masked voxels 0.
+            first: :attr:`ViewRegions.first`; None does not ask for regions.
+        """
         settings = self.settings
-        maps = self.backbone(masked, settings.decoder_stages)
+        maps = self.backbone(views, self.decoder_stages)
+        regions = None
+        if self.region_head is not None and first is not None:
+            regions = self.region_head(maps.decoder, first)
         if self.head is None:
-            return StudentOutputs(maps.output, None, None, None)
+            return StudentOutputs(maps.output, None, None, None, regions)
         decoder = maps.decoder[0] if settings.aligns_decoder else None
         heads = self.head(maps.bottleneck, decoder, tokens=settings.alignment)
-        cls = heads.cls
-        if settings.contrast and settings.unmasked_queries:
-            queries = len(clean) // 2
-            bottleneck = torch.cat([self.backbone(clean[:queries], 0).bottleneck, maps.bottleneck[queries:]])
-            cls = self.head(bottleneck, tokens=False).cls
         aligned = heads.encoder_tokens
         if self.casa is not None:
             aligned = self.casa(heads.encoder_tokens, heads.decoder_tokens)
-        return StudentOutputs(maps.output, cls, heads.encoder_tokens, aligned)
+        return StudentOutputs(maps.output, heads.cls, heads.encoder_tokens, aligned, regions)
 
 
 class AliceTeacher(nn.Module):
@@ -146,8 +167,10 @@ class Alice(nn.Module):
         views: Tensor,
         mask: Tensor,
         teacher_temperature: float,
-        student: Callable[[Tensor, Tensor], StudentOutputs] | None = None,
+        student: Callable[..., StudentOutputs] | None = None,
         update_centres: bool = True,
+        regions: ViewRegions | None = None,
+        share: float = 0.0,
     ) -> AliceStep:
         """Losses and signs of life of one batch.
 
@@ -157,11 +180,14 @@ class Alice(nn.Module):
             teacher_temperature: tau_t.
             student: the student as wrapped for DDP; None for the plain one.
             update_centres: move the centres by this batch (not in validation).
+            regions: which regions of the atlas the views show; needed where the settings ask for ``L_reg``.
+            share: of the run that is done, in [0, 1], for the courses of the weights.
         """
         settings = self.settings
-        outputs = (student or self.student)(views.masked_fill(mask.unsqueeze(1), 0), views)
+        first = None if regions is None else regions.first
+        outputs = (student or self.student)(views.masked_fill(mask.unsqueeze(1), 0), first)
         zero = views.new_zeros((), dtype=torch.float32)
-        cls = alignment = reconstruction = zero
+        cls = alignment = reconstruction = region = zero
         parts: dict[str, Tensor] = {}
         descriptors = token_codes = None
         if self.teacher is not None:
@@ -185,9 +211,13 @@ class Alice(nn.Module):
                     self.centre_alignment.update(aligned)
             parts["centre_norm"] = self.centre_cls.value.norm()
         if settings.reconstruction:
-            reconstruction = reconstruction_loss(outputs.reconstruction, views)
-        losses = AliceLosses(cls, alignment, reconstruction)
-        loss = losses.total((settings.cls_weight, settings.alignment_weight, settings.reconstruction_weight))
+            masked = len(views) // 2 if settings.unmasked_anchors else len(views)
+            reconstruction = reconstruction_loss(outputs.reconstruction[:masked], views[:masked])
+        if outputs.regions is not None and regions is not None:
+            region = region_loss(outputs.regions, regions.labels)
+            parts["region_accuracy"] = region_accuracy(outputs.regions, regions.labels)
+        losses = AliceLosses(cls, alignment, reconstruction, region)
+        loss = losses.total(settings.weights(share))
         named = {f"loss_{name}": value.detach() for name, value in losses._asdict().items()}
         rebuilt = None if outputs.reconstruction is None else outputs.reconstruction.detach()
         return AliceStep(loss, {"loss": loss.detach(), **named, **parts}, rebuilt, descriptors, token_codes)

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+#: how a weight goes over a run: (share of the run, factor), ..., straight lines between them
+Course = tuple[tuple[float, float], ...]
+CONSTANT: Course = ((0.0, 1.0),)
+
 
 @dataclass(frozen=True)
 class AliceSettings:
@@ -16,14 +22,17 @@ class AliceSettings:
         casa: align tokens by cross-attention before they are compared; without it encoder tokens are compared as
             they are, as in iBOT.
         reconstruction: learn to reconstruct masked voxels (``L_rec``).
+        regions: learn which region of the atlas every voxel belongs to (``L_reg``). Ours, not the paper's: the one term
+            that teaches the decoder anatomy. Cases without a good registration have no regions and learn the rest.
         grid_pooling: average the bottleneck in 2 x 2 x 2 parts and concatenate, where the paper takes one global
             average. After InstanceNorm a global average is the channel's bias, the same for every volume.
         batch_norm: normalise the head's inputs over the batch, pooled features per channel, tokens per token index
             and channel. Without it all views drift to one embedding, and tokens are told apart by their index.
         sinkhorn: balance the teacher's targets over the prototypes by Sinkhorn-Knopp within the batch of all ranks
             (SwAV, DINOv2); without it targets are centred and sharpened as in the paper, and drift to uniform ones.
-        unmasked_queries: for ``L_cls``, the student sees the query views unmasked, in an encoder pass of their own, and
-            the anchor views masked. A quarter of a view says little about where in the body it is.
+        unmasked_anchors: the student sees the query views masked and the anchor views whole, in one pass. A quarter of
+            a view says little about where in the body it is, and fine-tuning shows whole images. ``L_rec`` is then of
+            the query views alone. Without it all views are masked, as in the paper.
         hidden_dim: width of the head's hidden layers; None takes 8 times the bottleneck's channels, at most 2048.
         bottleneck_dim: width of the head's output before the prototypes.
         prototypes: K, number of prototypes and width of the tokens that CASA sees.
@@ -44,6 +53,12 @@ class AliceSettings:
         cls_weight: weight of ``L_cls``.
         alignment_weight: weight of ``L_align`` (the paper's 1 costs more reconstruction).
         reconstruction_weight: weight of ``L_rec``.
+        region_weight: weight of ``L_reg``.
+        num_regions: regions that the atlas is cut into, at most.
+        cls_course: factor of ``cls_weight`` over the run.
+        alignment_course: factor of ``alignment_weight`` over the run.
+        reconstruction_course: factor of ``reconstruction_weight`` over the run.
+        region_course: factor of ``region_weight`` over the run.
         mask_ratio: share of blocks hidden from the student.
     """
 
@@ -51,10 +66,11 @@ class AliceSettings:
     alignment: bool = True
     casa: bool = True
     reconstruction: bool = True
+    regions: bool = True
     grid_pooling: bool = True
     batch_norm: bool = True
     sinkhorn: bool = True
-    unmasked_queries: bool = True
+    unmasked_anchors: bool = True
     hidden_dim: int | None = None
     bottleneck_dim: int = 256
     prototypes: int = 512
@@ -69,11 +85,23 @@ class AliceSettings:
     cls_weight: float = 1.0
     alignment_weight: float = 0.3
     reconstruction_weight: float = 10.0
+    region_weight: float = 5.0
+    num_regions: int = 100
+    cls_course: Course = CONSTANT
+    alignment_course: Course = CONSTANT
+    reconstruction_course: Course = CONSTANT
+    region_course: Course = CONSTANT
     mask_ratio: float = 0.75
 
     def __post_init__(self) -> None:
-        if not (self.contrast or self.alignment or self.reconstruction):
-            raise ValueError("Alice needs at least one of contrast, alignment and reconstruction to learn from.")
+        if not (self.contrast or self.alignment or self.reconstruction or self.regions):
+            raise ValueError(
+                "Alice needs at least one of contrast, alignment, reconstruction and regions to learn from."
+            )
+        for course in (self.cls_course, self.alignment_course, self.reconstruction_course, self.region_course):
+            shares = [share for share, _ in course]
+            if not course or shares != sorted(shares) or min(shares) < 0 or max(shares) > 1:
+                raise ValueError(f"A course lists rising shares of the run between 0 and 1, not {course}.")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}.")
 
@@ -87,13 +115,39 @@ class AliceSettings:
         """Whether decoder tokens are used: CASA gathers them, nothing else reads them."""
         return self.alignment and self.casa
 
-    @property
-    def decoder_stages(self) -> int | None:
-        """Decoder stages that the student runs; None for all and the output."""
-        return None if self.reconstruction else int(self.aligns_decoder)
+    def decoder_stages(self, stages: int) -> int | None:
+        """Return how many of a network's decoder stages the student runs; None for all and the output."""
+        if self.reconstruction:
+            return None
+        return stages if self.regions else int(self.aligns_decoder)
+
+    def weights(self, share: float) -> tuple[float, float, float, float]:
+        """Return the weights of ``L_cls``, ``L_align``, ``L_rec`` and ``L_reg``.
+
+        Args:
+            share: of the run that is done, in [0, 1].
+        """
+        return (
+            self.cls_weight * along(self.cls_course, share),
+            self.alignment_weight * along(self.alignment_course, share),
+            self.reconstruction_weight * along(self.reconstruction_course, share),
+            self.region_weight * along(self.region_course, share),
+        )
 
     def paper(self) -> "AliceSettings":
         """These settings with the paper's literal pooling, targets, queries, gain, temperatures and weights."""
-        switches = {"grid_pooling": False, "batch_norm": False, "sinkhorn": False, "unmasked_queries": False}
+        switches = {
+            "regions": False,
+            "grid_pooling": False,
+            "batch_norm": False,
+            "sinkhorn": False,
+            "unmasked_anchors": False,
+        }
         numbers = {"alignment_gain": 1.0, "teacher_temperature": (0.008, 0.01), "cls_weight": 1.0}
         return replace(self, **switches, shared_query=True, **numbers, alignment_weight=1.0)
+
+
+def along(course: Course, share: float) -> float:
+    """Return the factor at a share of the run: linear between the points of a course, constant before and after."""
+    shares, factors = zip(*course, strict=True)
+    return float(np.interp(share, shares, factors))

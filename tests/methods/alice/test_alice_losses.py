@@ -249,14 +249,14 @@ class TestReconstruction:
 
 
 class TestAliceLosses:
-    losses = AliceLosses(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.5))
+    losses = AliceLosses(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.5), torch.tensor(7.0))
 
     def test_total_has_the_papers_weights(self):
         assert self.losses.total().item() == 10.0
 
     def test_each_weight_belongs_to_its_part(self):
-        assert self.losses.total((100.0, 10.0, 1.0)).item() == 230.5
-        assert self.losses.total(AliceLosses(0.0, 0.0, 2.0)).item() == 1.0
+        assert self.losses.total((100.0, 10.0, 1.0, 1000.0)).item() == 7230.5
+        assert self.losses.total((0.0, 0.0, 2.0, 0.0)).item() == 1.0
 
     def test_another_number_of_weights_is_refused(self):
         with pytest.raises(ValueError, match="got 2 numbers"):

@@ -12,8 +12,9 @@ from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.methods.alice.settings import AliceSettings
 
 SETTINGS = AliceSettings(
+    regions=False,
     sinkhorn=False,
-    unmasked_queries=False,
+    unmasked_anchors=False,
     cls_weight=1.0,
     alignment_weight=0.5,
     hidden_dim=16,
@@ -29,7 +30,7 @@ PARTS = {
     "clsOnly": replace(SETTINGS, alignment=False),
     "encoderOnly": replace(SETTINGS, alignment=False, reconstruction=False),
     "tokensOnly": replace(SETTINGS, contrast=False, casa=False),
-    "unmasked": replace(SETTINGS, unmasked_queries=True),
+    "unmasked": replace(SETTINGS, unmasked_anchors=True),
     "paper": SETTINGS.paper(),
     "sinkhorn": replace(SETTINGS, sinkhorn=True),
 }
@@ -134,14 +135,14 @@ def test_balanced_token_targets_cannot_tell_the_index():
     torch.testing.assert_close(targets.sum(-1), torch.ones(6, 8))
 
 
-def test_query_views_may_be_seen_unmasked():
-    model = model_of(replace(SETTINGS, unmasked_queries=True))
+def test_with_whole_anchors_only_query_views_are_reconstructed():
+    model = model_of(replace(SETTINGS, unmasked_anchors=True))
     views, mask = batch()
-    logits = model.student(views.masked_fill(mask.unsqueeze(1), 0), views).cls
-    backbone = model.student.backbone
-    masked = backbone(views[3:].masked_fill(mask[3:].unsqueeze(1), 0), 0).bottleneck
-    expected = model.student.head(torch.cat([backbone(views[:3], 0).bottleneck, masked]), tokens=False).cls
-    torch.testing.assert_close(logits, expected)
+    mask[3:] = False
+    step = model.compute(views, mask, 0.04)
+    rebuilt = model.student.backbone(views[:3].masked_fill(mask[:3].unsqueeze(1), 0)).output
+    expected = 0.5 * ((rebuilt - views[:3]) ** 2).mean()
+    torch.testing.assert_close(step.parts["loss_reconstruction"], expected.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_validation_leaves_the_centres_alone():
