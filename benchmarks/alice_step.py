@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="pairs of views a step [the plans']")
     parser.add_argument("--patch", type=int, nargs=3, help="patch in voxels [the plans']")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--masked_anchors", action="store_true", help="without the pass over unmasked query views")
+    parser.add_argument("--masked_anchors", action="store_true", help="mask the anchor views, too")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -61,7 +61,7 @@ def main() -> None:
         f"torch {torch.__version__}, {trainer.device}"
     )
     patch = tuple(batches[0].views.shape[2:])
-    print(f"patch {patch}, {views} views a step, unmasked queries: {not args.masked_queries}")
+    print(f"patch {patch}, {views} views a step, whole anchors: {not args.masked_anchors}")
     for name, value in seconds.items():
         print(f"{value:9.3f} s  {name}  (step / this = {step / value:.3f})")
     print(f"loader alone: {views / loading:.2f} views/s in one process; network: {views / step:.2f} views/s;")
