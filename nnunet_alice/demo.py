@@ -47,10 +47,10 @@ class DemoSize:
     """
 
     unlabelled: int = 24
-    training: int = 3
+    training: int = 1
     test: int = 8
     spacing_mm: float = 8.0
-    pretraining: str = "AliceTrainer_2epochs_60iterations"
+    pretraining: str = "AliceTrainer_4epochs_75iterations"
     finetuning: str = "FineTuneTrainer_3epochs_125iterations_AdamW_lr1e-2_seed1"
     scratch: str = "FineTuneTrainer_scratch_3epochs_125iterations_AdamW_lr1e-2_seed1"
     embedding: str | None = None

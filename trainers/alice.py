@@ -8,7 +8,7 @@ from nnunet_alice.training.variants import trainer_names
 
 
 class AliceTrainer(PretrainingTrainer):
-    """Alice: views of the same anatomy in different people, masked reconstruction, self-distillation, CASA.
+    """Alice: views of the same anatomy in different people, masked reconstruction, self-distillation, CASA, regions.
 
     ``batch_size`` of the plans counts pairs of views. After every epoch ``metrics.csv``, ``progress.png`` and, every
     few epochs, ``views.png`` say how it goes; retrieval is measured on the fold's validation cases (with fold
@@ -42,7 +42,7 @@ class AliceTrainer_noContrast(AliceTrainer_regionsOnly):
 
     settings = changed(
         AliceTrainer_regionsOnly.settings,
-        {"method.regions": False, "method.paired": False, "method.unmasked_anchors": False},
+        {"method.regions": False, "method.paired": False, "method.unmasked_anchors": False, "method.mask_ratio": 0.75},
     )
 
 
@@ -51,9 +51,9 @@ class MIMTrainer(AliceTrainer_noContrast):
 
 
 class AliceTrainer_noReconstruction(AliceTrainer):
-    """Ablation: self-distillation and regions, no reconstruction."""
+    """Ablation: self-distillation only."""
 
-    settings = changed(AliceTrainer.settings, {"method.reconstruction": False})
+    settings = changed(AliceTrainer_noRegions.settings, {"method.reconstruction": False})
 
 
 class AliceTrainer_sameVolume(AliceTrainer):

@@ -59,7 +59,7 @@ class AliceSettings:
         alignment_course: factor of ``alignment_weight`` over the run.
         reconstruction_course: factor of ``reconstruction_weight`` over the run.
         region_course: factor of ``region_weight`` over the run.
-        mask_ratio: share of blocks hidden from the student.
+        mask_ratio: share of blocks hidden in the views that are masked; the paper has 0.75, which taught less here.
     """
 
     contrast: bool = True
@@ -91,7 +91,7 @@ class AliceSettings:
     alignment_course: Course = CONSTANT
     reconstruction_course: Course = CONSTANT
     region_course: Course = CONSTANT
-    mask_ratio: float = 0.75
+    mask_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         if not (self.contrast or self.alignment or self.reconstruction or self.regions):
@@ -143,7 +143,7 @@ class AliceSettings:
             "sinkhorn": False,
             "unmasked_anchors": False,
         }
-        numbers = {"alignment_gain": 1.0, "teacher_temperature": (0.008, 0.01), "cls_weight": 1.0}
+        numbers = {"alignment_gain": 1.0, "teacher_temperature": (0.008, 0.01), "cls_weight": 1.0, "mask_ratio": 0.75}
         return replace(self, **switches, shared_query=True, **numbers, alignment_weight=1.0)
 
 

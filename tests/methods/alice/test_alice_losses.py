@@ -221,7 +221,7 @@ def test_gradients_reach_student_and_casa_and_never_the_teacher():
         centred_cross_view_loss(cls_t, cls_s, centre, **TEMPERATURES),
         centred_alignment_loss(casa(enc_s, dec_t), casa(enc_s, dec_s), centre, **TEMPERATURES),
         reconstruction_loss(torch.randn(4, 1, 2, 2, 2), torch.randn(4, 1, 2, 2, 2)),
-            torch.zeros(()),
+        torch.zeros(()),
     )
     losses.total().backward()
     assert all(p.grad.abs().max() > 0 for p in student.parameters())
