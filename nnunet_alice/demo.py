@@ -47,7 +47,7 @@ class DemoSize:
     """
 
     unlabelled: int = 24
-    training: int = 1
+    training: int = 2
     test: int = 8
     spacing_mm: float = 8.0
     pretraining: str = "AliceTrainer_4epochs_75iterations"

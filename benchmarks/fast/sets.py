@@ -1,0 +1,131 @@
+"""Labelled sets for the search: resampled once, registered to an atlas case, kept as one npz a case."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from tqdm import tqdm
+
+from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
+from nnunet_alice.anatomy.medoid import most_typical
+from nnunet_alice.anatomy.registration import register
+
+
+@dataclass(frozen=True)
+class SetSettings:
+    """Where a set lies and what of it is used.
+
+    Attributes:
+        folder: below the data folder, with ``imagesTr`` and ``labelsTr``.
+        spacing_mm: isotropic, of the search.
+        labels: values of the label files that are segmented; they become 1, 2, ...
+        scale_by_case: z-score by case (MR) instead of one scale for the set (CT).
+    """
+
+    folder: str
+    spacing_mm: float
+    labels: tuple[int, ...]
+    scale_by_case: bool = False
+
+
+SETS = {
+    # spleen, kidneys, gallbladder, liver, stomach, aorta, pancreas
+    "abdomen": SetSettings("Dataset060_AbdomenCT", 4.0, (1, 2, 3, 4, 6, 7, 8, 11)),
+    "chest": SetSettings("Dataset061_ChestCT", 4.0, (1, 2, 3, 4)),
+    "hippocampus": SetSettings("Task04_Hippocampus", 1.0, (1, 2), scale_by_case=True),
+    # written by write_phantoms
+    "phantoms": SetSettings("phantoms", 8.0, (1, 2, 3, 4, 5)),
+}
+
+
+def prepare(name: str, data: Path, out: Path) -> None:
+    """Write every case of a set as ``OUT/NAME/CASE.npz``: image, label, affine map to the atlas; and ``set.json``."""
+    settings, folder = SETS[name], out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = {}, {}
+    for path in sorted((data / settings.folder / "labelsTr").glob("*.nii.gz")):
+        case = path.name.removesuffix(".nii.gz")
+        image = data / settings.folder / "imagesTr" / f"{case}_0000.nii.gz"
+        if not image.exists():
+            image = data / settings.folder / "imagesTr" / f"{case}.nii.gz"
+        images[case] = _read(image, settings.spacing_mm, sitk.sitkLinear).astype(np.float32)
+        values = _read(path, settings.spacing_mm, sitk.sitkNearestNeighbor)
+        labels[case] = sum(
+            ((values == value) * np.uint8(number) for number, value in enumerate(settings.labels, start=1)),
+            np.zeros(values.shape, np.uint8),
+        )
+    inside = np.concatenate([image[image > np.percentile(image, 30)][::50] for image in images.values()])
+    for case, image in images.items():
+        mean, std = (image.mean(), image.std()) if settings.scale_by_case else (inside.mean(), inside.std())
+        images[case] = (image - mean) / std
+    spacing = (settings.spacing_mm,) * 3
+    geometries = {case: compute_geometry(case, image[None], spacing) for case, image in images.items()}
+    atlas = most_typical(list(geometries), geometries.__getitem__)
+    for case, geometry in tqdm(geometries.items(), desc=f"Registering {name}"):
+        affine, quality = np.eye(4), 1.0
+        if case != atlas:
+            result = register(geometry, geometries[atlas])
+            affine, quality = result.affine, result.quality
+        np.savez(folder / f"{case}.npz", image=images[case], label=labels[case], affine=affine, quality=quality)
+    (folder / "set.json").write_text(json.dumps({"atlas": atlas, "spacing_mm": settings.spacing_mm}))
+
+
+def _read(path: Path, spacing_mm: float, interpolator: int) -> np.ndarray:
+    """Array (z, y, x) of a file, turned to LPS, smoothed where it is resampled to coarser voxels."""
+    image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
+    if interpolator == sitk.sitkLinear:
+        image = sitk.Cast(image, sitk.sitkFloat32)
+        sigma = [max(1e-3, (spacing_mm - spacing) / 2) for spacing in image.GetSpacing()]
+        image = sitk.SmoothingRecursiveGaussian(image, sigma)
+    size = [max(1, round(n * s / spacing_mm)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    resampled = sitk.Resample(
+        image, size, sitk.Transform(), interpolator, image.GetOrigin(), [spacing_mm] * 3, image.GetDirection()
+    )
+    return sitk.GetArrayFromImage(resampled)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case in memory, axes (z, y, x).
+
+    Attributes:
+        name: of the case.
+        image: (1, 1, z, y, x) float32.
+        label: (1, 1, z, y, x) float32, 0 for background.
+        affine: (4, 4), mm of the case -> mm of the atlas.
+        geometry: body and coarse image.
+    """
+
+    name: str
+    image: torch.Tensor
+    label: torch.Tensor
+    affine: np.ndarray
+    geometry: CaseGeometry
+
+    @cached_property
+    def organs(self) -> dict[int, np.ndarray]:
+        """Voxels (N, 3) of every organ that the case shows."""
+        label = self.label[0, 0].numpy()
+        return {int(value): np.argwhere(label == value) for value in np.unique(label) if value > 0}
+
+
+def load(name: str, prepared: Path) -> tuple[list[Case], CaseGeometry]:
+    """Return the cases of a prepared set, in the order of their names, and the geometry of its atlas."""
+    facts = json.loads((prepared / name / "set.json").read_text())
+    cases = []
+    for path in sorted((prepared / name).glob("*.npz")):
+        with np.load(path) as file:
+            geometry = compute_geometry(path.stem, file["image"][None], (facts["spacing_mm"],) * 3)
+            image, label = (torch.from_numpy(file[key].astype(np.float32))[None, None] for key in ("image", "label"))
+            cases.append(Case(path.stem, image, label, file["affine"], geometry))
+    return cases, next(case.geometry for case in cases if case.name == facts["atlas"])
+
+
+def folds(cases: int, number: int = 3) -> list[tuple[list[int], list[int]]]:
+    """Return training and test indices of each fold; the same for the same number of cases."""
+    parts = np.array_split(np.random.default_rng(0).permutation(cases), number)
+    return [(sorted(set(range(cases)) - set(part.tolist())), sorted(part.tolist())) for part in parts]

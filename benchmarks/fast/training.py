@@ -1,0 +1,215 @@
+"""Pretraining and fine-tuning of one small U-Net on the CPU: bfloat16, channels-last, one thread."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import Tensor, nn
+
+from benchmarks.fast.sets import Case
+from benchmarks.fast.views import points_of, random_intensities, random_map, sample
+from nnunet_alice.anatomy.geometry import CaseGeometry
+from nnunet_alice.anatomy.regions import lay_regions
+from nnunet_alice.methods.alice.regions import GRID_STEP, RegionHead, grid_size, region_accuracy, region_loss
+from nnunet_alice.methods.schedules import warmup_cosine
+from nnunet_alice.methods.taps import TappedUNet
+from nnunet_alice.views.masking import block_mask
+
+FEATURES = (8, 16, 32, 64)
+_CHANNELS_LAST = torch.channels_last_3d
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a pretraining learns from. Half of the views of a step are queries, half anchors of the same place.
+
+    Attributes:
+        reconstruction: weight of the squared error, over the views that are masked.
+        regions: weight of ``L_reg``.
+        num_regions: of the atlas.
+        query_mask: share of the query views' blocks that are masked.
+        anchor_mask: the same of the anchor views.
+    """
+
+    reconstruction: float = 1.0
+    regions: float = 0.0
+    num_regions: int = 100
+    query_mask: float = 0.75
+    anchor_mask: float = 0.75
+
+
+@dataclass(frozen=True)
+class Length:
+    """Steps, rate and crops of a training.
+
+    Attributes:
+        steps: of the optimiser (AdamW, 5 % warm-up, cosine).
+        rate: highest learning rate.
+        size: (3,) voxels of a crop.
+        views: crops a step.
+    """
+
+    steps: int
+    rate: float = 3e-3
+    size: tuple[int, int, int] = (40, 40, 40)
+    views: int = 4
+
+
+def network(outputs: int) -> nn.Module:
+    """Return a PlainConvUNet of 8 to 64 features, as nnU-Net's plans for small images build it."""
+    stages = len(FEATURES)
+    return PlainConvUNet(
+        1, stages, FEATURES, nn.Conv3d, 3, [1] + [2] * (stages - 1), 2, outputs, 2,
+        conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=False,
+    ).to(memory_format=_CHANNELS_LAST)  # fmt: skip
+
+
+def pretrain(
+    cases: Sequence[Case], atlas: CaseGeometry, objective: Objective, length: Length, seed: int
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return the weights of a pretrained network, and the means of its losses over the last tenth of the run."""
+    torch.manual_seed(1000 + seed)
+    rng = np.random.default_rng([3, seed])
+    net, regions = network(1), lay_regions(atlas, objective.num_regions)
+    backbone, head = TappedUNet(net), RegionHead(FEATURES[-2::-1], objective.num_regions)
+    trained = nn.ModuleList([net, head])
+    optimizer = torch.optim.AdamW(trained.parameters(), length.rate, weight_decay=0.02)
+    block = (max(2, length.size[0] // 5),) * 3
+    history: dict[str, list[float]] = {}
+    for step in range(length.steps):
+        _set_rate(optimizer, step, length)
+        first = rng.integers(GRID_STEP, size=3)
+        seen, clean, masks, labels = [], [], [], []
+        for _ in range(length.views // 2):
+            case = cases[rng.integers(len(cases))]
+            place = case.geometry.body_points(1, rng)[0]
+            for ratio in (objective.query_mask, objective.anchor_mask):
+                centre = place + rng.uniform(-1 / 8, 1 / 8, 3) * length.size
+                matrix = random_map(rng, 0.8)
+                points = points_of(centre, matrix, length.size)
+                view = sample(case.image, points)
+                mask = torch.from_numpy(block_mask(length.size, block, ratio, rng))
+                seen.append(random_intensities(view, rng).masked_fill(mask, 0))
+                clean.append(view)
+                masks.append(ratio > 0)
+                # the grid of labels as an affine map of its own: the crop's, thinned
+                turned = case.affine.copy()
+                spacing = case.geometry.spacing[0]
+                turned[:3, 3] += case.affine[:3, :3] @ ((centre - matrix @ ((np.array(length.size) - 1) / 2)) * spacing)
+                turned[:3, :3] = case.affine[:3, :3] @ matrix
+                found = regions.on_grid(turned, case.geometry, first, (GRID_STEP,) * 3, grid_size(length.size))
+                labels.append(torch.from_numpy(found))
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = backbone(torch.stack(seen).contiguous(memory_format=_CHANNELS_LAST))
+            logits = head(maps.decoder, torch.from_numpy(first))
+        parts, chosen = {}, torch.tensor(masks)
+        if objective.reconstruction and maps.output is not None and chosen.any():
+            parts["reconstruction"] = F.mse_loss(maps.output.float()[chosen], torch.stack(clean)[chosen])
+        if objective.regions:
+            parts["regions"] = region_loss(logits, torch.stack(labels))
+        loss = sum(getattr(objective, name) * value for name, value in parts.items())
+        _step(optimizer, trained, loss)
+        parts["accuracy"] = region_accuracy(logits, torch.stack(labels))
+        for name, value in parts.items():
+            history.setdefault(name, []).append(float(value.detach()))
+    last = max(1, length.steps // 10)
+    return net.state_dict(), {name: float(np.nanmean(values[-last:])) for name, values in history.items()}
+
+
+def finetune(
+    weights: Mapping[str, Tensor] | None, training: Sequence[Case], classes: int, length: Length, seed: int
+) -> nn.Module:
+    """Return a network trained on labelled cases, from all pretrained weights but the last layer's, or from scratch.
+
+    Dice and cross-entropy, classes weighted by the root of their rarity, as few steps on small organs need; the same
+    for every arm.
+    """
+    torch.manual_seed(seed)
+    rng, net = np.random.default_rng([7, seed]), network(classes)
+    if weights is not None:
+        own = {name: value for name, value in weights.items() if "seg_layers" not in name}
+        net.load_state_dict(net.state_dict() | own)
+    share = torch.stack([torch.bincount(case.label.long().flatten(), minlength=classes) for case in training]).sum(0)
+    share = share / share.sum()
+    rarity = (share + 1e-4) ** -0.5
+    rarity = rarity / (rarity * share).sum()
+    optimizer = torch.optim.AdamW(net.parameters(), length.rate, weight_decay=0.01)
+    for step in range(length.steps):
+        _set_rate(optimizer, step, length)
+        views, labels = [], []
+        for number in range(length.views):
+            case = training[rng.integers(len(training))]
+            if number % 2 == 0 and case.organs:  # as nnU-Net oversamples foreground
+                voxels = case.organs[rng.choice(list(case.organs))]
+                centre = voxels[rng.integers(len(voxels))] + rng.uniform(-8, 8, 3)
+            else:
+                centre = case.geometry.body_points(1, rng)[0]
+            points = points_of(centre, random_map(rng, 0.3), length.size)
+            views.append(random_intensities(sample(case.image, points), rng))
+            labels.append(sample(case.label, points, "nearest", "zeros")[0].long())
+        with torch.autocast("cpu", torch.bfloat16):
+            output = net(torch.stack(views).contiguous(memory_format=_CHANNELS_LAST))
+        output, truth = output.float(), torch.stack(labels)
+        _step(optimizer, net, F.cross_entropy(output, truth, weight=rarity) - _soft_dice(output, truth, classes))
+    return net
+
+
+@torch.no_grad()
+def mean_dice(net: nn.Module, cases: Sequence[Case], classes: int, size: Sequence[int]) -> float:
+    """Return the Dice of all organs, averaged over organs of a case, then over cases; sliding window, no mirroring."""
+    net.eval()
+    scores = []
+    for case in cases:
+        found, truth = _predict(net, case, classes, size), case.label[0, 0]
+        organs = [c for c in range(1, classes) if (truth == c).any()]
+        dice = [2 * ((found == c) & (truth == c)).sum() / ((found == c).sum() + (truth == c).sum()) for c in organs]
+        scores.append(float(torch.stack(dice).mean()))
+    return float(np.mean(scores))
+
+
+def _predict(net: nn.Module, case: Case, classes: int, size: Sequence[int]) -> Tensor:
+    shape = case.image.shape[2:]
+    pads = [extra for n, s in zip(shape[::-1], size[::-1], strict=True) for extra in (0, max(0, s - n))]
+    image = F.pad(case.image, pads, value=float(case.image.min()))
+    starts = []
+    for n, s in zip(image.shape[2:], size, strict=True):
+        starts.append(np.linspace(0, n - s, max(1, math.ceil((n - s) / (0.7 * s)) + 1)).round().astype(int).tolist())
+    bumps = [torch.exp(-0.5 * ((torch.arange(s) - (s - 1) / 2) / (s / 4)) ** 2) for s in size]
+    weight = bumps[0][:, None, None] * bumps[1][:, None] * bumps[2]
+    total = torch.zeros(classes, *image.shape[2:])
+    corners = [(z, y, x) for z in starts[0] for y in starts[1] for x in starts[2]]
+    for begin in range(0, len(corners), 4):
+        windows = [
+            tuple(slice(c, c + s) for c, s in zip(corner, size, strict=True)) for corner in corners[begin : begin + 4]
+        ]
+        batch = torch.cat([image[(slice(None), slice(None), *window)] for window in windows])
+        with torch.autocast("cpu", torch.bfloat16):
+            output = net(batch.contiguous(memory_format=_CHANNELS_LAST))
+        for window, probabilities in zip(windows, output.float().softmax(1), strict=True):
+            total[(slice(None), *window)] += probabilities * weight
+    return total.argmax(0)[tuple(slice(n) for n in shape)]
+
+
+def _soft_dice(output: Tensor, truth: Tensor, classes: int) -> Tensor:
+    probabilities, wanted = output.softmax(1), F.one_hot(truth, classes).movedim(-1, 1).float()
+    both = (probabilities * wanted).sum((0, 2, 3, 4))
+    either = probabilities.sum((0, 2, 3, 4)) + wanted.sum((0, 2, 3, 4))
+    return ((2 * both + 1e-5) / (either + 1e-5))[1:].mean()
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, step: int, length: Length) -> None:
+    warmup = max(1, length.steps // 20)
+    for group in optimizer.param_groups:
+        group["lr"] = warmup_cosine(step, length.steps, warmup, length.rate, end=0.0)
+
+
+def _step(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+    optimizer.step()
