@@ -5,6 +5,7 @@ output in a log file. What the table shows is read from what those commands wrot
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,12 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import SimpleITK as sitk
 
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.phantoms import label_table, make_population, write_subjects
+from nnunet_alice.pictures.benchmark import Example, axial_example
+from nnunet_alice.pictures.demo import draw_demo
 
 UNLABELLED, LABELLED = 900, 801
 UNLABELLED_NAME, LABELLED_NAME = f"Dataset{UNLABELLED}_Phantoms", f"Dataset{LABELLED}_PhantomOrgans"
@@ -50,9 +55,9 @@ class DemoSize:
     training: int = 2
     test: int = 8
     spacing_mm: float = 8.0
-    pretraining: str = "AliceTrainer_4epochs_75iterations"
-    finetuning: str = "FineTuneTrainer_3epochs_125iterations_AdamW_lr1e-2_seed1"
-    scratch: str = "FineTuneTrainer_scratch_3epochs_125iterations_AdamW_lr1e-2_seed1"
+    pretraining: str = "AliceTrainer_5epochs_100iterations_lr3e-3"
+    finetuning: str = "FineTuneTrainer_5epochs_30iterations_AdamW_lr1e-2_seed1"
+    scratch: str = "FineTuneTrainer_scratch_5epochs_30iterations_AdamW_lr1e-2_seed1"
     embedding: str | None = None
     pairs: int = 100
 
@@ -148,8 +153,11 @@ class Demo:
         checkpoint = trained / "fold_all" / "checkpoint_final.pth"
         for run, weights in zip(_RUNS, (["-pretrained_weights", str(checkpoint)], []), strict=True):
             self._finetune(run, [*train, str(LABELLED), "3d_fullres", "all", "-tr", size.trainer(run), *weights])
+        picture = self.folder / "demo.png"
+        draw_demo(self._median_case(), {run: self._curve(run) for run in _RUNS}, picture)
         preprocessed = self.folder / "nnUNet_preprocessed" / UNLABELLED_NAME
         self.report.pictures = {
+            "the result": picture,
             "registered cases": next(preprocessed.rglob("atlas.png"), preprocessed),
             "matched views": checkpoint.parent / "views.png",
             "pretraining curves": checkpoint.parent / "progress.png",
@@ -206,7 +214,7 @@ class Demo:
     def _finetune(self, run: str, train: Sequence[str]) -> None:
         """Train on the labelled phantoms, predict and evaluate the test phantoms."""
         dataset, results, trainer = self.raw / LABELLED_NAME, self.results[run], self.size.trainer(run)
-        predicted = self.folder / f"predictions_{run.replace(' ', '_')}"
+        predicted = self._predicted(run)
         model = ["-d", str(LABELLED), "-c", "3d_fullres", "-f", "all", "-p", TARGET_PLANS, "-tr", trainer]
         self._step(f"fine-tune, {run}", [*train, "-p", TARGET_PLANS], results)
         self._step(
@@ -222,9 +230,41 @@ class Demo:
             + ["-djfile", str(folder / "dataset.json"), "-pfile", str(folder / "plans.json")],
             results,
         )
-        summary = read_json(predicted / "summary.json")["mean"]
+        summary = self._summary(run)["mean"]
         organs = {str(value): name for name, value in label_table(ORGANS).items()}
         self.report.dice[run] = {organs[value]: metrics["Dice"] for value, metrics in summary.items()}
+
+    def _predicted(self, run: str) -> Path:
+        return self.folder / f"predictions_{run.replace(' ', '_')}"
+
+    def _summary(self, run: str) -> dict:
+        """What nnU-Net's evaluation of a run wrote."""
+        return read_json(self._predicted(run) / "summary.json")
+
+    def _median_case(self) -> Example:
+        """The test case in the middle by what pretraining gained, with both runs' segmentations."""
+        dice = {
+            run: {
+                Path(case["prediction_file"]).name: float(np.nanmean([one["Dice"] for one in case["metrics"].values()]))
+                for case in self._summary(run)["metric_per_case"]
+            }
+            for run in _RUNS
+        }
+        gains = {file: dice[_RUNS[0]][file] - dice[_RUNS[1]][file] for file in dice[_RUNS[0]]}
+        file = sorted(gains, key=gains.__getitem__)[len(gains) // 2]
+        dataset, case = self.raw / LABELLED_NAME, file.removesuffix(".nii.gz")
+        image = sitk.ReadImage(str(dataset / "imagesTs" / f"{case}_0000.nii.gz"))
+        folders = {"truth": dataset / "labelsTs"}
+        folders |= {f"{run}, Dice {dice[run][file]:.2f}": self._predicted(run) for run in reversed(_RUNS)}
+        labels = {name: sitk.GetArrayFromImage(sitk.ReadImage(str(path / file))) for name, path in folders.items()}
+        return axial_example(f"test case {case}", sitk.GetArrayFromImage(image), labels, image.GetSpacing()[::-1])
+
+    def _curve(self, run: str) -> list[float]:
+        """nnU-Net's pseudo Dice of random patches after every epoch of a run on labels."""
+        folder = self.results[run] / LABELLED_NAME / f"{self.size.trainer(run)}__{TARGET_PLANS}__3d_fullres"
+        logs = sorted((folder / "fold_all").glob("training_log_*.txt"))
+        found = re.findall(r"Pseudo dice \[(.*)\]", logs[-1].read_text(encoding="utf-8"))
+        return [float(np.nanmean([float(value) for value in re.findall(r"\d\.\d+|nan", row)])) for row in found]
 
     def _time(self, name: str, work: Callable[[], None]) -> None:
         self.announce(name)

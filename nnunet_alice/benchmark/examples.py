@@ -1,7 +1,6 @@
 """The worst, the median and the best test case of a run, beside the baseline's, for the report's picture."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from nnunet_alice.benchmark.results import KEYS, MEAN, keys_of
 from nnunet_alice.benchmark.runner import Runner
 from nnunet_alice.files import read_json
 from nnunet_alice.nnunet_folders import nnunet_folder
-from nnunet_alice.pictures.benchmark import Example
+from nnunet_alice.pictures.benchmark import Example, axial_example
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +50,8 @@ def example_cases(runner: Runner, cases: pd.DataFrame) -> list[Example]:
             segmentations[f"{cell.arm} {dice[cell].get(case, np.nan):.3f}"] = files.segmentation(folder, case)
         image = files.image(case)
         title = f"{rank}: {case} ({labels} labels)"
-        examples.append(
-            _cut(title, image if image is not None else np.zeros(truth.shape), segmentations, files.spacing)
-        )
+        image = np.zeros(truth.shape) if image is None else image
+        examples.append(axial_example(title, image, segmentations, files.spacing))
     return examples
 
 
@@ -101,12 +99,3 @@ class _Files:
         except Exception as error:  # a picture without the image is better than no report
             logger.warning("The picture shows no image of %s (%s: %s).", case, type(error).__name__, error)
             return None
-
-
-def _cut(
-    title: str, image: np.ndarray, segmentations: Mapping[str, np.ndarray], spacing_mm: tuple[float, ...]
-) -> Example:
-    """The axial slice in which the truth is largest."""
-    z = int(np.argmax((segmentations["truth"] > 0).sum(axis=(1, 2))))
-    slices = {name: array[z] for name, array in segmentations.items()}
-    return Example(title, image[z], slices, spacing_mm[1] / spacing_mm[2])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -66,6 +67,22 @@ class Example:
     aspect: float
 
 
+def axial_example(
+    title: str, image: np.ndarray, segmentations: Mapping[str, np.ndarray], spacing_mm: Sequence[float]
+) -> Example:
+    """Cut the axial slice in which the truth is largest.
+
+    Args:
+        title: of the row.
+        image: (z, y, x).
+        segmentations: caption -> (z, y, x) labels; the one called ``truth`` chooses the slice.
+        spacing_mm: (3,) voxel size, (z, y, x).
+    """
+    z = int(np.argmax((segmentations["truth"] > 0).sum(axis=(1, 2))))
+    slices = {name: array[z] for name, array in segmentations.items()}
+    return Example(title, image[z], slices, spacing_mm[1] / spacing_mm[2])
+
+
 def draw_examples(examples: Sequence[Example], path: str | os.PathLike) -> None:
     """Draw each case in a row: the image, then the image with each segmentation.
 
@@ -78,15 +95,25 @@ def draw_examples(examples: Sequence[Example], path: str | os.PathLike) -> None:
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(examples), columns, squeeze=False)
     for row, example in zip(grid, examples, strict=True):
-        low, high = np.percentile(example.image, [1, 99])
-        panels = {example.title: np.zeros_like(next(iter(example.segmentations.values()))), **example.segmentations}
-        for axes, (caption, labels) in zip(row, panels.items(), strict=True):
-            axes.imshow(example.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=example.aspect)
-            overlay = np.zeros((*labels.shape, 4))
-            for label in np.unique(labels[labels > 0]).astype(int):
-                overlay[labels == label] = (*_COLOURS[(label - 1) % len(_COLOURS)], 0.45)
-            axes.imshow(overlay, aspect=example.aspect, interpolation="nearest")
-            axes.set_title(caption, fontsize=8)
-            axes.set_axis_off()
+        draw_row(row, example)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=100)
+
+
+def draw_row(row: Sequence[Axes], example: Example) -> None:
+    """Draw a case: the image, then the image with each segmentation.
+
+    Args:
+        row: one more axes than there are segmentations.
+        example: the case.
+    """
+    low, high = np.percentile(example.image, [1, 99])
+    panels = {example.title: np.zeros_like(next(iter(example.segmentations.values()))), **example.segmentations}
+    for axes, (caption, labels) in zip(row, panels.items(), strict=True):
+        axes.imshow(example.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=example.aspect)
+        overlay = np.zeros((*labels.shape, 4))
+        for label in np.unique(labels[labels > 0]).astype(int):
+            overlay[labels == label] = (*_COLOURS[(label - 1) % len(_COLOURS)], 0.45)
+        axes.imshow(overlay, aspect=example.aspect, interpolation="nearest")
+        axes.set_title(caption, fontsize=8)
+        axes.set_axis_off()
