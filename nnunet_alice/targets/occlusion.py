@@ -1,7 +1,6 @@
 """Which places of a case decided: the change of the prediction where a block is covered."""
 
 import os
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,23 +11,24 @@ from nnunet_alice.pictures.targets import draw_occlusion
 from nnunet_alice.targets.tasks import Task
 from nnunet_alice.targets.windows import CaseFeatures, CasePredictor, crop_at
 
-#: blocks along an axis of a window
-_BLOCKS = 6
+#: most blocks along an axis of a window, and windows that a picture may cost
+_FINEST, _MOST_WINDOWS = 6, 400
 
 
 @torch.no_grad()
 def occlusion(
-    predictor: CasePredictor, task: Task, image: Any, geometry: CaseGeometry
+    predictor: CasePredictor, task: Task, image: Any, geometry: CaseGeometry, most_windows: int = _MOST_WINDOWS
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """How much the prediction falls when a block of the body is covered by the body's mean.
 
-    Only the windows that see the block are computed again.
+    Only the windows that see a block are computed again. Blocks are as small as the number of windows allows.
 
     Args:
         predictor: of the network.
         task: of the network; :meth:`Task.shown` says which number falls.
         image: (C, z, y, x).
         geometry: of the case.
+        most_windows: that are computed, as long as a block is no larger than a window.
 
     Returns:
         (blocks...) float32, NaN outside the body, and the size of a block in voxels, (z, y, x).
@@ -36,17 +36,22 @@ def occlusion(
     features = predictor.case_features(image, geometry)
     whole = predictor.outputs(features.mean)
     before = task.shown(whole, whole[0])[0]
-    size = np.maximum(1, predictor.patch_size // _BLOCKS)
-    shape = -(-np.asarray(geometry.shape) // size)
-    change = np.full(tuple(shape), np.nan, dtype=np.float32)
-    body, factors = geometry.body, np.asarray(geometry.factors)
+    for count in range(_FINEST, 0, -1):
+        size = np.maximum(1, predictor.patch_size // count)
+        blocks = {block: _seeing(features, np.asarray(block) * size, size, predictor.patch_size) for block in _in_body(geometry, size)}
+        if sum(map(len, blocks.values())) <= most_windows:
+            break
+    change = np.full(-(-np.asarray(geometry.shape) // size), np.nan, dtype=np.float32)
     fill = _body_mean(image, geometry)
-    for block in product(*map(range, shape)):
-        start = np.asarray(block) * size
-        cells = tuple(slice(a, b) for a, b in zip(start // factors, -(-(start + size) // factors), strict=True))
-        if body[cells].any():
-            covered = _covered(predictor, features, image, start, size, fill)
-            change[block] = before - task.shown(predictor.outputs(covered), whole[0])[0]
+    for block, windows in blocks.items():
+        covered = features.features.clone()
+        if windows:
+            start = np.asarray(block) * size
+            covered[windows] = predictor.window_features(
+                _covered(crop_at(image, features.starts[n], predictor.patch_size), start - features.starts[n], size, fill)
+                for n in windows
+            )
+        change[block] = before - task.shown(predictor.outputs(covered.mean(dim=0, keepdim=True)), whole[0])[0]
     return change, tuple(size.tolist())
 
 
@@ -58,31 +63,26 @@ def draw_case(
     draw_occlusion(np.asarray(image[0]), change, block, path, title=geometry.case)
 
 
-def _covered(
-    predictor: CasePredictor,
-    features: CaseFeatures,
-    image: Any,
-    start: np.ndarray,
-    size: np.ndarray,
-    fill: np.ndarray,
-) -> torch.Tensor:
-    """(1, F) features of the case with a block covered."""
-    patch = predictor.patch_size
-    seeing = [n for n, w in enumerate(features.starts) if ((w < start + size) & (start < w + patch)).all()]
+def _in_body(geometry: CaseGeometry, size: np.ndarray) -> list[tuple[int, ...]]:
+    """Blocks that hold some of the body."""
+    body, factors = geometry.body, np.asarray(geometry.factors)
+    first = np.argwhere(body) * factors // size
+    last = np.minimum((np.argwhere(body) + 1) * factors, geometry.shape) - 1
+    return sorted({tuple(block) for block in np.concatenate([first, last // size]).tolist()})
 
-    def crops():
-        for number in seeing:
-            window = features.starts[number]
-            crop = crop_at(image, window, patch)
-            first, last = np.maximum(start - window, 0), np.minimum(start + size - window, patch)
-            crop[(slice(None), *(slice(a, b) for a, b in zip(first, last, strict=True)))] = fill
-            yield crop
 
-    if not seeing:
-        return features.mean
-    changed = features.features.clone()
-    changed[seeing] = predictor.window_features(crops())
-    return changed.mean(dim=0, keepdim=True)
+def _seeing(features: CaseFeatures, start: np.ndarray, size: np.ndarray, patch: np.ndarray) -> list[int]:
+    """Numbers of the windows that see some of a block."""
+    seen = (features.starts < start + size) & (start < features.starts + patch)
+    return np.flatnonzero(seen.all(axis=1)).tolist()
+
+
+def _covered(crop: np.ndarray, start: np.ndarray, size: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    """Copy of a window in which a block is covered; ``start`` is relative to the window."""
+    crop = crop.copy()  # it may be a view of the image
+    first, last = np.maximum(start, 0), np.minimum(start + size, crop.shape[1:])
+    crop[(slice(None), *(slice(a, b) for a, b in zip(first, last, strict=True)))] = fill
+    return crop
 
 
 def _body_mean(image: Any, geometry: CaseGeometry) -> np.ndarray:

@@ -155,7 +155,9 @@ def test_a_patient_on_both_sides_is_found(tmp_path):
 
 
 def test_a_second_target_joins_the_first_and_patients_have_to_agree(labels):
-    first = read_labels(labels(age=range(40), patient=patients(2)), ["age"], "regression", CASES, group_column="patient")
+    first = read_labels(
+        labels(age=range(40), patient=patients(2)), ["age"], "regression", CASES, group_column="patient"
+    )
     second = read_labels(labels(kind=KIND), ["kind"], "classification", CASES)
     both = merge(first, second)
     assert set(both.definitions) == {"age", "kind"} and list(both.table.columns) == ["case", "group", "age", "kind"]
@@ -180,7 +182,7 @@ def test_trainers_choose_by_task_and_by_name(tmp_path):
     with pytest.raises(InputError, match="R_targetage or -tr R_targetsize"):
         targets.choose(None, ("regression",), "R")
     for name, tasks in ((None, ("survival",)), ("sex", ("regression",))):
-        with pytest.raises(InputError, match="age .regression., size .regression., sex .classification."):
+        with pytest.raises(InputError, match=r"age \(regression\), size \(regression\), sex \(classification\)"):
             targets.choose(name, tasks, "R")
 
 
