@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from label_efficiency import IN_TRAINING, ON_CPU, call, on_cpu, pretrain
 from folders import set_folders
+from label_efficiency import IN_TRAINING, ON_CPU, call, on_cpu, pretrain
 from sklearn.linear_model import LogisticRegressionCV, RidgeCV
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -112,7 +112,9 @@ def main() -> int:
 def prepare(args: Namespace, folders: dict[str, Path]) -> None:
     """Import, plan and preprocess all scans; targets, folds and anatomy."""
     base = folders["nnUNet_preprocessed"] / DATASET
-    call("nnunet_alice", "import", "-i", args.i / "images", "-d", 62, "-n", "BrainT1", "--channel", "T1", "-np", args.np)
+    call(
+        "nnunet_alice", "import", "-i", args.i / "images", "-d", 62, "-n", "BrainT1", "--channel", "T1", "-np", args.np
+    )
     if not (base / "prepared").is_file():
         call("nnunet_alice", "plan", "-d", 62, "-pl", "AlicePlannerSmall", "--no_preprocess", "-np", args.np)
         write_plans(base)
@@ -220,7 +222,7 @@ def predictions(run: Run, args: Namespace, folders: dict[str, Path]) -> Iterator
     classes = sorted(name for name in table if name.startswith("probability_"))
     said = table[f"predicted_{column}"] if task == "regression" else table[classes[-1]]
     truth = table[f"true_{column}"]
-    truth = truth if task == "regression" else (f"probability_" + truth == classes[-1]).astype(float)
+    truth = truth if task == "regression" else ("probability_" + truth == classes[-1]).astype(float)
     for case, true, predicted in zip(table["case"], truth, said, strict=True):
         yield {**vars(run), "case": case, "truth": true, "predicted": predicted}
 
@@ -279,37 +281,38 @@ def report(rows: pd.DataFrame, folder: Path) -> None:
     rows.to_csv(folder / "predictions.csv", index=False)
     lines = []
     for (target, labels), own in rows.groupby(["target", "labels"]):
-        metric, higher = TARGETS[target][3:]
-        tables = {
-            arm: part.pivot(index="case", columns="seed", values="predicted")
+        truth = own.groupby("case")["truth"].first()
+        arms = {
+            arm: part.pivot(index="case", columns="seed", values="predicted").reindex(truth.index)
             for arm, part in own.groupby("arm", sort=False)
         }
-        truth = own.groupby("case")["truth"].first()
-        complete = truth.index.intersection(tables[SCRATCH].index)
-        rng = np.random.default_rng(0)
-        samples = [rng.integers(len(complete), size=len(complete)) for _ in range(1000)]
-        for arm, table in tables.items():
-            score = lambda at, table=table: measure(metric, truth.loc[complete], table.reindex(complete), at)  # noqa: E731
-            base = lambda at: measure(metric, truth.loc[complete], tables[SCRATCH].reindex(complete), at)  # noqa: E731
-            everybody = np.arange(len(complete))
-            gains = [(score(at) - base(at)) * (1 if higher else -1) for at in samples]
-            low, high = np.nanpercentile(gains, [2.5, 97.5])
-            row = {"target": target, "labels": labels, "arm": arm, "seeds": table.shape[1], "subjects": len(complete)}
-            row |= {metric: score(everybody), "low": low, "high": high}
-            row["better_than_scratch"] = (score(everybody) - base(everybody)) * (1 if higher else -1)
-            lines.append(row)
+        if SCRATCH in arms:
+            lines += [{"target": target, "labels": labels, **row} for row in compare(*TARGETS[target][3:], truth, arms)]
     table = pd.DataFrame(lines)
     table.to_csv(folder / "table.csv", index=False)
     print(table.to_string(index=False, float_format="{:.3f}".format))
+
+
+def compare(metric: str, higher: bool, truth: pd.Series, arms: dict[str, pd.DataFrame]) -> Iterator[dict]:
+    """Rows of the table: every arm, and what it gains over scratch on the subjects that both have."""
+    rng = np.random.default_rng(0)
+    for arm, table in arms.items():
+        both = np.flatnonzero(table.notna().all(axis=1) & arms[SCRATCH].notna().all(axis=1))
+        samples = [both, *(rng.choice(both, len(both)) for _ in range(1000))]
+        scores = [[measure(metric, truth, said, at) for at in samples] for said in (table, arms[SCRATCH])]
+        gains = np.subtract(*scores) * (1 if higher else -1)
+        low, high = np.nanpercentile(gains[1:], [2.5, 97.5])
+        row = {"arm": arm, "seeds": table.shape[1], "subjects": len(both), "metric": metric, "value": scores[0][0]}
+        yield row | {"gain_over_scratch": gains[0], "low": low, "high": high}
 
 
 def measure(metric: str, truth: pd.Series, predicted: pd.DataFrame, at: np.ndarray) -> float:
     """Mean over the seeds of a metric of some subjects; NaN where it is not defined."""
     true, said = truth.to_numpy()[at], predicted.to_numpy()[at]
     if metric == "mae":
-        return float(np.nanmean(np.abs(said - true[:, None])))
+        return float(np.abs(said - true[:, None]).mean())
     if len(set(true)) < 2:
-        return np.nan
+        return float("nan")
     return float(np.mean([roc_auc_score(true, said[:, seed]) for seed in range(said.shape[1])]))
 
 

@@ -2,13 +2,14 @@
 
 What is to be predicted is stored by ``nnunet_alice targets``; no segmentation is read. Weights come from
 ``-pretrained_weights`` as for ``FineTuneTrainer``, of which the encoder is taken. Names take the endings of
-``nnunet_alice.trainers.finetuning``.
+:mod:`nnunet_alice.training.variants`.
 """
 
 import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from time import time
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,20 +27,21 @@ from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.files import write_json
 from nnunet_alice.finetuning.parts import is_encoder, load_tensors
 from nnunet_alice.pictures.progress import draw_progress
-from nnunet_alice.pretraining.history import MetricsHistory
-from nnunet_alice.targets.batches import TargetCrops
+from nnunet_alice.targets.batches import TargetBatch, TargetCrops
 from nnunet_alice.targets.definitions import load_targets
 from nnunet_alice.targets.network import pooled_encoder
 from nnunet_alice.targets.occlusion import draw_case
 from nnunet_alice.targets.orientation import common_orientation
-from nnunet_alice.targets.settings import TargetSettings
+from nnunet_alice.targets.settings import TargetTrainerSettings
 from nnunet_alice.targets.splits import SPLITS, check_no_leak, check_training_cases, make_splits
 from nnunet_alice.targets.tasks import learn_task
 from nnunet_alice.targets.validation import Validated, validate_cases, write_results
 from nnunet_alice.targets.windows import CasePredictor
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
+from nnunet_alice.training.history import MetricsHistory
 from nnunet_alice.training.ranks import of_all_ranks, on_one_rank_first
-from nnunet_alice.training.variants import epochs_variant
+from nnunet_alice.training.settings import changed
+from nnunet_alice.training.variants import trainer_names
 from nnunet_alice.views.loader import NumberedBatches, start_loader
 
 
@@ -52,13 +54,10 @@ class TargetTrainer(FineTuneTrainer, ABC):
 
     Attributes:
         tasks: that the trainer can learn, of ``targets.definitions.TASKS``.
-        target_settings: how a case becomes a prediction.
+        settings: of the trainer.
     """
 
-    epochs = 100
-    optimizer_name = "AdamW"
-    learning_rate = 3e-4
-    target_settings = TargetSettings()
+    settings: ClassVar[TargetTrainerSettings] = TargetTrainerSettings()
 
     @property
     @abstractmethod
@@ -79,7 +78,8 @@ class TargetTrainer(FineTuneTrainer, ABC):
         self.enable_deep_supervision = False
         self.history = MetricsHistory()
         self._epoch_metrics: dict[str, float] = {}
-        self._batch_seed = np.random.SeedSequence().entropy % 2**31 if self.seed is None else self.seed
+        seed = self.settings.run.seed
+        self._batch_seed = np.random.SeedSequence().entropy % 2**31 if seed is None else seed
 
     # --------------------------------------------------------------------------------------------- building
 
@@ -90,7 +90,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         )
         self.targets = load_targets(self.dataset.name)
         name = type(self).__name__
-        self.definition = self.targets.choose(self.target_settings.target, self.tasks, name)
+        self.definition = self.targets.choose(self.settings.target.target_name, self.tasks, name)
         values = self.definition.values(self.targets.table)
         self.splits = tuple(values.loc[[case for case in cases if case in values.index]] for cases in self.do_split())
         where = f"{self.dataset.base / SPLITS}, fold {self.fold}"
@@ -98,7 +98,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         if not len(self.splits[1]):
             raise InputError(f"No validation case of {where} has the target '{self.definition.name}'.")
         self._training_cases = self.splits[0].index.tolist()
-        self.task = learn_task(self.definition, self.splits[0], self.target_settings)
+        self.task = learn_task(self.definition, self.splits[0], self.settings.target)
         self.orientation = common_orientation(self.dataset, self._training_cases)
         self.print_to_log_file(
             f"{self.definition.task} of '{self.definition.name}': {len(self.splits[0])} training and "
@@ -137,7 +137,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         unet = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, 1, enable_deep_supervision
         )
-        settings = self.target_settings
+        settings = self.settings.target
         return pooled_encoder(unet, self.task.outputs, settings.stages, settings.dropout)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -145,10 +145,10 @@ class TargetTrainer(FineTuneTrainer, ABC):
 
     def _set_batch_size_and_oversample(self) -> None:
         super()._set_batch_size_and_oversample()
-        self.batch_size *= self.target_settings.batch_factor
+        self.batch_size *= self.settings.target.batch_factor
 
     def _build_loss(self) -> nn.Module:
-        return self.task.loss(self.target_settings).to(self.device)
+        return self.task.loss(self.settings.target).to(self.device)
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
         weights = network_weights(checkpoint, filename)
@@ -160,14 +160,14 @@ class TargetTrainer(FineTuneTrainer, ABC):
         """Loaders of crops for training and validation."""
         patch = self.configuration_manager.patch_size
         rotation, dummy_2d, crop, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if not self.target_settings.mirror:
+        if not self.settings.target.mirror:
             mirror, self.inference_allowed_mirroring_axes = (), None
         transform = self.get_training_transforms(patch, rotation, None, mirror, dummy_2d)
         training, validation = self.splits
         if self.definition.task == "survival":  # the loss remembers the risks of all
             training = training.assign(number=np.arange(len(training)))
         ranks = dist.get_world_size() if self.is_ddp else 1
-        steps = max(1, round(self.iterations / 5))
+        steps = max(1, round(self.settings.run.iterations / 5))
         validation = validation.iloc[self.local_rank % len(validation) :: ranks].iloc[: steps * self.batch_size]
         self.num_val_iterations_per_epoch = -(-len(validation) // self.batch_size)
         train_batches = TargetCrops(
@@ -189,20 +189,22 @@ class TargetTrainer(FineTuneTrainer, ABC):
     # --------------------------------------------------------------------------------------------- training
 
     def _describe_start(self) -> dict:
-        start = super()._describe_start()
-        settings = asdict(self.target_settings)
-        return start | {"target": asdict(self.definition), "target_settings": settings}
+        return super()._describe_start() | {"target": asdict(self.definition)}
 
     def on_train_epoch_start(self) -> None:
         """As FineTuneTrainer's."""
         super().on_train_epoch_start()
         self.loss.train()
 
-    def validation_step(self, batch: dict) -> dict:
+    def train_step(self, batch: TargetBatch) -> dict:
+        """As FineTuneTrainer's."""
+        return super().train_step({"data": batch.views, "target": batch.target})
+
+    def validation_step(self, batch: TargetBatch) -> dict:
         """Outputs and truth of the middle crops of some cases."""
         with torch.autocast("cuda", enabled=self.device.type == "cuda"):
-            outputs = self.network(batch["data"].to(self.device, non_blocking=True))
-        return {"outputs": outputs.float().cpu().numpy(), "truth": batch["target"].numpy()}
+            outputs = self.network(batch.views.to(self.device, non_blocking=True))
+        return {"outputs": outputs.float().cpu().numpy(), "truth": batch.target.numpy()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Loss and score of the middle crops; the score of whole cases comes at the end of the run."""
@@ -266,7 +268,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         """What ``nnunet_alice predict_targets`` needs beside weights and plans."""
         return {
             "task": self.task.record(),
-            "settings": asdict(self.target_settings),
+            "settings": asdict(self.settings.target),
             "configuration": self.configuration_name,
             "num_input_channels": self.num_input_channels,
             "orientation": self.orientation,
@@ -294,7 +296,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         predictor = CasePredictor(
             self.bare_network,
             self.configuration_manager.patch_size,
-            self.target_settings.window_step,
+            self.settings.target.window_step,
             self.inference_allowed_mirroring_axes or (),
         )
         ranks = dist.get_world_size() if self.is_ddp else 1
@@ -310,7 +312,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         metrics = write_results(folder, self.task, found, truth, self.targets.groups(found.cases))
         for row in metrics.itertuples():
             self.print_to_log_file(f"{row.metric} {row.value:.4f} (95 % interval {row.low:.4f} to {row.high:.4f})")
-        for case in found.cases[: self.target_settings.pictures]:
+        for case in found.cases[: self.settings.target.pictures]:
             image, geometry = self.dataset.image(case), load_geometry(self.dataset, case)
             draw_case(predictor, self.task, image, geometry, os.path.join(folder, f"{case}_occlusion.png"))
 
@@ -333,43 +335,25 @@ class RegressionTrainer_survival(TargetTrainer):
     tasks = ("survival",)
 
 
-class _Scratch:
-    """From random weights: a higher learning rate, and a warning where weights are given."""
-
-    learning_rate = 1e-3
-    expects_weights = False
+_SCRATCH = changed(TargetTrainer.settings, {"optimisation.learning_rate": 1e-3, "expects_weights": False})
 
 
-class ClassificationTrainer_scratch(_Scratch, ClassificationTrainer):
+class ClassificationTrainer_scratch(ClassificationTrainer):
     """The baseline from scratch: the same class at a higher learning rate (0.001), without weights."""
 
+    settings = _SCRATCH
 
-class RegressionTrainer_scratch(_Scratch, RegressionTrainer):
+
+class RegressionTrainer_scratch(RegressionTrainer):
     """The baseline from scratch: the same class at a higher learning rate (0.001), without weights."""
 
+    settings = _SCRATCH
 
-class RegressionTrainer_survival_scratch(_Scratch, RegressionTrainer_survival):
+
+class RegressionTrainer_survival_scratch(RegressionTrainer_survival):
     """The baseline from scratch: the same class at a higher learning rate (0.001), without weights."""
 
-
-class ClassificationTrainer_headFirst(ClassificationTrainer):
-    """The head learns alone over the first tenth of the run, then the whole network warms up again."""
-
-    decoder_first_share = 0.1
+    settings = _SCRATCH
 
 
-class RegressionTrainer_headFirst(RegressionTrainer):
-    """The head learns alone over the first tenth of the run, then the whole network warms up again."""
-
-    decoder_first_share = 0.1
-
-
-class RegressionTrainer_survival_headFirst(RegressionTrainer_survival):
-    """The head learns alone over the first tenth of the run, then the whole network warms up again."""
-
-    decoder_first_share = 0.1
-
-
-def __getattr__(name: str) -> type:
-    """``<Trainer>_<N>epochs`` and the other endings of every trainer above."""
-    return epochs_variant(name, globals())
+__getattr__ = trainer_names(globals())

@@ -1,29 +1,42 @@
 """Crops of cases with what is to be predicted of them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from torch import Tensor
 
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.targets.windows import crop_at
 from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
 
 #: geometries that a worker keeps, half a megabyte each
 _KEPT = 64
 
 
+@dataclass(frozen=True)
+class TargetBatch(Batch):
+    """Crops of cases, with what is to be predicted of them.
+
+    Attributes:
+        target: (N, columns) float32.
+    """
+
+    target: Tensor
+
+
 class TargetCrops:
     """Makes batches; callable as ``make_batch`` of ``views.loader.NumberedBatches``.
 
-    A batch holds ``data`` (B, C, *patch) float32, ``target`` (B, columns) float32, and ``keys``, the cases. In training
-    a batch shows different cases, each by a crop of its body, drawn by chance. In validation batch n shows the n-th B
-    cases, each by the crop in its middle.
+    In training a batch shows different cases, each by a crop of its body, drawn by chance. In validation batch n shows
+    the n-th B cases, each by the crop in its middle.
 
     Args:
         dataset: the preprocessed dataset.
@@ -56,7 +69,7 @@ class TargetCrops:
         self.transform = transform
         self.readings = Readings()
 
-    def __call__(self, number: int, rng: np.random.Generator) -> dict:
+    def __call__(self, number: int, rng: np.random.Generator) -> TargetBatch:
         """Batch of a number."""
         if self.training:
             size = self.batch_size
@@ -67,11 +80,8 @@ class TargetCrops:
             drawn = self._in_order(range(start, min(start + self.batch_size, len(self.cases))))
         chosen, crops = zip(*drawn, strict=True)
         views = [torch.from_numpy(c) if self.transform is None else augment(c, self.transform, rng) for c in crops]
-        return {
-            "data": torch.stack(views),
-            "target": torch.from_numpy(self.truth[list(chosen)]),
-            "keys": [self.cases[case] for case in chosen],
-        }
+        names = [self.cases[case] for case in chosen]
+        return TargetBatch(torch.stack(views), names, torch.from_numpy(self.truth[list(chosen)]))
 
     def _drawn(self, case: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
         """A case and a crop of it; a different case by chance where that cannot be read."""

@@ -38,7 +38,10 @@ def occlusion(
     before = task.shown(whole, whole[0])[0]
     for count in range(_FINEST, 0, -1):
         size = np.maximum(1, predictor.patch_size // count)
-        blocks = {block: _seeing(features, np.asarray(block) * size, size, predictor.patch_size) for block in _in_body(geometry, size)}
+        blocks = {
+            block: _seeing(features, np.asarray(block) * size, size, predictor.patch_size)
+            for block in _in_body(geometry, size)
+        }
         if sum(map(len, blocks.values())) <= most_windows:
             break
     change = np.full(-(-np.asarray(geometry.shape) // size), np.nan, dtype=np.float32)
@@ -48,7 +51,9 @@ def occlusion(
         if windows:
             start = np.asarray(block) * size
             covered[windows] = predictor.window_features(
-                _covered(crop_at(image, features.starts[n], predictor.patch_size), start - features.starts[n], size, fill)
+                _covered(
+                    crop_at(image, features.starts[n], predictor.patch_size), start - features.starts[n], size, fill
+                )
                 for n in windows
             )
         change[block] = before - task.shown(predictor.outputs(covered.mean(dim=0, keepdim=True)), whole[0])[0]
@@ -66,9 +71,12 @@ def draw_case(
 def _in_body(geometry: CaseGeometry, size: np.ndarray) -> list[tuple[int, ...]]:
     """Blocks that hold some of the body."""
     body, factors = geometry.body, np.asarray(geometry.factors)
-    first = np.argwhere(body) * factors // size
-    last = np.minimum((np.argwhere(body) + 1) * factors, geometry.shape) - 1
-    return sorted({tuple(block) for block in np.concatenate([first, last // size]).tolist()})
+    found = []
+    for block in np.ndindex(*-(-np.asarray(geometry.shape) // size)):
+        first, last = np.asarray(block) * size // factors, -(-(np.asarray(block) + 1) * size // factors)
+        if body[tuple(map(slice, first, last))].any():
+            found.append(block)
+    return found
 
 
 def _seeing(features: CaseFeatures, start: np.ndarray, size: np.ndarray, patch: np.ndarray) -> list[int]:

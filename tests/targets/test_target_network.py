@@ -152,28 +152,28 @@ def test_training_crops_show_the_body_of_different_cases_with_their_truth(datase
     crops = TargetCrops(dataset, TRUTH, (16, 16, 16), 4, training=True)
     for number in range(4):
         batch = crops(number, np.random.default_rng(number))
-        assert len(set(batch["keys"])) == 4 and batch["data"].shape == (4, 1, 16, 16, 16)
-        for key, value, view in zip(batch["keys"], batch["target"][:, 0], batch["data"], strict=True):
+        assert len(set(batch.cases)) == 4 and batch.views.shape == (4, 1, 16, 16, 16)
+        for key, value, view in zip(batch.cases, batch.target[:, 0], batch.views, strict=True):
             assert key == f"case{int(value)}"
             assert (view > value).float().mean() > 0.02  # body is brighter than 0, air is -2
         again = crops(number, np.random.default_rng(number))
-        assert torch.equal(batch["data"], again["data"]) and batch["keys"] == again["keys"]
+        assert torch.equal(batch.views, again.views) and batch.cases == again.cases
 
 
 def test_validation_goes_through_the_cases_once(dataset):
     crops = TargetCrops(dataset, TRUTH, (16, 16, 16), 2, training=False)
     batches = [crops(number, np.random.default_rng()) for number in range(3)]
-    assert [key for batch in batches for key in batch["keys"]] == TRUTH.index.tolist()
-    np.testing.assert_array_equal(batches[0]["data"][0, 0, :, :, 2:14], dataset.image("case0")[0, 12:28, 7:23])
+    assert [key for batch in batches for key in batch.cases] == TRUTH.index.tolist()
+    np.testing.assert_array_equal(batches[0].views[0, 0, :, :, 2:14], dataset.image("case0")[0, 12:28, 7:23])
 
 
 def test_a_damaged_case_is_drawn_over_in_training_and_left_out_in_validation(dataset):
     (dataset.folder / "case1.b2nd").write_bytes(b"no image")
     training = TargetCrops(dataset, TRUTH, (16, 16, 16), 5, training=True)
     batch = training(0, np.random.default_rng(0))
-    assert len(batch["keys"]) == 5 and "case1" not in batch["keys"] and list(training.readings.unreadable) == ["case1"]
+    assert len(batch.cases) == 5 and "case1" not in batch.cases and list(training.readings.unreadable) == ["case1"]
     validation = TargetCrops(dataset, TRUTH, (16, 16, 16), 2, training=False)
-    assert validation(0, np.random.default_rng())["keys"] == ["case0"]
+    assert validation(0, np.random.default_rng()).cases == ["case0"]
     alone = TargetCrops(dataset, TRUTH.iloc[1:2], (16, 16, 16), 2, training=False)
     with pytest.raises(UnreadableCaseError):
         alone(0, np.random.default_rng())
