@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
+from sklearn import metrics as sk
 
 from nnunet_alice.targets.metrics import (
     classification_metrics,
@@ -48,6 +50,26 @@ def test_of_three_classes_the_area_is_the_mean_against_the_rest():
     assert np.isnan(metrics["auc"](np.array([0, 1, 3])))  # a sample without the third class
     worst = classification_metrics(truth, np.eye(3)[(truth + 1) % 3], (truth + 1) % 3)
     assert worst["brier"](ALL(6)) == 2 and worst["f1"](ALL(6)) == 0
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_metrics_are_those_of_scikit_learn(classes):
+    rng = np.random.default_rng(classes)
+    truth = rng.integers(classes, size=60)
+    probabilities = rng.dirichlet(np.ones(classes), size=60)
+    probabilities[truth == 0, 0] += 0.2
+    probabilities = np.round(probabilities / probabilities.sum(axis=1, keepdims=True), 1)  # with ties
+    predicted = probabilities.argmax(axis=1)
+    found = {n: m(ALL(60)) for n, m in classification_metrics(truth, probabilities, predicted).items()}
+    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
+    assert found["f1"] == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
+    area = [sk.roc_auc_score(truth == c, probabilities[:, c]) for c in ([1] if classes == 2 else range(classes))]
+    assert found["auc"] == pytest.approx(np.mean(area))
+    true, said = rng.normal(size=60), rng.integers(5, size=60)
+    found = {name: metric(ALL(60)) for name, metric in regression_metrics(true, said).items()}
+    assert found["mae"] == pytest.approx(sk.mean_absolute_error(true, said))
+    assert found["r2"] == pytest.approx(sk.r2_score(true, said))
+    assert found["spearman"] == pytest.approx(spearmanr(true, said).statistic)
 
 
 def test_numbers_that_are_not_known_do_not_count():

@@ -193,5 +193,5 @@ def test_occlusion_takes_larger_blocks_where_windows_are_many(monkeypatch):
         return real(crops)
 
     monkeypatch.setattr(predictor, "window_features", count)
-    change, block = occlusion(predictor, task, image, geometry_of(image), most_windows=60)
-    assert sum(seen[1:]) <= 60 and block[0] >= 5 and np.isfinite(change).sum() == len(seen) - 1
+    change, block = occlusion(predictor, task, image, geometry_of(image), most_windows=100)
+    assert sum(seen[1:]) <= 100 and block[0] >= 5 and np.isfinite(change).sum() == len(seen) - 1

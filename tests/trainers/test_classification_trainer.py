@@ -154,14 +154,13 @@ def test_every_task_trains_and_validates(dataset, words, trainer, columns, score
 
 
 def test_something_is_learned(values):
-    """From what the image shows, in 80 steps: the error on training cases falls below half of that of their mean."""
+    """In 80 steps, from what the image shows: the order of the training cases."""
     trainer = start(short("RegressionTrainer_scratch", epochs=4, iterations=20, endings="_seed1_lr1e-2"), values)
     trainer.run_training()
     trainer.splits = (trainer.splits[0], trainer.splits[0])
     trainer._validate(False)
-    said = pd.read_csv(Path(trainer.output_folder) / "validation" / "predictions.csv")
-    deviation = said["true_value"].std()
-    assert (said["true_value"] - said["predicted_value"]).abs().mean() < 0.4 * deviation
+    metrics = pd.read_csv(Path(trainer.output_folder) / "validation" / "metrics.csv").set_index("metric")
+    assert metrics.loc["spearman", "value"] > 0.8
 
 
 def test_the_encoder_comes_from_a_pretrained_unet_and_the_head_starts_fresh(values, tmp_path):
@@ -221,18 +220,20 @@ def test_continuing_equals_running_through(dataset, monkeypatch, survival):
     with pytest.raises(KeyboardInterrupt):
         killed.run_training()
     latest = str(Path(killed.output_folder) / "checkpoint_latest.pth")
+    stored = (dataset / "targets.csv").read_text()
+    table = pd.read_csv(dataset / "targets.csv")  # somebody corrects a value
+    table.loc[table["case"] == whole.splits[0].index[0], table.columns[-1 - survival]] += 1
+    table.to_csv(dataset / "targets.csv", index=False)
+    with pytest.raises(CheckpointError, match="other targets or training cases"):
+        make_finetuner(kind, dataset, continue_training=True).load_checkpoint(latest)
+    (dataset / "targets.csv").write_text(stored)
+
     continued = make_finetuner(kind, dataset, continue_training=True)
     continued.load_checkpoint(latest)
     continued.run_training()
     assert not changed(continued, expected)
     assert continued.history.column("epoch") == [0, 1, 2]
     assert continued.history.column("loss") == whole.history.column("loss")
-
-    table = pd.read_csv(dataset / "targets.csv")  # somebody corrects a value
-    table.loc[table["case"] == whole.splits[0].index[0], table.columns[-1 - survival]] += 1
-    table.to_csv(dataset / "targets.csv", index=False)
-    with pytest.raises(CheckpointError, match="other targets or training cases"):
-        make_finetuner(kind, dataset, continue_training=True).load_checkpoint(latest)
 
 
 def test_folds_that_put_a_patient_on_both_sides_are_refused(dataset):
