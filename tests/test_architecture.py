@@ -30,16 +30,27 @@ ARROWS: dict[str, set[str]] = {
     "finetuning": {"checkpoints", "methods", "training"},
     "coordinates": {"anatomy", "checkpoints", "importing", "methods", "planning"},
     "features": {"anatomy", "checkpoints", "coordinates", "matching", "methods", "views"},
+    "targets": {
+        "anatomy",
+        "checkpoints",
+        "features",
+        "finetuning",
+        "importing",
+        "methods",
+        "pictures",
+        "training",
+        "views",
+    },
     "benchmark": {"checkpoints", "finetuning", "importing", "pictures"},
     "demo": {"phantoms"},
     "planners": {"planning", "views"},
     "trainers": {
         *("anatomy", "checkpoints", "coordinates", "finetuning", "matching", "methods"),
-        *("pictures", "planning", "pretraining", "training", "views"),
+        *("pictures", "planning", "pretraining", "targets", "training", "views"),
     },
     "cli": {
         *("anatomy", "benchmark", "checkpoints", "coordinates", "demo", "features"),
-        *("importing", "matching", "phantoms", "pictures", "planning", "training"),
+        *("importing", "matching", "phantoms", "pictures", "planning", "targets", "training"),
     },
 }
 

@@ -196,6 +196,7 @@ class FineTuneTrainer(nnUNetTrainer):
             start = read_json(path) if os.path.isfile(path) else {"pretrained": None}
             self.print_to_log_file(f"Continues a run that started with pretrained weights: {start['pretrained']}.")
             return start
+        family = name.partition("_")[0]
         changed = replaced(self._initial, self.bare_network)
         pretrained = bool(changed)
         if pretrained:
@@ -207,12 +208,12 @@ class FineTuneTrainer(nnUNetTrainer):
         if pretrained and not self.settings.expects_weights:
             self.print_to_log_file(
                 f"WARNING: {name} is meant for training from scratch but was given -pretrained_weights: its learning "
-                "rate is that of scratch. Use FineTuneTrainer to fine-tune."
+                f"rate is that of scratch. Use {family} to fine-tune."
             )
         if not pretrained and self.settings.expects_weights:
             self.print_to_log_file(
                 f"WARNING: no pretrained weights were loaded, {name} trains FROM SCRATCH. Give -pretrained_weights, "
-                "or use FineTuneTrainer_scratch, which has scratch's learning rate."
+                f"or use {family}_scratch, which has scratch's learning rate."
             )
         return {
             "trainer": name,
@@ -250,10 +251,13 @@ class FineTuneTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """As nnU-Net's; keeps a checkpoint where one was asked for."""
+        self._keep_checkpoints()
+        super().on_epoch_end()
+
+    def _keep_checkpoints(self) -> None:
         for percent in self.settings.validation.keep_at:
             if self.current_epoch + 1 == kept_epoch(percent, self.num_epochs):
                 self.save_checkpoint(self._kept_file(percent))
-        super().on_epoch_end()
 
     def _kept_file(self, percent: int) -> str:
         return os.path.join(self.output_folder, f"checkpoint_{percent}.pth")
@@ -292,10 +296,14 @@ class FineTuneTrainer(nnUNetTrainer):
                 if os.path.isfile(self._kept_file(percent)):
                     self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
                     with self._kept_weights(percent):
-                        super().perform_actual_validation(save_probabilities)
+                        self._validate(save_probabilities)
                 else:
                     self.print_to_log_file(f"WARNING: {self._kept_file(percent)} is missing and not validated.")
-            super().perform_actual_validation(save_probabilities)
+            self._validate(save_probabilities)
+
+    def _validate(self, save_probabilities: bool) -> None:
+        """nnU-Net's validation of the weights that the network holds."""
+        super().perform_actual_validation(save_probabilities)
 
     @contextmanager
     def _kept_weights(self, percent: int):

@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "tables, tests and pictures of a benchmark"),
     "features": ("features", "turn images into features of patches, cases or dense maps"),
     "probe": ("probe", "measure what a linear model reads off case features"),
+    "targets": ("targets", "store what ClassificationTrainer and RegressionTrainer are to predict"),
+    "predict_targets": ("predict_targets", "predict classes, numbers or risks of new images"),
     "locate": ("locate", "append atlas coordinates to images, for DrasCLRFineTuneTrainer"),
     "demo": ("demo", "the whole workflow on phantoms, in minutes"),
 }

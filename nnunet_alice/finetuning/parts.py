@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -161,13 +161,30 @@ def load_all_but_segmentation(
     Raises:
         CheckpointError: a tensor is missing, or of another shape.
     """
-    own = network.state_dict()
-    wanted = [name for name in own if _SEGMENTATION not in name]
-    misfit = first_misfit(weights, own, wanted)
+    load_tensors(network, weights, [name for name in network.state_dict() if _SEGMENTATION not in name], path, fix)
+
+
+def load_tensors(
+    network: nn.Module, weights: Mapping[str, torch.Tensor], names: Iterable[str], path: str | os.PathLike, fix: str
+) -> None:
+    """Copy the tensors of these names, or none.
+
+    Args:
+        network: without the wrappers of DDP and ``torch.compile``; changed in place.
+        weights: tensors by the network's names; others are left out.
+        names: of the network's tensors.
+        path: file of the weights, for the error message.
+        fix: what to do about weights that do not fit, for the error message.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another shape.
+    """
+    own, names = network.state_dict(), list(names)
+    misfit = first_misfit(weights, own, names)
     if misfit is not None:
         name, there, here = misfit
         raise CheckpointError(f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}.")
-    network.load_state_dict(own | {name: weights[name] for name in wanted})
+    network.load_state_dict(own | {name: weights[name] for name in names})
 
 
 def fingerprints(network: nn.Module) -> dict[str, str]:

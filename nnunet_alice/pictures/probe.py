@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,7 +24,7 @@ def draw_probe(predictions: pd.DataFrame, task: str, path: str | os.PathLike, ti
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_title(title, fontsize=9)
-    {"classification": _confusion, "regression": _scatter, "survival": _curves}[task](axes, predictions)
+    {"classification": _confusion, "regression": draw_scatter, "survival": draw_survival}[task](axes, predictions)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
@@ -43,15 +44,16 @@ def _confusion(axes, predictions: pd.DataFrame) -> None:
     axes.set(xlabel="predicted", ylabel="true")
 
 
-def _scatter(axes, predictions: pd.DataFrame) -> None:
+def draw_scatter(axes: Axes, predictions: pd.DataFrame) -> None:
+    """Draw ``predicted`` against ``target``."""
     axes.scatter(predictions["target"], predictions["predicted"], s=14, alpha=0.6)
     ends = [predictions["target"].min(), predictions["target"].max()]
     axes.plot(ends, ends, color="0.6", linewidth=1)
     axes.set(xlabel="true", ylabel="predicted")
 
 
-def _curves(axes, predictions: pd.DataFrame) -> None:
-    """Kaplan-Meier estimate of each third."""
+def draw_survival(axes: Axes, predictions: pd.DataFrame) -> None:
+    """Draw the Kaplan-Meier estimate of each third of the risk (columns ``target``, ``event``, ``risk``)."""
     thirds = np.minimum((predictions["risk"].rank(pct=True) * 3).astype(int), 2)
     for number, name in enumerate(("low risk", "middle", "high risk")):
         group = predictions[thirds == number]

@@ -42,13 +42,22 @@ def number_of_each_rank(number: int, device: torch.device) -> tuple[int, ...]:
     return tuple(gather_rows(torch.tensor([number], device=device)).tolist())
 
 
+def of_all_ranks(items: Iterable[Result]) -> list[Result]:
+    """Items of every rank, in the order of the ranks.
+
+    Args:
+        items: of this rank; anything that can be pickled.
+    """
+    if world_size() == 1:
+        return list(items)
+    gathered: list[list[Result]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(gathered, list(items))
+    return [item for own in gathered for item in own]
+
+
 def names_of_all_ranks(names: Iterable[str]) -> list[str]:
     """Names that any rank gives, sorted."""
-    if world_size() == 1:
-        return sorted(set(names))
-    gathered: list[list[str]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(gathered, list(names))
-    return sorted({name for own in gathered for name in own})
+    return sorted(set(of_all_ranks(names)))
 
 
 def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -61,6 +61,31 @@ ENDINGS = (
         "FineTuneTrainer: checkpoints kept at these per cent of the run",
     ),
     Ending("_noTTA", "(noTTA)", "validation.mirroring", lambda _: False, "FineTuneTrainer: validate without mirroring"),
+    Ending(
+        "_headFirst",
+        "(headFirst)",
+        "optimisation.decoder_first_share",
+        lambda _: 0.1,
+        "classification, regression: the head alone first",
+    ),
+    Ending(
+        "_layerDecay",
+        "(layerDecay)",
+        "optimisation.encoder_decay",
+        lambda _: 0.75,
+        "lower learning rates towards the input",
+    ),
+    Ending(
+        "_freezeEncoder", "(freezeEncoder)", "optimisation.freeze_encoder", lambda _: True, "the encoder stays as it is"
+    ),
+    Ending(
+        "_target<NAME>",
+        r"target([A-Za-z0-9]+)",
+        "target.target_name",
+        str,
+        "classification, regression: one of several targets",
+    ),
+    Ending("_mirror", "(mirror)", "target.mirror", lambda _: True, "classification, regression: mirror crops"),
     Ending("_AdamW", "(AdamW)", "optimisation.optimizer_name", str, "FineTuneTrainer: AdamW instead of SGD"),
 )
 

@@ -1,0 +1,153 @@
+"""A user's table of labels becomes targets of a dataset, every mistake in one sentence."""
+
+import logging
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nnunet_alice.errors import InputError, named
+from nnunet_alice.targets.definitions import CASE, GROUP, DatasetTargets, TargetDefinition, read_text_table, target_name
+
+logger = logging.getLogger(__name__)
+
+#: more classes than this are taken for numbers that were meant for regression
+_MOST_CLASSES = 100
+
+
+def read_labels(
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    task: str,
+    cases: Collection[str],
+    *,
+    name: str | None = None,
+    id_column: str | None = None,
+    group_column: str | None = None,
+) -> DatasetTargets:
+    """One target from a table of labels.
+
+    Args:
+        path: CSV with one row a case.
+        columns: to predict; for survival the time and the event.
+        task: one of ``definitions.TASKS``.
+        cases: of the dataset; rows of others are left out, with a warning.
+        name: of the target; None makes one of the first column's name.
+        id_column: column of case names; None is the first one.
+        group_column: column of patients, if there are several cases of one.
+
+    Raises:
+        InputError: a column or all cases are missing, cases are repeated, or values do not fit the task.
+    """
+    wanted = {"classification": 1, "survival": 2}.get(task)
+    if wanted is not None and len(columns) != wanted:
+        what = "the time and the event" if task == "survival" else "one column"
+        raise InputError(f"{task} takes {what}, not {', '.join(columns)}.")
+    source = read_text_table(path)
+    id_column = id_column or source.columns[0]
+    for column in (id_column, *columns, *([group_column] if group_column else [])):
+        if column not in source.columns:
+            raise InputError(f"{path} has no column '{column}'; it has: {', '.join(source.columns)}.")
+    reserved = {CASE, GROUP} & set(columns)
+    if reserved:
+        raise InputError(f"{path}: the column '{reserved.pop()}' cannot be a target under this name; rename it.")
+    table = source[[id_column]].rename(columns={id_column: CASE})
+    if group_column:
+        table[GROUP] = source[group_column]
+    table[list(columns)] = source[list(columns)]
+    table = _of_the_dataset(table, path, columns, cases)
+    definition = TargetDefinition(target_name(name or columns[0]), task, tuple(columns), _classes(table, columns, task))
+    _check_values(table, definition, path)
+    return DatasetTargets(table, {definition.name: definition}, Path(path))
+
+
+def merge(before: DatasetTargets, new: DatasetTargets) -> DatasetTargets:
+    """Targets of a dataset that had some; what has the same name is replaced.
+
+    Raises:
+        InputError: a case is of a different patient now.
+    """
+    kept = {name: target for name, target in before.definitions.items() if name not in new.definitions}
+    columns = {column for target in kept.values() for column in target.columns}
+    clash = columns & {column for target in new.definitions.values() for column in target.columns}
+    old = before.table[[c for c in before.table.columns if c in (CASE, GROUP) or c in columns - clash]]
+    if GROUP in old and GROUP in new.table:
+        both = old.merge(new.table, on=CASE, suffixes=("", "_new")).dropna(subset=[GROUP, f"{GROUP}_new"])
+        differing = both[both[GROUP] != both[f"{GROUP}_new"]]
+        if len(differing):
+            row = differing.iloc[0]
+            raise InputError(
+                f"Case {row[CASE]} is of '{row[GROUP]}' in {before.path} and of '{row[f'{GROUP}_new']}' in {new.path}; "
+                f"make them agree, or delete {before.path}."
+            )
+    table = old.set_index(CASE).combine_first(new.table.set_index(CASE)).reset_index()
+    first = [CASE, *([GROUP] if GROUP in table else [])]
+    table = table[[*first, *(column for column in table.columns if column not in first)]]
+    return DatasetTargets(table, kept | new.definitions, before.path)
+
+
+def _of_the_dataset(
+    table: pd.DataFrame, path: str | os.PathLike, columns: Sequence[str], cases: Collection[str]
+) -> pd.DataFrame:
+    """Rows of the dataset's cases that have a value."""
+    table = table.dropna(subset=[CASE]).dropna(subset=list(columns), how="all")
+    twice = table[CASE][table[CASE].duplicated()]
+    if len(twice):
+        raise InputError(f"{path} has more than one row for '{twice.iloc[0]}'; keep one row a case.")
+    known = table[CASE].isin(list(cases))
+    if not known.any():
+        there = table[CASE].iloc[0] if len(table) else "no such row"
+        raise InputError(
+            f"None of the dataset's {len(cases)} cases has a value in {path}: the dataset has '{min(cases)}', the "
+            f"table '{there}'."
+        )
+    if not known.all():
+        strangers = table[CASE][~known].tolist()
+        logger.warning("%d rows of %s are of no case of the dataset: %s.", len(strangers), path, named(strangers))
+    return table[known].reset_index(drop=True)
+
+
+def _classes(table: pd.DataFrame, columns: Sequence[str], task: str) -> tuple[str, ...]:
+    if task != "classification":
+        return ()
+    return tuple(sorted(table[columns[0]].dropna().unique()))
+
+
+def _check_values(table: pd.DataFrame, target: TargetDefinition, path: str | os.PathLike) -> None:
+    """Refuse what the task cannot learn.
+
+    Raises:
+        InputError: the message names the column and a value.
+    """
+    if target.task == "classification":
+        if not 2 <= len(target.classes) <= _MOST_CLASSES:
+            raise InputError(
+                f"Column '{target.columns[0]}' of {path} has {len(target.classes)} different values; a classification "
+                f"needs 2 to {_MOST_CLASSES}; for numbers use --task regression."
+            )
+        return
+    for column in target.columns:
+        _check_numbers(table[column].dropna(), path)
+    values = target.values(table)
+    if not len(values):
+        raise InputError(f"No case has all of {', '.join(target.columns)} in {path}.")
+    if target.task == "survival" and (values.iloc[:, 0] <= 0).any():
+        raise InputError(f"Times in column '{target.columns[0]}' of {path} have to be above 0.")
+    binary = {"multilabel": target.columns, "survival": target.columns[1:]}.get(target.task, ())
+    for column in target.columns:
+        there = set(values[column].dropna())
+        if column in binary and not there <= {0.0, 1.0}:
+            raise InputError(f"Column '{column}' of {path} holds {max(there):g}; it may hold 0 and 1 only.")
+        if len(there) < 2:
+            raise InputError(f"All cases have the same '{column}' in {path}; there is nothing to learn.")
+
+
+def _check_numbers(column: pd.Series, path: str | os.PathLike) -> None:
+    bad = ~np.isfinite(pd.to_numeric(column, errors="coerce").to_numpy(dtype=float))
+    if bad.any():
+        raise InputError(
+            f"Column '{column.name}' of {path} holds '{column.to_numpy()[bad][0]}', which is no number; for names of "
+            "classes use --task classification."
+        )

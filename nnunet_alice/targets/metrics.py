@@ -1,0 +1,129 @@
+"""How good predictions of whole cases are, with intervals from a bootstrap over patients.
+
+A bootstrap asks for each metric a thousand times, so these are a few numpy operations; tests hold scikit-learn's beside
+them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from nnunet_alice.features.probe import area_under_curve
+
+_BOOTSTRAPS = 1000
+#: metric of a sample of cases, given as (n,) indices that may repeat; NaN where the sample does not define it
+Metric = Callable[[np.ndarray], float]
+
+
+def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> dict[str, Metric]:
+    """Metrics of one class of several.
+
+    ``auc`` (of more than two classes the mean of one against the rest), ``balanced_accuracy``, ``f1`` (mean over
+    classes) and ``brier`` (of two classes the squared error of the second's probability, else its sum over classes).
+
+    Args:
+        truth: (N,) numbers of the classes.
+        probabilities: (N, classes).
+        predicted: (N,) numbers of the classes.
+    """
+    classes = probabilities.shape[1]
+    truth = truth.astype(int)
+
+    def area(at: np.ndarray) -> float:
+        shown = [1] if classes == 2 else range(classes)
+        return float(np.mean([area_under_curve(truth[at] == c, probabilities[at, c]) for c in shown]))
+
+    def counts(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the classes that are there: cases predicted rightly, cases, and cases predicted so."""
+        table = np.bincount(truth[at] * classes + predicted[at], minlength=classes**2).reshape(classes, classes)
+        there = table.any(axis=1)
+        return np.diag(table)[there], table.sum(axis=1)[there], table.sum(axis=0)[there]
+
+    def balanced(at: np.ndarray) -> float:
+        right, true, _ = counts(at)
+        return float((right / true).mean())
+
+    def f1(at: np.ndarray) -> float:
+        right, true, said = counts(at)
+        return float((2 * right / (true + said)).mean())
+
+    errors = ((probabilities - np.eye(classes)[truth]) ** 2).sum(axis=1) / (2 if classes == 2 else 1)
+    return {"auc": area, "balanced_accuracy": balanced, "f1": f1, "brier": lambda at: float(errors[at].mean())}
+
+
+def regression_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Metric]:
+    """``mae``, ``r2`` and ``spearman`` of (N,) numbers; NaN truth is left out."""
+
+    def known(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = at[np.isfinite(truth[at])]
+        return truth[at], predicted[at]
+
+    def explained(at: np.ndarray) -> float:
+        true, said = known(at)
+        total = ((true - true.mean()) ** 2).sum() if len(true) else 0.0
+        return float(1 - ((true - said) ** 2).sum() / total) if total > 0 else np.nan
+
+    def ranks(at: np.ndarray) -> float:
+        true, said = known(at)
+        if not len(true) or np.ptp(true) == 0 or np.ptp(said) == 0:
+            return np.nan
+        return float(np.corrcoef(rankdata(true), rankdata(said))[0, 1])
+
+    return {"mae": lambda at: float(np.abs(np.subtract(*known(at))).mean()), "r2": explained, "spearman": ranks}
+
+
+def survival_metrics(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> dict[str, Metric]:
+    """``c_index`` of risks (N,) of cases with (N,) times and events."""
+    return {"c_index": lambda at: concordance(times[at], events[at].astype(bool), risks[at])}
+
+
+def concordance(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> float:
+    """Harrell's concordance index: share of comparable pairs in which the earlier event has the higher risk.
+
+    A pair is comparable where the shorter time ends in an event; equal risks count half.
+
+    Args:
+        times: (N,).
+        events: (N,) bool.
+        risks: (N,).
+
+    Returns:
+        NaN without a comparable pair.
+    """
+    right, pairs = 0.0, 0
+    for number in np.flatnonzero(events):
+        # who is censored at the very time of an event lived longer
+        later = (times > times[number]) | ((times == times[number]) & ~events)
+        right += (risks[later] < risks[number]).sum() + 0.5 * (risks[later] == risks[number]).sum()
+        pairs += int(later.sum())
+    return float(right / pairs) if pairs else float("nan")
+
+
+def with_intervals(metrics: Mapping[str, Metric], groups: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Value and 95 % interval of every metric.
+
+    The bootstrap draws patients, not cases: two scans of one patient are no two samples.
+
+    Args:
+        metrics: name -> metric.
+        groups: (N,) patient of every case.
+        seed: of the bootstrap.
+
+    Returns:
+        columns ``metric``, ``value``, ``low``, ``high``.
+    """
+    rng = np.random.default_rng(seed)
+    members = list(pd.Series(np.arange(len(groups))).groupby(np.asarray(groups)).apply(np.asarray))
+    samples = [
+        np.concatenate([members[number] for number in rng.integers(len(members), size=len(members))])
+        for _ in range(_BOOTSTRAPS)
+    ]
+    rows = []
+    for name, metric in metrics.items():
+        spread = np.array([metric(sample) for sample in samples])
+        defined = spread[np.isfinite(spread)]
+        low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
+        rows.append({"metric": name, "value": metric(np.arange(len(groups))), "low": low, "high": high})
+    return pd.DataFrame(rows)

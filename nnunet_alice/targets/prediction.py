@@ -1,0 +1,212 @@
+"""Predictions of new raw images by a trained model folder, whatever happens to single cases."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+import torch
+
+from nnunet_alice.anatomy.geometry import CaseGeometry
+from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.networks import network_of_file
+from nnunet_alice.errors import AliceError, CheckpointError, InputError
+from nnunet_alice.features.images import OpenedImage, RawImages
+from nnunet_alice.files import read_json
+from nnunet_alice.importing.checks import orientation, read_case
+from nnunet_alice.parallel import map_cases
+from nnunet_alice.targets.network import pooled_encoder
+from nnunet_alice.targets.occlusion import draw_case
+from nnunet_alice.targets.tasks import Task, task_of_record
+from nnunet_alice.targets.windows import CasePredictor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FoldModel:
+    """The network of one fold, and what its outputs mean.
+
+    Attributes:
+        fold: e.g. ``fold_0``.
+        predictor: of whole cases.
+        task: of the fold; the statistics of its training cases belong to it.
+    """
+
+    fold: str
+    predictor: CasePredictor
+    task: Task
+
+
+@dataclass(frozen=True)
+class TargetModel:
+    """A model folder: the networks of its folds, and how images have to be prepared for them.
+
+    Attributes:
+        folds: at least one, all of the same target.
+        run: ``plans``, ``configuration``, ``dataset_json`` and ``num_input_channels``.
+        orientation: of the training images (``targets.orientation``).
+    """
+
+    folds: list[FoldModel]
+    run: dict[str, Any]
+    orientation: str | None
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike,
+        folds: Sequence[str] | None = None,
+        checkpoint: str = "checkpoint_final.pth",
+        device: torch.device | str = "cpu",
+    ) -> "TargetModel":
+        """Open what ``ClassificationTrainer`` or ``RegressionTrainer`` left in ``nnUNet_results``.
+
+        Args:
+            folder: ``Dataset900_NAME/TRAINER__PLANS__CONFIGURATION``.
+            folds: e.g. ``["0", "all"]``; None for all that have the checkpoint.
+            checkpoint: name of the file in every fold.
+            device: where the networks compute.
+
+        Raises:
+            InputError: the folder holds no such fold.
+            CheckpointError: a checkpoint is damaged, or of a different trainer or target.
+        """
+        folder = Path(folder)
+        found = [f"fold_{fold}" for fold in folds or ()]
+        found = found or sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}"))
+        if not found:
+            raise InputError(f"{folder} holds no fold_*/{checkpoint}; give the folder of a finished training with -m.")
+        plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+        models, records = [], []
+        for fold in found:
+            model, record = _open_fold(folder / fold / checkpoint, fold, plans, device)
+            models.append(model)
+            records.append(record)
+        if len({model.task.definition for model in models}) > 1:
+            raise CheckpointError(f"The folds of {folder} were trained for different targets; name one with -f.")
+        run = {"plans": plans, "dataset_json": dataset_json}
+        run |= {key: records[0][key] for key in ("configuration", "num_input_channels")}
+        return cls(models, run, records[0]["orientation"])
+
+    @property
+    def task(self) -> Task:
+        """Task of the first fold."""
+        return self.folds[0].task
+
+    @torch.no_grad()
+    def predict(self, image: np.ndarray, geometry: CaseGeometry) -> pd.DataFrame:
+        """Mean over the folds of what they say about a preprocessed case: one row.
+
+        The class or label that is predicted is the one that most folds predict; ties go to the higher probability.
+        """
+        said = []
+        for model in self.folds:
+            outputs = model.predictor.outputs(model.predictor.case_features(image, geometry).mean)
+            said.append(model.task.predictions(outputs))
+        return _mean_of_folds(pd.concat(said, ignore_index=True))
+
+
+class NewImages(RawImages):
+    """Raw images that nobody has looked at yet: each is checked, and turned as the training images were.
+
+    Args:
+        folder: where the files lie, named ``CASE_0000.nii.gz``.
+        model: whose plans prepare them.
+    """
+
+    def __init__(self, folder: str | Path, model: TargetModel) -> None:
+        super().__init__(folder, model.run)
+        self._orientation = model.orientation
+        self._ending = model.run["dataset_json"]["file_ending"]
+
+    def open(self, case: str) -> OpenedImage:
+        """Read, check, turn and preprocess one case.
+
+        Raises:
+            InputError: a channel is missing, a file is damaged, or there is no body.
+        """
+        names = [f"{case}_{channel:04d}{self._ending}" for channel in range(self.run["num_input_channels"])]
+        there = [Path(file).name for file in self._files[case]]
+        if there != names:
+            missing, more = (sorted(set(a) - set(b)) for a, b in ((names, there), (there, names)))
+            what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(more)}, which the model does not know"
+            raise InputError(f"Case {case} {what}.")
+        images = read_case([Path(file) for file in self._files[case]])
+        if self._orientation in (None, orientation(images[0])):
+            return super().open(case)
+        logger.info("%s is oriented %s and turned to %s.", case, orientation(images[0]), self._orientation)
+        with tempfile.TemporaryDirectory() as folder:
+            files = self._files[case]
+            self._files[case] = [str(Path(folder, name)) for name in names]
+            try:
+                for image, path in zip(images, self._files[case], strict=True):
+                    sitk.WriteImage(sitk.DICOMOrient(image, self._orientation), path)
+                return super().open(case)
+            finally:
+                self._files[case] = files
+
+
+def predict_images(
+    model: TargetModel, images: NewImages, pictures: Path | None = None
+) -> Iterator[tuple[str, pd.DataFrame | AliceError]]:
+    """Predictions of new images, one after the other.
+
+    Args:
+        model: that predicts.
+        images: to predict.
+        pictures: folder for an occlusion picture of each case, by the first fold; None draws none.
+
+    Yields:
+        case, and one row of predictions, or why there is none.
+    """
+
+    def predict(_: None, case: str) -> pd.DataFrame:
+        opened = images.open(case)
+        if pictures is not None:
+            path = pictures / f"{case}.png"
+            draw_case(model.folds[0].predictor, model.task, opened.image, opened.geometry, path)
+        return model.predict(opened.image, opened.geometry)
+
+    for case, outcome in map_cases(predict, None, images.cases, 1, "Predicting cases"):
+        if isinstance(outcome, Exception) and not isinstance(outcome, AliceError):
+            outcome = InputError(f"Case {case}: {type(outcome).__name__}: {outcome}")
+        yield case, outcome
+
+
+def _open_fold(path: Path, fold: str, plans: dict, device: torch.device | str) -> tuple[FoldModel, Mapping[str, Any]]:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    checkpoint = load_checkpoint(path)
+    record = checkpoint.get("targets")
+    if record is None:
+        raise CheckpointError(f"{path} was not written by ClassificationTrainer or RegressionTrainer.")
+    task, settings = task_of_record(record["task"]), record["settings"]
+    configuration = PlansManager(plans).get_configuration(record["configuration"])
+    unet = network_of_file(path, configuration, record["num_input_channels"], 1, deep_supervision=False)
+    network = pooled_encoder(unet, task.outputs, settings["stages"], settings["dropout"])
+    network.load_state_dict(network_weights(checkpoint, path))
+    mirror = checkpoint["inference_allowed_mirroring_axes"] or ()
+    predictor = CasePredictor(
+        network.to(device).eval(), configuration.patch_size, settings["window_step"], tuple(mirror)
+    )
+    return FoldModel(fold, predictor, task), record
+
+
+def _mean_of_folds(said: pd.DataFrame) -> pd.DataFrame:
+    """One row of several folds' predictions: means of numbers, and the class that most say."""
+    numbers = said.select_dtypes("number").mean().to_frame().T
+    for name in said.columns:
+        if name == "predicted" and said[name].dtype == object:
+            votes = said[name].value_counts()
+            best = votes.index[votes == votes.max()]
+            numbers[name] = max(best, key=lambda label: numbers.at[0, f"probability_{label}"])
+        elif name.startswith("predicted_") and f"probability_{name[10:]}" in said:
+            numbers[name] = int(2 * said[name].sum() > len(said))
+    return numbers[list(said.columns)]

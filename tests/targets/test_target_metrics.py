@@ -1,0 +1,109 @@
+"""Metrics of whole cases against naive versions; intervals that draw patients."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+from sklearn import metrics as sk
+
+from nnunet_alice.targets.metrics import (
+    classification_metrics,
+    concordance,
+    regression_metrics,
+    with_intervals,
+)
+
+ALL = np.arange
+
+
+def naive_concordance(times, events, risks):
+    right = pairs = 0
+    for i in range(len(times)):
+        for j in range(len(times)):
+            if events[i] and (times[j] > times[i] or (times[j] == times[i] and not events[j])):
+                pairs += 1
+                right += 1.0 if risks[i] > risks[j] else 0.5 * (risks[i] == risks[j])
+    return right / pairs
+
+
+def test_concordance_is_the_naive_one_with_ties():
+    rng = np.random.default_rng(1)
+    times, events, risks = rng.integers(1, 8, 30), rng.random(30) < 0.5, rng.integers(0, 5, 30)
+    assert concordance(times, events, risks) == pytest.approx(naive_concordance(times, events, risks))
+    assert np.isnan(concordance(times, np.zeros(30, bool), risks))
+
+
+def test_two_classes_have_the_usual_brier_score_and_area():
+    truth, second = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.8])
+    metrics = classification_metrics(truth, np.stack([1 - second, second], axis=1), (second > 0.5).astype(int))
+    values = {name: metric(ALL(4)) for name, metric in metrics.items()}
+    assert values["auc"] == pytest.approx(0.75)
+    assert values["brier"] == pytest.approx(np.mean((second - truth) ** 2))
+    assert values["balanced_accuracy"] == values["f1"] == pytest.approx(0.5)
+
+
+def test_of_three_classes_the_area_is_the_mean_against_the_rest():
+    truth = np.array([0, 1, 2, 0, 1, 2])
+    perfect = np.eye(3)[truth]
+    metrics = classification_metrics(truth, perfect, truth)
+    assert [metrics[name](ALL(6)) for name in ("auc", "balanced_accuracy", "f1", "brier")] == [1, 1, 1, 0]
+    assert np.isnan(metrics["auc"](np.array([0, 1, 3])))  # a sample without the third class
+    worst = classification_metrics(truth, np.eye(3)[(truth + 1) % 3], (truth + 1) % 3)
+    assert worst["brier"](ALL(6)) == 2 and worst["f1"](ALL(6)) == 0
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_metrics_are_those_of_scikit_learn(classes):
+    rng = np.random.default_rng(classes)
+    truth = rng.integers(classes, size=60)
+    probabilities = rng.dirichlet(np.ones(classes), size=60)
+    probabilities[truth == 0, 0] += 0.2
+    probabilities = np.round(probabilities / probabilities.sum(axis=1, keepdims=True), 1)  # with ties
+    predicted = probabilities.argmax(axis=1)
+    found = {n: m(ALL(60)) for n, m in classification_metrics(truth, probabilities, predicted).items()}
+    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
+    assert found["f1"] == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
+    area = [sk.roc_auc_score(truth == c, probabilities[:, c]) for c in ([1] if classes == 2 else range(classes))]
+    assert found["auc"] == pytest.approx(np.mean(area))
+    true, said = rng.normal(size=60), rng.integers(5, size=60)
+    found = {name: metric(ALL(60)) for name, metric in regression_metrics(true, said).items()}
+    assert found["mae"] == pytest.approx(sk.mean_absolute_error(true, said))
+    assert found["r2"] == pytest.approx(sk.r2_score(true, said))
+    assert found["spearman"] == pytest.approx(spearmanr(true, said).statistic)
+
+
+def test_numbers_that_are_not_known_do_not_count():
+    truth, said = np.array([1.0, 2.0, np.nan, 4.0]), np.array([1.0, 3.0, 100.0, 4.0])
+    metrics = regression_metrics(truth, said)
+    assert metrics["mae"](ALL(4)) == pytest.approx(1 / 3)
+    assert metrics["r2"](ALL(4)) == pytest.approx(1 - 1 / ((truth[[0, 1, 3]] - 7 / 3) ** 2).sum())
+    assert metrics["spearman"](ALL(4)) == pytest.approx(1)
+
+
+def test_the_bootstrap_draws_patients_with_all_their_cases():
+    samples = []
+
+    def metric(at):
+        samples.append(at)
+        return float(at.mean())
+
+    groups = ["a", "b", "a", "c", "b", "a"]
+    table = with_intervals({"m": metric}, groups, seed=5)
+    members = {"a": [0, 2, 5], "b": [1, 4], "c": [3]}
+    for sample in samples[:-1]:
+        counts = np.bincount(sample, minlength=6)
+        assert all(len({counts[i] for i in own}) == 1 for own in members.values())
+        assert sum(counts[own[0]] for own in members.values()) == 3
+    assert np.array_equal(samples[-1], ALL(6))
+    row = table.iloc[0]
+    assert row.low < row.value == 2.5 < row.high
+    pd.testing.assert_frame_equal(table, with_intervals({"m": metric}, groups, seed=5))
+
+
+def test_cases_of_one_patient_widen_the_interval():
+    rng = np.random.default_rng(0)
+    errors = np.repeat(rng.normal(size=20), 10)  # ten scans each, all alike
+    metric = {"m": lambda at: float(errors[at].mean())}
+    of_patients = with_intervals(metric, [f"p{i // 10}" for i in range(200)]).iloc[0]
+    of_cases = with_intervals(metric, [f"c{i}" for i in range(200)]).iloc[0]
+    assert of_patients.high - of_patients.low > 2 * (of_cases.high - of_cases.low)

@@ -1,0 +1,52 @@
+"""Survival on two real gloo processes: equal weights and remembered risks, and one validation of both ranks' cases."""
+
+import pandas as pd
+import pytest
+import torch
+from gloo_ranks import needs_distributed, on_ranks
+from labelled_runs import make_finetuner, stay_in_process
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
+from pretraining_runs import with_settings
+from small_datasets import set_folders
+from target_runs import store, write_target_dataset
+from test_two_ranks_finetuning import WithoutDevice
+
+from nnunet_alice.trainers import classification, finetuning
+
+pytestmark = needs_distributed
+
+KIND = classification.RegressionTrainer_survival_scratch
+
+
+def run(rank, folder):
+    """Two epochs and the validation; what this rank ends with."""
+    with pytest.MonkeyPatch.context() as patch:
+        stay_in_process(patch)
+        for module in (stock, finetuning):
+            patch.setattr(module, "DDP", WithoutDevice)
+        short = {"run.epochs": 2, "run.iterations": 2, "run.seed": 1, "target.pictures": 0}
+        trainer = make_finetuner(with_settings(KIND, short), folder)
+        trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+        trainer.initialize()
+        trainer.run_training()
+        trainer.perform_actual_validation()
+        return {
+            "weights": dict(trainer.bare_network.state_dict()),
+            "risks": trainer.loss.risks,
+            "seen": trainer.loss.seen,
+            "history": trainer.history.column("val_loss"),
+            "folder": str(trainer.output_folder),
+        }
+
+
+def test_ranks_agree_on_everything_and_split_the_validation(tmp_path, monkeypatch):
+    set_folders(monkeypatch, tmp_path)
+    folder = write_target_dataset(tmp_path / "preprocessed")
+    assert store(folder, "--target", "time", "--event", "event", "--task", "survival", "--folds", 3) == 0
+    first, second = on_ranks(run, tmp_path, folder)
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    assert torch.equal(first["risks"], second["risks"]) and torch.equal(first["seen"], second["seen"])
+    assert first["seen"].sum() > 2  # more than a rank draws in a step
+    assert first["history"] == second["history"]
+    predictions = pd.read_csv(f"{first['folder']}/validation/predictions.csv")
+    assert len(predictions) == 4 and predictions["case"].is_monotonic_increasing and predictions["case"].is_unique
