@@ -27,7 +27,7 @@ import SimpleITK as sitk
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
-from nnunet_alice.anatomy.registration import MIN_QUALITY, register
+from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
 from nnunet_alice.anatomy.world import world_affine
 from nnunet_alice.coordinates.atlas_file import Atlas
 from nnunet_alice.errors import AliceError, InputError
@@ -185,7 +185,7 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
     forward, shape = list(plans.transpose_forward), data.shape[1:]
     try:
         geometry = compute_geometry(files[0].name, data, tuple(configuration.spacing), forward.index(0))
-        found = register(geometry, atlas.geometry)
+        found = register_by(atlas.registered_by, geometry, atlas.geometry)
     except AliceError as error:
         return None, 0.0, str(error)
     if found.quality < MIN_QUALITY:

@@ -83,7 +83,7 @@ def make_atlas(reader="SimpleITKIO", transpose=(0, 1, 2), channels=1) -> Atlas:
 @pytest.fixture
 def known_map(monkeypatch):
     """Registration that finds ``TO_ATLAS`` for every case."""
-    monkeypatch.setattr(locating, "register", lambda case, atlas: Registration(TO_ATLAS, 0.9, 0.9))
+    monkeypatch.setattr(locating, "register_by", lambda region, case, atlas: Registration(TO_ATLAS, 0.9, 0.9))
 
 
 def preprocess(atlas: Atlas, files, schemes) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_channels_are_the_map_voxel_by_voxel():
 
 
 def test_a_poor_registration_gives_the_middle_and_unreadable_files_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(locating, "register", lambda case, atlas: Registration(TO_ATLAS, 0.3, 0.5))
+    monkeypatch.setattr(locating, "register_by", lambda region, case, atlas: Registration(TO_ATLAS, 0.3, 0.5))
     atlas = make_atlas()
     good = write(tmp_path / "in" / "good_0000.nii.gz", bright_ball())
     broken = tmp_path / "in" / "broken_0000.nii.gz"
