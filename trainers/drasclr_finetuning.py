@@ -1,6 +1,6 @@
 """Fine-tuning with DrasCLR's location-conditioned encoder kept: ``DrasCLRFineTuneTrainer`` on a located dataset.
 
-``nnunet_alice locate -d`` writes that dataset: its last three channels say where in the atlas each voxel lies, and are
+``nnunet_alice locate -d`` writes that dataset: its last four channels say where in the atlas each voxel lies, and are
 read but never convolved. Variants as of `nnunet_alice.trainers.finetuning`, and ``_<N>experts``.
 """
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
 from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_stamp, load_geometry
+from nnunet_alice.anatomy.lungs import lung_geometry
 from nnunet_alice.anatomy.medoid import most_typical
-from nnunet_alice.anatomy.registration import MIN_QUALITY, register
+from nnunet_alice.anatomy.registration import BODY, MIN_QUALITY, register_by
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.parallel import map_cases
@@ -16,7 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_atlas(
-    dataset: PreprocessedDataset, num_processes: int, atlas_case: str | None = None, overwrite: bool = False
+    dataset: PreprocessedDataset,
+    num_processes: int,
+    atlas_case: str | None = None,
+    overwrite: bool = False,
+    region: str | None = None,
 ) -> AtlasReport:
     """Register every preprocessed case to one atlas case and store the outcome under ``dataset.anatomy_folder``.
 
@@ -28,6 +33,7 @@ def prepare_atlas(
         num_processes: processes; 1 works in this process.
         atlas_case: name of the atlas; None keeps the one chosen before, or else takes the most typical case.
         overwrite: do everything again, the choice of the atlas too.
+        region: what cases are registered by, ``body`` or ``lungs``; None is what was chosen before, or the body.
 
     Returns:
         the outcome of every case.
@@ -45,8 +51,11 @@ def prepare_atlas(
         raise InputError(f"{dataset.name} has only {len(cases)} preprocessed case; matching needs at least two.")
     files = AtlasFiles(dataset)
     atlas = _choose_atlas(files, cases, atlas_case, overwrite)
-    files.write_atlas(atlas.case, atlas.grid_spacing_mm)
-    job = _Job(dataset, atlas, files.fingerprint(atlas.case), overwrite)
+    region = region or files.region()
+    if region != BODY:
+        lung_geometry(atlas)  # an atlas without lungs would fail every case
+    files.write_atlas(atlas.case, atlas.grid_spacing_mm, region)
+    job = _Job(dataset, atlas, region, files.fingerprint(atlas.case), overwrite)
     report = AtlasReport(atlas.case, job.fingerprint)
     for case in cases:
         known = None if overwrite else files.read_record(case, job.fingerprint)
@@ -74,6 +83,7 @@ class _Job:
 
     dataset: PreprocessedDataset
     atlas: CaseGeometry
+    region: str
     fingerprint: dict
     overwrite: bool
 
@@ -93,7 +103,7 @@ def _register_one(job: _Job, case: str) -> AtlasRecord:
     if case != job.atlas.case:
         geometry = load_geometry(job.dataset, case, job.overwrite)
     stamp = geometry_stamp(job.dataset, case)
-    result = register(geometry, job.atlas)
+    result = register_by(job.region, geometry, job.atlas)
     good = result.quality >= MIN_QUALITY
     record = AtlasRecord(
         case,

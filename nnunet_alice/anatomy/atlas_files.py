@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_alice.anatomy.geometry import geometry_stamp
+from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
@@ -101,14 +102,29 @@ class AtlasFiles:
         """Where the picture of the registrations belongs."""
         return self.folder / "atlas.png"
 
-    def fingerprint(self, atlas_case: str) -> dict:
-        """What registrations to this atlas depend on: the preprocessed cases, which several plans may share."""
+    def region(self) -> str:
+        """What cases are registered by: ``body``, unless ``lungs`` were asked for."""
+        try:
+            return read_json(self.atlas_file).get("registered_by", BODY)
+        except (InputError, AttributeError):
+            return BODY
+
+    def fingerprint(self, atlas_case: str, region: str | None = None) -> dict:
+        """What registrations to this atlas depend on: the preprocessed cases, which several plans may share.
+
+        Args:
+            atlas_case: name of the atlas.
+            region: what cases are registered by; None is what was chosen before.
+        """
         fingerprint = {
             "version": VERSION,
             "preprocessed": self.dataset.folder.name,
             "spacing": list(self.dataset.spacing),
             "atlas_case": atlas_case,
         }
+        region = region or self.region()
+        if region != BODY:
+            fingerprint["registered_by"] = region
         stamp = geometry_stamp(self.dataset, atlas_case)
         # An atlas from before stamps were kept stays what it is, and so do the registrations to it.
         return fingerprint if stamp is None else fingerprint | {"atlas_image": stamp}
@@ -128,10 +144,14 @@ class AtlasFiles:
         case = content.get("atlas_case")
         return case if case is not None and content.get("fingerprint") == self.fingerprint(case) else None
 
-    def write_atlas(self, atlas_case: str, grid_spacing_mm: tuple[float, ...]) -> None:
-        """Name the atlas; from now on a report of another one counts no more."""
-        fingerprint = self.fingerprint(atlas_case)
-        content = {"atlas_case": atlas_case, "grid_spacing_mm": list(grid_spacing_mm), "fingerprint": fingerprint}
+    def write_atlas(self, atlas_case: str, grid_spacing_mm: tuple[float, ...], region: str) -> None:
+        """Name the atlas, and what cases are registered by; from now on a report of another one counts no more."""
+        content = {
+            "atlas_case": atlas_case,
+            "grid_spacing_mm": list(grid_spacing_mm),
+            "registered_by": region,
+            "fingerprint": self.fingerprint(atlas_case, region),
+        }
         write_json(self.atlas_file, content)
 
     def case_file(self, case: str) -> Path:

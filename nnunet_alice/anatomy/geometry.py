@@ -50,6 +50,7 @@ class CaseGeometry:
         image: uint8, ``grid_shape``; the first channel averaged in each cell, 0 and 255 being the 0.5th and 99.5th
             percentile inside the body, so that scans of different gain look alike.
         packed_body: ``np.packbits`` of the body mask on the grid; unpacked when asked, to keep many cases in memory.
+        axial_axis: the axis along the body, 0, 1 or 2 of z, y, x.
     """
 
     case: str
@@ -59,6 +60,7 @@ class CaseGeometry:
     grid_shape: tuple[int, int, int]
     image: np.ndarray
     packed_body: np.ndarray
+    axial_axis: int = 0
 
     @property
     def grid_spacing_mm(self) -> tuple[float, ...]:
@@ -192,7 +194,7 @@ def compute_geometry(case: str, image, spacing: tuple[float, float, float], axia
     low, high = np.percentile(coarse[0][body], [0.5, 99.5])
     scaled = (coarse[0] - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
     window = np.clip(np.round(scaled), 0, 255).astype(np.uint8)
-    return CaseGeometry(case, shape, tuple(spacing), factors, body.shape, window, np.packbits(body))
+    return CaseGeometry(case, shape, tuple(spacing), factors, body.shape, window, np.packbits(body), axial_axis)
 
 
 def geometry_file(dataset: PreprocessedDataset, case: str) -> Path:
@@ -231,6 +233,7 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
             factors=geometry.factors,
             image=geometry.image,
             packed_body=geometry.packed_body,
+            axial_axis=geometry.axial_axis,
         )
     return geometry
 
@@ -282,6 +285,7 @@ def _read(path: Path, dataset: PreprocessedDataset, case: str) -> CaseGeometry |
                 file["image"].shape,
                 file["image"],
                 file["packed_body"],
+                int(file["axial_axis"]) if "axial_axis" in file else 0,
             )
     except UNREADABLE as error:
         logger.warning("%s is unreadable (%s) and is computed again.", path, error)

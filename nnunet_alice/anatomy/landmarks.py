@@ -16,6 +16,8 @@ from nnunet_alice.files import read_json, write_json
 
 #: Raised when the stored form changes.
 VERSION = 1
+#: Distances on a grid that differ by no more than this factor are the same but for rounding to voxels.
+_TIE = 1.2
 
 
 def to_locations(points_mm: np.ndarray, shape: Iterable[int], spacing: Iterable[float]) -> np.ndarray:
@@ -72,8 +74,15 @@ class Landmarks:
         """(L, 3) float32 atlas coordinates in [-1, 1], see `to_locations`."""
         return to_locations(self.points_mm, self.atlas_shape, self.atlas_spacing).astype(np.float32)
 
-    def neighbours(self, k: int) -> np.ndarray:
-        """Numbers of the k landmarks nearest in mm to each: (L, k) int64, nearest first, lower number first in a tie.
+    def neighbours(self, k: int, seed: int = 0) -> np.ndarray:
+        """Numbers of the k landmarks nearest in mm to each: (L, k) int64, nearer ones first.
+
+        Neighbours on a grid come in ties, six at one step, and each of them is as likely as the others: always taking
+        the first would look to one side only. Grids lie on voxels, so distances within a fifth of each other are ties.
+
+        Args:
+            k: how many.
+            seed: of the draw among ties.
 
         Raises:
             InputError: there are not k other landmarks, or k is not positive.
@@ -83,15 +92,21 @@ class Landmarks:
                 f"{k} neighbours were asked for, but each of the {len(self)} landmarks has {len(self) - 1}; lay the "
                 "landmarks with a smaller step."
             )
-        # Neighbours of a grid come in ties (six at one step), and a tree breaks them as it likes. All that lie within
-        # the distance of the k-th are fetched, rounding included, and sorted by distance and number.
+        rng = np.random.default_rng(seed)
         tree = cKDTree(self.points_mm)
-        reach = tree.query(self.points_mm, k + 1)[0][:, -1]
+        reach = tree.query(self.points_mm, k + 1)[0][:, -1] * _TIE
         nearest = np.empty((len(self), k), dtype=np.int64)
-        for number, found in enumerate(tree.query_ball_point(self.points_mm, reach + 1e-6)):
-            others = np.array([other for other in found if other != number])
+        for number, found in enumerate(tree.query_ball_point(self.points_mm, reach, return_sorted=True)):
+            others = rng.permutation([other for other in found if other != number])
             distances = np.linalg.norm(self.points_mm[others] - self.points_mm[number], axis=1)
-            nearest[number] = others[np.lexsort((others, np.round(distances, 6)))[:k]]
+            by_distance = np.argsort(distances, kind="stable")
+            # A shell ends where the next landmark is farther than a tie from the shell's first.
+            shells, start = np.zeros(len(others), dtype=int), distances[by_distance[0]]
+            for position, index in enumerate(by_distance):
+                if distances[index] > start * _TIE:
+                    start = distances[index]
+                    shells[by_distance[position:]] += 1
+            nearest[number] = others[np.argsort(shells, kind="stable")[:k]]
         return nearest
 
     def in_case(self, case_to_atlas: np.ndarray, shape: Iterable[int], spacing: Iterable[float]) -> CaseLandmarks:

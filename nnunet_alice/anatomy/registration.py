@@ -16,6 +16,7 @@ from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
+from nnunet_alice.anatomy.lungs import lung_geometry
 
 #: Starts whose refinement is tried, best first, until one is good enough.
 MAX_REFINEMENTS = 3
@@ -61,6 +62,25 @@ class Registration:
         """Largest factor by which a length grows or shrinks; infinite for a singular map."""
         values = np.linalg.svd(self.affine[:3, :3], compute_uv=False)
         return float(max(values.max(), 1 / values.min() if values.min() > 0 else np.inf))
+
+
+#: What a case can be registered by.
+BODY, LUNGS = REGIONS = ("body", "lungs")
+
+
+def register_by(region: str, case: CaseGeometry, atlas: CaseGeometry) -> Registration:
+    """Register a case to the atlas by all of the body, or by the shape of the lungs on CT.
+
+    Args:
+        region: one of `REGIONS`.
+        case, atlas: see `register`.
+
+    Raises:
+        InputError: no lungs are found in one of them.
+    """
+    if region == LUNGS:
+        case, atlas = lung_geometry(case), lung_geometry(atlas)
+    return register(case, atlas)
 
 
 def register(case: CaseGeometry, atlas: CaseGeometry) -> Registration:

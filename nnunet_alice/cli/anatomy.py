@@ -35,7 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--roi",
         metavar="REGION",
-        help="where landmarks are laid: body (default), label:N of the atlas case, or a mask file of the atlas case",
+        help="where landmarks are laid: body (default), lungs (found on CT), label:N or a mask file of the atlas case",
+    )
+    parser.add_argument(
+        "--register_by",
+        choices=["body", "lungs"],
+        help="what cases are registered to the atlas by (default: as before, or body)",
+    )
+    parser.add_argument(
+        "--subjects",
+        metavar="CSV|PATTERN",
+        help="which cases are scans of one person: a table with the columns case and subject, or a regular expression "
+        "whose group finds the person in a case's name, e.g. '(sub-[0-9]+)_'",
     )
     parser.add_argument("--overwrite", action="store_true", help="do everything again, body masks too")
 
@@ -93,7 +104,8 @@ def _register(args: argparse.Namespace) -> int:
     from nnunet_alice.pictures.atlas import draw_atlas
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
-    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite)
+    _note_subjects(args, dataset)
+    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by)
     picture = draw_atlas(dataset, report)
     counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
     print(f"{dataset.name}: registered to the atlas {report.atlas_case}: {counts}.")
@@ -106,6 +118,22 @@ def _register(args: argparse.Namespace) -> int:
     _lay_landmarks(args, dataset, report.atlas_case)
     _print_next(dataset)
     return 0
+
+
+def _note_subjects(args: argparse.Namespace, dataset) -> None:
+    """Keep which cases are of one person, or say that names look as if some were."""
+    from nnunet_alice.anatomy.subjects import likely_repeats, load_subjects, read_subjects, save_subjects
+
+    cases = dataset.cases()
+    if args.subjects is not None:
+        subjects = read_subjects(args.subjects, cases)
+        save_subjects(dataset, subjects)
+        print(f"{len(subjects)} of {len(cases)} cases are scans of {len(set(subjects.values()))} subjects.")
+    elif not load_subjects(dataset) and (alike := likely_repeats(cases)) is not None:
+        print(
+            f"{alike[0]} and {alike[1]} look like two scans of one person, and DrasCLR would tell them apart as two; "
+            "name persons with --subjects."
+        )
 
 
 def _name_some(status: str, reasons) -> None:

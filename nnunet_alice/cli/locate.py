@@ -1,4 +1,4 @@
-"""Give images their place in the atlas, as three more channels, for DrasCLRFineTuneTrainer.
+"""Give images their place in the atlas, as four more channels, for DrasCLRFineTuneTrainer.
 
 With -d, a new dataset is written beside the given one: the same cases with coordinates, and plans that the pretrained
 encoder fits; the given one is left as it is and no image is copied. With -i, a folder of new images becomes one that

@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, metavar="COLUMN", help="what to predict; for survival the time")
     parser.add_argument("--task", required=True, choices=["classification", "regression", "survival"])
     parser.add_argument("--event", metavar="COLUMN", help="for survival: 1 is an event, 0 censored")
+    parser.add_argument(
+        "--group", metavar="COLUMN", help="folds keep rows with the same value together, e.g. the scans of a patient"
+    )
     parser.add_argument("--id", metavar="COLUMN", help="column of case names (default: the first)")
     parser.add_argument("--folds", type=int, default=5, help="outer folds (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default: %(default)s)")
@@ -31,11 +34,15 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.files import atomic_write
     from nnunet_alice.pictures.probe import draw_probe
 
-    data = load_table(args.table, *load_features(args.features), args.target, args.task, args.event, args.id)
+    data = load_table(
+        args.table, *load_features(args.features), args.target, args.task, args.event, args.id, args.group
+    )
     result = probe(data, args.task, args.folds, args.seed)
     sizes = result.predictions["fold"].value_counts().sort_index().tolist()
     penalty = "C" if args.task == "classification" else "alpha"
     print(f"{args.task} of '{args.target}' from {data.features.shape[1]} features of {len(data.cases)} cases")
+    if data.groups is not None:
+        print(f"{len(set(data.groups))} groups by '{args.group}', kept together in folds and intervals")
     print(
         f"{args.folds} folds of {sizes} cases, seed {args.seed}; {penalty}: "
         + ", ".join(f"{p:g}" for p in result.penalties)

@@ -19,6 +19,7 @@ import numpy as np
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
+from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
@@ -38,12 +39,14 @@ class Atlas:
         plans: plans that cases are preprocessed with before they are registered.
         configuration: e.g. ``3d_fullres``.
         dataset_json: of the dataset that the atlas case belongs to, without its list of cases.
+        registered_by: what cases are registered to it by, ``body`` or ``lungs``.
     """
 
     geometry: CaseGeometry
     plans: dict[str, Any]
     configuration: str
     dataset_json: dict[str, Any]
+    registered_by: str = BODY
 
     @cached_property
     def digest(self) -> str:
@@ -51,6 +54,8 @@ class Atlas:
         geometry = self.geometry
         described = [*geometry.shape, *geometry.spacing, *geometry.factors, *geometry.grid_shape]
         content = hashlib.sha256(json.dumps([float(number) for number in described]).encode())
+        if self.registered_by != BODY:
+            content.update(self.registered_by.encode())
         for array in (geometry.image, geometry.packed_body):
             content.update(np.ascontiguousarray(array).tobytes())
         return content.hexdigest()[:16]
@@ -64,7 +69,8 @@ class Atlas:
         """Write ``atlas.npz``."""
         described = {name: value for name, value in asdict(self.geometry).items() if name not in _ARRAYS}
         content = {"version": VERSION, "geometry": described, "plans": self.plans, "dataset_json": self.dataset_json}
-        text = json.dumps(content | {"configuration": self.configuration})
+        content |= {"configuration": self.configuration, "registered_by": self.registered_by}
+        text = json.dumps(content)
         arrays = {name: getattr(self.geometry, name) for name in _ARRAYS}
         with atomic_write(path) as temporary:
             np.savez_compressed(temporary, description=np.array(text), **arrays)
@@ -100,14 +106,16 @@ def atlas_of_dataset(dataset: PreprocessedDataset) -> Atlas:
     Raises:
         NotPreparedError: there is none, or its preparation did not finish.
     """
-    report = AtlasFiles(dataset).read_report()
+    files = AtlasFiles(dataset)
+    report = files.read_report()
     if report is None:
         raise NotPreparedError(
             f"{dataset.name} has no atlas of its own for {dataset.plans_name} {dataset.configuration}; name that of "
             "the pretraining with --atlas (its checkpoint_final.pth)."
         )
     described = read_json(dataset.base / "dataset.json")
-    return _atlas(load_geometry(dataset, report.atlas_case), dataset.plans, dataset.configuration, described)
+    geometry = load_geometry(dataset, report.atlas_case)
+    return _atlas(geometry, dataset.plans, dataset.configuration, described, files.region())
 
 
 def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> Atlas:
@@ -123,12 +131,13 @@ def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
     own, run = checkpoint.get("drasclr"), checkpoint.get("pretraining")
     if own is None or run is None:
         raise CheckpointError(f"{path} holds no atlas; give a checkpoint of DrasCLRTrainer, atlas.json or atlas.npz.")
-    return _atlas(geometry_of_checkpoint(own), run["plans"], run["configuration"], run["dataset_json"])
+    registered_by = own.get("registered_by", BODY)
+    return _atlas(geometry_of_checkpoint(own), run["plans"], run["configuration"], run["dataset_json"], registered_by)
 
 
 def geometry_of_checkpoint(own: Mapping[str, Any]) -> CaseGeometry:
     """Geometry of the atlas case in what DrasCLRTrainer stores (``drasclr``)."""
-    values = {field.name: own["atlas"][field.name] for field in fields(CaseGeometry)}
+    values = {field.name: own["atlas"][field.name] for field in fields(CaseGeometry) if field.name in own["atlas"]}
     return CaseGeometry(**values | {name: values[name].numpy() for name in _ARRAYS})
 
 
@@ -138,8 +147,9 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     return [channels[key] for key in sorted(channels, key=int)]
 
 
-def _atlas(geometry: CaseGeometry, plans: dict, configuration: str, dataset_json: dict) -> Atlas:
-    return Atlas(geometry, plans, configuration, {k: v for k, v in dataset_json.items() if k != "dataset"})
+def _atlas(geometry: CaseGeometry, plans: dict, configuration: str, dataset_json: dict, registered_by: str) -> Atlas:
+    described = {k: v for k, v in dataset_json.items() if k != "dataset"}
+    return Atlas(geometry, plans, configuration, described, registered_by)
 
 
 def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None) -> Atlas:
@@ -187,6 +197,7 @@ def _open_file(path: Path) -> Atlas:
             raise InputError(f"{path} is of another version; run nnunet_alice locate -d again, which writes it.")
         described = {k: tuple(v) if isinstance(v, list) else v for k, v in content["geometry"].items()}
         geometry = CaseGeometry(**described, **arrays)
-        return Atlas(geometry, content["plans"], content["configuration"], content["dataset_json"])
+        registered_by = content.get("registered_by", BODY)
+        return Atlas(geometry, content["plans"], content["configuration"], content["dataset_json"], registered_by)
     except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is no atlas file or damaged ({type(error).__name__}).") from None

@@ -1,4 +1,4 @@
-"""Atlas coordinates of raw images, as three more channels beside them that nnU-Net reads like any image.
+"""Atlas coordinates of raw images, as four more channels beside them that nnU-Net reads like any image.
 
 A case is preprocessed in memory as the pretraining's plans say and registered to the atlas; the affine map is carried
 back through nnU-Net's resampling, cropping and transposing to the voxels of the file. The channels have the grid of
@@ -27,17 +27,17 @@ import SimpleITK as sitk
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
-from nnunet_alice.anatomy.registration import MIN_QUALITY, register
+from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
 from nnunet_alice.anatomy.world import world_affine
 from nnunet_alice.coordinates.atlas_file import Atlas
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.checks import read_case, volume_ending
-from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations
+from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations, location_weights
 from nnunet_alice.parallel import map_cases
 
 #: Raised when channels or report change: older ones are made again.
-VERSION = 1
+VERSION = 2
 #: The report beside the channels.
 REPORT_FILE = "locations.json"
 #: The report is written at least so often.
@@ -185,7 +185,7 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
     forward, shape = list(plans.transpose_forward), data.shape[1:]
     try:
         geometry = compute_geometry(files[0].name, data, tuple(configuration.spacing), forward.index(0))
-        found = register(geometry, atlas.geometry)
+        found = register_by(atlas.registered_by, geometry, atlas.geometry)
     except AliceError as error:
         return None, 0.0, str(error)
     if found.quality < MIN_QUALITY:
@@ -198,7 +198,7 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
 def coordinate_channels(
     voxel_to_location: np.ndarray | None, shape: Sequence[int], inside: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """The channels one after the other, (z, y, x) int16 each.
+    """The channels one after the other, weight first, (z, y, x) int16 each.
 
     Args:
         voxel_to_location: (3, 4), see `case_to_locations`; None is the middle of the atlas everywhere.
@@ -206,12 +206,11 @@ def coordinate_channels(
         inside: bool of that shape, where nnU-Net takes the image for non-zero; None is everywhere.
     """
     matrix = np.zeros((3, 4)) if voxel_to_location is None else voxel_to_location
+    weights = location_weights(np.ones(tuple(shape), dtype=bool) if inside is None else inside)
+    yield weights
     z, y, x = np.ogrid[tuple(slice(n) for n in shape)]
     for row in matrix.astype(np.float32):
-        channel = encode_locations((row[3] + row[0] * z) + (row[1] * y + row[2] * x))
-        if inside is not None:
-            channel[~inside] = 0
-        yield channel
+        yield encode_locations((row[3] + row[0] * z) + (row[1] * y + row[2] * x), weights)
 
 
 def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:

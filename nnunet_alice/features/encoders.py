@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
+from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.checkpoints.conditional import query_encoder_state
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.networks import network_of_file
@@ -39,6 +40,7 @@ class TrainedEncoder:
         size: (3,) crop in voxels, (z, y, x).
         strides: for each stage its (3,) stride against the image.
         conditional: whether locations matter.
+        registered_by: what new images are registered to the atlas by, ``body`` or ``lungs``.
     """
 
     module: nn.Module
@@ -49,6 +51,7 @@ class TrainedEncoder:
     size: tuple[int, ...]
     strides: list[tuple[int, ...]]
     conditional: bool
+    registered_by: str = BODY
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -107,7 +110,7 @@ def open_encoder(
     else:
         module = UnconditionedEncoder(network.encoder)
     strides = np.cumprod([np.broadcast_to(stride, 3) for stride in network.encoder.strides], axis=0)
-    landmarks, atlas = _anatomy(run, own)
+    landmarks, atlas, registered_by = _anatomy(run, own)
     patch_size = pretrained_configuration(run)["patch_size"]
     size = own["crop_size"] if own else crop_size(
         landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), patch_size
@@ -121,6 +124,7 @@ def open_encoder(
         tuple(size),
         [tuple(stride) for stride in strides.tolist()],
         conditional,
+        registered_by,
     )
 
 
@@ -132,11 +136,15 @@ def _build_network(path: str | os.PathLike, run: Mapping) -> nn.Module:
     return network_of_file(path, configuration, channels, channels, deep_supervision=False)
 
 
-def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry]:
-    """Landmarks and atlas: out of a DrasCLR checkpoint, else from the dataset that the checkpoint was trained on."""
+def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry, str]:
+    """Landmarks, atlas, and what cases are registered by.
+
+    Out of a DrasCLR checkpoint, else from the dataset that the checkpoint was trained on.
+    """
     if own is None:
         dataset = PreprocessedDataset.find(run["dataset_name"], run["plans_name"], run["configuration"])
-        return open_landmarks(dataset), load_geometry(dataset, AtlasFiles(dataset).atlas_case())
+        files = AtlasFiles(dataset)
+        return open_landmarks(dataset), load_geometry(dataset, files.atlas_case()), files.region()
     laid = own["landmarks"]
     landmarks = Landmarks(
         laid["points_mm"].numpy(),
@@ -145,4 +153,4 @@ def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry
         laid["patch_mm"],
         laid["step_mm"],
     )
-    return landmarks, geometry_of_checkpoint(own)
+    return landmarks, geometry_of_checkpoint(own), own.get("registered_by", BODY)

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
-from nnunet_alice.anatomy.registration import MIN_QUALITY, register
+from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.images import DatasetImages, OpenedImage, RawImages
@@ -55,7 +55,7 @@ def case_to_atlas(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
     known = opened.known_affine(encoder.atlas.case)
     if known is not None:
         return known
-    result = register(opened.geometry, encoder.atlas)
+    result = register_by(encoder.registered_by, opened.geometry, encoder.atlas)
     if result.quality < MIN_QUALITY:
         raise InputError(
             f"Case {opened.geometry.case}: its registration to the atlas is poor ({result.quality:.2f}, at least "

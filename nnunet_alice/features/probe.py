@@ -1,8 +1,9 @@
 """Cross-validated linear probes: what a linear model reads off frozen features.
 
 DrasCLR, Section 4.3: logistic or linear regression on case features, and a Cox model for survival. Every case is
-predicted by a model that never saw it; standardisation and the strength of the penalty are chosen inside each training
-fold. Confidence intervals are percentiles of a bootstrap over cases, models staying as they are.
+predicted by a model that never saw it, nor anything of its group; standardisation and the strength of the penalty are
+chosen inside each training fold. Confidence intervals are percentiles of a bootstrap over cases, or over groups, models
+staying as they are.
 """
 
 import logging
@@ -13,14 +14,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from nnunet_alice.errors import InputError
+from nnunet_alice.features.folds import INNER_FOLDS, bootstrap_samples, count_groups, make_folds
 from nnunet_alice.features.probe_data import ProbeData
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,6 @@ MIN_EVENTS = 10
 RIDGE_ALPHAS = np.logspace(-2, 6, 17)
 LOGISTIC_C = np.logspace(-5, 1, 7)
 COX_ALPHAS = np.logspace(-1, 4, 6)
-_INNER_FOLDS = 3
 _BOOTSTRAPS = 1000
 #: metric of a sample of cases, given as (n,) indices that may repeat; NaN where the sample does not define it
 Metric = Callable[[np.ndarray], float]
@@ -43,8 +44,8 @@ class ProbeResult:
 
     Attributes:
         metrics: columns ``metric``, ``value``, ``low``, ``high`` (95 % interval).
-        predictions: a row a case: ``case``, ``fold``, ``target`` (and ``event``), and out-of-fold ``predicted``, with
-            ``score_CLASS`` for each class; for survival ``risk``, the rank of the risk within the fold in (0, 1].
+        predictions: a row a case: ``case``, ``fold``, ``target`` (``event``, ``group``), and out-of-fold ``predicted``,
+            with ``score_CLASS`` for each class; for survival ``risk``, the rank of the risk within the fold in (0, 1].
         penalties: (folds,) strength chosen in each fold (C of the logistic model, alpha of the others).
     """
 
@@ -73,13 +74,16 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
     """
     if folds < 2:
         raise InputError(f"A probe needs at least 2 folds, not {folds}.")
-    if len(data.cases) < _INNER_FOLDS * folds:
-        raise InputError(f"{len(data.cases)} cases are too few for {folds} folds; use fewer folds or more cases.")
+    there = count_groups(data.groups, np.ones(len(data.cases), dtype=bool))
+    if there < INNER_FOLDS * folds:
+        raise InputError(f"{there} {_kind(data)} are too few for {folds} folds; use fewer folds or more cases.")
     # Matrices are small: more threads would only wait for each other.
     with threadpool_limits(1):
         predicted, fold, penalties, metrics = _TASKS[task](data, folds, seed)
-        intervals = _with_intervals(metrics, len(data.cases), seed)
+        intervals = _with_intervals(metrics, data, seed)
     table = pd.DataFrame({"case": data.cases, "fold": fold, "target": data.target})
+    if data.groups is not None:
+        table["group"] = data.groups
     if data.event is not None:
         table["event"] = data.event.astype(int)
     return ProbeResult(intervals, table.assign(**predicted), penalties)
@@ -106,24 +110,20 @@ def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 def _classify(data: ProbeData, folds: int, seed: int):
     classes, target = np.unique(data.target, return_inverse=True)
-    counts = np.bincount(target)
+    counts = np.array([count_groups(data.groups, target == number) for number in range(len(classes))])
     # Every inner training fold must hold the class, too.
-    needed = max(folds, -(-_INNER_FOLDS * folds // (folds - 1)))
+    needed = max(folds, -(-INNER_FOLDS * folds // (folds - 1)))
     if counts.min() < needed:
         raise InputError(
-            f"Class '{classes[counts.argmin()]}' has {counts.min()} cases, but {folds} folds need {needed}; use fewer "
-            "folds, or leave the class out of the table."
+            f"Class '{classes[counts.argmin()]}' has {counts.min()} {_kind(data)}, but {folds} folds need {needed}; "
+            "use fewer folds, or leave the class out of the table."
         )
-    model = _rotated(LogisticRegression(max_iter=2000, tol=1e-3))
     scores = np.zeros((len(target), len(classes)))
     excess, fold, penalties = np.zeros_like(scores), np.zeros(len(target), dtype=int), []
-    split = StratifiedKFold(folds, shuffle=True, random_state=seed).split(target, target)
-    for number, (train, test) in enumerate(split):
-        inner = StratifiedKFold(_INNER_FOLDS, shuffle=True, random_state=seed)
-        search = GridSearchCV(model, {"model__C": LOGISTIC_C}, scoring="neg_log_loss", cv=inner)
-        search.fit(data.features[train], target[train])
-        penalties.append(search.best_params_["model__C"])
-        scores[test], fold[test] = search.predict_proba(data.features[test]), number
+    for number, (train, test) in enumerate(make_folds(len(target), data.groups, target, folds, seed)):
+        model = fit_classifier(data.features[train], target[train], data.groups_of(train), seed)
+        penalties.append(model.best_params_["model__C"])
+        scores[test], fold[test] = model.predict_proba(data.features[test]), number
         excess[test] = scores[test] / np.bincount(target[train])
     choice = excess.argmax(axis=1)
     ranks = np.stack([rank_within(score, fold) for score in scores.T])
@@ -142,13 +142,46 @@ def _classify(data: ProbeData, folds: int, seed: int):
     return predicted, fold, np.array(penalties), {"auc": area, "balanced_accuracy": balanced}
 
 
+def fit_classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray | None, seed: int) -> GridSearchCV:
+    """Logistic regression with the strength of its penalty chosen by cross-validation.
+
+    Args:
+        features: (N, C).
+        target: (N,) integers from 0 on.
+        groups: (N,) or None, see `make_folds`.
+        seed: of the folds.
+
+    Returns:
+        the fitted model; ``predict_proba`` gives (N, classes).
+
+    Raises:
+        InputError: see `make_folds`.
+    """
+    model = _rotated(LogisticRegression(max_iter=2000, tol=1e-3))
+    inner = make_folds(len(target), groups, target, INNER_FOLDS, seed)
+    return GridSearchCV(model, {"model__C": LOGISTIC_C}, scoring="neg_log_loss", cv=inner).fit(features, target)
+
+
+def _fit_ridge(
+    features: np.ndarray, target: np.ndarray, groups: np.ndarray | None, seed: int
+) -> tuple[Pipeline, float]:
+    """Ridge regression, and the strength of its penalty."""
+    if groups is None:  # the inner search leaves out one case at a time, which ridge does in closed form
+        model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(features, target)
+        return model, model[-1].alpha_
+    inner = make_folds(len(target), groups, None, INNER_FOLDS, seed)
+    search = GridSearchCV(
+        _rotated(Ridge()), {"model__alpha": RIDGE_ALPHAS}, scoring="neg_mean_squared_error", cv=inner
+    ).fit(features, target)
+    return search.best_estimator_, search.best_params_["model__alpha"]
+
+
 def _regress(data: ProbeData, folds: int, seed: int):
     target = data.target
     predicted, fold, penalties = np.zeros(len(target)), np.zeros(len(target), dtype=int), []
-    for number, (train, test) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(target)):
-        # The inner search leaves out one case at a time, which ridge does in closed form.
-        model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(data.features[train], target[train])
-        penalties.append(model[-1].alpha_)
+    for number, (train, test) in enumerate(make_folds(len(target), data.groups, None, folds, seed)):
+        model, penalty = _fit_ridge(data.features[train], target[train], data.groups_of(train), seed)
+        penalties.append(penalty)
         predicted[test], fold[test] = model.predict(data.features[test]), number
     ranks, true_ranks = rank_within(predicted, fold), rank_within(target, fold)
 
@@ -181,10 +214,10 @@ def _survive(data: ProbeData, folds: int, seed: int):
     outcome = Surv.from_arrays(event, data.target)
     model = _rotated(CoxPHSurvivalAnalysis(n_iter=100, tol=1e-6))
     risk, fold, penalties = np.zeros(len(event)), np.zeros(len(event), dtype=int), []
-    for number, (train, test) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=seed).split(event, event)):
-        inner = StratifiedKFold(_INNER_FOLDS, shuffle=True, random_state=seed).split(event[train], event[train])
+    for number, (train, test) in enumerate(make_folds(len(event), data.groups, event.astype(int), folds, seed)):
+        inner = make_folds(len(train), data.groups_of(train), event[train].astype(int), INNER_FOLDS, seed)
         # A penalty too weak for the optimum to be found counts as chance.
-        search = GridSearchCV(model, {"model__alpha": COX_ALPHAS}, cv=list(inner), error_score=0.5)
+        search = GridSearchCV(model, {"model__alpha": COX_ALPHAS}, cv=inner, error_score=0.5)
         with np.errstate(over="ignore"):
             search.fit(data.features[train], outcome[train])
         penalties.append(search.best_params_["model__alpha"])
@@ -200,6 +233,11 @@ def _survive(data: ProbeData, folds: int, seed: int):
     return {"risk": ranks}, fold, np.array(penalties), {"c_index": concordance}
 
 
+def _kind(data: ProbeData) -> str:
+    """What folds are made of, for messages."""
+    return "cases" if data.groups is None else "groups"
+
+
 _TASKS = {"classification": _classify, "regression": _regress, "survival": _survive}
 TASKS = tuple(_TASKS)
 
@@ -212,9 +250,9 @@ def _rotated(model) -> Pipeline:
     return Pipeline([("scale", StandardScaler()), ("rotate", PCA(svd_solver="full")), ("model", model)])
 
 
-def _with_intervals(metrics: Mapping[str, Metric], count: int, seed: int) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    samples = [rng.integers(count, size=count) for _ in range(_BOOTSTRAPS)]
+def _with_intervals(metrics: Mapping[str, Metric], data: ProbeData, seed: int) -> pd.DataFrame:
+    count = len(data.cases)
+    samples = list(bootstrap_samples(count, data.groups, _BOOTSTRAPS, np.random.default_rng(seed)))
     rows = []
     for name, metric in metrics.items():
         spread = np.array([metric(sample) for sample in tqdm(samples, desc=f"Interval of {name}", disable=None)])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from nnunet_alice.anatomy.subjects import likely_repeats
 from nnunet_alice.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,18 @@ class ProbeData:
         features: (N, C) float64.
         target: (N,) class names, values, or times.
         event: (N,) bool, for survival; None otherwise.
+        groups: (N,) names of what folds keep together, e.g. patients; None where every row is one of its own.
     """
 
     cases: np.ndarray
     features: np.ndarray
     target: np.ndarray
     event: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    def groups_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Groups of some rows, given by their indices; None where there are no groups."""
+        return None if self.groups is None else self.groups[rows]
 
 
 def load_features(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +70,7 @@ def load_table(
     task: str,
     event: str | None = None,
     id_column: str | None = None,
+    group: str | None = None,
 ) -> ProbeData:
     """Join a table of labels with features; cases without a label are left out, with a warning.
 
@@ -73,6 +81,7 @@ def load_table(
         task: one of `nnunet_alice.features.probe.TASKS`.
         event: for survival, column of 1 (event) and 0 (censored).
         id_column: column of case names; None is the first one.
+        group: column of what folds keep together, e.g. the patient; None warns where names look like repeats.
 
     Raises:
         InputError: a column or all ids are missing, ids are repeated, or values cannot be used.
@@ -84,7 +93,7 @@ def load_table(
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
     id_column = id_column or table.columns[0]
-    wanted = [target] + ([event] if task == "survival" else [])
+    wanted = [target] + ([event] if task == "survival" else []) + ([] if group is None else [group])
     for column in (id_column, *wanted):
         if column not in table.columns:
             raise InputError(f"{path} has no column '{column}'; it has: {', '.join(table.columns)}.")
@@ -119,7 +128,20 @@ def load_table(
         raise InputError(
             f"All {len(values)} cases have the same '{target}' in {path} ({values[0]}); there is nothing to predict."
         )
-    return ProbeData(cases[known], features[known], values, events)
+    groups = None if group is None else table[group].to_numpy(dtype=str)
+    if groups is None:
+        _warn_of_repeats(cases[known])
+    return ProbeData(cases[known], features[known], values, events, groups)
+
+
+def _warn_of_repeats(cases: np.ndarray) -> None:
+    """Scans of one person in different folds make useless features look useful."""
+    alike = likely_repeats(cases)
+    if alike is not None:
+        logger.warning(
+            "%s and %s look like two scans of one person, which would be in different folds; name the column that "
+            "tells persons apart with --group.", *alike
+        )  # fmt: skip
 
 
 def _numbers(column: pd.Series, path: str | os.PathLike) -> np.ndarray:

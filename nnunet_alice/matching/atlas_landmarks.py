@@ -14,6 +14,8 @@ import SimpleITK as sitk
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks, lay_landmarks
+from nnunet_alice.anatomy.lungs import lung_mask
+from nnunet_alice.anatomy.registration import LUNGS
 from nnunet_alice.anatomy.world import PreparedCases
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
@@ -117,14 +119,14 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
     Args:
         dataset: the preprocessed dataset.
         atlas_case: the atlas.
-        region: ``body``; ``label:N``, label N of the atlas case's segmentation; or the path of a mask of the atlas
-            case in any geometry (nonzero is inside), e.g. a lung mask from another tool.
+        region: ``body``; ``lungs``, found on CT (`lung_mask`); ``label:N``, of the atlas case's segmentation; or the
+            path of a mask of the atlas case in any geometry (nonzero is inside), e.g. from another tool.
 
     Returns:
         (z, y, x) bool, the atlas case's preprocessed array.
 
     Raises:
-        InputError: no such label in the case, or the file is missing, unreadable or shows nothing of the case.
+        InputError: the case has no lungs or no such label, or the file is missing, unreadable or shows nothing of it.
     """
     if region == "body":
         geometry = load_geometry(dataset, atlas_case)
@@ -132,6 +134,12 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
         for axis, factor in enumerate(geometry.factors):
             mask = mask.repeat(factor, axis=axis)
         return mask[tuple(map(slice, geometry.shape))]
+    if region == LUNGS:
+        axial_axis = load_geometry(dataset, atlas_case).axial_axis
+        try:
+            return lung_mask(np.asarray(dataset.image(atlas_case)[0]), dataset.spacing, axial_axis=axial_axis)
+        except InputError as error:
+            raise InputError(f"The atlas case {atlas_case}: {error}") from None
     if region.startswith("label:"):
         value = region.removeprefix("label:")
         if not value.isdigit():
@@ -146,7 +154,9 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
 def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -> np.ndarray:
     """A mask file resampled (nearest neighbour) to the preprocessed array of the atlas case, through world mm."""
     if not path.is_file():
-        raise InputError(f"There is no mask {path}; --roi takes body, label:N or a mask file of case {atlas_case}.")
+        raise InputError(
+            f"There is no mask {path}; --roi takes body, lungs, label:N or a mask file of case {atlas_case}."
+        )
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError:

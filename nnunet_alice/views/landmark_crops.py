@@ -1,8 +1,9 @@
 """Batches of DrasCLR: one landmark in many subjects, two augmented views of each, and the patches around it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class AffineRange:
     Attributes:
         translation: up to this share of the crop to each side, on every axis (12 of 32 voxels).
         rotation_degrees: up to this angle about every axis.
-        scale: up to this share larger or smaller, the same on all axes.
+        scale: up to this share larger or smaller, each axis on its own.
     """
 
     translation: float = 12 / _REFERENCE_PATCH_VOX
@@ -62,7 +63,7 @@ def draw_affine(
 ) -> np.ndarray:
     """Draw an affine map from voxels of the augmented crop to voxels of the crop, both counted from the middle.
 
-    Rotation and scale happen in mm, so that anisotropic voxels are not sheared.
+    Axes are scaled first, then turned, both in mm, so that anisotropic voxels are not sheared.
 
     Args:
         limits: how far it goes.
@@ -73,7 +74,7 @@ def draw_affine(
     Returns:
         (3, 4), axes (z, y, x).
     """
-    matrix = np.eye(3) * (1 + rng.uniform(-limits.scale, limits.scale))
+    matrix = np.eye(3)
     for axis in range(3):
         angle = math.radians(rng.uniform(-limits.rotation_degrees, limits.rotation_degrees))
         first, second = (other for other in range(3) if other != axis)
@@ -81,6 +82,7 @@ def draw_affine(
         turn[first, first] = turn[second, second] = math.cos(angle)
         turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ turn
+    matrix = matrix * (1 + rng.uniform(-limits.scale, limits.scale, size=3))
     spacing = np.asarray(spacing, dtype=float)
     shift = rng.uniform(-limits.translation, limits.translation, size=3) * np.asarray(size)
     return np.concatenate([matrix * spacing / spacing[:, None], shift[:, None]], axis=1)
@@ -129,7 +131,7 @@ def crop_with_border(image, centre_vox: Sequence[float], size: Sequence[int]) ->
 
 @dataclass(frozen=True)
 class LandmarkBatch(Batch):
-    """One landmark in B subjects, who are the ``cases``.
+    """One landmark in B subjects, each shown by one of the ``cases``.
 
     ``views`` ((2 + k) B, C, *size) are B first views, their B second views, and B patches at each neighbour.
 
@@ -137,7 +139,7 @@ class LandmarkBatch(Batch):
         landmark: its number.
         location: (3,) float32, of the landmark.
         neighbour_locations: (k, 3) float32.
-        subjects: (B,) int64, numbers of the cases in ``places.cases``.
+        subjects: (B,) int64, number of the subject of each case.
     """
 
     landmark: int
@@ -146,13 +148,33 @@ class LandmarkBatch(Batch):
     subjects: Tensor
 
 
+class Visit(NamedTuple):
+    """Where a batch stands in the order of visits.
+
+    Attributes:
+        landmark: number of the landmark.
+        round: number of the round through all landmarks.
+        step: how many batches of this visit come before it.
+        next: number of the first batch of the next visit.
+    """
+
+    landmark: int
+    round: int
+    step: int
+    next: int
+
+
 class LandmarkCrops:
     """Makes batches of one landmark; callable as ``make_batch`` of ``NumberedBatches``.
 
-    Batch n shows landmark ``order[n % L]`` of a permutation of all landmarks that is drawn anew every L batches, so
-    that all are visited equally often. Subjects are drawn without repetition among the cases that show the landmark
-    and its neighbours; where these are fewer than B, the batch is smaller. Others take the place of those that cannot
-    be read; where too few of a landmark's are left, the batch shows the landmark that comes next.
+    Batches come in visits. A visit stays at one landmark for as many batches as show all its subjects once, each in one
+    batch, as in the reference's training loop: the negatives of a batch are then keys of the batches just before it. A
+    round visits every landmark once, each round in an order of its own. All ranks are at the same landmark, each with
+    its share of the subjects. Where not even one batch of all ranks can be filled, every rank draws for itself.
+
+    Subjects are drawn among those with a case that shows the landmark and its neighbours; of several cases one is
+    drawn. Where these are fewer than B, the batch is smaller. Others take the place of those that cannot be read; where
+    too few of a landmark's are left, the batch shows the next landmark instead.
 
     Args:
         places: where landmarks lie in the registered cases.
@@ -160,15 +182,23 @@ class LandmarkCrops:
         open_image: case -> (C, z, y, x) array, read lazily.
         size: (3,) crop size in voxels.
         spacing: (3,) voxel size in mm.
-        batch_size: B.
+        batch_size: B, of this rank.
+        subject_of: case -> name of its subject; cases that are missing there are subjects of their own.
         neighbours: k, 0 for none.
-        seed: of the permutations; ranks with different seeds visit different landmarks.
+        seed: of the order of landmarks and subjects, the same on all ranks.
+        together: subjects in a batch of all ranks; None is B.
+        before: subjects of the ranks before this one.
+        longest_stay: batches of a visit at most; None for no limit.
         affine: limits of the affine augmentation, None for none.
         transform: intensity augmentation of each patch, None for none.
-        min_cases: landmarks that fewer cases show (with their neighbours) are left out.
+        min_subjects: landmarks that fewer subjects show (with their neighbours) are left out.
+
+    Attributes:
+        landmarks: (L,) numbers of the landmarks that are visited.
+        stays: (L,) batches of a visit to each.
 
     Raises:
-        InputError: no landmark is shown by enough cases, or there are fewer than k + 1 landmarks.
+        InputError: no landmark is shown by enough subjects, or there are fewer than k + 1 landmarks.
     """
 
     def __init__(
@@ -180,98 +210,127 @@ class LandmarkCrops:
         spacing: Sequence[float],
         batch_size: int,
         *,
+        subject_of: Mapping[str, str] | None = None,
         neighbours: int = 2,
         seed: int = 0,
+        together: int | None = None,
+        before: int = 0,
+        longest_stay: int | None = None,
         affine: AffineRange | None = AffineRange(),
         transform: BasicTransform | None = None,
-        min_cases: int = 2,
+        min_subjects: int = 2,
     ) -> None:
         self.places = places
         self.open_image = open_image
         self.size = tuple(int(n) for n in size)
         self.spacing = tuple(spacing)
         self.batch_size = batch_size
+        self.together = batch_size if together is None else together
+        self.before = before
         self.seed = seed
         self.affine = affine
         self.transform = transform
-        self.min_cases = min_cases
+        self.min_subjects = min_subjects
         self.readings = Readings()
-        number_of = {case: number for number, case in enumerate(places.cases)}
-        self.subjects = np.array(sorted(number_of[case] for case in cases if case in number_of), dtype=np.int64)
+        names = [(subject_of or {}).get(case, case) for case in places.cases]
+        self._subject_of = np.unique(names, return_inverse=True)[1]
+        self._drawn_from = np.isin(places.cases, list(cases))
         count = len(places.landmarks)
         self.neighbours = (
             places.landmarks.neighbours(neighbours) if neighbours else np.empty((count, 0), dtype=np.int64)
         )
-        shown = [len(self._subjects_at(number)) >= min_cases for number in range(count)]
-        self.landmarks = np.flatnonzero(shown)
+        shown = np.array([len(self._subjects_at(number)) for number in range(count)])
+        self.landmarks = np.flatnonzero(shown >= min_subjects)
         if not len(self.landmarks):
             raise InputError(
-                f"None of the {count} landmarks is shown, with its {neighbours} neighbours, by {min_cases} of the "
-                f"{len(self.subjects)} registered cases; look at landmarks.png, add cases, or choose another --roi "
-                "with nnunet_alice anatomy."
+                f"None of the {count} landmarks is shown, with its {neighbours} neighbours, by {min_subjects} subjects "
+                f"of the {int(self._drawn_from.sum())} registered cases; look at landmarks.png, add cases, or choose "
+                "another --roi with nnunet_alice anatomy."
             )
+        self.stays = np.clip(shown[self.landmarks] // self.together, 1, longest_stay)
 
-    def landmark_of(self, number: int) -> int:
-        """Landmark of batch ``number``."""
-        visit, place = divmod(number, len(self.landmarks))
-        return int(self.landmarks[np.random.default_rng([self.seed, visit]).permutation(len(self.landmarks))[place]])
+    def visit_of(self, number: int) -> Visit:
+        """Where batch ``number`` stands in the order of visits."""
+        round_number, place = divmod(number, int(self.stays.sum()))
+        order = np.random.default_rng([self.seed, round_number]).permutation(len(self.landmarks))
+        ends = np.cumsum(self.stays[order])
+        index = int(np.searchsorted(ends, place, side="right"))
+        chosen = order[index]
+        step = place - int(ends[index] - self.stays[chosen])
+        return Visit(int(self.landmarks[chosen]), round_number, step, number - step + int(self.stays[chosen]))
 
     def __call__(self, number: int, rng: np.random.Generator) -> LandmarkBatch:
-        landmark, patches = self._first_readable(number, rng)
-        subjects = np.array(list(patches), dtype=np.int64)
+        landmark, cases, patches = self._first_readable(number, rng)
         around = self.neighbours[landmark]
-        by_place = list(zip(*patches.values(), strict=True))
+        by_place = list(zip(*patches, strict=True))
         crops = torch.stack([patch for found in (by_place[0], *by_place) for patch in found])
         locations = torch.from_numpy(self.places.landmarks.locations)
         return LandmarkBatch(
             views=self._augmented(crops, rng),
-            cases=[self.places.cases[subject] for subject in subjects],
+            cases=[self.places.cases[case] for case in cases],
             landmark=landmark,
             location=locations[landmark].clone(),
             neighbour_locations=locations[around],
-            subjects=torch.from_numpy(subjects),
+            subjects=torch.from_numpy(self._subject_of[cases]),
         )
 
-    def _first_readable(self, number: int, rng: np.random.Generator) -> tuple[int, dict[int, list[Tensor]]]:
-        """Landmark of batch ``number`` and its patches; the next one that enough readable subjects show, if need be.
+    def _first_readable(self, number: int, rng: np.random.Generator) -> tuple[int, list[int], list[list[Tensor]]]:
+        """Landmark of batch ``number``, its cases and their patches; at a later landmark, if need be.
 
         Raises:
             InputError: there is none.
         """
-        for later in range(2 * len(self.landmarks)):  # from anywhere in a round to the end of the next
-            landmark = self.landmark_of(number + later)
-            patches = self._read(landmark, rng)
-            if len(patches) >= min(self.min_cases, self.batch_size):
-                return landmark, patches
+        visit = self.visit_of(number)
+        for _ in range(2 * len(self.landmarks)):  # from anywhere in a round to the end of the next
+            patches = self._read(visit, rng)
+            if len(patches) >= min(self.min_subjects, self.batch_size):
+                return visit.landmark, list(patches), list(patches.values())
+            visit = self.visit_of(visit.next)
         raise InputError(
-            f"No landmark is shown by {self.min_cases} of the {len(self.subjects)} cases that can be read; the first "
-            f"that cannot: {self.readings.first}"
+            f"No landmark is shown by {self.min_subjects} subjects of the {int(self._drawn_from.sum())} cases that can "
+            f"be read; the first that cannot: {self.readings.first}"
         )
 
-    def _read(self, landmark: int, rng: np.random.Generator) -> dict[int, list[Tensor]]:
-        """Patches at a landmark and its neighbours, of up to B subjects."""
-        there = self._subjects_at(landmark)
-        count = min(self.batch_size, len(there))
-        chosen = rng.choice(there, size=count, replace=False)
-        points = [self.places.points_vox(place) for place in (landmark, *self.neighbours[landmark])]
+    def _read(self, visit: Visit, rng: np.random.Generator) -> dict[int, list[Tensor]]:
+        """Patches at a landmark and its neighbours, of one case each of up to B subjects."""
+        there = self._subjects_at(visit.landmark)
+        if len(there) < self.together:
+            chosen = rng.choice(there, size=min(self.batch_size, len(there)), replace=False)
+        else:
+            order = np.random.default_rng([self.seed, visit.round, visit.landmark]).permutation(there)
+            first = visit.step * self.together + self.before
+            chosen = order[first : first + self.batch_size]
+        points = [self.places.points_vox(place) for place in (visit.landmark, *self.neighbours[visit.landmark])]
+        cases = self._cases_at(visit.landmark)
         patches: dict[int, list[Tensor]] = {}
-        self._add_patches(patches, chosen, count, points)
-        if len(patches) < count:
-            self._add_patches(patches, rng.permutation(np.setdiff1d(there, chosen)), count, points)
+        self._add_patches(patches, chosen, cases, len(chosen), points, rng)
+        if len(patches) < len(chosen):
+            others = rng.permutation(np.setdiff1d(there, chosen))
+            self._add_patches(patches, others, cases, len(chosen), points, rng)
         return patches
 
-    def _add_patches(self, patches: dict[int, list[Tensor]], subjects: np.ndarray, most: int, points: list) -> None:
+    def _add_patches(
+        self,
+        patches: dict[int, list[Tensor]],
+        subjects: np.ndarray,
+        cases: np.ndarray,
+        most: int,
+        points: list[np.ndarray],
+        rng: np.random.Generator,
+    ) -> None:
         """Add the patches of the subjects that can be read, one after the other, until there are ``most``."""
-        for subject in subjects.tolist():
+        for subject in subjects:
             if len(patches) == most:
                 return
-            try:
-                patches[subject] = self._patches(subject, [at[subject] for at in points])
-            except UnreadableCaseError:
-                continue
+            for case in rng.permutation(cases[self._subject_of[cases] == subject]).tolist():
+                try:
+                    patches[case] = self._patches(case, [at[case] for at in points])
+                except UnreadableCaseError:
+                    continue
+                break
 
-    def _patches(self, subject: int, points_vox: list[np.ndarray]) -> list[Tensor]:
-        case = self.places.cases[subject]
+    def _patches(self, number: int, points_vox: list[np.ndarray]) -> list[Tensor]:
+        case = self.places.cases[number]
         with self.readings.of(case):
             image = self.open_image(case)
             return [torch.from_numpy(crop_with_border(image, point, self.size)) for point in points_vox]
@@ -284,12 +343,16 @@ class LandmarkCrops:
             crops = torch.stack([augment(crop.numpy(), self.transform, rng) for crop in crops])
         return crops
 
-    def _subjects_at(self, landmark: int) -> np.ndarray:
-        """Numbers of the cases that show a landmark and all its neighbours."""
-        shown = self.places.visible(landmark)
+    def _cases_at(self, landmark: int) -> np.ndarray:
+        """Numbers of the cases to draw from that show a landmark and all its neighbours."""
+        shown = self._drawn_from & self.places.visible(landmark)
         for neighbour in self.neighbours[landmark]:
             shown &= self.places.visible(int(neighbour))
-        return self.subjects[shown[self.subjects]]
+        return np.flatnonzero(shown)
+
+    def _subjects_at(self, landmark: int) -> np.ndarray:
+        """Numbers of the subjects of these cases, ascending."""
+        return np.unique(self._subject_of[self._cases_at(landmark)])
 
 
 def crop_size(

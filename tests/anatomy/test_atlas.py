@@ -33,7 +33,7 @@ def registered(monkeypatch) -> list[str]:
         names.append(case.case)
         return assess(np.eye(4), case, atlas)
 
-    monkeypatch.setattr("nnunet_alice.anatomy.atlas.register", quick)
+    monkeypatch.setattr("nnunet_alice.anatomy.registration.register", quick)
     return names
 
 
@@ -77,7 +77,7 @@ def test_failed_cases_are_tried_again(balls, registered, monkeypatch):
         return assess(np.eye(4), case, atlas)
 
     with monkeypatch.context() as patch:
-        patch.setattr("nnunet_alice.anatomy.atlas.register", failing)
+        patch.setattr("nnunet_alice.anatomy.registration.register", failing)
         report = prepare_atlas(balls, 1, "b")
     assert report.records["a"].status == "failed"
     assert "MemoryError: too little" in report.records["a"].reason
@@ -95,7 +95,7 @@ def test_a_failure_here_leaves_what_another_machine_registered_meanwhile(balls, 
             raise MemoryError("too little")
         return assess(np.eye(4), case, atlas)
 
-    monkeypatch.setattr("nnunet_alice.anatomy.atlas.register", meet)
+    monkeypatch.setattr("nnunet_alice.anatomy.registration.register", meet)
     assert prepare_atlas(balls, 1, "b").records["a"].status == "ok"
     assert AtlasFiles(balls).read_record("a", fingerprints[0]).status == "ok"
     assert "a" in AtlasMatcher(balls).cases

@@ -27,7 +27,7 @@ from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
-from nnunet_alice.methods.drasclr.located import HALF_EXTENT, MIDDLE
+from nnunet_alice.methods.drasclr.located import HEAVY_WEIGHT, decode_locations
 from nnunet_alice.planning.preprocessing import preprocess_cases
 from nnunet_alice.trainers import drasclr_finetuning
 from nnunet_alice.trainers.alice import AliceTrainer
@@ -130,10 +130,10 @@ def log_of(trainer) -> str:
 
 def test_the_located_dataset_names_originals_and_holds_atlas_coordinates(folders):
     content = json.loads((folders / "raw" / LOCATED / "dataset.json").read_text())
-    assert list(content["channel_names"].values()) == ["CT", "noNorm", "noNorm", "noNorm"]
+    assert list(content["channel_names"].values()) == ["CT", *["noNorm"] * 4]
     images = content["dataset"]["case1"]["images"]
     assert images[0] == str(folders / "raw" / SOURCE / "imagesTr" / "case1_0000.nii.gz")
-    assert images[1:] == [f"imagesTr/case1_000{channel}.nii.gz" for channel in (1, 2, 3)]
+    assert images[1:] == [f"imagesTr/case1_000{channel}.nii.gz" for channel in (1, 2, 3, 4)]
     for name in ("splits_final.json", "dataset_fingerprint.json"):
         there, here = (folders / "preprocessed" / dataset / name for dataset in (SOURCE, LOCATED))
         assert json.loads(there.read_text()) == json.loads(here.read_text())
@@ -143,7 +143,8 @@ def test_the_located_dataset_names_originals_and_holds_atlas_coordinates(folders
     for case in CASES:
         image = located.image(case)[...]
         points = np.random.default_rng(0).integers(0, image.shape[1:], (200, 3))
-        found = (image[(slice(1, None), *points.T)].T - MIDDLE) / HALF_EXTENT
+        channels = torch.from_numpy(image[(slice(1, None), *points.T)])
+        found = decode_locations(channels[None, :, :, None, None])[0].squeeze().T
         np.testing.assert_allclose(found, matcher.location(case, points), atol=2e-3)
 
 
@@ -199,7 +200,7 @@ def test_augmented_batches_keep_coordinates_codes(folders):
         seen.append(data[:, 1:])
     codes = torch.stack(seen)
     # Interpolation with the zeros of padding lowers codes, nothing raises them beyond the atlas.
-    assert codes.max() <= MIDDLE + HALF_EXTENT + 1 and codes.min() >= 0
+    assert codes.max() <= 1.75 * HEAVY_WEIGHT + 1 and codes.min() >= 0
     assert torch.stack(images).abs().max() < 100
     assert "FROM SCRATCH" in _starting(trainer)
 

@@ -10,6 +10,7 @@ from scipy import ndimage
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
+from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.views.landmark_crops import (
     AffineRange,
     LandmarkCrops,
@@ -47,6 +48,17 @@ def crops(world, cases=tuple(SHAPES), **settings):
     settings = {"affine": None, "neighbours": 2, "batch_size": 8} | settings
     batch_size = settings.pop("batch_size")
     return LandmarkCrops(world.places, cases, world.image, (4, 8, 8), SPACING, batch_size, **settings)
+
+
+def many_subjects(count: int, **settings) -> LandmarkCrops:
+    """Six landmarks that all of so many equal cases show."""
+    grid = np.stack(np.meshgrid([8, 16, 24], [10, 20], [12], indexing="ij"), axis=-1).reshape(-1, 3)
+    landmarks = Landmarks(grid.astype(float), (32, 32, 24), (1.0, 1.0, 1.0), 4.0, 8.0)
+    cases = [f"c{number}" for number in range(count)]
+    places = LandmarkPlaces(landmarks, cases, [np.eye(4)] * count, [(32, 32, 24)] * count, (1.0, 1.0, 1.0))
+    image = np.zeros((1, 32, 32, 24), dtype=np.float32)
+    settings = {"affine": None, "neighbours": 0} | settings
+    return LandmarkCrops(places, cases, lambda _: image, (2, 2, 2), (1, 1, 1), settings.pop("batch_size"), **settings)
 
 
 def test_crops_show_the_landmark_and_its_neighbours_in_every_subject(world):
@@ -96,13 +108,86 @@ def test_batches_are_not_larger_than_asked_and_repeat_nobody(world):
         assert len(cases) == 2 == len(set(cases))
 
 
-def test_every_landmark_is_visited_once_a_round_in_another_order(world):
-    make = crops(world)
-    count = len(make.landmarks)
-    rounds = [[make.landmark_of(first + number) for number in range(count)] for first in (0, count)]
-    assert sorted(rounds[0]) == sorted(rounds[1]) == make.landmarks.tolist() and rounds[0] != rounds[1]
-    other = [crops(world, seed=1).landmark_of(number) for number in range(count)]
-    assert other != rounds[0]
+def visits(make, batches: int) -> list[tuple[int, list[int]]]:
+    """(landmark, its batch numbers) of the visits of the first batches, by the landmarks that batches show."""
+    found: list[tuple[int, list[int]]] = []
+    for number in range(batches):
+        landmark = make.visit_of(number).landmark
+        if make.visit_of(number).step == 0:
+            found.append((landmark, []))
+        found[-1][1].append(number)
+        assert found[-1][0] == landmark
+    return found
+
+
+def test_a_visit_stays_until_all_subjects_were_shown_once_and_a_round_visits_every_landmark():
+    make = many_subjects(13, batch_size=4)
+    length = int(make.stays.sum())
+    assert make.stays.tolist() == [3] * len(make.landmarks)
+    rounds = [visits(make, 2 * length)[part] for part in (slice(0, 6), slice(6, 12))]
+    orders = [[landmark for landmark, _ in one] for one in rounds]
+    assert sorted(orders[0]) == sorted(orders[1]) == make.landmarks.tolist() and orders[0] != orders[1]
+    for landmark, numbers in rounds[0] + rounds[1]:
+        shown = [make(number, np.random.default_rng(number)) for number in numbers]
+        subjects = [int(subject) for batch in shown for subject in batch.subjects]
+        assert {batch.landmark for batch in shown} == {landmark} and len(subjects) == 12 == len(set(subjects))
+    other = many_subjects(13, batch_size=4, seed=1)
+    assert [landmark for landmark, _ in visits(other, length)] != orders[0]
+
+
+def test_ranks_are_at_one_landmark_with_different_subjects():
+    shares = [many_subjects(13, batch_size=size, together=5, before=before) for size, before in ((3, 0), (2, 3))]
+    for number in range(2 * int(shares[0].stays.sum())):
+        one, two = (make(number, np.random.default_rng([rank, number])) for rank, make in enumerate(shares))
+        assert one.landmark == two.landmark and len(one.subjects) == 3 and len(two.subjects) == 2
+        assert not set(one.subjects.tolist()) & set(two.subjects.tolist())
+
+
+def test_too_few_subjects_for_all_ranks_are_drawn_by_each():
+    for before in (0, 4):
+        make = many_subjects(5, batch_size=4, together=8, before=before)
+        assert make.stays.tolist() == [1] * 6 and len(make(1, np.random.default_rng(0)).cases) == 4
+
+
+def test_a_stay_can_be_limited():
+    assert many_subjects(13, batch_size=2, longest_stay=4).stays.tolist() == [4] * 6
+
+
+def test_negatives_are_as_young_as_a_visit_is_long_and_of_every_other_subject_once():
+    """Queue and order together, simulated: no key older than its visit, no subject twice."""
+    make = many_subjects(13, batch_size=4)
+    queue, whole = KeyQueue(13, dim=2), 0
+    for number in range(3 * int(make.stays.sum())):
+        batch, visit = make(number, np.random.default_rng(number)), make.visit_of(number)
+        seen = queue.seen_from(batch.landmark)
+        ages, subjects = seen.ages[seen.here].tolist(), seen.subjects[seen.here].tolist()
+        assert len(set(subjects)) == len(subjects)
+        if number == visit.step or make.visit_of(number - visit.step - 1).landmark != visit.landmark:
+            assert sorted(ages) == sorted(list(range(1, visit.step + 1)) * 4)
+            assert len(set(subjects) | set(batch.subjects.tolist())) == 4 * (visit.step + 1)
+            whole += 1
+        queue.enqueue(torch.zeros(4, 2), torch.full((4,), batch.landmark), batch.subjects)
+    assert whole > 40
+
+
+def test_scans_of_one_person_are_one_subject():
+    """Never twice in a visit, each of them now and then; counted as one where a landmark is too rarely shown."""
+    subject_of = {f"c{number}": f"person{number // 3}" for number in range(12)}
+    make = many_subjects(13, batch_size=2, subject_of=subject_of)
+    assert make.stays.tolist() == [2] * 6  # four persons and one case that the table does not name
+    seen = {}
+    for _, numbers in visits(make, 10 * int(make.stays.sum())):
+        batches = [make(number, np.random.default_rng(number)) for number in numbers]
+        people = [subject_of.get(case, case) for batch in batches for case in batch.cases]
+        numbers = [int(subject) for batch in batches for subject in batch.subjects]
+        assert len(set(people)) == len(people) == len(set(numbers))
+        for batch in batches:
+            for case, subject in zip(batch.cases, batch.subjects.tolist(), strict=True):
+                seen.setdefault(subject, set()).add(case)
+    groups = {frozenset(f"c{3 * person + scan}" for scan in range(3)) for person in range(4)} | {frozenset({"c12"})}
+    assert {frozenset(cases) for cases in seen.values()} == groups
+    with pytest.raises(InputError, match="by 6 subjects"):
+        many_subjects(13, batch_size=2, subject_of=subject_of, min_subjects=6)
 
 
 def test_a_batch_depends_on_number_and_generator_alone(world):
@@ -120,7 +205,7 @@ def test_a_batch_depends_on_number_and_generator_alone(world):
 def test_too_few_cases_or_landmarks_get_one_sentence(world):
     with pytest.raises(InputError, match=r"None of the 18 landmarks is shown.*--roi"):
         crops(world, cases=["a"])
-    crops(world, cases=["a"], min_cases=1)
+    crops(world, cases=["a"], min_subjects=1)
     with pytest.raises(InputError, match="18 neighbours were asked for"):
         crops(world, neighbours=18)
 
@@ -156,9 +241,10 @@ def test_affine_stays_within_its_limits_and_does_not_shear():
     share = drawn[:, :, 3] / size
     assert np.abs(share).max() <= 0.375 and np.abs(share).max(axis=0).min() > 0.35
     in_mm = drawn[:, :, :3] * np.asarray(SPACING)[:, None] / np.asarray(SPACING)
-    scale = np.cbrt(np.linalg.det(in_mm))
-    assert 0.9 <= scale.min() < 0.92 and 1.08 < scale.max() <= 1.1
-    rotation = in_mm / scale[:, None, None]
+    scale = np.linalg.norm(in_mm, axis=1)  # of each axis, before it is turned
+    assert 0.9 <= scale.min() < 0.905 and 1.095 < scale.max() <= 1.1
+    assert np.abs(np.corrcoef(scale.T)[np.triu_indices(3, 1)]).max() < 0.2  # each axis has a factor of its own
+    rotation = in_mm / scale[:, None, :]
     np.testing.assert_allclose(
         rotation @ rotation.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (300, 3, 3)), atol=1e-9
     )

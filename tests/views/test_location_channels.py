@@ -10,7 +10,7 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_alice.finetuning.repeatable import without_timing
-from nnunet_alice.methods.drasclr.located import HALF_EXTENT, MIDDLE
+from nnunet_alice.methods.drasclr.located import WEIGHT
 from nnunet_alice.views.location_channels import HideLastChannels, hide_from_intensities
 
 PATCH = (10, 12, 14)
@@ -31,7 +31,7 @@ def sample(seed: int) -> dict:
     """Two image channels, smooth coordinates, a segmentation with some outside (-1)."""
     generator = torch.Generator().manual_seed(seed)
     grids = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in PATCH), indexing="ij")
-    coordinates = MIDDLE + HALF_EXTENT * torch.stack(grids)
+    coordinates = WEIGHT * (1 + torch.stack(grids) / 2)
     seg = torch.randint(-1, 3, (1, *PATCH), generator=generator, dtype=torch.int16)
     return {"image": torch.cat((torch.randn(2, *PATCH, generator=generator), coordinates)), "segmentation": seg}
 

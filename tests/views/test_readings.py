@@ -188,13 +188,13 @@ def test_a_batch_of_different_cases_stays_one_while_there_are_enough():
 
 def test_a_landmark_of_too_few_readable_cases_gives_way_to_the_next():
     world = World(images="ab")
-    loader = landmarks(world)
+    loader = landmarks(world, neighbours=0)
     visible = loader.places.visible
-    hidden = loader.landmark_of(3)
+    here = loader.visit_of(3)
     only_two = np.array([case in "ac" for case in CASES])
-    loader.places.visible = lambda number: visible(number) & only_two if number == hidden else visible(number)
+    loader.places.visible = lambda number: visible(number) & only_two if number == here.landmark else visible(number)
     batch = loader(3, np.random.default_rng(0))
-    assert batch.landmark == loader.landmark_of(4) and len(batch.cases) == 3
+    assert batch.landmark == loader.visit_of(here.next).landmark and len(batch.cases) == 3
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_landmark_of_too_few_readable_cases_gives_way_to_the_next():
         ),
         (same_volume, "abcde", "200 draws in a row .* 5 cases in all"),
         (overlapping, "abcde", "None of the 5 cases can be read; the first: .*preprocess again"),
-        (landmarks, "abcd", "shown by 2 of the 5 cases that can be read; the first that cannot: .*preprocess again"),
+        (landmarks, "abcd", "shown by 2 subjects of the 5 cases that can be read; the first .*preprocess again"),
     ],
 )
 def test_when_too_few_cases_are_left_one_sentence_says_so(make, bad, message):

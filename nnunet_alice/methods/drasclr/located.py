@@ -1,10 +1,14 @@
-"""A U-Net whose encoder is conditioned on where in the atlas its input lies, told by three more input channels.
+"""A U-Net whose encoder is conditioned on where in the atlas its input lies, told by four more input channels.
 
-The last `COORDINATE_CHANNELS` input channels hold atlas coordinates (z, y, x) of every voxel, as the integers that
-`encode_locations` makes: `MIDDLE` + `HALF_EXTENT` * location, where a location of -1 and 1 is the end of the atlas
-array. 0 means "no image here", which is what every padding writes (nnU-Net's loader, its augmentation, its sliding
-window). Valid values lie far from 0 in comparison with their range, so that a voxel that interpolation mixed with the
-outside is told from a place: one that is less than nine tenths inside falls below all valid values.
+The last `COORDINATE_CHANNELS` input channels hold homogeneous coordinates, as integers: a weight, and the weight times
+``1 + location / 2`` for z, y and x, where a location of -1 and 1 is the end of the atlas array. All four are 0 where
+there is no image, which is what every padding writes (nnU-Net's loader, its augmentation, its sliding window).
+
+Locations are read off as quotients by the weight. At the edge of the image, interpolation mixes all channels with the
+same zeros, and one of order 3 overshoots by a tenth of the values, several voxels deep: both cancel in the quotient.
+nnU-Net's resampling clips every slice to the values that came in, which would cut the overshoot of the weight alone; so
+one voxel in every slice is heavier than all others, and one lighter. Where the weight is less than half, there is no
+image.
 
 A tile's location is the mean over its valid voxels; the channels are never convolved. Mirroring and resampling move
 image and coordinates alike and leave that mean what it was.
@@ -16,43 +20,70 @@ from torch import Tensor, nn
 
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 
-#: Channels of coordinates, behind those of the image.
-COORDINATE_CHANNELS = 3
-#: Code of location 0, and of what lies between location 0 and 1.
-MIDDLE, HALF_EXTENT = 10_000, 1_000
+#: Channels of coordinates, behind those of the image: the weight, then z, y and x.
+COORDINATE_CHANNELS = 4
+#: The weight of an image's voxels, and of the two voxels a slice that make room for overshoot.
+WEIGHT, HEAVY_WEIGHT, LIGHT_WEIGHT = 8_000, 12_000, 6_000
+#: Locations beyond the atlas keep growing up to here: a bend at its end would make resampling overshoot there.
+_REACH = 1.5
 
 
-def encode_locations(locations: np.ndarray) -> np.ndarray:
-    """Atlas coordinates as what the coordinate channels hold.
+def location_weights(inside: np.ndarray) -> np.ndarray:
+    """The weight channel of an image.
 
     Args:
-        locations: any shape, in [-1, 1]; beyond that they are clipped, as the atlas knows no place there.
+        inside: (z, y, x) bool, where there is an image.
+
+    Returns:
+        (z, y, x) int16. Where there are zeros at all, one voxel somewhere in every slice across each axis is heavy and
+        one light. They are strewn, as neighbours would overshoot together.
+    """
+    weights = np.where(inside, WEIGHT, 0).astype(np.int16)
+    if inside.all():
+        return weights
+    rng = np.random.default_rng(0)
+    for axis in range(3):
+        for part, where in zip(np.moveaxis(weights, axis, 0), np.moveaxis(inside, axis, 0), strict=True):
+            found = np.flatnonzero(where)
+            if len(found):
+                for chosen, weight in zip(rng.choice(found, 2), (LIGHT_WEIGHT, HEAVY_WEIGHT), strict=True):
+                    part[np.unravel_index(chosen, part.shape)] = weight
+    return weights
+
+
+def encode_locations(locations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Atlas coordinates as what a coordinate channel holds.
+
+    Args:
+        locations: any shape; half as far again as the atlas reaches they are clipped.
+        weights: of the same shape, from `location_weights`.
 
     Returns:
         int16 of the same shape.
     """
-    return np.rint(MIDDLE + HALF_EXTENT * np.clip(locations, -1, 1)).astype(np.int16)
+    return np.rint(weights * (1 + np.clip(locations, -_REACH, _REACH) / 2)).astype(np.int16)
 
 
 def decode_locations(channels: Tensor) -> tuple[Tensor, Tensor]:
     """Atlas coordinates in coordinate channels.
 
     Args:
-        channels: (B, 3, z, y, x).
+        channels: (B, 4, z, y, x).
 
     Returns:
-        locations (B, 3, z, y, x) in [-1, 1], and bool (B, 1, z, y, x): where they are valid.
+        locations (B, 3, z, y, x), clipped to [-1, 1] as the atlas knows no place beyond, and where they are valid,
+        bool (B, 1, z, y, x).
     """
-    # Half a code of tolerance: interpolation between equal integers may end a rounding error below them.
-    valid = (channels >= MIDDLE - HALF_EXTENT - 0.5).all(dim=1, keepdim=True)
-    return ((channels - MIDDLE) / HALF_EXTENT).clamp(-1, 1), valid
+    weight = channels[:, :1]
+    valid = weight >= WEIGHT / 2
+    return (2 * (channels[:, 1:] / torch.where(valid, weight, 1) - 1)).clamp(-1, 1), valid
 
 
 def tile_locations(channels: Tensor) -> Tensor:
     """Where each tile lies: the mean of its valid coordinates.
 
     Args:
-        channels: (B, 3, z, y, x) coordinate channels.
+        channels: (B, 4, z, y, x) coordinate channels.
 
     Returns:
         (B, 3) in [-1, 1]; the middle of the atlas, (0, 0, 0), for a tile without a valid voxel.
@@ -99,7 +130,7 @@ class LocatedUNet(nn.Module):
         """Segment tiles.
 
         Args:
-            x: (B, C + 3, z, y, x): image, then coordinate channels.
+            x: (B, C + 4, z, y, x): image, then coordinate channels.
 
         Returns:
             the decoder's logits, a list of them with deep supervision.

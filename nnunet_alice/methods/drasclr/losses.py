@@ -32,8 +32,10 @@ class DrasCLRLoss(NamedTuple):
         total: ``local + beta * regional``, with gradient.
         local, regional: the two terms; ``regional`` is 0 without neighbours.
         local_accuracy, regional_accuracy: see `Contrast`; NaN without neighbours.
-        key_spread: `diagnostics.embedding_spread` of keys and negatives; near 0 the embedding has collapsed. NaN for a
-            single row.
+        negatives: mean number of negatives of a sample.
+        negative_age: mean age of these in steps; NaN where there is none or the ages are not known.
+        key_spread: `diagnostics.embedding_spread` of the keys; near 0 the embedding has collapsed. NaN for a single
+            one.
     """
 
     total: Tensor
@@ -41,6 +43,8 @@ class DrasCLRLoss(NamedTuple):
     regional: Tensor
     local_accuracy: Tensor
     regional_accuracy: Tensor
+    negatives: Tensor
+    negative_age: Tensor
     key_spread: Tensor
 
 
@@ -97,6 +101,7 @@ def drasclr_loss(
     temperature: float = 0.2,
     beta: float = 1.0,
     ignore: Tensor | None = None,
+    ages: Tensor | None = None,
 ) -> DrasCLRLoss:
     """``L = L_local + beta * L_regional`` with its parts.
 
@@ -104,6 +109,7 @@ def drasclr_loss(
         query, key, negatives, temperature, ignore: see `local_loss`.
         neighbours: see `regional_loss`; None leaves the regional term out (the ablation).
         beta: weight of the regional term.
+        ages: (N,) steps since each negative was made, for the record; None if unknown.
 
     Raises:
         ValueError: see `local_loss` and `regional_loss`.
@@ -115,14 +121,29 @@ def drasclr_loss(
     else:
         regional = regional_loss(neighbours, key, negatives, temperature=temperature, ignore=ignore)
         total = local.loss + beta * regional.loss
+    count, age = _number_and_age(query, negatives, ignore, ages)
     return DrasCLRLoss(
         total=total,
         local=local.loss.detach(),
         regional=regional.loss.detach(),
         local_accuracy=local.accuracy,
         regional_accuracy=regional.accuracy,
-        key_spread=_spread(torch.cat([_at_least_float32(key.detach()), negatives.to(_at_least_float32(key))])),
+        negatives=count,
+        negative_age=age,
+        key_spread=_spread(_at_least_float32(key.detach())),
     )
+
+
+@torch.no_grad()
+def _number_and_age(
+    query: Tensor, negatives: Tensor, ignore: Tensor | None, ages: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Mean number of negatives of a sample, and their mean age."""
+    used = query.new_ones(query.shape[0], negatives.shape[0])
+    if ignore is not None:
+        used = used.masked_fill(ignore, 0)
+    age = query.new_full((), float("nan")) if ages is None else (used * ages).sum() / used.sum()
+    return used.sum() / query.shape[0], age
 
 
 def _info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float, ignore: Tensor | None) -> Contrast:

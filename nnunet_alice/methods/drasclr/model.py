@@ -1,4 +1,6 @@
-"""DrasCLR as one module: query and key encoder, projection, queues and the two losses of a step."""
+"""DrasCLR as one module: query and key encoder, projection, queue of keys and the two losses of a step."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch.nn import functional
 from nnunet_alice.methods.distributed import gather_rows
 from nnunet_alice.methods.drasclr.conditional import LocationGroups
 from nnunet_alice.methods.drasclr.losses import DrasCLRLoss, drasclr_loss
-from nnunet_alice.methods.drasclr.queue import LandmarkQueues
+from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.methods.drasclr.representation import LandmarkStandardisation, PatchRepresentation
 from nnunet_alice.methods.ema import frozen_copy, update_ema
 
@@ -54,25 +56,25 @@ class PatchEmbedder(nn.Module):
 
 
 class DrasCLRModel(nn.Module):
-    """Query encoder with gradient, key encoder as its moving average, one queue a landmark, both losses.
+    """Query encoder with gradient, key encoder as its moving average, a queue of keys, both losses.
 
     A step of training: ``forward`` (puts the keys into the queue after the loss, in training mode only), ``backward``
     of ``total``, optimiser step over ``query.parameters()``, `update_key_encoder`.
 
-    DDP: wrap the whole model; the queues are kept out of its broadcasts, and every rank enqueues the keys of all ranks,
-    so the queues stay equal. Compilation: call ``model.query.compile()`` and ``model.key.compile()``, which leave the
-    names of the parameters alone; the queues have sizes that change with the data and gain nothing.
+    Negatives of a sample are the keys of other subjects at its landmark: those of this step, of all ranks, and those
+    of the steps before that the queue holds. All ranks are to show the same landmark; keys of other landmarks do not
+    count. DDP: wrap the whole model; every rank enqueues the keys of all ranks, so the queues stay equal. Compilation:
+    call ``model.query.compile()`` and ``model.key.compile()``, which leave the names of the parameters alone.
 
     Deviations from the reference, each because nnU-Net data sets can be small: keys of the same subject do not count as
-    negatives (see `LandmarkQueues`), and the other keys of the batch (of this rank) do, so that the first visit of a
-    landmark, whose queue is empty, teaches something (``batch_negatives``). The reference fills new queues with noise.
+    negatives, and keys of the same step do. The reference keeps keys of a landmark from one visit to the next and fills
+    new queues with noise; here only keys of the present visit count (see `KeyQueue`).
 
     Args:
         embedder: query encoder with its head; the key encoder starts as its copy.
-        queues: of the embedder's width.
+        queue: of the embedder's width.
         temperature: of both losses.
         beta: weight of the regional loss.
-        batch_negatives: whether the other keys of the batch are negatives beside the queue.
 
     Raises:
         ValueError: ``embedder`` has batch normalisation; its statistics would tell which key belongs to which query,
@@ -80,13 +82,7 @@ class DrasCLRModel(nn.Module):
     """
 
     def __init__(
-        self,
-        embedder: PatchEmbedder,
-        queues: LandmarkQueues,
-        *,
-        temperature: float = 0.2,
-        beta: float = 1.0,
-        batch_negatives: bool = True,
+        self, embedder: PatchEmbedder, queue: KeyQueue, *, temperature: float = 0.2, beta: float = 1.0
     ) -> None:
         super().__init__()
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in embedder.modules()):
@@ -94,14 +90,9 @@ class DrasCLRModel(nn.Module):
         self.query = embedder
         self.key = frozen_copy(embedder)
         self.key.standardise = embedder.standardise  # one scale for queries and keys, from the first step on
-        self.queues = queues
+        self.queue = queue
         self.temperature = temperature
         self.beta = beta
-        self.batch_negatives = batch_negatives
-        # DDP would send all queues from rank 0 to the others before every forward pass. This is the attribute that it
-        # looks at; the prefix is that of a compiled model.
-        names = [f"queues.{name}" for name, _ in queues.named_buffers()]
-        self._ddp_params_and_buffers_to_ignore = names + [f"_orig_mod.{name}" for name in names]
 
     def forward(
         self,
@@ -109,9 +100,9 @@ class DrasCLRModel(nn.Module):
         second_view: Tensor,
         location: Tensor,
         landmark: int,
+        subjects: Tensor,
         neighbours: Tensor | None = None,
         neighbour_locations: Tensor | None = None,
-        subjects: Tensor | None = None,
     ) -> DrasCLRLoss:
         """Losses of a batch of B subjects at one landmark.
 
@@ -119,18 +110,17 @@ class DrasCLRModel(nn.Module):
             view: (B, C, z, y, x), first augmentation of the patch at the landmark.
             second_view: the same patches, augmented again; they give the keys.
             location: (3,), location of the landmark.
-            landmark: its number, the queue.
+            landmark: its number.
+            subjects: (B,) integers >= 0, number of each subject.
             neighbours: (k, B, C, z, y, x), patches of the same subjects at the k nearest landmarks; None leaves the
                 regional loss out.
             neighbour_locations: (k, 3), locations of these landmarks.
-            subjects: (B,) integers >= 0, number of each subject; None if unknown: no key is left out then.
 
         Returns:
             the parts; differentiate ``total``.
 
         Raises:
             ValueError: shapes do not fit.
-            IndexError: no such landmark.
         """
         batch = view.shape[0]
         if second_view.shape != view.shape or location.shape != (3,):
@@ -145,12 +135,13 @@ class DrasCLRModel(nn.Module):
             query, around = self._embed_region(view, location, neighbours, neighbour_locations)
         with torch.no_grad():
             key = self.key(second_view, here)
-        negatives, ignore = self._negatives(landmark, key, subjects)
+        made = _Made.on_all_ranks(key, landmark, subjects)
+        negatives, ignore, ages = self._negatives(landmark, subjects, made)
         losses = drasclr_loss(
-            query, key, negatives, around, temperature=self.temperature, beta=self.beta, ignore=ignore
+            query, key, negatives, around, temperature=self.temperature, beta=self.beta, ignore=ignore, ages=ages
         )
         if self.training:
-            self._enqueue(landmark, key, subjects)
+            self.queue.enqueue(*made)
         return losses
 
     def update_key_encoder(self, momentum: float = 0.999) -> None:
@@ -173,31 +164,24 @@ class DrasCLRModel(nn.Module):
         embeddings = self.query(patches, LocationGroups(points, (batch,) * (count + 1)))
         return embeddings[:batch], embeddings[batch:].unflatten(0, (count, batch))
 
-    def _negatives(self, landmark: int, key: Tensor, subjects: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Negatives (N, D) of a batch of keys (B, D), and which of them do not count for which sample (B, N)."""
-        queued = self.queues.negatives(landmark).to(key)
-        ignore = torch.zeros(key.shape[0], queued.shape[0], dtype=torch.bool, device=key.device)
-        if subjects is not None:
-            subjects = subjects.to(key.device)
-            ignore |= subjects[:, None] == self.queues.negative_subjects(landmark).to(key.device)
-        if not self.batch_negatives:
-            return queued, ignore
-        own = torch.eye(key.shape[0], dtype=torch.bool, device=key.device)
-        if subjects is not None:
-            own |= subjects[:, None] == subjects
-        return torch.cat([queued, key]), torch.cat([ignore, own], dim=1)
+    def _negatives(self, landmark: int, subjects: Tensor, made: "_Made") -> tuple[Tensor, Tensor, Tensor]:
+        """Keys (N, D), which of them do not count for which of B samples (B, N), and their ages in steps (N,)."""
+        queued = self.queue.seen_from(landmark)
+        elsewhere = torch.cat([~queued.here, made.landmarks != landmark])
+        own = subjects.to(made.subjects)[:, None] == torch.cat([queued.subjects, made.subjects])
+        ages = torch.cat([queued.ages, queued.ages.new_zeros(len(made.keys))])
+        return torch.cat([queued.keys.to(made.keys), made.keys]), own | elsewhere, ages
 
-    @torch.no_grad()
-    def _enqueue(self, landmark: int, key: Tensor, subjects: Tensor | None) -> None:
-        """Put the keys of all ranks into their queues; ranks may be at different landmarks.
 
-        Keys that are not finite (of a broken image) are left out: a queue would hold them for many epochs.
-        """
-        if subjects is None:
-            subjects = torch.full(key.shape[:1], -1)
-        landmarks = gather_rows(torch.full(key.shape[:1], landmark, device=key.device))
-        keys, subjects = gather_rows(key), gather_rows(subjects.to(key.device, torch.int32))
-        finite = keys.isfinite().all(dim=1)
-        for number in landmarks.unique().tolist():
-            chosen = (landmarks == number) & finite
-            self.queues.enqueue(number, keys[chosen], subjects[chosen])
+class _Made(NamedTuple):
+    """The keys that all ranks made in one step, in the order of `KeyQueue.enqueue`."""
+
+    keys: Tensor
+    landmarks: Tensor
+    subjects: Tensor
+
+    @classmethod
+    def on_all_ranks(cls, key: Tensor, landmark: int, subjects: Tensor) -> "_Made":
+        """Gather them; of one process, its own."""
+        subjects = subjects.to(key.device, torch.int32)
+        return cls(gather_rows(key), gather_rows(torch.full_like(subjects, landmark)), gather_rows(subjects))

@@ -13,9 +13,9 @@ from nnunet_alice.methods.drasclr.conditional import LocationGroups, Uncondition
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.losses import drasclr_loss
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
-from nnunet_alice.methods.drasclr.queue import LandmarkQueues
+from nnunet_alice.methods.drasclr.queue import KeyQueue
 
-DIM, LANDMARKS, SIZE = 8, 3, 6
+DIM, SIZE = 8, 6
 
 
 def make_encoder():
@@ -29,7 +29,7 @@ def make_model(conditional=True, cells=2, **settings):
     plain = make_encoder()
     encoder = to_conditional(plain, 3, location_gain=1.0) if conditional else UnconditionedEncoder(plain)
     embedder = PatchEmbedder(encoder, 6, dim=DIM, cells=cells).double()
-    return DrasCLRModel(embedder, LandmarkQueues(LANDMARKS, SIZE, DIM), **settings)
+    return DrasCLRModel(embedder, KeyQueue(SIZE, DIM), **settings)
 
 
 def make_batch(batch=4, k=2, seed=0):
@@ -56,40 +56,57 @@ def embed(embedder, patches, location):
     return nn.functional.normalize(embedder.head(rows), dim=1)
 
 
-@pytest.mark.parametrize("batch_negatives", [False, True])
-def test_parts_of_a_step_are_those_computed_patch_by_patch(batch_negatives):
-    model, batch = make_model(batch_negatives=batch_negatives, beta=0.5, temperature=0.3), make_batch()
+def test_parts_of_a_step_are_those_computed_patch_by_patch():
+    model, batch = make_model(beta=0.5, temperature=0.3), make_batch()
     queued = nn.functional.normalize(torch.randn(5, DIM), dim=1)
-    model.queues.enqueue(1, queued, torch.tensor([0, 77, 77, 2, 77]))
+    model.queue.enqueue(queued, torch.tensor([1, 1, 1, 1, 2]), torch.tensor([0, 76, 77, 2, 78]))
     losses = model(landmark=1, **batch)
     query = embed(model.query, batch["view"], batch["location"])
     key = embed(model.key, batch["second_view"], batch["location"])
     around = torch.stack(
         [embed(model.query, batch["neighbours"][j], batch["neighbour_locations"][j]) for j in range(2)]
     )
-    # Subjects 0 and 2 meet their own older keys, and each its own new one.
-    negatives, ignore = queued.half().double(), torch.zeros(4, 5, dtype=torch.bool)
+    # Subjects 0 and 2 meet their own older keys, each its own new one, and nobody the key of landmark 2.
+    negatives = torch.cat([queued[:4].half().double(), key])
+    ignore = torch.cat([torch.zeros(4, 4, dtype=torch.bool), torch.eye(4, dtype=torch.bool)], dim=1)
     ignore[0, 0] = ignore[2, 3] = True
-    if batch_negatives:
-        negatives, ignore = torch.cat([negatives, key]), torch.cat([ignore, torch.eye(4, dtype=torch.bool)], dim=1)
-    expected = drasclr_loss(query, key, negatives, around, temperature=0.3, beta=0.5, ignore=ignore)
+    ages = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0])
+    expected = drasclr_loss(query, key, negatives, around, temperature=0.3, beta=0.5, ignore=ignore, ages=ages)
     for name, value in expected._asdict().items():
         torch.testing.assert_close(getattr(losses, name), value, msg=name)
+    assert float(losses.negatives) == (3 + 4 + 3 + 4) / 4 + 3
+    assert float(losses.negative_age) == pytest.approx(14 / 26)
+
+
+def keys_at(model, landmark):
+    """Keys and subjects that the queue holds of a landmark, in the order of the slots."""
+    seen = model.queue.seen_from(landmark)
+    return seen.keys[seen.here], seen.subjects[seen.here].tolist()
 
 
 def test_keys_enter_after_the_loss_and_only_in_training():
-    model, batch = make_model(batch_negatives=False), make_batch()
+    model, batch = make_model(), make_batch()
     first = model(landmark=2, **batch)
-    assert float(first.total.detach()) == 0 and first.local_accuracy.isnan()
+    assert float(first.negatives) == 3 and float(first.negative_age) == 0
     key = embed(model.key, batch["second_view"], batch["location"])
-    torch.testing.assert_close(model.queues.negatives(2), key.half())
-    assert model.queues.negative_subjects(2).tolist() == [0, 1, 2, 3]
-    assert model.queues.filled.tolist() == [0, 0, 4]
+    keys, subjects = keys_at(model, 2)
+    torch.testing.assert_close(keys, key.half())
+    assert subjects == [0, 1, 2, 3]
     second = model(landmark=2, **make_batch(seed=1))
-    assert float(second.total.detach()) > 0
+    assert float(second.negatives) == 7 and float(second.negative_age) == pytest.approx(4 / 7)
     model.eval()
+    before = copy.deepcopy(model.queue.state_dict())
     model(landmark=0, **batch)
-    assert model.queues.filled.tolist() == [0, 0, 6]
+    assert all(torch.equal(value, before[name]) for name, value in model.queue.state_dict().items())
+
+
+def test_keys_of_an_earlier_visit_do_not_count():
+    """Away and back again, a landmark starts with the keys of the step itself."""
+    model = make_model()
+    for seed, landmark in enumerate((0, 0, 1, 1)):
+        model(landmark=landmark, **make_batch(seed=seed))
+    back = model(landmark=0, **make_batch(seed=9))
+    assert float(back.negatives) == 3 and float(back.negative_age) == 0
 
 
 def test_only_the_query_encoder_learns_and_the_key_encoder_follows():
@@ -167,7 +184,7 @@ def test_contrast_can_be_learned():
     for _ in range(60):
         chosen = torch.randperm(12)[:6]
         one, two = (textures[chosen] + 0.1 * torch.randn(6, 1, 6, 6, 6) for _ in range(2))
-        losses = model(one, two, location, 0, subjects=chosen)
+        losses = model(one, two, location, 0, chosen)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -184,10 +201,8 @@ def test_bad_input():
         model(landmark=0, **(batch | {"neighbour_locations": None}))
     with pytest.raises(ValueError, match="neighbour locations"):
         model(landmark=0, **(batch | {"neighbour_locations": torch.zeros(3, 3)}))
-    with pytest.raises(IndexError, match="no landmark 3"):
-        model(landmark=3, **batch)
     with pytest.raises(ValueError, match="batch normalisation"):
-        DrasCLRModel(PatchEmbedder(UnconditionedEncoder(nn.BatchNorm3d(2)), 2), LandmarkQueues(1, 2))
+        DrasCLRModel(PatchEmbedder(UnconditionedEncoder(nn.BatchNorm3d(2)), 2), KeyQueue(1, 2))
     with pytest.raises(ValueError, match="positive"):
         PatchEmbedder(make_encoder(), 6, cells=0)
 
@@ -200,52 +215,65 @@ def rows_of(batch, rows):
 
 
 def results_of(rank):
-    model = make_model(batch_negatives=False)
+    model = make_model()
     wrapped = DistributedDataParallel(model)
     for seed in range(2):
         model.zero_grad()
         batch = make_batch(seed=seed)
-        wrapped(landmark=1, **rows_of(batch, slice(2 * rank, 2 * rank + 2))).total.backward()
+        losses = wrapped(landmark=1, **rows_of(batch, slice(2 * rank, 2 * rank + 2)))
+        losses.total.backward()
     results = {
         "gradients": {name: p.grad for name, p in model.query.named_parameters()},
-        "queues": copy.deepcopy(model.queues.state_dict()),
+        "queue": copy.deepcopy(model.queue.state_dict()),
+        "negatives": losses.negatives,
         "variance": model.query.standardise.variance.clone(),
         "rows": gather_rows(torch.arange(3.0)[: 1 + 2 * rank] + 10 * rank),
         "empty": gather_rows(torch.ones(2 * rank, 3)),
     }
-    # Ranks may be at different landmarks.
-    wrapped(landmark=2 * rank, **rows_of(batch, slice(2 * rank, 2 * rank + 2)))
-    results["apart"] = copy.deepcopy(model.queues.state_dict())
-    return results
+    # Where a rank cannot read its landmark it goes to the next: the other's keys do not count.
+    apart = wrapped(landmark=2 + rank, **rows_of(batch, slice(2 * rank, 2 * rank + 2)))
+    return results | {"apart": copy.deepcopy(model.queue.state_dict()), "negatives apart": apart.negatives}
 
 
 @needs_distributed
-def test_two_ranks_give_the_gradient_and_the_queues_of_their_halves_together(tmp_path):
+def test_two_ranks_give_the_gradient_and_the_queue_of_their_halves_together(tmp_path):
     ranks = on_ranks(results_of, tmp_path)
-    halves, variance = [make_model(batch_negatives=False) for _ in range(2)], 0
+    halves, variance = [make_model() for _ in range(2)], 0
     for seed in range(2):
         batch = make_batch(seed=seed)
         rows = [rows_of(batch, slice(2 * half, 2 * half + 2)) for half in range(2)]
         seen = torch.cat([represented(model, part) for model, part in zip(halves, rows, strict=True)])
         variance = (seed * variance + seen.square().mean(dim=0)) / (seed + 1)
+        keys = []
         for model, part in zip(halves, rows, strict=True):
             model.query.standardise.eval().variance.copy_(variance)  # shared with the key encoder
+            keys.append(model.key(part["second_view"], LocationGroups(part["location"][None], (2,))))
+        queue = copy.deepcopy(halves[0].queue)
+        for model, part, others in zip(halves, rows, reversed(keys), strict=True):
+            # The other half's keys of this step, put into the queue beforehand, are as good as gathered ones.
+            model.queue.load_state_dict(queue.state_dict())
+            model.queue.enqueue(others, torch.ones(2, dtype=torch.int64), rows[model is halves[0]]["subjects"])
             model.zero_grad()
             model(landmark=1, **part).total.backward()
-        one, two = (model.queues for model in halves)
-        one.enqueue(1, two.negatives(1)[-2:], two.negative_subjects(1)[-2:])
-        two.load_state_dict(one.state_dict())
+            model.queue.load_state_dict(queue.state_dict())
+        subjects = torch.cat([part["subjects"] for part in rows])
+        queue.enqueue(torch.cat(keys), torch.ones(4, dtype=torch.int64), subjects)
+        for model in halves:
+            model.queue.load_state_dict(queue.state_dict())
     for results in ranks:
         torch.testing.assert_close(results["variance"], variance)
         for (name, parameter), other in zip(
             halves[0].query.named_parameters(), halves[1].query.parameters(), strict=True
         ):
-            torch.testing.assert_close(results["gradients"][name], (parameter.grad + other.grad) / 2, msg=name)
-        for name, value in halves[0].queues.state_dict().items():
-            torch.testing.assert_close(results["queues"][name], value, msg=name)
+            # Keys pass through half precision in one of the two.
+            mean = (parameter.grad + other.grad) / 2
+            torch.testing.assert_close(results["gradients"][name], mean, msg=name, atol=2e-4, rtol=2e-3)
+        for name, value in queue.state_dict().items():
+            torch.testing.assert_close(results["queue"][name], value, msg=name)
+        assert float(results["negatives"]) == 7 and float(results["negatives apart"]) == 1
         assert results["rows"].tolist() == [0, 10, 11, 12]
         assert results["empty"].shape == (2, 3)
-        assert results["apart"]["filled"].tolist() == [2, 6, 2]
+        assert results["apart"]["landmarks"].tolist().count(2) == results["apart"]["landmarks"].tolist().count(3) == 2
     for name, value in ranks[0]["apart"].items():
         assert torch.equal(value, ranks[1]["apart"][name])
 

@@ -3,22 +3,29 @@
 import numpy as np
 import pytest
 import torch
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+from skimage.transform import resize
 from tiny_networks import tiny_unet
 
 from nnunet_alice.methods.drasclr.conditional import LocationGroups
 from nnunet_alice.methods.drasclr.located import (
-    HALF_EXTENT,
-    MIDDLE,
+    HEAVY_WEIGHT,
+    LIGHT_WEIGHT,
+    WEIGHT,
     LocatedUNet,
     decode_locations,
     encode_locations,
+    location_weights,
     tile_locations,
 )
 
 
-def coded(locations: np.ndarray) -> torch.Tensor:
-    """(B, 3, ...) float channels of locations."""
-    return torch.from_numpy(encode_locations(locations).astype(np.float32))
+def coded(locations: np.ndarray, inside=None) -> torch.Tensor:
+    """(B, 4, ...) float channels of locations (B, 3, ...), valid everywhere or where ``inside`` says so."""
+    shape = locations.shape[2:]
+    weights = location_weights(np.ones(shape, dtype=bool) if inside is None else inside)
+    channels = [[weights, *(encode_locations(axis, weights) for axis in tile)] for tile in locations]
+    return torch.from_numpy(np.array(channels, dtype=np.float32))
 
 
 def random_tiles(batch=2, size=(8, 8, 8), seed=0) -> np.ndarray:
@@ -30,14 +37,49 @@ def located_unet(family="plain", gain=1.0, channels=1, experts=3) -> LocatedUNet
     return LocatedUNet(tiny_unet(family, channels), experts, location_gain=gain)
 
 
-def test_codes_are_whole_numbers_far_from_zero_and_come_back():
+def test_codes_are_whole_numbers_above_zero_and_come_back():
     locations = random_tiles()
-    codes = encode_locations(locations)
-    assert codes.dtype == np.int16 and codes.min() >= MIDDLE - HALF_EXTENT > 0
-    back, valid = decode_locations(torch.from_numpy(codes).float())
+    weights = location_weights(np.ones((8, 8, 8), dtype=bool))
+    codes = encode_locations(locations, weights)
+    assert codes.dtype == np.int16 and codes.min() > 0
+    back, valid = decode_locations(coded(locations))
     assert valid.all()
-    np.testing.assert_allclose(back, locations, atol=0.5 / HALF_EXTENT + 1e-6)
-    np.testing.assert_array_equal(encode_locations(np.array([-7.0, 7.0])), [MIDDLE - HALF_EXTENT, MIDDLE + HALF_EXTENT])
+    np.testing.assert_allclose(back, locations, atol=1.01 / WEIGHT)
+    far = decode_locations(coded(np.array([-700.0, 700.0]).repeat(3).reshape(2, 3, 1, 1, 1)))[0]
+    assert far.flatten(1).tolist() == [[-1] * 3, [1] * 3]
+
+
+def test_every_slice_has_room_for_overshoot_where_there_is_background():
+    inside = np.random.default_rng(0).random((5, 6, 7)) < 0.5
+    inside[2] = False
+    weights = location_weights(inside)
+    assert ((weights > 0) == inside).all() and set(np.unique(weights)) == {0, WEIGHT, HEAVY_WEIGHT, LIGHT_WEIGHT}
+    for axis in range(3):
+        others = tuple({0, 1, 2} - {axis})
+        assert ((weights == HEAVY_WEIGHT).any(axis=others) == inside.any(axis=others)).all()
+    assert (location_weights(np.ones((3, 3, 3), dtype=bool)) == WEIGHT).all()
+
+
+@pytest.mark.parametrize("z_mm", [1.0, 4.0])  # 4: slices are resampled one by one
+@pytest.mark.parametrize("factor", [0.55, 1.7])
+def test_resampling_of_order_3_leaves_places_right_up_to_the_edge_of_the_image(factor, z_mm):
+    """A ball in exact zeros, as a skull-stripped MR is: interpolation rings there by a tenth of the values."""
+    shape, spacing = (40, 44, 36), (z_mm, 1.0, 1.0)
+    grids = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    inside = (grids**2).sum(axis=0) < 0.6
+    channels = coded(0.8 * grids[None], inside)[0].numpy()
+    target = tuple(round(n * factor) for n in shape)
+    how = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    resampled = resample_data_or_seg_to_shape(channels, target, spacing, tuple(s / factor for s in spacing), **how)
+    locations, valid = (x[0].numpy() for x in decode_locations(torch.from_numpy(resampled)[None]))
+    expected = np.stack([0.8 * resize(grid, target, order=1, mode="edge") for grid in grids])
+    across = slice(1, None) if z_mm > 1 else slice(None)  # along thick slices nnU-Net takes the nearest
+    off = np.abs(locations - expected)[across].max(axis=0)[valid[0]]
+    assert valid.mean() == pytest.approx(inside.mean(), rel=0.05)
+    assert (off > 0.1).mean() < 0.005 and np.quantile(off, 0.99) < 0.02
+    tile = tile_locations(torch.from_numpy(resampled)[None, :, : target[0] // 2])[0]
+    half = expected[:, : target[0] // 2][:, valid[0, : target[0] // 2]]
+    np.testing.assert_allclose(tile, half.mean(axis=1), atol=0.01)
 
 
 def test_the_location_of_a_tile_is_the_mean_over_its_valid_voxels():
@@ -56,7 +98,7 @@ def test_padding_mirroring_and_voxels_mixed_with_the_outside_leave_it_alone():
     torch.testing.assert_close(tile_locations(padded), place)
     torch.testing.assert_close(tile_locations(padded.flip(2, 4)), place)
     mixed = padded.clone()
-    mixed[:, :, :, 0] = 0.8 * MIDDLE  # a row outside that interpolation filled to 80 per cent
+    mixed[:, :, :, 0] = 0.4 * padded[:, :, :, 7]  # a row outside that interpolation filled to 40 per cent
     torch.testing.assert_close(tile_locations(mixed), place)
 
 
@@ -86,7 +128,7 @@ def test_coordinates_are_never_convolved():
     shuffled = channels.flatten(2)[:, :, torch.randperm(512)].view_as(channels)
     out = network(torch.cat((image, channels), dim=1))
     torch.testing.assert_close(network(torch.cat((image, shuffled), dim=1)), out, atol=1e-5, rtol=1e-4)
-    elsewhere = network(torch.cat((image, torch.full_like(channels, MIDDLE + HALF_EXTENT)), dim=1))
+    elsewhere = network(torch.cat((image, coded(np.ones((1, 3, 8, 8, 8)))), dim=1))
     assert (elsewhere - out).abs().max() > 1e-2
 
 

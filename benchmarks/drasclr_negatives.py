@@ -1,0 +1,132 @@
+"""How old may DrasCLR's negatives be? Trains on made-up subjects with four orders and queues, and compares.
+
+    python benchmarks/drasclr_negatives.py [--seeds 0 1 2]
+
+64 subjects share an anatomy and differ in texture, density and fine structure. 24 landmarks, batches of 8 subjects,
+1,536 steps of a small location-conditioned encoder. The forms:
+
+- ``kept, one batch a landmark``: every batch goes to another landmark, whose queue holds the keys of its last visits;
+- ``kept, whole visits``: the reference's loop, which stays until all subjects were shown, with a queue a landmark;
+- ``whole visits``: the same order, keys of this visit alone count (what DrasCLRTrainer does);
+- ``the batch alone``: every batch goes to another landmark, only its own keys are negatives.
+
+Printed for each: mean age of the negatives, the local loss in each eighth of the run, and how often the second view of
+a subject is found among all 64 at a landmark, with keys that the final encoders make (chance: 0.016).
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+import torch
+from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+from scipy import ndimage
+from torch import nn
+from tqdm import tqdm
+
+from nnunet_alice.anatomy.landmarks import Landmarks
+from nnunet_alice.matching.landmark_places import LandmarkPlaces
+from nnunet_alice.methods.drasclr.conditional import LocationGroups
+from nnunet_alice.methods.drasclr.conversion import to_conditional
+from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
+from nnunet_alice.methods.drasclr.queue import KeyQueue
+from nnunet_alice.methods.schedules import cosine
+from nnunet_alice.views.landmark_crops import LandmarkCrops, noise_and_gamma
+
+SHAPE, CROP, UNIT_MM = (36, 48, 60), (16, 16, 16), (1.0, 1.0, 1.0)
+GRID = np.stack(np.meshgrid([11, 24], [11, 23, 36], [11, 23, 36, 48], indexing="ij"), axis=-1).reshape(-1, 3)
+SUBJECTS, BATCH, STEPS, RATE = 64, 8, 1536, 0.03
+#: name -> (slots of the queue, batches of a visit at most)
+FORMS = {
+    "kept, one batch a landmark": (len(GRID) * SUBJECTS, 1),
+    "kept, whole visits": (len(GRID) * SUBJECTS, None),
+    "whole visits": (SUBJECTS, None),
+    "the batch alone": (1, 1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
+    parser.add_argument("--forms", nargs="*", default=FORMS, choices=FORMS)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    images = {f"subject{number:02d}": make_image(number) for number in range(SUBJECTS)}
+    for seed in args.seeds:
+        for form in args.forms:
+            row = {"form": form, "seed": seed} | train(images, *FORMS[form], seed, args.steps)
+            print(pd.DataFrame([row]).to_string(index=False, header=form == next(iter(args.forms))), flush=True)
+
+
+def smooth_noise(rng: np.random.Generator, width: float) -> np.ndarray:
+    """Noise smoothed by a Gaussian of ``width`` voxels, of unit deviation."""
+    field = ndimage.gaussian_filter(rng.normal(size=SHAPE), width, mode="wrap")
+    return field / field.std()
+
+
+def make_image(number: int) -> np.ndarray:
+    """The anatomy of all subjects, and what is a subject's own: (1, z, y, x) float32."""
+    anatomy = smooth_noise(np.random.default_rng(0), 5) + 0.6 * smooth_noise(np.random.default_rng(1), 2.5)
+    rng = np.random.default_rng([7, number])
+    own = rng.normal(size=4)
+    texture = 0.35 * np.exp(own[0] / 2) * smooth_noise(rng, 1.2) + 0.3 * np.exp(own[1] / 2) * smooth_noise(rng, 0.6)
+    density = 0.25 * own[2] + 0.25 * own[3] * np.linspace(-1, 1, SHAPE[0])[:, None, None]
+    structure = 0.35 * smooth_noise(rng, 3)
+    return (anatomy + structure + texture + density + 0.15 * rng.normal(size=SHAPE))[None].astype(np.float32)
+
+
+def train(images: dict[str, np.ndarray], slots: int, longest_stay: int | None, seed: int, steps: int) -> dict:
+    """Figures of one run."""
+    torch.manual_seed(seed)
+    norm = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
+    plain = PlainConvEncoder(1, 3, (8, 16, 32), nn.Conv3d, 3, (2, 2, 1), (1, 1, 1), True, **norm, return_skips=True)
+    encoder = to_conditional(plain, 8, location_gain=1, generator=torch.Generator().manual_seed(seed))
+    model = DrasCLRModel(PatchEmbedder(encoder, 32, dim=64), KeyQueue(slots, 64))
+    optimizer = torch.optim.SGD(model.query.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
+    crops = make_crops(images, BATCH, seed, longest_stay)
+    losses, ages = [], []
+    for step in tqdm(range(steps), disable=None):
+        batch = crops(step, np.random.default_rng([seed, 0, step]))
+        patches = batch.views.unflatten(0, (-1, BATCH))
+        optimizer.param_groups[0]["lr"] = cosine(step, steps, RATE, 0.0)
+        parts = model(
+            *patches[:2], batch.location, batch.landmark, batch.subjects, patches[2:],
+            batch.neighbour_locations,
+        )  # fmt: skip
+        optimizer.zero_grad()
+        parts.total.backward()
+        optimizer.step()
+        model.update_key_encoder(min(0.999, 1 - 20 / steps))
+        losses.append(float(parts.local))
+        ages.append(float(parts.negative_age))
+    eighths = " ".join(f"{part.mean():.2f}" for part in np.array_split(losses, 8))
+    return {"age": round(np.mean(ages), 1), "loss": eighths, "retrieval": round(retrieval(model, images, seed), 3)}
+
+
+def make_crops(images: dict[str, np.ndarray], batch_size: int, seed: int, longest_stay: int | None) -> LandmarkCrops:
+    landmarks = Landmarks(GRID.astype(float), SHAPE, UNIT_MM, CROP[0], 12.0)
+    count = len(images)
+    places = LandmarkPlaces(landmarks, list(images), [np.eye(4)] * count, [SHAPE] * count, UNIT_MM)
+    return LandmarkCrops(
+        places, list(images), images.__getitem__, CROP, UNIT_MM, batch_size,
+        seed=seed, longest_stay=longest_stay, transform=noise_and_gamma(),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def retrieval(model: DrasCLRModel, images: dict[str, np.ndarray], seed: int) -> float:
+    """Share of first views whose own second view is nearest among all subjects, over all landmarks."""
+    model.eval()
+    everybody, hits = make_crops(images, SUBJECTS, seed, 1), []
+    for number in range(len(GRID)):
+        batch = everybody(number, np.random.default_rng([seed, 1, number]))
+        views = batch.views.unflatten(0, (-1, SUBJECTS))
+        here = LocationGroups(batch.location[None], (SUBJECTS,))
+        nearest = (model.query(views[0], here) @ model.key(views[1], here).T).argmax(dim=1)
+        hits.append((nearest == torch.arange(SUBJECTS)).float().mean())
+    return float(torch.stack(hits).mean())
+
+
+if __name__ == "__main__":
+    main()
