@@ -1,0 +1,137 @@
+"""Reference pages from the package itself: commands from argparse, trainers and the API from docstrings."""
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import io
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from nnunet_alice.cli import trainers as trainers_command
+from nnunet_alice.cli.main import COMMANDS, build_parser
+
+#: what a program may rely on; module -> names
+API = {
+    "nnunet_alice.dataset": ["PreprocessedDataset"],
+    "nnunet_alice.importing.unlabelled": ["import_unlabelled"],
+    "nnunet_alice.planning.plans": ["move_target_plans", "plan_from_data"],
+    "nnunet_alice.planning.preprocessing": ["preprocess_cases"],
+    "nnunet_alice.anatomy.atlas": ["prepare_atlas"],
+    "nnunet_alice.matching.index_dataset": ["index_dataset"],
+    "nnunet_alice.matching.registry": ["open_matcher"],
+    "nnunet_alice.matching.interface": ["Matcher"],
+    "nnunet_alice.matching.match_table": ["match_point"],
+    "nnunet_alice.features.encoders": ["open_encoder"],
+    "nnunet_alice.features.extraction": ["extract"],
+    "nnunet_alice.checkpoints.loading": ["load_checkpoint", "network_weights"],
+    "nnunet_alice.checkpoints.inspection": ["describe_checkpoint"],
+    "nnunet_alice.checkpoints.transfer": ["transfer_checkpoint"],
+    "nnunet_alice.methods.alice.settings": ["AliceSettings"],
+    "nnunet_alice.methods.drasclr.settings": ["DrasCLRSettings"],
+}
+
+
+def pages(folder: Path) -> str:
+    """List the pages of a folder: title with a link, and the first sentence."""
+    rows = []
+    for path in sorted(folder.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        title = re.search(r"^# (.+)$", text, re.MULTILINE)
+        if path.name != "index.md" and title:
+            paragraph = text[title.end() :].strip().partition("\n\n")[0].replace("\n", " ")
+            rows.append(f"- [{title[1]}]({path.name}): {_first_sentence(paragraph)}")
+    return "\n".join(rows)
+
+
+def commands(_folder: Path) -> str:
+    """One section a command: what it does, an example, a table of its arguments."""
+    return "\n\n".join(_command(name) for name in COMMANDS)
+
+
+def trainers(_folder: Path) -> str:
+    """Table of all trainers, and the endings that names take, as ``nnunet_alice trainers --list`` prints them."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        trainers_command.run(argparse.Namespace(list=True))
+    table, _, endings = printed.getvalue().partition("\n\n")
+    rows = [line.partition(" ") for line in table.splitlines()]
+    lines = table_head(("Trainer", "What it does"))
+    lines += [table_line((f"`{name}`", _plain(summary.strip()))) for name, _, summary in rows]
+    return "\n".join([*lines, "", "```text", endings.strip(), "```"])
+
+
+def api(_folder: Path) -> str:
+    """One section an entry of :data:`API`: its signature and its docstring's first paragraph."""
+    return "\n\n".join(_entry(module, name) for module, names in API.items() for name in names)
+
+
+def table_line(cells: Iterable) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def table_head(columns: Iterable) -> list[str]:
+    """First two lines of a Markdown table."""
+    columns = list(columns)
+    return [table_line(columns), table_line("---" for _ in columns)]
+
+
+def _first_sentence(text: str) -> str:
+    """Text up to the first full stop (or colon) that ends a sentence."""
+    return re.split(r"(?<=[.:!?])\s", text, maxsplit=1)[0].rstrip(".:") + "."
+
+
+def _command(name: str) -> str:
+    """Section of one command."""
+    parser = build_parser([name])
+    action = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    command = action.choices[name]
+    example = (command.epilog or "").removeprefix("Example: ")
+    lines = [f"## {name}", "", *_description(command.description or ""), "", "```bash", example, "```", ""]
+    arguments = [action for action in command._actions if not isinstance(action, argparse._HelpAction)]
+    if arguments:
+        lines += table_head(("Argument", "Meaning"))
+        lines += [table_line((_argument(action), _meaning(command, action))) for action in arguments]
+    return "\n".join(lines)
+
+
+def _description(text: str) -> list[str]:
+    """Paragraphs of a command's docstring; a line that is itself a command stays one."""
+    return [_plain(line) for line in inspect.cleandoc(text).splitlines() if not line.startswith("export ")]
+
+
+def _argument(action: argparse.Action) -> str:
+    """Flags and values of an argument; what must be given is bold."""
+    values = argparse.HelpFormatter("")._format_args(action, action.metavar or action.dest.upper())
+    if action.choices and action.metavar is None:
+        values = "{" + ",".join(map(str, action.choices)) + "}"
+    takes_value = action.nargs != 0
+    text = ", ".join(action.option_strings)
+    text = f"`{text} {values}`" if text and takes_value else f"`{text or values}`"
+    text = text.replace("|", "\\|")
+    return f"**{text}**" if action.required else text
+
+
+def _meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """Help of an argument with its default filled in."""
+    return _plain(parser._get_formatter()._expand_help(action)) if action.help else ""
+
+
+def _plain(text: str) -> str:
+    """Docstring text as Markdown: code spans, and no accidental markup."""
+    return text.replace("``", "`").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")
+
+
+def _entry(module: str, name: str) -> str:
+    """Section of one public object: how to import it, how to call it, its docstring."""
+    value = getattr(importlib.import_module(module), name)
+    lines = [f"## {name}", "", "```python", f"from {module} import {name}", "```", "", "```text", _call(name, value)]
+    return "\n".join([*lines, "", inspect.getdoc(value) or "", "```"])
+
+
+def _call(name: str, value: Callable) -> str:
+    """Name and parameters with their defaults; types stand in the docstring or the source."""
+    parameters = inspect.signature(value).parameters.values()
+    return f"{name}({', '.join(str(part.replace(annotation=part.empty)) for part in parameters)})"
