@@ -11,17 +11,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parent
-sys.path.insert(0, str(DOCS))
-
 import reference_tables
 import result_tables
 
+DOCS = Path(__file__).resolve().parent
 #: name of a part -> function of the page's folder and the arguments that returns Markdown
 RENDERERS: dict[str, Callable[..., str]] = {
     "pages": reference_tables.pages,
     "commands": reference_tables.commands,
     "trainers": reference_tables.trainers,
+    "planners": reference_tables.planners,
     "api": reference_tables.api,
     "report": result_tables.report,
     "means": result_tables.means,

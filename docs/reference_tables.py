@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nnunet_alice.cli import trainers as trainers_command
 from nnunet_alice.cli.main import COMMANDS, build_parser
+from nnunet_alice.discovery import classes_in, summary
 
 #: what a program may rely on; module -> names
 API = {
@@ -34,7 +35,7 @@ API = {
 
 
 def pages(folder: Path) -> str:
-    """List the pages of a folder: title with a link, and the first sentence."""
+    """Return a list of the pages of a folder: title with a link, and the first sentence."""
     rows = []
     for path in sorted(folder.glob("*.md")):
         text = path.read_text(encoding="utf-8")
@@ -46,41 +47,54 @@ def pages(folder: Path) -> str:
 
 
 def commands(_folder: Path) -> str:
-    """One section a command: what it does, an example, a table of its arguments."""
+    """Return one section a command: what it does, an example, a table of its arguments."""
     return "\n\n".join(_command(name) for name in COMMANDS)
 
 
 def trainers(_folder: Path) -> str:
-    """Table of all trainers, and the endings that names take, as ``nnunet_alice trainers --list`` prints them."""
+    """Return a table of all trainers, and the endings of names, as ``nnunet_alice trainers --list`` prints them."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         trainers_command.run(argparse.Namespace(list=True))
     table, _, endings = printed.getvalue().partition("\n\n")
     rows = [line.partition(" ") for line in table.splitlines()]
     lines = table_head(("Trainer", "What it does"))
-    lines += [table_line((f"`{name}`", _plain(summary.strip()))) for name, _, summary in rows]
+    lines += [table_line((f"`{name}`", _plain(text.strip()))) for name, _, text in rows]
     return "\n".join([*lines, "", "```text", endings.strip(), "```"])
 
 
+def planners(_folder: Path) -> str:
+    """Return a table of all planners."""
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    found = classes_in("nnunet_alice.planners", ExperimentPlanner)
+    return "\n".join(
+        [
+            *table_head(("Planner", "What it plans")),
+            *(table_line((f"`{name}`", _plain(summary(value)))) for name, value in found.items()),
+        ]
+    )
+
+
 def api(_folder: Path) -> str:
-    """One section an entry of :data:`API`: its signature and its docstring's first paragraph."""
+    """Return one section an entry of :data:`API`: how to import and call it, and its docstring."""
     return "\n\n".join(_entry(module, name) for module, names in API.items() for name in names)
 
 
 def table_line(cells: Iterable) -> str:
-    """One line of a Markdown table."""
+    """Return one line of a Markdown table."""
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 def table_head(columns: Iterable) -> list[str]:
-    """First two lines of a Markdown table."""
+    """Return the first two lines of a Markdown table."""
     columns = list(columns)
     return [table_line(columns), table_line("---" for _ in columns)]
 
 
 def _first_sentence(text: str) -> str:
     """Text up to the first full stop (or colon) that ends a sentence."""
-    return re.split(r"(?<=[.:!?])\s", text, maxsplit=1)[0].rstrip(".:") + "."
+    return re.split(r"(?<=[.:!?])\s", text, maxsplit=1)[0].rstrip(".:")
 
 
 def _command(name: str) -> str:
