@@ -118,14 +118,9 @@ def _description(text: str) -> list[str]:
 
 def _argument(action: argparse.Action) -> str:
     """Flags and values of an argument; what must be given is bold."""
-    values = argparse.HelpFormatter("")._format_args(action, action.metavar or action.dest.upper())
-    if action.choices and action.metavar is None:
-        values = "{" + ",".join(map(str, action.choices)) + "}"
-    takes_value = action.nargs != 0
-    text = ", ".join(action.option_strings)
-    text = f"`{text} {values}`" if text and takes_value else f"`{text or values}`"
-    text = text.replace("|", "\\|")
-    return f"**{text}**" if action.required else text
+    values = argparse.HelpFormatter("")._format_args(action, action.dest.upper())
+    text = " ".join(part for part in (", ".join(action.option_strings), values) if part).replace("|", "\\|")
+    return f"**`{text}`**" if action.required else f"`{text}`"
 
 
 def _meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
