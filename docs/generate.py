@@ -20,6 +20,7 @@ RENDERERS: dict[str, Callable[..., str]] = {
     "pages": reference_tables.pages,
     "commands": reference_tables.commands,
     "trainers": reference_tables.trainers,
+    "endings": reference_tables.endings,
     "planners": reference_tables.planners,
     "api": reference_tables.api,
     "report": result_tables.report,

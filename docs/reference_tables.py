@@ -1,17 +1,20 @@
 """Reference pages from the package itself: commands from argparse, trainers and the API from docstrings."""
 
 import argparse
-import contextlib
 import importlib
 import inspect
-import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_alice.cli import plan as plan_command
 from nnunet_alice.cli import trainers as trainers_command
 from nnunet_alice.cli.main import COMMANDS, build_parser
 from nnunet_alice.discovery import classes_in, summary
+from nnunet_alice.training.variants import endings_table
 
 #: what a program may rely on; module -> names
 API = {
@@ -52,28 +55,20 @@ def commands(_folder: Path) -> str:
 
 
 def trainers(_folder: Path) -> str:
-    """Return a table of all trainers, and the endings of names, as ``nnunet_alice trainers --list`` prints them."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        trainers_command.run(argparse.Namespace(list=True))
-    table, _, endings = printed.getvalue().partition("\n\n")
-    rows = [line.partition(" ") for line in table.splitlines()]
-    lines = table_head(("Trainer", "What it does"))
-    lines += [table_line((f"`{name}`", _plain(text.strip()))) for name, _, text in rows]
-    return "\n".join([*lines, "", "```text", endings.strip(), "```"])
+    """Return a table of all trainers."""
+    found = classes_in(trainers_command.PACKAGE, nnUNetTrainer)
+    return _classes("Trainer", {name: value for name, value in found.items() if name != trainers_command.BASE})
+
+
+def endings(_folder: Path) -> str:
+    """Return a table of the endings that trainers' names take."""
+    rows = ((f"`{shown}`", _plain(meaning)) for shown, meaning in endings_table())
+    return "\n".join([*table_head(("Ending", "What it changes")), *map(table_line, rows)])
 
 
 def planners(_folder: Path) -> str:
     """Return a table of all planners."""
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-
-    found = classes_in("nnunet_alice.planners", ExperimentPlanner)
-    return "\n".join(
-        [
-            *table_head(("Planner", "What it plans")),
-            *(table_line((f"`{name}`", _plain(summary(value)))) for name, value in found.items()),
-        ]
-    )
+    return _classes("Planner", classes_in(plan_command.PACKAGE, ExperimentPlanner))
 
 
 def api(_folder: Path) -> str:
@@ -90,6 +85,12 @@ def table_head(columns: Iterable) -> list[str]:
     """Return the first two lines of a Markdown table."""
     columns = list(columns)
     return [table_line(columns), table_line("---" for _ in columns)]
+
+
+def _classes(heading: str, classes: Mapping[str, type]) -> str:
+    """Table of classes with the first line of their docstrings."""
+    rows = ((f"`{name}`", _plain(summary(value))) for name, value in classes.items())
+    return "\n".join([*table_head((heading, "What it does")), *map(table_line, rows)])
 
 
 def _first_sentence(text: str) -> str:
