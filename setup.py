@@ -47,6 +47,7 @@ setup(
         # Cox model of nnunet_alice probe; GPL-licensed and 16 MB, so only for those who ask for it.
         "survival": ["scikit-survival>=0.25"],
         "test": TEST,
+        "docs": ["mkdocs-material>=9.5"],
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11"],
     },
     entry_points={"console_scripts": ["nnunet_alice=nnunet_alice.cli.main:main"]},

@@ -1,4 +1,4 @@
-"""The rooms of the package, and which of them may import which; docs/architecture.md says what each is for."""
+"""The rooms of the package, and which of them may import which; docs/concepts/architecture.md says what each is for."""
 
 import ast
 import sys

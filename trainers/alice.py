@@ -75,13 +75,13 @@ class AliceTrainer_embedding(AliceTrainer):
 
 
 class AliceTrainer_weakContrast(AliceTrainer):
-    """Ablation: ``L_cls`` at 0.3 of its weight, between masked images alone and the whole method (docs/alice.md)."""
+    """Ablation: ``L_cls`` at 0.3 of its weight, between masked images alone and the whole method."""
 
     settings = changed(AliceTrainer.settings, {"method.cls_weight": 0.3})
 
 
 class AliceTrainer_paper(AliceTrainer):
-    """The paper's literal pooling, normalisation and temperatures; collapses on InstanceNorm U-Nets (docs/alice.md)."""
+    """The paper's literal pooling, normalisation and temperatures; collapses on InstanceNorm U-Nets."""
 
     settings = changed(AliceTrainer.settings, {"method": AliceTrainer.settings.method.paper()})
 

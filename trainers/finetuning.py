@@ -49,8 +49,8 @@ class FineTuneTrainer(nnUNetTrainer):
 
     Network, loss, deep supervision, augmentation and validation are stock nnU-Net's, and so is SGD from 2,000
     iterations on; in shorter runs its momentum is lower (``finetuning.parts.short_momentum``). For runs of a few
-    hundred iterations take ``_AdamW``, there far ahead of SGD (docs/results.md). Beside the log lies ``start.json``:
-    whether weights were loaded, and the settings.
+    hundred iterations take ``_AdamW``, there far ahead of SGD (docs/results/trials.md). Beside the log lies
+    ``start.json``: whether weights were loaded, and the settings.
 
     Attributes:
         settings: of the trainer.

@@ -41,9 +41,9 @@ def page(
     lines += ["## Mean over classes", ""]
     lines += [f"Mean [95 %]; below it minus {baseline} [95 %], the draws in which it is better, p, Holm's p.", ""]
     for metric in METRICS:
-        lines += [f"### {_TITLES[metric]}", "", *_mean_table(summary, metric, baseline), ""]
+        lines += [f"### {_TITLES[metric]}", "", *mean_table(summary, metric, baseline), ""]
     lines += [f"## Classes, at the end of the run ({_TITLES['dice']}, {_TITLES['surface_dice']}, HD95)", ""]
-    lines += [*_class_table(summary), ""]
+    lines += [*class_table(summary), ""]
     lines += _tuning(runner)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -99,8 +99,8 @@ def _test_images(runner: Runner, tests: set[str]) -> dict[str, list[str]]:
     return {case: listed.get(case, {}).get("images", []) for case in sorted(tests)}
 
 
-def _mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:
-    """All arms beside each other; differences whose interval leaves out zero are bold."""
+def mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:
+    """Return a table with all arms side by side; differences whose interval leaves out zero are bold."""
     rows = summary[(summary["metric"] == metric) & (summary["class"] == MEAN)]
     arms = [baseline, *(arm for arm in rows["arm"].unique() if arm != baseline)]
     lines = [_line(("labels", "% of run", *arms)), _line(["---:"] * 2 + ["---"] * len(arms))]
@@ -121,7 +121,8 @@ def _mean_cell(row, metric: str) -> str:
     return f"{mean}<br>{bold}{difference}{bold}, {row.draws_better:.0f} of {row.draws_paired:.0f}, {p}"
 
 
-def _class_table(summary: pd.DataFrame) -> list[str]:
+def class_table(summary: pd.DataFrame) -> list[str]:
+    """Return Dice, surface Dice and HD95 of every class and arm at the end of the run."""
     rows = summary[(summary["percent"] == 100) & (summary["class"] != MEAN)]
     arms = list(rows["arm"].unique())
     lines = [_line(("class", "labels", *arms)), _line(["---", "---:", *["---:"] * len(arms)])]

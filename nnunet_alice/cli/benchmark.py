@@ -1,7 +1,8 @@
 """Compare fine-tuning from several starts (scratch, checkpoints) with several numbers of labelled cases.
 
-Settings come from a YAML file, from flags, or both (flags win); docs/benchmarks.md explains them. The labelled dataset
-has to be preprocessed; it is linked into the benchmark's folder and stays untouched. Every run is one nnUNetv2_train.
+Settings come from a YAML file, from flags, or both (flags win); docs/how-to/compare-pretrainings.md explains them.
+The labelled dataset has to be preprocessed; it is linked into the benchmark's folder and stays untouched. Every run is
+one nnUNetv2_train.
 Start the same command again after an interruption: finished runs are kept, started ones continued. Then:
 nnunet_alice report -i FOLDER
 """

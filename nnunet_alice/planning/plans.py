@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: Fewest pairs of views where the patch is given by a target's plans.
 MINIMUM_PAIRS = 2
 #: A view shows at most this share of the median volume along every axis. Larger ones are all alike but for their
-#: padding, which then tells views apart better than anatomy does (docs/alice.md).
+#: padding, which then tells views apart better than anatomy does (docs/concepts/alice.md).
 LARGEST_VIEW = 2 / 3
 #: Shortest edge of the bottleneck of a view, in voxels.
 SHORTEST_BOTTLENECK = 2

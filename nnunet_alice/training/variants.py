@@ -18,7 +18,7 @@ class Ending:
     """One ending of trainers' names.
 
     Attributes:
-        shown: how help and README write it, e.g. ``_<N>epochs``.
+        shown: how help and pages write it, e.g. ``_<N>epochs``.
         pattern: what it looks like, without the underscore; its group is the value's text.
         path: the setting that it changes, a dotted path; trainers without it do not have the ending.
         value: makes the setting of the text.
@@ -41,7 +41,7 @@ _ABOVE_0 = 1e-30
 LEARNING_RATE = Ending(
     "_lr<X>", rf"lr({_NUMBER})", "optimisation.learning_rate", float, "peak learning rate, e.g. _lr3e-3", _ABOVE_0
 )
-#: All endings; help and README are made from this table.
+#: All endings; help and docs/reference/trainers.md are made from this table.
 ENDINGS = (
     Ending("_<N>epochs", r"(\d+)epochs?", "run.epochs", int, "epochs of the run", 1),
     Ending("_<N>iterations", r"(\d+)iterations?", "run.iterations", int, "training iterations an epoch", 1),

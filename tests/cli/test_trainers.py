@@ -32,9 +32,9 @@ def test_list_names_the_trainers_and_the_pattern(capsys):
     assert {"AliceTrainer", "AliceTrainer_noCASA", "AliceTrainer_smoke"} <= set(table)
     assert "PretrainingTrainer" not in table and "nnUNetTrainer" not in table
     assert all(len(text) > 10 for text in table.values())
-    readme = (TRAINERS.parent / "README.md").read_text()
+    page = (TRAINERS.parent / "docs" / "reference" / "trainers.md").read_text()
     for shown, meaning in endings_table():
-        assert f"  {shown:<17} {meaning}\n" in endings and f"| `{shown}` | {meaning} |" in readme
+        assert f"  {shown:<17} {meaning}\n" in endings and f"| `{shown}` | {meaning} |" in page
 
 
 def test_every_trainer_has_variants_of_any_length():

@@ -14,7 +14,7 @@ class AliceSettings:
     """What Alice learns from and how (notation of the paper, sec. 3).
 
     The defaults are the form that lives on InstanceNorm U-Nets; :meth:`paper` gives the literal one, which collapses
-    there (``docs/alice.md`` has both measured).
+    there (``docs/results/alice.md`` has both measured).
 
     Attributes:
         contrast: learn from the two views of a pair (``L_cls``).

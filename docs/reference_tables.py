@@ -1,0 +1,147 @@
+"""Reference pages from the package itself: commands from argparse, trainers and the API from docstrings."""
+
+import argparse
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_alice.cli import plan as plan_command
+from nnunet_alice.cli import trainers as trainers_command
+from nnunet_alice.cli.main import COMMANDS, build_parser
+from nnunet_alice.discovery import classes_in, summary
+from nnunet_alice.training.variants import endings_table
+
+#: what a program may rely on; module -> names
+API = {
+    "nnunet_alice.dataset": ["PreprocessedDataset"],
+    "nnunet_alice.importing.unlabelled": ["import_unlabelled"],
+    "nnunet_alice.planning.plans": ["move_target_plans", "plan_from_data"],
+    "nnunet_alice.planning.preprocessing": ["preprocess_cases"],
+    "nnunet_alice.anatomy.atlas": ["prepare_atlas"],
+    "nnunet_alice.matching.index_dataset": ["index_dataset"],
+    "nnunet_alice.matching.registry": ["open_matcher"],
+    "nnunet_alice.matching.interface": ["Matcher"],
+    "nnunet_alice.matching.match_table": ["match_point"],
+    "nnunet_alice.features.encoders": ["open_encoder"],
+    "nnunet_alice.features.extraction": ["extract"],
+    "nnunet_alice.checkpoints.loading": ["load_checkpoint", "network_weights"],
+    "nnunet_alice.checkpoints.inspection": ["describe_checkpoint"],
+    "nnunet_alice.checkpoints.transfer": ["transfer_checkpoint"],
+    "nnunet_alice.methods.alice.settings": ["AliceSettings"],
+    "nnunet_alice.methods.drasclr.settings": ["DrasCLRSettings"],
+}
+
+
+def pages(folder: Path) -> str:
+    """Return a list of the pages of a folder: title with a link, and the first sentence."""
+    rows = []
+    for path in sorted(folder.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        title = re.search(r"^# (.+)$", text, re.MULTILINE)
+        if path.name != "index.md" and title:
+            paragraph = text[title.end() :].strip().partition("\n\n")[0].replace("\n", " ")
+            rows.append(f"- [{title[1]}]({path.name}): {_first_sentence(paragraph)}")
+    return "\n".join(rows)
+
+
+def commands(_folder: Path) -> str:
+    """Return one section a command: what it does, an example, a table of its arguments."""
+    return "\n\n".join(_command(name) for name in COMMANDS)
+
+
+def trainers(_folder: Path) -> str:
+    """Return a table of all trainers."""
+    found = classes_in(trainers_command.PACKAGE, nnUNetTrainer)
+    return _classes("Trainer", {name: value for name, value in found.items() if name != trainers_command.BASE})
+
+
+def endings(_folder: Path) -> str:
+    """Return a table of the endings that trainers' names take."""
+    rows = ((f"`{shown}`", _plain(meaning)) for shown, meaning in endings_table())
+    return "\n".join([*table_head(("Ending", "What it changes")), *map(table_line, rows)])
+
+
+def planners(_folder: Path) -> str:
+    """Return a table of all planners."""
+    return _classes("Planner", classes_in(plan_command.PACKAGE, ExperimentPlanner))
+
+
+def api(_folder: Path) -> str:
+    """Return one section an entry of :data:`API`: how to import and call it, and its docstring."""
+    return "\n\n".join(_entry(module, name) for module, names in API.items() for name in names)
+
+
+def table_line(cells: Iterable) -> str:
+    """Return one line of a Markdown table."""
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def table_head(columns: Iterable) -> list[str]:
+    """Return the first two lines of a Markdown table."""
+    columns = list(columns)
+    return [table_line(columns), table_line("---" for _ in columns)]
+
+
+def _classes(heading: str, classes: Mapping[str, type]) -> str:
+    """Table of classes with the first line of their docstrings."""
+    rows = ((f"`{name}`", _plain(summary(value))) for name, value in classes.items())
+    return "\n".join([*table_head((heading, "What it does")), *map(table_line, rows)])
+
+
+def _first_sentence(text: str) -> str:
+    """Text up to the first full stop (or colon) that ends a sentence."""
+    return re.split(r"(?<=[.:!?])\s", text, maxsplit=1)[0].rstrip(".:")
+
+
+def _command(name: str) -> str:
+    """Section of one command."""
+    parser = build_parser([name])
+    action = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    command = action.choices[name]
+    example = (command.epilog or "").removeprefix("Example: ")
+    lines = [f"## {name}", "", *_description(command.description or ""), "", "```bash", example, "```", ""]
+    arguments = [action for action in command._actions if not isinstance(action, argparse._HelpAction)]
+    if arguments:
+        lines += table_head(("Argument", "Meaning"))
+        lines += [table_line((_argument(action), _meaning(command, action))) for action in arguments]
+    return "\n".join(lines)
+
+
+def _description(text: str) -> list[str]:
+    """Paragraphs of a command's docstring; a line that is itself a command stays one."""
+    return [_plain(line) for line in inspect.cleandoc(text).splitlines() if not line.startswith("export ")]
+
+
+def _argument(action: argparse.Action) -> str:
+    """Flags and values of an argument; what must be given is bold."""
+    values = argparse.HelpFormatter("")._format_args(action, action.dest.upper())
+    text = " ".join(part for part in (", ".join(action.option_strings), values) if part).replace("|", "\\|")
+    return f"**`{text}`**" if action.required else f"`{text}`"
+
+
+def _meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """Help of an argument with its default filled in."""
+    return _plain(parser._get_formatter()._expand_help(action)) if action.help else ""
+
+
+def _plain(text: str) -> str:
+    """Docstring text as Markdown: code spans, and no accidental markup."""
+    return text.replace("``", "`").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")
+
+
+def _entry(module: str, name: str) -> str:
+    """Section of one public object: how to import it, how to call it, its docstring."""
+    value = getattr(importlib.import_module(module), name)
+    lines = [f"## {name}", "", "```python", f"from {module} import {name}", "```", "", "```text", _call(name, value)]
+    return "\n".join([*lines, "", inspect.getdoc(value) or "", "```"])
+
+
+def _call(name: str, value: Callable) -> str:
+    """Name and parameters with their defaults; types stand in the docstring or the source."""
+    parameters = inspect.signature(value).parameters.values()
+    return f"{name}({', '.join(str(part.replace(annotation=part.empty)) for part in parameters)})"

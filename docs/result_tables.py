@@ -1,0 +1,122 @@
+"""Tables of the results pages, made from the CSV files beside them, so that no number is typed into a page."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+from reference_tables import table_head, table_line
+
+from nnunet_alice.benchmark.page import class_table, mean_table
+
+_RUN = ["arm", "checkpoint", "partition", "labels", "draw", "seed"]
+
+
+def report(folder: Path, file: str, metric: str = "dice", labels: str = "", percent: str = "") -> str:
+    """Return the table of a ``summary.csv`` as ``nnunet_alice report`` prints it; the first arm is the baseline.
+
+    Args:
+        folder: of the page.
+        file: the CSV.
+        metric: ``dice``, ``surface_dice`` or ``hd95_mm``.
+        labels: numbers of labelled cases to show, with commas; all where empty.
+        percent: shares of the run to show, with commas; all where empty.
+    """
+    table = _selected(pd.read_csv(folder / file), labels, percent)
+    return "\n".join(mean_table(table, metric, table["arm"].iloc[0]))
+
+
+def classes(folder: Path, file: str, labels: str = "") -> str:
+    """Return Dice, surface Dice and HD95 (mm) of every class at the end of the run.
+
+    Args:
+        folder: of the page.
+        file: a summary.
+        labels: as in :func:`report`.
+    """
+    return "\n".join(class_table(_selected(pd.read_csv(folder / file), labels)))
+
+
+def means(folder: Path, *columns: str, labels: str = "", percent: str = "") -> str:
+    """Return mean Dice over classes of chosen arms side by side.
+
+    Args:
+        folder: of the page.
+        columns: ``HEADING: FILE:ARM FILE:ARM ...`` each. FILE is a summary, or a table of cases (``.csv.gz``).
+            Several arms are averaged, weighted by their runs.
+        labels: as in :func:`report`.
+        percent: as in :func:`report`.
+    """
+    named = [column.partition(": ") for column in columns]
+    table = pd.DataFrame({heading: _mean_dice(folder, sources) for heading, _, sources in named}).reset_index()
+    lines = table_head(["labels", "% of run", *table.columns[2:]])
+    lines += [table_line(_texts(row)) for row in _selected(table, labels, percent).itertuples(index=False)]
+    return "\n".join(lines)
+
+
+def overview(folder: Path, file: str) -> str:
+    """Return one row a data set and number of labels: mean Dice of every start at each measured share of the run.
+
+    Args:
+        folder: of the page.
+        file: CSV with ``data``, ``labels`` and a column a start, whose cells are sources as in :func:`means`.
+    """
+    rows = pd.read_csv(folder / file, dtype=str, keep_default_na=False)
+    lines = table_head(rows.columns)
+    for row in rows.to_dict("records"):
+        for start in rows.columns[2:]:
+            if ":" in row[start]:
+                dice = _mean_dice((folder / file).parent, row[start])
+                row[start] = " / ".join(_texts(dice[int(row["labels"])]))
+        lines.append(table_line(row.values()))
+    return "\n".join(lines)
+
+
+def data(folder: Path, file: str, where: str = "", columns: str = "", last_of: str = "") -> str:
+    """Return a CSV as it is.
+
+    Args:
+        folder: of the page.
+        file: the CSV.
+        where: ``COLUMN:VALUE``: only these rows, without the column and without those that these rows leave empty.
+        columns: which, in this order, with commas; all where empty.
+        last_of: a column: only the last row of each of its values.
+    """
+    table = pd.read_csv(folder / file, dtype=str, keep_default_na=False)
+    if where:
+        column, _, value = where.partition(":")
+        table = table[table[column] == value].drop(columns=column)
+    if last_of:
+        table = table.groupby(last_of, sort=False).tail(1)
+    table = table[columns.split(",")] if columns else table
+    table = table.loc[:, (table != "").any()]
+    return "\n".join([*table_head(table.columns), *(table_line(row) for row in table.itertuples(index=False))])
+
+
+def _selected(table: pd.DataFrame, labels: str = "", percent: str = "") -> pd.DataFrame:
+    """Rows with these numbers of labels and shares of the run."""
+    for column, wanted in (("labels", labels), ("percent", percent)):
+        if wanted:
+            table = table[table[column].isin([int(value) for value in wanted.split(",")])]
+    return table
+
+
+def _mean_dice(folder: Path, sources: str) -> pd.Series:
+    """Mean Dice over classes by labels and share of the run, over all runs of the sources ``FILE:ARM FILE:ARM``."""
+    parts = pd.concat([_runs(folder / file, arm) for file, arm in re.findall(r"(\S+):(\S+)", sources)])
+    weighted = (parts["mean"] * parts["runs"]).groupby(["labels", "percent"]).sum()
+    return weighted / parts["runs"].groupby(["labels", "percent"]).sum()
+
+
+def _runs(file: Path, arm: str) -> pd.DataFrame:
+    """``mean`` and number of ``runs`` of an arm by labels and share of the run."""
+    table = pd.read_csv(file)
+    table = table[(table["arm"] == arm) & (table["class"] == "mean")]
+    if "metric" in table:
+        return table[table["metric"] == "dice"].set_index(["labels", "percent"])[["mean", "runs"]]
+    of_runs = table.groupby([*_RUN, "percent"])["dice"].mean()
+    return of_runs.groupby(["labels", "percent"]).agg(mean="mean", runs="size")
+
+
+def _texts(values) -> list[str]:
+    """Numbers of a row as text: counts as they are, Dice with three digits, nothing where there is none."""
+    return ["" if pd.isna(value) else f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]

@@ -1,0 +1,61 @@
+"""Generated parts of the pages: current, and made as they should be."""
+
+import generate
+import pandas as pd
+import pytest
+import result_tables
+
+
+def test_pages_are_current():
+    stale = [path.name for path in generate.stale_pages()]
+    assert not stale, f"run: python docs/generate.py ({', '.join(stale)})"
+
+
+def test_only_the_part_between_the_marks_changes(tmp_path, monkeypatch):
+    monkeypatch.setitem(generate.RENDERERS, "echo", lambda folder, *words, **named: f"{folder.name} {words} {named}")
+    text = 'before\n<!-- generate: echo a "b c" key=d -->\nold\n<!-- end -->\nafter\n'
+    new = generate.refreshed(text, tmp_path)
+    made = f"{tmp_path.name} ('a', 'b c') {{'key': 'd'}}"
+    assert new == f'before\n<!-- generate: echo a "b c" key=d -->\n\n{made}\n\n<!-- end -->\nafter\n'
+    assert generate.refreshed(new, tmp_path) == new
+
+
+def test_an_unknown_part_is_an_error(tmp_path):
+    with pytest.raises(KeyError):
+        generate.refreshed("<!-- generate: nothing -->\n<!-- end -->", tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two summaries (2 and 6 runs) and a table of cases of two runs."""
+    for name, mean, runs in (("a", 0.2, 2), ("b", 0.6, 6)):
+        row = {"labels": 3, "percent": 100, "class": "mean", "metric": "dice", "arm": "x", "mean": mean, "runs": runs}
+        pd.DataFrame([row, row | {"metric": "hd95_mm", "mean": 99.0}]).to_csv(tmp_path / f"{name}.csv", index=False)
+    run = {"arm": "x", "checkpoint": 0, "partition": "fixed", "labels": 3, "seed": 0, "percent": 100}
+    cases = [
+        run | {"draw": d, "case": c, "class": "mean", "dice": v} for d, c, v in ((0, 1, 0.1), (0, 2, 0.3), (1, 1, 0.8))
+    ]
+    pd.DataFrame(cases).to_csv(tmp_path / "cases.csv.gz", index=False)
+    return tmp_path
+
+
+def test_arms_are_averaged_by_their_runs(folder):
+    table = result_tables.means(folder, "both: a.csv:x b.csv:x", "first: a.csv:x")
+    assert table.splitlines()[-1] == "| 3 | 100 | 0.500 | 0.200 |"
+
+
+def test_cases_are_averaged_run_by_run(folder):
+    assert result_tables.means(folder, "runs: cases.csv.gz:x").splitlines()[-1] == "| 3 | 100 | 0.500 |"
+
+
+def test_shares_and_labels_are_selected(folder):
+    assert len(result_tables.means(folder, "first: a.csv:x", labels="5").splitlines()) == 2
+
+
+def test_rows_of_a_file_are_selected(tmp_path):
+    (tmp_path / "t.csv").write_text("kind,name,value,note\na,x,0.10,\na,x,0.20,\nb,y,0.30,b\n")
+    assert result_tables.data(tmp_path, "t.csv", where="kind:a", last_of="name").splitlines() == [
+        "| name | value |",
+        "| --- | --- |",
+        "| x | 0.20 |",
+    ]
