@@ -18,6 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_alice.checkpoints.weights_folder import (
+    DESCRIPTION,
+    is_weights_folder,
+    read_safetensors,
+    read_weights_folder,
+)
 from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +38,8 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
     """Read a checkpoint to the CPU.
 
     Args:
-        path: a file of ours, of nnU-Net or of nnssl.
+        path: a file of ours, of nnU-Net or of nnssl; a folder that ``publish`` wrote or ``fetch`` brought, or the
+            ``model.safetensors`` in it; or any ``.safetensors`` with a network's tensors.
         trust: open it as an ordinary pickle, which runs whatever code the file contains. Only for files whose author
             you would let use your account.
 
@@ -42,6 +49,11 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
             ``trust`` is off), or needs a package that is not installed (and ``trust`` is on).
     """
     path = Path(path)
+    if is_weights_folder(path):
+        return read_weights_folder(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        alone = not (path.parent / DESCRIPTION).is_file()
+        return {WEIGHTS_KEY: read_safetensors(path)} if alone else read_weights_folder(path.parent)
     if not path.is_file():
         raise CheckpointError(f"{path} {'is a folder, not a checkpoint' if path.is_dir() else 'does not exist'}.")
     if trust:
