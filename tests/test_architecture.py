@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "coordinates": {"anatomy", "checkpoints", "importing", "methods", "planning"},
     "features": {"anatomy", "checkpoints", "coordinates", "matching", "methods", "views"},
     "benchmark": {"checkpoints", "finetuning", "importing", "pictures"},
+    "publishing": {"checkpoints", "planning"},
     "demo": {"phantoms"},
     "planners": {"planning", "views"},
     "trainers": {
@@ -39,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "cli": {
         *("anatomy", "benchmark", "checkpoints", "coordinates", "demo", "features"),
-        *("importing", "matching", "phantoms", "pictures", "planning", "training"),
+        *("importing", "matching", "phantoms", "pictures", "planning", "publishing", "training"),
     },
 }
 

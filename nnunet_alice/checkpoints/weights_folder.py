@@ -41,6 +41,11 @@ def is_weights_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in (SUMS, DESCRIPTION, WEIGHTS))
 
 
+def content_file(path: Path) -> Path:
+    """Return the file that stands for the whole content of a checkpoint: of a folder, its list of checksums."""
+    return path / SUMS if path.is_dir() else path
+
+
 def write_weights_folder(content: Mapping[str, Any], folder: Path) -> None:
     """Write a checkpoint into a folder; ``write_sums`` completes it.
 
@@ -77,12 +82,12 @@ def read_weights_folder(folder: Path) -> dict[str, Any]:
     if EXTRAS in sums:
         tensors |= read_safetensors(folder / EXTRAS)
     try:
-        content = _take(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")), tensors)
-    except (ValueError, KeyError, TypeError) as error:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        return {name: _take(value, tensors) for name, value in described.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(
             f"{folder / DESCRIPTION} does not fit the tensors beside it ({error}); fetch the folder again."
         ) from None
-    return content
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -122,7 +122,9 @@ def test_a_licence_of_ones_own_needs_its_text(checkpoint, tmp_path):
     (tmp_path / "terms.txt").write_text("Be kind.")
     text = replace(TEXT, licence="other")
     folder = publish(checkpoint, tmp_path / "out", text, licence_file=tmp_path / "terms.txt").folder
-    assert (folder / "LICENSE").read_text() == "Be kind." and "license_link: LICENSE" in (folder / "README.md").read_text()
+    assert (folder / "LICENSE").read_text() == "Be kind." and "license_link: LICENSE" in (
+        folder / "README.md"
+    ).read_text()
 
 
 def test_other_checkpoints_are_refused(tmp_path):
