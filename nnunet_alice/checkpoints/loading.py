@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 #: where torch and nnU-Net keep the network's tensors, and what wrappers put in front of their names
 WEIGHTS_KEY = "network_weights"
+_WEIGHTS_ELSEWHERE = (WEIGHTS_KEY, "state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 _TRUST = "nnunet_alice transfer and export open it with --trust, if you trust its author with your account."
 
@@ -101,6 +102,8 @@ def _is_of_the_machine(error: Exception) -> bool:
 def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Tensors of the network in a loaded checkpoint, without the prefixes of DDP and ``torch.compile``.
 
+    They lie under ``network_weights``; in files of other projects under ``state_dict``, ``model``, or at the top.
+
     Args:
         checkpoint: from ``load_checkpoint``.
         path: its file, for the error message.
@@ -108,7 +111,8 @@ def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> d
     Raises:
         CheckpointError: there is no ``network_weights``, it is empty, or it holds something else than tensors.
     """
-    weights = checkpoint.get(WEIGHTS_KEY)
+    everything = checkpoint if all(map(torch.is_tensor, checkpoint.values())) else None
+    weights = next((checkpoint[key] for key in _WEIGHTS_ELSEWHERE if key in checkpoint), everything)
     if not isinstance(weights, Mapping) or not weights:
         found = ", ".join(str(key) for key in list(checkpoint)[:8]) or "nothing"
         raise CheckpointError(
