@@ -7,10 +7,12 @@ import pytest
 import torch
 from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
 from small_datasets import set_folders
+from upstream_reader import network_with_weights
 
 from nnunet_alice.benchmark.exposure import pretraining_cases
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.transfer import transfer_checkpoint
+from nnunet_alice.cli.main import main
 from nnunet_alice.matching.index import checkpoint_fingerprint
 from nnunet_alice.publishing.card import CardText
 from nnunet_alice.publishing.fetch import fetch
@@ -66,6 +68,15 @@ def test_transfer_takes_the_folder(published, checkpoint, elsewhere, tmp_path):
     assert tables[0].share("encoder") == tables[1].share("encoder") == 1
     one, two = (load_checkpoint(tmp_path / f"{number}.pth")["network_weights"] for number in range(2))
     assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_upstream_reads_what_fetch_writes_as_pth(published, checkpoint, tmp_path):
+    """nnUNetv2_preprocess_like_nnssl and nnUNetv2_train_pretrained of nnU-Net's development branch."""
+    assert main(["fetch", str(published.folder), "--pth", str(tmp_path / "upstream.pth")]) == 0
+    network = network_with_weights(tmp_path / "upstream.pth", channels=1, classes=3)
+    for name, weight in load_checkpoint(checkpoint)["network_weights"].items():
+        if name.startswith("encoder."):
+            assert torch.equal(network.state_dict()[name], weight), name
 
 
 def test_a_benchmark_knows_whether_it_saw_the_test_images(published, checkpoint, tmp_path):
