@@ -11,8 +11,10 @@ _KEPT = ("network_weights", "nnssl_adaptation_plan", "citations", "trainer_name"
 #: part of ``model_state`` that goes with a method's own entry
 _STATE = {"drasclr": "query.encoder.", "embedding": "heads."}
 #: entries of a ``dataset.json`` that say how images are read, and nothing of the images
-_DATASET = ("channel_names", "modality", "labels", "regions_class_order", "numTraining", "file_ending")
-_DATASET += ("overwrite_image_reader_writer",)
+_DATASET = (
+    *("channel_names", "modality", "labels", "regions_class_order", "numTraining", "file_ending"),
+    "overwrite_image_reader_writer",
+)
 #: entries that nnU-Net's planning wrote: a case's name in there is a word that it happens to share
 _PLANNED = ("plans", "dataset_json", "nnssl_adaptation_plan")
 #: a path from the root of a disk or from a home folder; no address of the web, no fraction

@@ -17,8 +17,10 @@ from nnunet_alice.publishing.card import CardText, card, read_evaluation
 from nnunet_alice.publishing.contents import contents
 
 #: entries of nnU-Net's fingerprint; ours may name cases beside them
-_FINGERPRINT = ("spacings", "shapes_after_crop", "foreground_intensity_properties_per_channel")
-_FINGERPRINT += ("median_relative_size_after_cropping",)
+_FINGERPRINT = (
+    *("spacings", "shapes_after_crop", "foreground_intensity_properties_per_channel"),
+    "median_relative_size_after_cropping",
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from small_datasets import set_folders
 from upstream_reader import network_with_weights
 
 from nnunet_alice.benchmark.exposure import pretraining_cases
+from nnunet_alice.benchmark.weights import Weights
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.transfer import transfer_checkpoint
 from nnunet_alice.cli.main import main
@@ -83,6 +85,13 @@ def test_a_benchmark_knows_whether_it_saw_the_test_images(published, checkpoint,
     assert pretraining_cases(str(published.folder)) is None, "names were left out"
     named = publish(checkpoint, tmp_path / "named", CardText("x", "mit"), case_names=True).folder
     assert set(pretraining_cases(str(named))) == {"smith_john", "doe_jane"}
+
+
+def test_a_benchmark_knows_the_folder_by_its_content(published, checkpoint, tmp_path):
+    arms = {"ours": SimpleNamespace(name="ours", checkpoints=(str(published.folder), str(checkpoint)), parts="all")}
+    settings = SimpleNamespace(arms=list(arms.values()), arm=arms.get)
+    weights = Weights(SimpleNamespace(folder=tmp_path), settings)
+    assert weights.digest("ours", 0) == published.digest[:8] != weights.digest("ours", 1)
 
 
 def test_a_folder_has_a_fingerprint(published, tmp_path):
