@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-TEST = ["pytest>=8", "pytest-xdist>=3.6"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "huggingface_hub>=0.23"]
 
 setup(
     name="nnunet_alice",

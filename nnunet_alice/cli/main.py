@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate_matching": ("evaluate_matching", "measure how far matches are off, every method side by side"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds and how to fine-tune from it"),
     "transfer": ("transfer", "fit a pretrained checkpoint to other plans, for -pretrained_weights"),
+    "extend": ("extend", "make a finished pretraining longer, and say what its schedules do"),
     "publish": ("publish", "write a pretrained checkpoint as a folder for others: weights, plans, model card"),
     "fetch": ("fetch", "bring a published model here, checked: from the Hugging Face hub, a web server or a folder"),
     "export": ("export", "write a fine-tuned model for stock nnU-Net, after checking that the logits are the same"),
