@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-TEST = ["pytest>=8", "pytest-xdist>=3.6"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "huggingface_hub>=0.23"]
 
 setup(
     name="nnunet_alice",
@@ -36,8 +36,11 @@ setup(
         "numpy>=1.24",
         # What nnunetv2 brings anyway, named because we import it ourselves.
         "blosc2>=3.3.2",
+        "filelock",
         "matplotlib",
         "pandas",
+        "PyYAML",
+        "safetensors>=0.4",
         "scikit-image>=0.22",  # phase_cross_correlation answers alike with and without masks
         "scikit-learn",
         "scipy",
@@ -46,6 +49,8 @@ setup(
     extras_require={
         # Cox model of nnunet_alice probe; GPL-licensed and 16 MB, so only for those who ask for it.
         "survival": ["scikit-survival>=0.25"],
+        # nnunet_alice fetch hf:owner/name
+        "hub": ["huggingface_hub>=0.23"],
         "test": TEST,
         "docs": ["mkdocs-material>=9.5"],
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11"],

@@ -1,7 +1,9 @@
 """Files that are whole or absent (written beside their place, then renamed), and the stamps that tell them apart."""
 
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -46,6 +48,35 @@ def atomic_write(path: str | os.PathLike, inside: str | os.PathLike | None = Non
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``target``; put it in place of ``target`` when the block ends well.
+
+    A kill leaves the old folder, none or the new one, and hidden ones beside it that the next call clears up.
+
+    Yields:
+        the empty folder to write into.
+    """
+    new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    _clear_up(target, new, old)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
+    finally:
+        _clear_up(target, new, old)
+
+
+def _clear_up(target: Path, new: Path, old: Path) -> None:
+    if old.exists() and not target.exists():  # stopped between the two renamings
+        os.replace(old, target)
+    for folder in (new, old):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -104,3 +135,12 @@ def file_stamp(path: Path) -> str | None:
             return f"{size}-{zlib.crc32(file.read(), checksum):08x}"
     except FileNotFoundError:
         return None
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -42,6 +42,7 @@ ARROWS: dict[str, set[str]] = {
         "views",
     },
     "benchmark": {"checkpoints", "finetuning", "importing", "pictures"},
+    "publishing": {"checkpoints", "planning"},
     "demo": {"phantoms"},
     "planners": {"planning", "views"},
     "trainers": {
@@ -50,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "cli": {
         *("anatomy", "benchmark", "checkpoints", "coordinates", "demo", "features"),
-        *("importing", "matching", "phantoms", "pictures", "planning", "targets", "training"),
+        *("importing", "matching", "phantoms", "pictures", "planning", "publishing", "targets", "training"),
     },
 }
 

@@ -34,6 +34,7 @@ from nnunet_alice.finetuning.parts import (
     load_all_but_segmentation,
     replaced,
     short_momentum,
+    transfer_hint,
 )
 from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.finetuning.repeatable import without_timing
@@ -114,9 +115,8 @@ class FineTuneTrainer(nnUNetTrainer):
         Raises:
             CheckpointError: the file is damaged, would run code, or does not fit.
         """
-        number, plans = int(self.plans_manager.dataset_name[7:10]), self.plans_manager.plans_name
-        target = f"-d {number} -p {plans} -c {self.configuration_name}"
-        fix = f"make a file that does with nnunet_alice transfer -i {filename} {target} -o adapted.pth"
+        plans = self.plans_manager
+        fix = transfer_hint(filename, plans.dataset_name, plans.plans_name, self.configuration_name)
         self._load_body(filename, load_checkpoint(filename), fix)
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:

@@ -16,10 +16,13 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NonFiniteLossError
+from nnunet_alice.finetuning.parts import load_all_but_segmentation, transfer_hint
+from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.methods.distributed import rank, world_size
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.pretraining.cases import check_batch_split
@@ -71,6 +74,8 @@ class PretrainingTrainer(nnUNetTrainer):
                 f"{type(self).__name__} needs a 3D configuration, not '{configuration}'; use for example 3d_fullres."
             )
         run = self.settings.run
+        if run.restart >= run.epochs:
+            raise InputError(f"{type(self).__name__} restarts its schedules after its end; name more epochs.")
         self.save_every = min(run.save_every, max(1, run.epochs // 10))
         self.num_epochs = run.epochs
         self.num_iterations_per_epoch = run.iterations
@@ -127,6 +132,7 @@ class PretrainingTrainer(nnUNetTrainer):
             self.method, self.optimizer, self.settings.optimisation, self.grad_scaler, self.autocast
         )
         self.was_initialized = True
+        load_pretrained_weights_by(self)
         self.logger.update_config({"hparas": self.hyper_parameters()})
 
     def _context(self) -> RunContext:
@@ -140,6 +146,16 @@ class PretrainingTrainer(nnUNetTrainer):
             log=self.print_to_log_file,
         )
 
+    def load_pretrained_weights(self, filename: str) -> None:
+        """Start from the weights of a file or folder, all but the last layer's; runs no code of the file.
+
+        Raises:
+            CheckpointError: they are damaged, would run code, or do not fit.
+        """
+        fix = transfer_hint(filename, self.dataset.name, self.dataset.plans_name, self.configuration_name)
+        load_all_but_segmentation(self.network, network_weights(load_checkpoint(filename), filename), filename, fix)
+        self.print_to_log_file(f"Starts from the weights of {filename}; the reconstruction layer starts fresh.")
+
     @property
     def model(self) -> nn.Module:
         """The method's module around the network."""
@@ -148,6 +164,8 @@ class PretrainingTrainer(nnUNetTrainer):
     def hyper_parameters(self) -> dict[str, Any]:
         """Return the settings for the checkpoint, plain types; a continued run must have the same."""
         own = flat(self.settings.run, self.settings.optimisation) | self.method.recorded_settings()
+        if self.settings.run.restart:  # only there, so that older runs can be continued
+            own["restart"] = self.settings.run.restart
         return own | {"batch_size": sum(self.rank_batch_sizes)}
 
     def _set_batch_size_and_oversample(self) -> None:
@@ -190,8 +208,12 @@ class PretrainingTrainer(nnUNetTrainer):
 
     @property
     def progress(self) -> Progress:
-        """How far the run has come."""
-        return Progress(self.current_epoch, self.step, self.num_epochs * self.num_iterations_per_epoch)
+        """How far the run has come; of a run whose schedules begin again, how far in its part."""
+        iterations = self.num_iterations_per_epoch
+        restart, total = self.settings.run.restart * iterations, self.num_epochs * iterations
+        if self.step < restart:
+            return Progress(self.current_epoch, self.step, restart)
+        return Progress(self.current_epoch, self.step - restart, total - restart)
 
     def on_train_start(self) -> None:
         """As nnU-Net's; then prepare the method if the run is not continued."""
@@ -203,7 +225,8 @@ class PretrainingTrainer(nnUNetTrainer):
         """Announce the epoch and seed dropout by its number, so that a continued run draws the same."""
         self.model.train()
         torch.manual_seed(self.settings.run.seed + 1000 * (self.current_epoch + 1) + self.rank)
-        learning_rate = self.settings.optimisation.learning_rate_at(self.step, self.progress.total_steps)
+        progress = self.progress
+        learning_rate = self.settings.optimisation.learning_rate_at(progress.step, progress.total_steps)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self.print_to_log_file(f"Current learning rate: {learning_rate:.3e}")

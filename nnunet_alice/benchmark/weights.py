@@ -1,13 +1,13 @@
 """A benchmark's checkpoints: fitted to its plans by ``nnunet_alice transfer``, known by their content."""
 
-import hashlib
 from pathlib import Path
 
 from nnunet_alice.benchmark.plan import Cell
 from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.workspace import Workspace
+from nnunet_alice.checkpoints.weights_folder import content_file
 from nnunet_alice.errors import InputError
-from nnunet_alice.files import read_json, write_json
+from nnunet_alice.files import read_json, sha256_of, write_json
 
 
 class Weights:
@@ -56,11 +56,11 @@ class Weights:
         if key not in self._digests:
             source, record = self.source(arm, checkpoint), self._record(arm, checkpoint)
             known = read_json(record) if record.is_file() else {}
-            if source.is_file():
-                stat = source.stat()
+            if source.exists():
+                stat = content_file(source).stat()
                 stamp = [str(source), stat.st_size, stat.st_mtime_ns]
                 if known.get("stamp") != stamp:
-                    known = {"stamp": stamp, "digest": _digest(source)}
+                    known = {"stamp": stamp, "digest": sha256_of(content_file(source))[:8]}
                     write_json(record, known)
             elif known.get("stamp", [None])[0] != str(source):
                 raise InputError(f"The checkpoint {source} of arm '{arm}' does not exist.")
@@ -94,11 +94,3 @@ class Weights:
 
     def _record(self, arm: str, checkpoint: int) -> Path:
         return self.workspace.folder / "weights" / f"{arm}_checkpoint{checkpoint}.json"
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:8]

@@ -11,9 +11,7 @@ import logging
 import os
 import pkgutil
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from nnunet_alice.checkpoints.networks import check_architecture
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
-from nnunet_alice.files import read_json, refusals_told, write_json
+from nnunet_alice.files import read_json, refusals_told, whole_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,38 +98,12 @@ def export_model(
     _check_free(target, model, plans["dataset_name"])
     descriptions = {"plans.json": plans, "dataset.json": dataset_json | {_MARK: f"{model.name}, {checkpoint_name}"}}
     descriptions |= {name: read_json(model / name) for name in _USEFUL if (model / name).is_file()}
-    with refusals_told(target), _whole_folder(target) as folder:
+    with refusals_told(target), whole_folder(target) as folder:
         for fold, content in found.items():
             save_checkpoint(content, folder / f"fold_{fold}" / _CHECKPOINT)
         for name, content in descriptions.items():
             write_json(folder / name, content)
     return Export(target, tuple(found), trainer, largest)
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``target``; put it in place of ``target`` when the block ends well.
-
-    A kill leaves the old folder, none or the new one, and hidden ones beside it that the next export clears up.
-    """
-    new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
-    _clear_up(target, new, old)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if target.exists():
-            os.replace(target, old)
-        os.replace(new, target)
-    finally:
-        _clear_up(target, new, old)
-
-
-def _clear_up(target: Path, new: Path, old: Path) -> None:
-    if old.exists() and not target.exists():  # stopped between the two renamings
-        os.replace(old, target)
-    for folder in (new, old):
-        if folder.exists():
-            shutil.rmtree(folder)
 
 
 def _read_model(model: Path) -> tuple[dict, dict]:

@@ -7,6 +7,7 @@ from typing import Any
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.nnssl import unet_weights
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration
+from nnunet_alice.checkpoints.weights_folder import is_weights_folder
 from nnunet_alice.errors import CheckpointError
 
 
@@ -66,6 +67,8 @@ def _millimetres(size: list[float]) -> str:
 
 def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
     """Commands that fine-tune from this checkpoint."""
+    if is_weights_folder(Path(path)):  # its dataset need not be here
+        return [f"nnunet_alice fetch {Path(path).resolve()} -d TARGET"]
     origin = run["plans"].get("moved_from")
     weights = f"-pretrained_weights {Path(path).resolve()}"
     if origin is not None:

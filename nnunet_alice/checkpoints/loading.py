@@ -18,12 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_alice.checkpoints.weights_folder import (
+    DESCRIPTION,
+    is_weights_folder,
+    read_safetensors,
+    read_weights_folder,
+)
 from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
 
 logger = logging.getLogger(__name__)
 
 #: where torch and nnU-Net keep the network's tensors, and what wrappers put in front of their names
 WEIGHTS_KEY = "network_weights"
+_WEIGHTS_ELSEWHERE = (WEIGHTS_KEY, "state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 _TRUST = "nnunet_alice transfer and export open it with --trust, if you trust its author with your account."
 
@@ -32,7 +39,8 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
     """Read a checkpoint to the CPU.
 
     Args:
-        path: a file of ours, of nnU-Net or of nnssl.
+        path: a file of ours, of nnU-Net or of nnssl; a folder that ``publish`` wrote or ``fetch`` brought, or the
+            ``model.safetensors`` in it; or any ``.safetensors`` with a network's tensors.
         trust: open it as an ordinary pickle, which runs whatever code the file contains. Only for files whose author
             you would let use your account.
 
@@ -42,6 +50,11 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
             ``trust`` is off), or needs a package that is not installed (and ``trust`` is on).
     """
     path = Path(path)
+    if is_weights_folder(path):
+        return read_weights_folder(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        alone = not (path.parent / DESCRIPTION).is_file()
+        return {WEIGHTS_KEY: read_safetensors(path)} if alone else read_weights_folder(path.parent)
     if not path.is_file():
         raise CheckpointError(f"{path} {'is a folder, not a checkpoint' if path.is_dir() else 'does not exist'}.")
     if trust:
@@ -89,6 +102,8 @@ def _is_of_the_machine(error: Exception) -> bool:
 def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Tensors of the network in a loaded checkpoint, without the prefixes of DDP and ``torch.compile``.
 
+    They lie under ``network_weights``; in files of other projects under ``state_dict``, ``model``, or at the top.
+
     Args:
         checkpoint: from ``load_checkpoint``.
         path: its file, for the error message.
@@ -96,7 +111,8 @@ def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> d
     Raises:
         CheckpointError: there is no ``network_weights``, it is empty, or it holds something else than tensors.
     """
-    weights = checkpoint.get(WEIGHTS_KEY)
+    everything = checkpoint if all(map(torch.is_tensor, checkpoint.values())) else None
+    weights = next((checkpoint[key] for key in _WEIGHTS_ELSEWHERE if key in checkpoint), everything)
     if not isinstance(weights, Mapping) or not weights:
         found = ", ".join(str(key) for key in list(checkpoint)[:8]) or "nothing"
         raise CheckpointError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nnunet_alice.checkpoints.foreign import foreign_network
 from nnunet_alice.checkpoints.loading import network_weights
 from nnunet_alice.checkpoints.saving import plain
 from nnunet_alice.errors import CheckpointError, InputError
@@ -107,6 +108,8 @@ def unet_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict
         elif prefix == "encoder." and name.startswith("decoder.") and not name.startswith("decoder.encoder."):
             named[name] = tensor
     if not any(name.startswith("encoder.stages.") for name in named):
+        if (kind := foreign_network(weights)) is not None:
+            raise CheckpointError(f"{path} is {kind.name}, which no U-Net of nnU-Net can take: {kind.reason}.")
         trainer = checkpoint.get("trainer_name")
         raise CheckpointError(
             f"{path} is not a U-Net of nnU-Net's kind{f' (trainer {trainer})' if isinstance(trainer, str) else ''}: "

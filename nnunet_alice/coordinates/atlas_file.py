@@ -89,7 +89,7 @@ def open_atlas(path: str | os.PathLike, plans_name: str | None = None, configura
         NotPreparedError: ``atlas.json`` of a dataset that is not there any more, or not finished.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"{path} does not exist; give the pretraining's checkpoint_final.pth, atlas.json or atlas.npz."
         )

@@ -187,6 +187,12 @@ def load_tensors(
     network.load_state_dict(own | {name: weights[name] for name in names})
 
 
+def transfer_hint(path: str | os.PathLike, dataset: str, plans_name: str, configuration: str) -> str:
+    """Return what to do about weights that do not fit the plans of a dataset, for ``load_all_but_segmentation``."""
+    target = f"-d {int(dataset[7:10])} -p {plans_name} -c {configuration}"
+    return f"make a file that does with nnunet_alice transfer -i {path} {target} -o adapted.pth"
+
+
 def fingerprints(network: nn.Module) -> dict[str, str]:
     """Digest of each parameter that ``-pretrained_weights`` would replace (all but the segmentation layers')."""
     return {

@@ -6,7 +6,6 @@ takes as long as reading the disk. With 128 + 128 numbers in half precision a po
 10 litres, and the descriptors' own 2 mm stride for a hippocampus crop (7,700 points, 4 MB).
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,9 +18,10 @@ import numpy as np
 
 from nnunet_alice.anatomy.geometry import UNREADABLE, CaseGeometry
 from nnunet_alice.anatomy.grid import BodyGrid, body_grid
+from nnunet_alice.checkpoints.weights_folder import content_file
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
-from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.files import atomic_write, read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -84,19 +84,15 @@ def checkpoint_fingerprint(path: str | os.PathLike) -> str:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return sha256_of(content_file(Path(path)))
     except OSError as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read ({error.strerror}); name another.") from None
-    return digest.hexdigest()
 
 
 def _fingerprint_now(path: Path) -> str:
     """SHA-256 of a checkpoint; read once for as long as size and time of the file stay the same."""
-    state = path.stat()
+    state = content_file(path).stat()
     return _remembered_fingerprint(path, state.st_size, state.st_mtime_ns)
 
 

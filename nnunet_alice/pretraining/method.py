@@ -31,8 +31,8 @@ class Progress:
 
     Attributes:
         epoch: number of the current epoch, from 0.
-        step: number of the current optimiser step in the whole run, from 0.
-        total_steps: optimiser steps of the whole run.
+        step: number of the current optimiser step, from 0; of a run that was extended, in its part.
+        total_steps: optimiser steps of the whole run, or of its part.
     """
 
     epoch: int

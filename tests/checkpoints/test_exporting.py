@@ -167,7 +167,7 @@ def test_a_killed_export_leaves_no_model_and_is_repeated(trained, tmp_path, monk
     for before in ([], ["dataset.json", "dataset_fingerprint.json", "fold_0/checkpoint_final.pth", "plans.json"]):
         with monkeypatch.context() as patch:
             patch.setattr(exporting, "write_json", killed)
-            patch.setattr(exporting.shutil, "rmtree", left_as_by_a_kill)
+            patch.setattr(shutil, "rmtree", left_as_by_a_kill)
             with pytest.raises(KeyboardInterrupt):
                 export_model(model, out)
         assert names_below(target) == before

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from upstream_reader import network_with_weights, pretrain_info
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, adaptation_plan, unet_weights
@@ -14,8 +15,6 @@ from nnunet_alice.errors import CheckpointError
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_upstream_can_build_the_network_and_load_encoder_and_stem(kind, make_plans, make_network, tmp_path):
     """Goes the way of upstream's reader: first configuration, class by name, submodules by key, strict loading."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
     plans = make_plans(kind, anisotropic=True)
     before = json.dumps(plans)
     source = make_network(plans, channels=2)
@@ -23,29 +22,23 @@ def test_upstream_can_build_the_network_and_load_encoder_and_stem(kind, make_pla
     assert json.dumps(plans) == before
     save_checkpoint({"network_weights": source.state_dict(), PLAN_KEY: plan, "citations": []}, tmp_path / "c.pth")
 
-    checkpoint = torch.load(tmp_path / "c.pth", weights_only=True)
-    plan, weights = checkpoint[PLAN_KEY], checkpoint["network_weights"]
-    assert json.loads(json.dumps(plan)) == plan, "upstream writes parts of it into plans.json"
-    first = next(iter(plan["pretrain_plan"]["configurations"].values()))
-    assert first["spacing"] == [3.0, 1.0, 1.0] and first["patch_size"] == [64, 64, 64]
-    assert plan["recommended_downstream_patchsize"] == [64, 64, 64] and plan["pretrain_num_input_channels"] == 2
-    architecture = plan["architecture_plans"]
-    assert architecture["arch_class_name"].endswith(("PlainConvUNet", "ResidualEncoderUNet"))
-    network = get_network_from_plans(
-        architecture["arch_class_name"],
-        architecture["arch_kwargs"],
-        architecture["arch_kwargs_requiring_import"],
-        plan["pretrain_num_input_channels"],
-        5,
-        deep_supervision=False,
-    )
-    for key in (plan["key_to_encoder"], plan["key_to_stem"]):
-        part = {name[len(key) + 1 :]: w for name, w in weights.items() if name.startswith(key + ".")}
-        network.get_submodule(key).load_state_dict(part, strict=True)
-    assert all(f"{key}.weight" in weights for key in plan["keys_to_in_proj"])
-    assert plan["key_to_lpe"] is None
+    info, configuration = pretrain_info(tmp_path / "c.pth")
+    assert configuration["spacing"] == [3.0, 1.0, 1.0] and configuration["patch_size"] == [64, 64, 64]
+    assert info["pt_num_in_channels"] == 2 and info["pt_used_patchsize"] == [64, 64, 64]
+    network = network_with_weights(tmp_path / "c.pth", channels=2, classes=5)
     image = torch.rand(1, 2, 16, 32, 32)
     assert all(torch.equal(a, b) for a, b in zip(source.encoder(image), network.encoder(image), strict=True))
+
+
+def test_upstream_repeats_a_residual_stem_for_more_channels(make_plans, make_network, tmp_path):
+    plans = make_plans("residual")
+    source = make_network(plans)
+    plan = adaptation_plan(plans, "3d_fullres", 1)
+    save_checkpoint({"network_weights": source.state_dict(), PLAN_KEY: plan}, tmp_path / "c.pth")
+    network = network_with_weights(tmp_path / "c.pth", channels=3, classes=2)
+    image = torch.rand(1, 1, 16, 16, 16)
+    same = zip(source.encoder(image), network.encoder(image.repeat(1, 3, 1, 1, 1)), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in same)
 
 
 def test_recommended_patch_size(make_plans):
@@ -68,16 +61,9 @@ def test_an_nnssl_encoder_of_another_name_is_renamed(make_plans, make_network):
     assert set(named) == {f"encoder.{name}" for name, _ in network.encoder.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    ("weights", "plan"),
-    [
-        ({"eva.blocks.0.attn.weight": torch.ones(1)}, {"key_to_encoder": "eva"}),
-        ({"swinViT.layers1.0.weight": torch.ones(1)}, None),
-        ({"encoder.layer1.0.conv1.weight": torch.ones(1)}, {}),
-    ],
-)
-def test_other_families_are_told_in_one_sentence(weights, plan, tmp_path):
-    save_checkpoint({"network_weights": weights, PLAN_KEY: plan, "trainer_name": "Other"}, tmp_path / "c.pth")
+def test_unknown_families_are_told_in_one_sentence(tmp_path):
+    weights = {"encoder.layer1.0.conv1.weight": torch.ones(1)}
+    save_checkpoint({"network_weights": weights, PLAN_KEY: {}, "trainer_name": "Other"}, tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match=rf"c\.pth is not a U-Net.*Other.*{next(iter(weights))}") as caught:
         unet_weights(load_checkpoint(tmp_path / "c.pth"), tmp_path / "c.pth")
     assert "\n" not in str(caught.value)

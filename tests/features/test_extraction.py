@@ -21,6 +21,8 @@ from nnunet_alice.features.extraction import dense_features, write_dense
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
+from nnunet_alice.publishing.card import CardText
+from nnunet_alice.publishing.publish import publish
 from nnunet_alice.trainers.alice import AliceTrainer
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer
 from nnunet_alice.views.landmark_crops import crop_with_border
@@ -240,3 +242,14 @@ def test_plans_whose_configuration_inherits(folders, tmp_path):
     torch.save(checkpoint, tmp_path / "c.pth")
     run = open_encoder(tmp_path / "c.pth").run
     assert len(DatasetImages(PreprocessedDataset(DATASET, PLANS, "3d_fullres"), run).cases) == 3
+
+
+def test_a_published_folder_gives_the_same_where_its_dataset_is_not(folders, tmp_path, monkeypatch, capsys):
+    model = publish(folders / "drasclr.pth", tmp_path / "model", CardText("Phantoms", "mit"), atlas=True).folder
+    images = folders / "images"
+    features(capsys, "-i", images, "--checkpoint", folders / "drasclr.pth", "-o", tmp_path / "there.npz")
+    (tmp_path / "elsewhere").mkdir()
+    set_folders(monkeypatch, tmp_path / "elsewhere")
+    assert features(capsys, "-i", images, "--checkpoint", model, "-o", tmp_path / "here.npz")[0] == 0
+    there, here = np.load(tmp_path / "there.npz"), np.load(tmp_path / "here.npz")
+    np.testing.assert_array_equal(here["features"], there["features"])

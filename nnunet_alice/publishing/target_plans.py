@@ -1,0 +1,64 @@
+"""Give a labelled dataset the plans of a fetched model, where the model's own dataset is not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_alice.checkpoints.weights_folder import SUMS
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json, sha256_of, write_json
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.planning.moved_plans import reader_of, rename_plans
+
+#: fewest patches a step in fine-tuning, as in nnU-Net; plans of ours count pairs of views
+MINIMUM_BATCH = 2
+
+
+@dataclass(frozen=True)
+class GivenPlans:
+    """Plans that a dataset was given.
+
+    Attributes:
+        dataset: its full name.
+        plans_name: of the plans.
+        configuration: the one that was pretrained.
+        file: where the plans lie.
+    """
+
+    dataset: str
+    plans_name: str
+    configuration: str
+    file: Path
+
+
+def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPlans:
+    """Write the plans of a published model for a dataset, as nnU-Net moves plans between datasets.
+
+    Their name holds the first digits of the model's checksum: the same model always gives the same name, and no other
+    plans are replaced.
+
+    Args:
+        folder: from ``fetch``.
+        dataset: number or name; it lies in ``nnUNet_raw``.
+        configuration: the one that was pretrained.
+
+    Raises:
+        InputError: the dataset is unknown or has another number of channels.
+    """
+    name = dataset_name(dataset)
+    raw = nnunet_folder("nnUNet_raw") / name / "dataset.json"
+    dataset_json, plans = read_json(raw), read_json(folder / "plans.json")
+    settings = plans["configurations"][configuration]
+    wanted = len(settings["normalization_schemes"])
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    if len(channels) != wanted:
+        raise InputError(
+            f"{name} has {len(channels)} channels and the model {wanted}; plan {name} with nnU-Net and fit the weights "
+            f"to its plans with nnunet_alice transfer -i {folder}."
+        )
+    plans["dataset_name"] = name
+    rename_plans(plans, f"fetched_{sha256_of(folder / SUMS)[:8]}")
+    plans["image_reader_writer"] = reader_of(name, dataset_json)
+    settings["batch_size"] = max(MINIMUM_BATCH, settings["batch_size"])
+    file = nnunet_folder("nnUNet_preprocessed") / name / f"{plans['plans_name']}.json"
+    write_json(file, plans)
+    return GivenPlans(name, plans["plans_name"], configuration, file)
