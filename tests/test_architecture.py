@@ -41,6 +41,7 @@ ARROWS: dict[str, set[str]] = {
         *("anatomy", "benchmark", "checkpoints", "coordinates", "demo", "features"),
         *("importing", "matching", "phantoms", "pictures", "planning", "training"),
     },
+    "train": {"cli"},
 }
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -40,6 +39,8 @@ from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.finetuning.settings import FineTuneSettings
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
+from nnunet_alice.training.devices import OwnDeviceDDP
+from nnunet_alice.training.ranks import wait_for_all_ranks
 from nnunet_alice.training.settings import changed, flat
 from nnunet_alice.training.variants import trainer_names
 
@@ -240,7 +241,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self._encoder_learns(learns)
         self.print_to_log_file("The encoder learns from now on." if learns else "The encoder stands still.")
         if self.is_ddp:
-            self.network = DDP(self.network.module, device_ids=[self.local_rank])
+            self.network = OwnDeviceDDP(self.network.module)
 
     def train_step(self, batch: dict) -> dict:
         """nnU-Net's, with the learning rates of this step."""
@@ -293,6 +294,7 @@ class FineTuneTrainer(nnUNetTrainer):
                     self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
                     with self._kept_weights(percent):
                         super().perform_actual_validation(save_probabilities)
+                    wait_for_all_ranks()  # rank 0 alone computes the metrics
                 else:
                     self.print_to_log_file(f"WARNING: {self._kept_file(percent)} is missing and not validated.")
             super().perform_actual_validation(save_probabilities)
@@ -307,8 +309,6 @@ class FineTuneTrainer(nnUNetTrainer):
             network.load_state_dict(network_weights(kept, self._kept_file(percent)))
             self.output_folder = os.path.join(folder, f"at_{percent}")
             os.makedirs(self.output_folder, exist_ok=True)
-            if self.is_ddp:
-                dist.barrier()
             yield
         finally:
             self.output_folder = folder
