@@ -40,9 +40,16 @@ class _Autocast(torch.autocast):
         super().__init__("cpu", dtype or torch.float16, enabled and device_type == "cuda", cache_enabled)
 
 
+class _NoAutocast(_Autocast):
+    """One that is never switched on."""
+
+    def __init__(self, device_type: str, dtype=None, enabled: bool = True, cache_enabled=None) -> None:
+        super().__init__(device_type, dtype, False, cache_enabled)
+
+
 @contextmanager
-def cuda_autocast() -> Iterator[None]:
-    """Within it, ``torch.autocast("cuda")`` works on CPU tensors as it does on CUDA's."""
+def cuda_autocast(half: bool = True) -> Iterator[None]:
+    """Within it, ``torch.autocast("cuda")`` works on CPU tensors as it does on CUDA's; without ``half``, not at all."""
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 
     library = torch.library.Library("aten", "IMPL")
@@ -51,7 +58,7 @@ def cuda_autocast() -> Iterator[None]:
         for name, kernel in _kernels().items():
             library.impl(name, kernel, _KEY)
     before = torch.autocast, stock.autocast
-    torch.autocast = torch.amp.autocast = stock.autocast = _Autocast
+    torch.autocast = torch.amp.autocast = stock.autocast = _Autocast if half else _NoAutocast
     try:
         yield
     finally:

@@ -164,8 +164,8 @@ class EmulatedCuda(TorchDispatchMode):
         if packet is _aten._to_copy:
             between = bool(labelled) != (device is None or device.type == "cuda")
             waits = between and not kwargs.get("non_blocking")
-        elif packet is _aten.copy_:
-            waits = bool(plain) and not (len(args) > 2 and args[2] or kwargs.get("non_blocking"))
+        elif packet is _aten.copy_:  # a plain number is no copy, but written by a kernel (``x[0] = 1``)
+            waits = any(x.ndim for x in plain) and not (len(args) > 2 and args[2] or kwargs.get("non_blocking"))
         elif packet in (_aten.index, _aten.index_put, _aten.index_put_):
             waits = any(x is not None and (x.dtype == torch.bool or not isinstance(x, CudaTensor)) for x in args[1])
         else:
@@ -221,18 +221,16 @@ def _caller() -> str:
 
 
 @contextmanager
-def emulated_cuda(inner: str = "cpu") -> Iterator[EmulatedCuda]:
-    """A CUDA device; ``inner`` as of :class:`EmulatedCuda`."""
-    nothing = {"_lazy_init": lambda: None, "is_available": lambda: True}
+def emulated_cuda(inner: str = "cpu", half: bool = True) -> Iterator[EmulatedCuda]:
+    """A CUDA device; ``inner`` as of :class:`EmulatedCuda`, without ``half`` mixed precision is off."""
+    answers = {"is_available": True, "get_device_name": "emulated", "device_count": 1}
+    answers |= dict.fromkeys(("_lazy_init", "empty_cache", "synchronize"))
     with ExitStack() as stack:
-        stack.enter_context(cuda_autocast())
-        for name, function in nothing.items():
-            stack.enter_context(patch.object(torch.cuda, name, function))
-        stack.enter_context(patch.object(torch.cuda, "get_device_name", lambda *a: "emulated"))
-        for name in ("empty_cache", "synchronize"):
-            stack.enter_context(patch.object(torch.cuda, name, lambda *a: None))
+        stack.enter_context(cuda_autocast(half))
+        for name, answer in answers.items():
+            stack.enter_context(patch.object(torch.cuda, name, lambda *_, answer=answer: answer))
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
-        stack.enter_context(patch.object(torch, "Generator", _generator(torch.Generator)))
+        stack.enter_context(patch.object(torch, "Generator", _Generator))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -244,6 +242,12 @@ def emulated_cuda(inner: str = "cpu") -> Iterator[EmulatedCuda]:
         yield stack.enter_context(EmulatedCuda(inner))
 
 
-def _generator(real):
-    """Generators of CUDA draw on the CPU."""
-    return lambda device="cpu": real("cpu")
+class _Generator(torch.Generator):
+    """A generator of CUDA, which draws on the CPU."""
+
+    def __new__(cls, device="cpu"):
+        generator = super().__new__(cls, "cpu")
+        generator.asked = torch.device(device)
+        return generator
+
+    device = property(lambda self: self.asked)
