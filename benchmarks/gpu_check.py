@@ -142,7 +142,9 @@ def main(argv: list[str] | None = None) -> int:
     print(table(results))
     if args.o:
         args.o.write_text(json.dumps([asdict(result) for result in results], indent=1))
-    print("Please send this table, with the line above it, to the maintainers as an issue: what it says of your GPU is new.")
+    print(
+        "Please send this table, with the line above it, to the maintainers as an issue: what it says of your GPU is new."
+    )
     return int(any(not result.verdict.startswith(("ok", "left out")) for result in results))
 
 
@@ -207,7 +209,9 @@ def check(row: Row, args: argparse.Namespace) -> Result:
         begin = time.perf_counter()
         made = [step(trainer, batches[0])]
         result.first_step_s = time.perf_counter() - begin
-        made += [step(trainer, batches[number % 2]) for number in range(1, 10 if cuda else 2)]  # finds kernels and scale
+        made += [
+            step(trainer, batches[number % 2]) for number in range(1, 10 if cuda else 2)
+        ]  # finds kernels and scale
         graphs = dict(torch._dynamo.utils.counters["stats"]).get("unique_graphs", 0)
         result.waits = waits_of_a_step(trainer, batches[0]) if cuda else None
         seconds = []
@@ -366,7 +370,7 @@ def write_data(base: Path, patch, features, spacing_mm: float) -> None:
 
 def _write_dataset(folder: Path, images, patch, features, spacing_mm: float, more: dict) -> None:
     import numpy as np
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, comp_blosc2_params
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
     cases = folder / f"{PLANS}_{CONFIGURATION}"
     cases.mkdir(parents=True)

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.pretraining import explain_failed_resume
 from nnunet_alice.checkpoints.saving import whole_checkpoint
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.finetuning.parts import (
     FineTuneSchedule,
@@ -40,9 +40,10 @@ from nnunet_alice.finetuning.settings import FineTuneSettings
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP
-from nnunet_alice.training.ranks import wait_for_all_ranks
+from nnunet_alice.training.nonfinite import GuardedOptimizer, SkippedSteps
+from nnunet_alice.training.ranks import names_of_all_ranks, wait_for_all_ranks
 from nnunet_alice.training.settings import changed, flat
-from nnunet_alice.training.variants import trainer_names
+from nnunet_alice.training.variants import trainer_names, with_learning_rate
 
 
 class FineTuneTrainer(nnUNetTrainer):
@@ -79,6 +80,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self._resumed = False
         self._training_cases: list[str] = []
         self._initial: dict[str, str] = {}
+        self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self.settings.check()
 
     # --------------------------------------------------------------------------------------------- building
@@ -107,6 +109,7 @@ class FineTuneTrainer(nnUNetTrainer):
         super().initialize()
         channels_last_on_cpu(self.bare_network, self.device)
         self._initial = fingerprints(self.bare_network)
+        self._guard = GuardedOptimizer(self.optimizer, scaled=self.grad_scaler is not None)
         load_pretrained_weights_by(self)
 
     def load_pretrained_weights(self, filename: str) -> None:
@@ -244,10 +247,30 @@ class FineTuneTrainer(nnUNetTrainer):
             self.network = OwnDeviceDDP(self.network.module)
 
     def train_step(self, batch: dict) -> dict:
-        """nnU-Net's, with the learning rates of this step."""
+        """nnU-Net's, with the learning rates of this step; no weight changes where a gradient is not finite.
+
+        Raises:
+            NonFiniteLossError: so it was several times in a row; the message names the cases of the batch.
+        """
         self.lr_scheduler.set(self._step)
         self._step += 1
-        return super().train_step(batch)
+        output = super().train_step(batch)
+        skipped = self._guard.skipped()
+        self._skipped.count(skipped)
+        if skipped and (self.grad_scaler is None or self.grad_scaler.get_scale() < 1):  # else it looks for its scale
+            self._report_skipped(sorted(set(batch["keys"])))
+        return output
+
+    def _report_skipped(self, own_cases: list[str]) -> None:
+        """Warn of a skipped step; give up after too many in a row."""
+        cases, skipped = names_of_all_ranks(own_cases), self._skipped
+        if skipped.too_many():
+            slower = with_learning_rate(type(self).__name__, self.settings.optimisation.learning_rate / 10)
+            raise NonFiniteLossError(skipped.in_a_row, self.current_epoch, cases, slower, "gradients")
+        self.print_to_log_file(
+            f"WARNING: the gradients are not finite on the cases {', '.join(cases)}: this step is skipped "
+            f"({skipped.in_a_row} in a row; {skipped.most} end the run)."
+        )
 
     def on_epoch_end(self) -> None:
         """As nnU-Net's; keeps a checkpoint where one was asked for."""

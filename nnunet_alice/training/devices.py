@@ -36,11 +36,11 @@ def place(trainer, device: torch.device) -> None:
                 names["DDP"] = OwnDeviceDDP
 
 
-def with_shared_statistics(module: nn.Module, device: torch.device) -> nn.Module:
-    """A module whose batch normalisation takes the batch of all ranks, as nnU-Net's trainers do; in place.
+def share_batch_statistics(module: nn.Module, device: torch.device) -> None:
+    """Let the batch normalisation of a module's parts take the batch of all ranks, as nnU-Net's trainers do; in place.
 
     Args:
-        module: to be wrapped by DDP.
+        module: all that is trained or follows what is.
         device: of the training.
 
     Raises:
@@ -51,4 +51,4 @@ def with_shared_statistics(module: nn.Module, device: torch.device) -> nn.Module
             "These plans have batch normalisation, which several processes can only share on GPUs; "
             "train in one process, or with plans that use instance normalisation."
         )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    nn.SyncBatchNorm.convert_sync_batchnorm(module)

@@ -148,7 +148,7 @@ class EmulatedCuda(TorchDispatchMode):
             kwargs = kwargs | {"device": device if to_host else self.inner}
         inner_args, inner_kwargs = tree_map(self._unwrap, (args, kwargs))
         result = _run(func, inner_args, inner_kwargs)
-        if to_host or func is _aten.copy_.default and not isinstance(args[0], CudaTensor):
+        if to_host or (func is _aten.copy_.default and not isinstance(args[0], CudaTensor)):
             return args[0] if func is _aten.copy_.default else result
         result = tree_map_only(torch.Tensor, self._wrap, result)
         return return_and_correct_aliasing(func, args, kwargs, result)
@@ -157,7 +157,9 @@ class EmulatedCuda(TorchDispatchMode):
         moves = func.overloadpacket in (_aten._to_copy, _aten.copy_)
         indexes = func.overloadpacket in (_aten.index, _aten.index_put, _aten.index_put_)
         if labelled and not moves and not indexes and any(x.ndim for x in plain):
-            raise MixedDevicesError(f"{func} got tensors of cpu {[tuple(x.shape) for x in plain]} and cuda:0 {[tuple(x.shape) for x in labelled]}")
+            raise MixedDevicesError(
+                f"{func} got tensors of cpu {[tuple(x.shape) for x in plain]} and cuda:0 {[tuple(x.shape) for x in labelled]}"
+            )
 
     def _note_wait(self, func, labelled, plain, device, args, kwargs) -> None:
         packet = func.overloadpacket
@@ -165,7 +167,7 @@ class EmulatedCuda(TorchDispatchMode):
             between = bool(labelled) != (device is None or device.type == "cuda")
             waits = between and not kwargs.get("non_blocking")
         elif packet is _aten.copy_:  # a plain number is no copy, but written by a kernel (``x[0] = 1``)
-            waits = any(x.ndim for x in plain) and not (len(args) > 2 and args[2] or kwargs.get("non_blocking"))
+            waits = any(x.ndim for x in plain) and not ((len(args) > 2 and args[2]) or kwargs.get("non_blocking"))
         elif packet in (_aten.index, _aten.index_put, _aten.index_put_):
             waits = any(x is not None and (x.dtype == torch.bool or not isinstance(x, CudaTensor)) for x in args[1])
         else:
@@ -215,7 +217,10 @@ def _run(func, args, kwargs):
 def _caller() -> str:
     """The innermost line of this package (or of nnU-Net) that is being run."""
     for frame in reversed(traceback.extract_stack()):
-        if any(part in frame.filename for part in ("nnunet_alice", "/trainers/", "nnunetv2")) and "audit" not in frame.filename:
+        if (
+            any(part in frame.filename for part in ("nnunet_alice", "/trainers/", "nnunetv2"))
+            and "audit" not in frame.filename
+        ):
             return f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.line}"
     return "elsewhere"
 
@@ -231,6 +236,7 @@ def emulated_cuda(inner: str = "cpu", half: bool = True) -> Iterator[EmulatedCud
             stack.enter_context(patch.object(torch.cuda, name, lambda *_, answer=answer: answer))
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
+        stack.enter_context(patch.object(torch.backends.cudnn, "version", lambda: 0))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)

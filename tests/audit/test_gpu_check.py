@@ -7,7 +7,9 @@ import gpu_check
 
 def test_the_script_runs_and_says_what_to_send(folders, capsys, tmp_path):
     out = tmp_path / "figures.json"
-    status = gpu_check.main(["-device", "cpu", "--size", "tiny", "--only", "Alice noC", "FineTune AdamW", "-o", str(out)])
+    status = gpu_check.main(
+        ["-device", "cpu", "--size", "tiny", "--only", "Alice noC", "FineTune AdamW", "-o", str(out)]
+    )
     text = capsys.readouterr().out
     assert status == 0 and out.is_file()
     rows = {line[:22].strip(): line for line in text.splitlines() if line.rstrip().endswith(" ok")}

@@ -14,7 +14,7 @@ METHODS = ("Alice", "DrasCLR", "Embedding", "FineTune")
 def run(row, half: bool) -> tuple[list[float], float]:
     """Losses of a run over two batches, and the scale at its end."""
     with emulated_cuda(half=half):
-        trainer = short_trainer(row, CUDA, STEPS)
+        trainer = short_trainer(row, CUDA, STEPS, scale=2.0**16)
         found = losses(trainer, itertools.islice(itertools.cycle(begin(trainer)), STEPS))
         return found, trainer.grad_scaler.get_scale()
 

@@ -13,7 +13,10 @@ from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.planning.memory import ALICE, STOCK, live_bytes_of_pairs, network_cost
 
 FEATURES = (32, 64, 128, 256, 320, 320)
-FAMILIES = {"PlainConvUNet": ("n_conv_per_stage", (2,) * 6, 2), "ResidualEncoderUNet": ("n_blocks_per_stage", (1, 3, 4, 6, 6, 6), 1)}
+FAMILIES = {
+    "PlainConvUNet": ("n_conv_per_stage", (2,) * 6, 2),
+    "ResidualEncoderUNet": ("n_blocks_per_stage", (1, 3, 4, 6, 6, 6), 1),
+}
 
 
 def architecture(family: str) -> dict:
@@ -67,7 +70,9 @@ def peak(cuda, optimizer, loss_of_step) -> int:
 def peak_of_stock(family: str, edge: int, batch: int) -> int:
     """nnU-Net's own step with deep supervision and three classes."""
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    both = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, ignore_label=None, dice_class=MemoryEfficientSoftDiceLoss)
+    both = DC_and_CE_loss(
+        dice, {}, weight_ce=1, weight_dice=1, ignore_label=None, dice_class=MemoryEfficientSoftDiceLoss
+    )
     loss = DeepSupervisionWrapper(both, (0.5, 0.25, 0.125, 0.0625, 0))
     with emulated_cuda("meta") as cuda:
         model = network(family, 3, True).to(CUDA)

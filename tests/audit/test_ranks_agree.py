@@ -28,7 +28,9 @@ def run(row, compiled: bool) -> dict[str, torch.Tensor]:
 
 def run_all(rank, *_):
     torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    return {f"{row.name}, compiled {compiled}": run(row, compiled) for row in rows(*METHODS) for compiled in (False, True)}
+    return {
+        f"{row.name}, compiled {compiled}": run(row, compiled) for row in rows(*METHODS) for compiled in (False, True)
+    }
 
 
 def test_ranks_agree(folders, tmp_path):

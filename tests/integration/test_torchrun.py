@@ -12,28 +12,33 @@ from nnunetv2.run.run_training import find_free_network_port
 from pretraining_runs import DATASET, PLANS, finished_rows, phantom_images, same_content, training_log, write_run
 from small_datasets import set_folders
 
-from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.dataset import PreprocessedDataset
 
 pytestmark = [needs_distributed, pytest.mark.slow]
 
 TRAINER = '''
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from nnunet_alice.trainers.alice import AliceTrainer
+from nnunet_alice.training.settings import changed
 
 
 class AliceTrainer_killed(AliceTrainer):
     """The second rank ends its own process in the third epoch, unless that has happened before."""
 
-    epochs, iterations, retrieval_candidates = 3, 1, 4
-    settings = replace(AliceTrainer.settings, hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
+    settings = changed(
+        AliceTrainer.settings,
+        {
+            **{"run.epochs": 3, "run.iterations": 1, "method.retrieval_candidates": 4, "method.attention_heads": 2},
+            **{"method.hidden_dim": 16, "method.bottleneck_dim": 8, "method.prototypes": 16},
+        },
+    )
 
     def on_train_epoch_start(self):
         marker = Path(os.environ["MARKER"])
-        if self.local_rank == 1 and self.current_epoch == 2 and not marker.exists():
+        if self.rank == 1 and self.current_epoch == 2 and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), 9)
         super().on_train_epoch_start()

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from nnunet_alice.errors import InputError
-from nnunet_alice.training.devices import OwnDeviceDDP, place, with_shared_statistics
+from nnunet_alice.training.devices import OwnDeviceDDP, place, share_batch_statistics
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -48,7 +48,7 @@ def test_ddp_takes_the_device_of_the_module(monkeypatch):
 def test_batch_norms_are_shared_on_gpus_and_refused_elsewhere():
     module = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
     with pytest.raises(InputError, match="batch normalisation"):
-        with_shared_statistics(module, CPU)
-    assert isinstance(with_shared_statistics(module, CUDA)[1], nn.SyncBatchNorm)
-    plain = nn.Sequential(nn.InstanceNorm3d(2))
-    assert with_shared_statistics(plain, CPU) is plain
+        share_batch_statistics(module, CPU)
+    share_batch_statistics(module, CUDA)
+    assert isinstance(module[1], nn.SyncBatchNorm)
+    share_batch_statistics(nn.Sequential(nn.InstanceNorm3d(2)), CPU)
