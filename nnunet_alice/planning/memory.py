@@ -172,26 +172,32 @@ def gigabytes_of_training(cost: NetworkCost, reference: MemoryReference, batch_s
     return batch_size * cost.elements / reference.elements_per_gb
 
 
-#: Bytes of an expert's weight in DrasCLR (itself, gradient, momentum, the key encoder's copy), and of an element of the
-#: feature maps of a crop, some of which are held in full precision for the statistics that norms take out.
-DRASCLR_EXPERT_WEIGHT, DRASCLR_ELEMENT = 16.5, 9.2
+#: Live bytes of DrasCLR: for a weight of an expert (itself, gradient, momentum, the key encoder's copy), and for an
+#: element of a crop's feature maps, some of which are kept in full precision for the statistics that norms take out.
+DRASCLR_EXPERT_WEIGHT, DRASCLR_ELEMENT = 16.3, 9.2
+#: What the smallest GPU that plans are made for holds in any case: nnU-Net's 8 GB without workspace and CUDA itself.
+SMALLEST_GPU = 5.5 * _GB
 
 
-def live_bytes_of_experts(cost: NetworkCost, experts: int) -> float:
-    """Live bytes of DrasCLR's encoders, whatever the batch."""
-    return DRASCLR_EXPERT_WEIGHT * experts * cost.encoder_parameters
-
-
-def subjects_in_memory(cost: NetworkCost, pairs: int, experts: int, crop_elements: int, crops: int, more: int) -> int:
-    """Subjects of a batch of DrasCLR for which the memory suffices that the plans foresee; can be 0.
+def live_bytes_of_subjects(cost: NetworkCost, experts: int, crop_elements: int, crops: int, subjects: int) -> float:
+    """Live bytes of a step of DrasCLR.
 
     Args:
-        cost: size of the network at the plans' patch.
-        pairs: pairs of views that the plans foresee on this GPU.
-        experts: E, kernels of each convolution; 1 without location.
+        cost: size of the network.
+        experts: E, kernels of each convolution.
         crop_elements: elements of the encoder's feature maps of one crop.
         crops: with gradient, of each subject.
-        more: further bytes, of the queue for example.
+        subjects: of a batch.
     """
-    left = live_bytes_of_pairs(cost, pairs) - live_bytes_of_experts(cost, experts) - more
-    return max(0, math.floor(left / (DRASCLR_ELEMENT * crops * crop_elements)))
+    encoders = DRASCLR_EXPERT_WEIGHT * experts * cost.encoder_parameters
+    return encoders + subjects * DRASCLR_ELEMENT * crops * crop_elements
+
+
+def subjects_in_memory(cost: NetworkCost, pairs: int, experts: int, crop_elements: int, crops: int) -> int:
+    """Subjects of a batch of DrasCLR for which the memory suffices that plans foresee for ``pairs``; can be 0.
+
+    The other arguments are those of :func:`live_bytes_of_subjects`.
+    """
+    available = max(live_bytes_of_pairs(cost, pairs), SMALLEST_GPU)
+    fixed, with_one = (live_bytes_of_subjects(cost, experts, crop_elements, crops, n) for n in (0, 1))
+    return max(0, math.floor((available - fixed) / (with_one - fixed)))
