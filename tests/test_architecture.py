@@ -53,6 +53,7 @@ ARROWS: dict[str, set[str]] = {
         *("anatomy", "benchmark", "checkpoints", "coordinates", "demo", "features"),
         *("importing", "matching", "phantoms", "pictures", "planning", "publishing", "targets", "training"),
     },
+    "train": {"cli"},
 }
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -22,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.pretraining import explain_failed_resume
 from nnunet_alice.checkpoints.saving import whole_checkpoint
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.finetuning.parts import (
     FineTuneSchedule,
@@ -41,8 +40,11 @@ from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.finetuning.settings import FineTuneSettings
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
+from nnunet_alice.training.devices import OwnDeviceDDP
+from nnunet_alice.training.nonfinite import GuardedOptimizer, SkippedSteps
+from nnunet_alice.training.ranks import names_of_all_ranks, wait_for_all_ranks
 from nnunet_alice.training.settings import changed, flat
-from nnunet_alice.training.variants import trainer_names
+from nnunet_alice.training.variants import trainer_names, with_learning_rate
 
 
 class FineTuneTrainer(nnUNetTrainer):
@@ -79,6 +81,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self._resumed = False
         self._training_cases: list[str] = []
         self._initial: dict[str, str] = {}
+        self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self.settings.check()
 
     # --------------------------------------------------------------------------------------------- building
@@ -107,6 +110,7 @@ class FineTuneTrainer(nnUNetTrainer):
         super().initialize()
         channels_last_on_cpu(self.bare_network, self.device)
         self._initial = fingerprints(self.bare_network)
+        self._guard = GuardedOptimizer(self.optimizer, scaled=self.grad_scaler is not None)
         load_pretrained_weights_by(self)
 
     def load_pretrained_weights(self, filename: str) -> None:
@@ -241,13 +245,33 @@ class FineTuneTrainer(nnUNetTrainer):
         self._encoder_learns(learns)
         self.print_to_log_file("The encoder learns from now on." if learns else "The encoder stands still.")
         if self.is_ddp:
-            self.network = DDP(self.network.module, device_ids=[self.local_rank])
+            self.network = OwnDeviceDDP(self.network.module)
 
     def train_step(self, batch: dict) -> dict:
-        """nnU-Net's, with the learning rates of this step."""
+        """nnU-Net's, with the learning rates of this step; no weight changes where a gradient is not finite.
+
+        Raises:
+            NonFiniteLossError: so it was several times in a row; the message names the cases of the batch.
+        """
         self.lr_scheduler.set(self._step)
         self._step += 1
-        return super().train_step(batch)
+        output = super().train_step(batch)
+        skipped = self._guard.skipped()
+        self._skipped.count(skipped)
+        if skipped and (self.grad_scaler is None or self.grad_scaler.get_scale() < 1):  # else it looks for its scale
+            self._report_skipped(sorted(set(batch["keys"])))
+        return output
+
+    def _report_skipped(self, own_cases: list[str]) -> None:
+        """Warn of a skipped step; give up after too many in a row."""
+        cases, skipped = names_of_all_ranks(own_cases), self._skipped
+        if skipped.too_many():
+            slower = with_learning_rate(type(self).__name__, self.settings.optimisation.learning_rate / 10)
+            raise NonFiniteLossError(skipped.in_a_row, self.current_epoch, cases, slower, "gradients")
+        self.print_to_log_file(
+            f"WARNING: the gradients are not finite on the cases {', '.join(cases)}: this step is skipped "
+            f"({skipped.in_a_row} in a row; {skipped.most} end the run)."
+        )
 
     def on_epoch_end(self) -> None:
         """As nnU-Net's; keeps a checkpoint where one was asked for."""
@@ -297,6 +321,7 @@ class FineTuneTrainer(nnUNetTrainer):
                     self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
                     with self._kept_weights(percent):
                         self._validate(save_probabilities)
+                    wait_for_all_ranks()  # rank 0 alone computes the metrics
                 else:
                     self.print_to_log_file(f"WARNING: {self._kept_file(percent)} is missing and not validated.")
             self._validate(save_probabilities)
@@ -315,8 +340,6 @@ class FineTuneTrainer(nnUNetTrainer):
             network.load_state_dict(network_weights(kept, self._kept_file(percent)))
             self.output_folder = os.path.join(folder, f"at_{percent}")
             os.makedirs(self.output_folder, exist_ok=True)
-            if self.is_ddp:
-                dist.barrier()
             yield
         finally:
             self.output_folder = folder

@@ -14,7 +14,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
@@ -28,11 +27,12 @@ from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.pretraining.cases import check_batch_split
 from nnunet_alice.pretraining.matched_cases import check_same_views, record_of_views
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
-from nnunet_alice.pretraining.nonfinite import SkippedSteps
+from nnunet_alice.training.nonfinite import SkippedSteps
 from nnunet_alice.pretraining.settings import PretrainingSettings
 from nnunet_alice.pretraining.step import StepOutcome, TrainingStep
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
+from nnunet_alice.training.devices import OwnDeviceDDP, share_batch_statistics
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
 from nnunet_alice.training.ranks import metrics_over_ranks, names_of_all_ranks, number_of_each_rank
 from nnunet_alice.training.settings import flat
@@ -120,8 +120,8 @@ class PretrainingTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.method.validation_batches(self.rank_batch_sizes)
         channels_last_on_cpu(self.model, self.device)
         if self.is_ddp:
-            device_ids = None if self.device.index is None else [self.device.index]
-            self.method.parallel = DDP(self.method.trained_module, device_ids=device_ids)
+            share_batch_statistics(self.model, self.device)
+            self.method.parallel = OwnDeviceDDP(self.method.trained_module)
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile...")
             torch._dynamo.config.recompile_limit = max(_RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert_btcv": ("convert_btcv", "make an nnU-Net dataset of BTCV's 30 abdominal CTs, with the common splits"),
     "plan": ("plan", "plan and preprocess an unlabelled dataset, with the plans of a target dataset or its own"),
     "anatomy": ("anatomy", "find out where in the body every case lies, so that views can be matched"),
+    "train": ("train", "nnUNetv2_train, also for many processes on several machines (torchrun)"),
     "match": ("match", "find one point of a case in other cases"),
     "evaluate_matching": ("evaluate_matching", "measure how far matches are off, every method side by side"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds and how to fine-tune from it"),

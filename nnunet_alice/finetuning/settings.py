@@ -16,12 +16,14 @@ class FineTuneRun:
         seed: of weights and, with ``nnUNet_n_proc_DA=0``, of batches and augmentation; None leaves all to chance as
             stock nnU-Net does. (Augmentation in worker processes is always seeded by chance.)
         save_every: epochs between two writings of ``checkpoint_latest.pth``.
+        max_skipped_steps: this many skipped steps in a row (or an epoch of them) end the run.
     """
 
     epochs: int = 1000
     iterations: int = 250
     seed: int | None = None
     save_every: int = unrecorded(10)
+    max_skipped_steps: int = unrecorded(10)
 
 
 @dataclass(frozen=True)

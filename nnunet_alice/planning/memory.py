@@ -1,20 +1,12 @@
-"""How much GPU memory pretraining takes, on the scale that nnU-Net itself plans with.
+"""How much GPU memory training takes: bytes of live tensors, on the scale that nnU-Net itself plans with.
 
 nnU-Net's planners count the elements of all convolution feature maps of one sample, ``E``
 (``compute_conv_feature_map_size``), and hold ``E * batch size`` against a reference measured once: for the default
-planner 560e6 elements at batch 2 take 8 GB, weights, optimiser and workspace included. A step of Alice on one view
+planner 560e6 elements at batch 2 take 8 GB. Live tensors of that step add up to 5.7 GB. The rest (workspace,
+fragmentation, CUDA itself) is taken to grow in proportion for any method's step.
 
-- runs the student over the masked view, forward and backward:                                   ``E``
-- may run the student's encoder over the unmasked view, forward and backward:                    ``E_enc``
-- runs the teacher over the unmasked view without gradient, encoder and first decoder stage; no map is stored, only
-  a few are alive at a time.
-
-So a view is charged ``E + E_enc``, and a pair of views twice that. Live tensors counted at patches of 64 and 128 voxels
-in mixed precision: both student passes and the teacher peak at 1.25 times nnU-Net's own step for PlainConvUNet
-(charged: 1.40) and 1.43 to 1.57 times for ResidualEncoderUNet (charged: 1.67), so the teacher's passing maps fit into
-what the encoder pass is overcharged, whether it runs before or after the student.
-
-Each weight costs 8 bytes more than in nnU-Net's training: the teacher's copy, and AdamW's second moment.
+Live bytes of a step follow from the network's parameters and feature maps (:class:`StepBytes`). The numbers were fitted
+to steps of the real modules on tensors without memory, in mixed precision; ``tests/audit/test_memory.py`` holds them.
 """
 
 import functools
@@ -25,8 +17,6 @@ from dataclasses import dataclass
 
 import torch
 
-#: Bytes a network parameter takes beyond nnU-Net's own training (teacher 4, second moment of AdamW 4).
-EXTRA_BYTES_PER_PARAMETER = 8
 _GB = 2**30
 
 
@@ -58,21 +48,45 @@ class NetworkCost:
         elements: ``E``, elements of all convolution feature maps of one sample.
         encoder_elements: ``E_enc``, those of the encoder.
         parameters: number of weights.
+        encoder_parameters: those of the encoder.
     """
 
     elements: int
     encoder_elements: int
     parameters: int
+    encoder_parameters: int = 0
 
-    @property
-    def pair_elements(self) -> int:
-        """Elements charged for a pair of views: two views, each seen whole and by the encoder alone."""
-        return 2 * (self.elements + self.encoder_elements)
 
-    @property
-    def extra_gigabytes(self) -> float:
-        """Memory of teacher and optimiser beyond nnU-Net's own training, GB."""
-        return EXTRA_BYTES_PER_PARAMETER * self.parameters / _GB
+@dataclass(frozen=True)
+class StepBytes:
+    """Live bytes of a training step at its peak.
+
+    Attributes:
+        parameter: bytes a weight takes: itself, its gradient, optimiser, teacher, copy in half precision.
+        element: bytes an element of a sample's feature maps takes.
+        encoder_element: bytes that an element of the encoder takes on top.
+        rest: bytes of heads and whatever else does not depend on the network.
+    """
+
+    parameter: float
+    element: float
+    encoder_element: float = 0.0
+    rest: float = 0.0
+
+    def fixed(self, cost: NetworkCost) -> float:
+        """Bytes that do not depend on the batch."""
+        return self.parameter * cost.parameters + self.rest
+
+    def sample(self, cost: NetworkCost) -> float:
+        """Bytes of one sample of the batch."""
+        return self.element * cost.elements + self.encoder_element * cost.encoder_elements
+
+
+#: nnU-Net's own step: weight, gradient, momentum, half copy.
+STOCK = StepBytes(parameter=14, element=5.0)
+#: A view of Alice: the student sees it masked, its encoder sees every other view whole, too; the teacher stores nothing.
+#: A weight has AdamW's two moments and the teacher's copy.
+ALICE = StepBytes(parameter=20, element=4.9, encoder_element=2.2, rest=0.25 * _GB)
 
 
 def network_cost(architecture: Mapping, patch_size: Sequence[int], input_channels: int, classes: int) -> NetworkCost:
@@ -84,12 +98,19 @@ def network_cost(architecture: Mapping, patch_size: Sequence[int], input_channel
         input_channels: channels of an image.
         classes: output channels.
     """
-    network = _network_without_memory(json.dumps(architecture, default=_plain), input_channels, classes)
+    return cost_of(
+        _network_without_memory(json.dumps(architecture, default=_plain), input_channels, classes), patch_size
+    )
+
+
+def cost_of(network: torch.nn.Module, patch_size: Sequence[int]) -> NetworkCost:
+    """Count what one of nnU-Net's U-Nets needs at a patch size, voxels."""
     patch_size = [int(length) for length in patch_size]
     return NetworkCost(
         int(network.compute_conv_feature_map_size(patch_size)),
         int(network.encoder.compute_conv_feature_map_size(patch_size)),
         sum(parameter.numel() for parameter in network.parameters()),
+        sum(parameter.numel() for parameter in network.encoder.parameters()),
     )
 
 
@@ -115,21 +136,68 @@ def _plain(number):
     return number.item()
 
 
+def overhead(cost: NetworkCost, reference: MemoryReference) -> float:
+    """Memory that nnU-Net's reference took, as a multiple of the live bytes of that step."""
+    live = STOCK.element * reference.elements * reference.batch_size + STOCK.fixed(cost)
+    return reference.gigabytes * _GB / live
+
+
+def pair_bytes(cost: NetworkCost) -> float:
+    """Live bytes of a pair of views."""
+    return 2 * ALICE.sample(cost)
+
+
 def pair_budget(cost: NetworkCost, reference: MemoryReference, gigabytes: float) -> float:
-    """Feature map elements that ``gigabytes`` of GPU memory leave for the views; 0 when the weights take it all."""
-    return max(0.0, gigabytes - cost.extra_gigabytes) * reference.elements_per_gb
+    """Live bytes that ``gigabytes`` of GPU memory leave for the views; 0 when the weights take it all."""
+    return max(0.0, gigabytes * _GB / overhead(cost, reference) - ALICE.fixed(cost))
 
 
 def pairs_in_memory(cost: NetworkCost, reference: MemoryReference, gigabytes: float) -> int:
     """Pairs of views per step that fit into ``gigabytes`` of GPU memory; can be 0."""
-    return math.floor(pair_budget(cost, reference, gigabytes) / cost.pair_elements)
+    return math.floor(pair_budget(cost, reference, gigabytes) / pair_bytes(cost))
+
+
+def live_bytes_of_pairs(cost: NetworkCost, pairs: int) -> float:
+    """Live bytes of a step of Alice with so many pairs of views: what plans foresee, and other methods fill."""
+    return ALICE.fixed(cost) + pairs * pair_bytes(cost)
 
 
 def gigabytes_of_pairs(cost: NetworkCost, reference: MemoryReference, pairs: int) -> float:
     """GPU memory that steps of ``pairs`` pairs of views take, GB."""
-    return pairs * cost.pair_elements / reference.elements_per_gb + cost.extra_gigabytes
+    return live_bytes_of_pairs(cost, pairs) * overhead(cost, reference) / _GB
 
 
 def gigabytes_of_training(cost: NetworkCost, reference: MemoryReference, batch_size: int) -> float:
     """GPU memory that nnU-Net's own training takes with ``batch_size`` samples, GB."""
     return batch_size * cost.elements / reference.elements_per_gb
+
+
+#: Live bytes of DrasCLR: for a weight of an expert (itself, gradient, momentum, the key encoder's copy), and for an
+#: element of a crop's feature maps, some of which are kept in full precision for the statistics that norms take out.
+DRASCLR_EXPERT_WEIGHT, DRASCLR_ELEMENT = 16.3, 9.2
+#: What the smallest GPU that plans are made for holds in any case: nnU-Net's 8 GB without workspace and CUDA itself.
+SMALLEST_GPU = 5.5 * _GB
+
+
+def live_bytes_of_subjects(cost: NetworkCost, experts: int, crop_elements: int, crops: int, subjects: int) -> float:
+    """Live bytes of a step of DrasCLR.
+
+    Args:
+        cost: size of the network.
+        experts: E, kernels of each convolution.
+        crop_elements: elements of the encoder's feature maps of one crop.
+        crops: with gradient, of each subject.
+        subjects: of a batch.
+    """
+    encoders = DRASCLR_EXPERT_WEIGHT * experts * cost.encoder_parameters
+    return encoders + subjects * DRASCLR_ELEMENT * crops * crop_elements
+
+
+def subjects_in_memory(cost: NetworkCost, pairs: int, experts: int, crop_elements: int, crops: int) -> int:
+    """Subjects of a batch of DrasCLR for which the memory suffices that plans foresee for ``pairs``; can be 0.
+
+    The other arguments are those of :func:`live_bytes_of_subjects`.
+    """
+    available = max(live_bytes_of_pairs(cost, pairs), SMALLEST_GPU)
+    fixed, with_one = (live_bytes_of_subjects(cost, experts, crop_elements, crops, n) for n in (0, 1))
+    return max(0, math.floor((available - fixed) / (with_one - fixed)))

@@ -11,7 +11,7 @@ from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.matching.interface import GeometryMatcher
 from nnunet_alice.parallel import map_cases
-from nnunet_alice.training.ranks import on_one_rank_first
+from nnunet_alice.training.ranks import on_one_rank
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -34,7 +34,7 @@ def cases_with_bodies(
         Where the bodies are, the cases to train on, and those to validate on: training cases if no other is usable.
     """
     both = sorted({*training, *validation})
-    usable = set(on_one_rank_first(lambda: cases_with_geometry(dataset, both, default_num_processes)))
+    usable = set(on_one_rank(lambda: cases_with_geometry(dataset, both, default_num_processes)))
     if len(usable) < len(both):
         log(f"No body was found in {len(both) - len(usable)} of {len(both)} cases: left out.")
     training, validation = ([case for case in cases if case in usable] for cases in (training, validation))

@@ -24,6 +24,7 @@ from nnunet_alice.methods.drasclr.queue import LandmarkQueues, queue_bytes, queu
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.pictures.landmark_views import draw_landmark_views
+from nnunet_alice.planning.memory import cost_of, live_bytes_of_pairs, live_bytes_of_subjects, subjects_in_memory
 from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.pretraining.collapse import MIN_SPREAD
 from nnunet_alice.pretraining.matched_cases import cases_to_validate_on, open_or_prepare_matcher
@@ -136,11 +137,22 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         return size
 
     def _choose_batch_size(self, network: nn.Module) -> int:
-        """As many subjects as need about the memory that the plans foresee: the encoder alone, on small crops."""
-        planned = self.context.batch_size * network.compute_conv_feature_map_size(self.context.patch_size)
-        # The paper's number of crops with gradient in all variants, so that ablations see the same batches.
-        subject = (1 + DrasCLRSettings.neighbours) * network.encoder.compute_conv_feature_map_size(self.crop_size)
-        size = int(min(max(2, planned // subject), self.settings.largest_batch, len(self.places.cases)))
+        """As many subjects as take the time and fit into the memory that the plans foresee."""
+        pairs = self.context.batch_size
+        cost = cost_of(network, self.context.patch_size)
+        # The paper's number of crops with gradient, and all experts, in all variants: ablations see the same batches.
+        crops, experts = 1 + DrasCLRSettings.neighbours, self.settings.num_experts
+        elements = network.encoder.compute_conv_feature_map_size(self.crop_size)
+        fitting = subjects_in_memory(cost, pairs, experts, elements, crops)
+        if fitting < 2:
+            needed, planned = live_bytes_of_subjects(cost, experts, elements, crops, 2), live_bytes_of_pairs(cost, pairs)
+            self.context.log(
+                f"WARNING: {experts} experts and the smallest batch take about {needed / 2**30:.1f} GiB of GPU memory, "
+                f"and the plans foresee {planned / 2**30:.1f}: train with fewer experts (_{max(1, experts // 2)}experts) "
+                "or on a larger GPU."
+            )
+        size = min(max(2, min(pairs * cost.elements // (crops * elements), fitting)), self.settings.largest_batch)
+        size = min(size, len(self.places.cases))
         self.context.log(f"Up to {size} subjects a batch, at one landmark, on this GPU.")
         return size
 

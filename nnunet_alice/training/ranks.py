@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -11,11 +12,24 @@ from nnunet_alice.methods.distributed import gather_rows, mean_over_ranks, world
 
 Result = TypeVar("Result")
 
+#: Preparing a large dataset takes hours; NCCL's collectives give up after ten minutes.
+PATIENCE = timedelta(days=7)
+
+
+@lru_cache(maxsize=1)
+def _patient_group(_of: object) -> dist.ProcessGroup:
+    """A group of all ranks whose members wait as long as it takes, made once for each default group."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def wait_for_all_ranks() -> None:
+    """Wait until every rank is here, however long that takes; to be called before a collective of NCCL."""
+    if world_size() > 1:
+        dist.barrier(group=_patient_group(dist.group.WORLD))
+
 
 def on_one_rank_first(work: Callable[[], Result]) -> Result:
-    """Let rank 0 do work that writes files, then the others, who find it done.
-
-    They wait in a group of their own: NCCL gives up after minutes, and registering a large dataset takes hours.
+    """Let rank 0 do work that writes files, then the others, who find it done; go on when all are through.
 
     Args:
         work: called once on every rank.
@@ -23,13 +37,30 @@ def on_one_rank_first(work: Callable[[], Result]) -> Result:
     Returns:
         What ``work`` gave on this rank.
     """
+    first = world_size() == 1 or dist.get_rank() == 0
+    if first:
+        result = work()
+    wait_for_all_ranks()
+    if not first:
+        result = work()
+    wait_for_all_ranks()
+    return result
+
+
+def on_one_rank(work: Callable[[], Result]) -> Result:
+    """Let rank 0 alone do work whose result every rank needs.
+
+    Args:
+        work: called on rank 0 only.
+
+    Returns:
+        On every rank, what ``work`` gave on rank 0; it has to be picklable.
+    """
     if world_size() == 1:
         return work()
-    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-    first = dist.get_rank() == 0
-    result = work() if first else None
-    dist.barrier(group=patient)
-    return result if first else work()
+    box = [work() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0, group=_patient_group(dist.group.WORLD))
+    return box[0]
 
 
 def number_of_each_rank(number: int, device: torch.device) -> tuple[int, ...]:

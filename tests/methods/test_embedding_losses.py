@@ -12,6 +12,7 @@ from nnunet_alice.methods.embedding.losses import (
     ContrastSettings,
     DescriptorMap,
     Queries,
+    _distances,
     coarse_loss,
     coarse_negatives,
     draw_queries,
@@ -148,6 +149,15 @@ def test_info_nce_against_hand_value_and_loop():
         p = math.exp(positive[q].item() / 0.3)
         expected = -math.log(p / (p + sum(terms)))
         assert info_nce(positive, negatives, present, 0.3)[q].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distances_are_exact_far_from_the_origin():
+    """Where the matrix-product form of the same distances loses millimetres."""
+    points = 1000 + 50 * torch.rand(2, 300, 3, generator=generator())
+    exact = torch.cdist(points[:, :40].double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert (_distances(points[:, :40], points).double() - exact).abs().max() < 1e-3
+    by_products = torch.cdist(points[:, :40], points, compute_mode="use_mm_for_euclid_dist")
+    assert (by_products.double() - exact).abs().max() > 0.1
 
 
 def test_fine_negatives_are_drawn_among_the_hardest_beyond_the_ignored_radius():

@@ -17,6 +17,7 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.methods.distributed import rank
 from nnunet_alice.pretraining.alice import AliceMethod
 from nnunet_alice.trainers.alice import AliceTrainer
+from nnunet_alice.training.devices import place
 from nnunet_alice.training.settings import changed
 
 PAIRS = 3
@@ -54,9 +55,9 @@ class AliceTrainer_poisoned(AliceTrainer_ranks):
 
 
 def on_cpu(trainer_class, base):
-    """A trainer of this rank; nnU-Net would give it a GPU."""
+    """A trainer of this rank, as ``nnunet_alice train -device cpu`` makes it."""
     trainer = make_trainer(trainer_class, base)
-    trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+    place(trainer, torch.device("cpu"))
     return trainer
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from gloo_ranks import needs_distributed, on_ranks
 from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from small_datasets import set_folders
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.trainers import finetuning
+from nnunet_alice.training.devices import place
 from nnunet_alice.training.settings import changed
 
 pytestmark = needs_distributed
@@ -27,38 +27,42 @@ class FineTuneTrainer_ranks(finetuning.FineTuneTrainer):
     )
 
 
-def on_cpu(folder, weights):
-    """A trainer of this rank with weights; nnU-Net would give it a GPU."""
-    trainer = make_finetuner(FineTuneTrainer_ranks, folder)
-    trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+def on_cpu(trainer_class, folder):
+    """A trainer of this rank, as ``nnunet_alice train -device cpu`` makes it."""
+    trainer = make_finetuner(trainer_class, folder)
+    place(trainer, torch.device("cpu"))
     trainer.initialize()
-    trainer.load_pretrained_weights(weights)
     return trainer
 
 
-def weights_by_epoch(rank, folder, weights):
-    """Weights before training and after each epoch."""
+def results_of(rank, folder, weights):
     with pytest.MonkeyPatch.context() as patch:
         stay_in_process(patch)
-        for module in (stock, finetuning):
-            patch.setattr(module, "DDP", WithoutDevice)
-        trainer = on_cpu(folder, weights)
-        trainer.on_train_start()
-        found = [_copy(trainer)]
-        for epoch in range(trainer.num_epochs):
-            trainer.current_epoch = epoch
-            trainer.on_train_epoch_start()
-            for _ in range(trainer.num_iterations_per_epoch):
-                trainer.train_step(next(trainer.dataloader_train))
-            found.append(_copy(trainer))
-        return {"weights": found, "batch": trainer.batch_size}
+        return {"stock": stock_step(folder)} | weights_by_epoch(folder, weights)
 
 
-class WithoutDevice(DistributedDataParallel):
-    """On the CPU, DDP takes no device."""
+def stock_step(folder):
+    """Weights of nnU-Net's own trainer after a step."""
+    trainer = on_cpu(nnUNetTrainer, folder)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    return {name: value.clone() for name, value in trainer.network.module.state_dict().items()}
 
-    def __init__(self, module, device_ids=None):
-        super().__init__(module)
+
+def weights_by_epoch(folder, weights):
+    """Weights before training and after each epoch."""
+    trainer = on_cpu(FineTuneTrainer_ranks, folder)
+    trainer.load_pretrained_weights(weights)
+    trainer.on_train_start()
+    found = [_copy(trainer)]
+    for epoch in range(trainer.num_epochs):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        for _ in range(trainer.num_iterations_per_epoch):
+            trainer.train_step(next(trainer.dataloader_train))
+        found.append(_copy(trainer))
+    return {"weights": found, "batch": trainer.batch_size}
 
 
 def _copy(trainer):
@@ -72,7 +76,7 @@ def test_the_encoder_waits_and_then_learns_and_ranks_stay_equal(tmp_path, monkey
     first = make_finetuner(finetuning.FineTuneTrainer_scratch_1epochs_1iterations_seed7, folder)
     first.initialize()
     save_checkpoint({"network_weights": first.network.state_dict()}, tmp_path / "w.pth")
-    results = on_ranks(weights_by_epoch, tmp_path, folder, tmp_path / "w.pth")
+    results = on_ranks(results_of, tmp_path, folder, tmp_path / "w.pth")
     assert sum(result["batch"] for result in results) == first.configuration_manager.batch_size
     start, decoder_only, everything = results[0]["weights"]
     for name, value in start.items():
@@ -82,3 +86,5 @@ def test_the_encoder_waits_and_then_learns_and_ranks_stay_equal(tmp_path, monkey
             assert not torch.equal(value, everything[name]), name
     for epoch in zip(*(result["weights"] for result in results), strict=True):
         assert all(torch.equal(value, epoch[1][name]) and value.isfinite().all() for name, value in epoch[0].items())
+    stock = [result["stock"] for result in results]
+    assert all(torch.equal(value, stock[1][name]) and value.isfinite().all() for name, value in stock[0].items())

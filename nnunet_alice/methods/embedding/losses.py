@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_alice.methods.embedding.positions import apply_affine, map_positions_mm, sample_map
+from nnunet_alice.methods.embedding.positions import apply_affine, inverse_affine, map_positions_mm, sample_map
 
 #: Crop of the reference in mm, (z, y, x): 32 x 96 x 96 voxels at 2 mm.
 REFERENCE_EXTENT_MM = (64.0, 192.0, 192.0)
@@ -149,9 +149,10 @@ def draw_queries(fine: DescriptorMap, settings: ContrastSettings, generator: tor
     """
     shape = fine.values.shape[2:]
     positions = map_positions_mm(fine.affine, shape)
-    index = apply_affine(torch.linalg.inv(partner(fine.affine).double()), positions.double())
-    last = torch.tensor(shape, dtype=index.dtype, device=index.device) - 1
-    shared = fine.valid & ((index >= -1e-3) & (index <= last + 1e-3)).all(dim=2)
+    index = apply_affine(inverse_affine(partner(fine.affine)), positions.double())
+    shared = fine.valid.clone()
+    for axis, size in enumerate(shape):
+        shared &= (index[..., axis] >= -1e-3) & (index[..., axis] <= size - 1 + 1e-3)
     chosen, present = _draw(shared, settings.positives, generator)
     return Queries(positions.gather(1, chosen[..., None].expand(-1, -1, 3)), present)
 
@@ -191,19 +192,20 @@ def fine_negatives(
         query_fine = sample_map(fine.values, fine.affine, queries.points_mm)
         query_coarse = sample_map(coarse.values, coarse.affine, queries.points_mm)
         for pair in range(pairs):
-            crops = torch.tensor([pair, pair + pairs], device=positions.device)
+            crops = slice(pair, None, pairs)
+            far = _distances(queries.points_mm[crops].flatten(0, 1), positions[crops].flatten(0, 1))
+            allowed = (far > settings.fine_ignore_mm) & fine.valid[crops].flatten()
+            del far  # as large as the similarities
             # Both maps cover the same crop, so resizing is sampling at the fine voxels, only faster.
             coarse_there = F.normalize(F.interpolate(coarse.values[crops], shape, mode="trilinear"), dim=1)
             both = torch.cat([fine.values[crops], coarse_there], dim=1).flatten(2)
             asked = torch.cat([query_fine[crops], query_coarse[crops]], dim=2).flatten(0, 1)
             similarity = torch.cat([asked @ both[0], asked @ both[1]], dim=1)
-            far = _distances(queries.points_mm[crops].flatten(0, 1), positions[crops].flatten(0, 1))
-            allowed = (far > settings.fine_ignore_mm) & fine.valid[crops].flatten()
             chosen, there = _draw_hardest(
                 similarity, allowed, settings.fine_hardest, settings.fine_negatives, generator
             )
             # From "first crop of the pair, then second" to "all crops".
-            chosen = crops[chosen // count] * count + chosen % count
+            chosen = (chosen // count * pairs + pair) * count + chosen % count
             indices.append(chosen.unflatten(0, (2, -1)))
             present.append(there.unflatten(0, (2, -1)))
     return torch.stack(indices, dim=1).flatten(0, 1), torch.stack(present, dim=1).flatten(0, 1)
@@ -329,8 +331,16 @@ def _parts(positive: Tensor, negatives: Tensor, present: Tensor, asked: Tensor, 
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances, exact: the matrix-product form loses millimetres to cancellation."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    """Euclidean distances between points (..., Q, 3) and (..., N, 3): (..., Q, N), without gradient.
+
+    Squares are summed by axis. ``torch.cdist`` by matrix product loses millimetres to cancellation, and its exact form
+    starts one CUDA block a distance: a hundred million at crops of 128 voxels.
+    """
+    total = None
+    for axis in range(a.shape[-1]):
+        square = (a[..., :, None, axis] - b[..., None, :, axis]).square_()
+        total = square if total is None else total.add_(square)
+    return total.sqrt_()
 
 
 def _draw(allowed: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -343,8 +353,8 @@ def _draw(allowed: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
 def _draw_hardest(
     similarity: Tensor, allowed: Tensor, hardest: int, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Of the ``hardest`` most similar allowed entries of each row draw ``count`` at random."""
-    similarity = similarity.masked_fill(~allowed, -torch.inf)
+    """Of the ``hardest`` most similar allowed entries of each row draw ``count`` at random; overwrites ``similarity``."""
+    similarity.masked_fill_(~allowed, -torch.inf)
     top, candidates = similarity.topk(min(hardest, similarity.shape[-1]), dim=-1, sorted=False)
     drawn, present = _draw(top > -torch.inf, count, generator)
     return candidates.gather(-1, drawn), present

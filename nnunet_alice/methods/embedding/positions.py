@@ -50,6 +50,14 @@ def apply_affine(affine: Tensor, points: Tensor) -> Tensor:
     return points @ affine[:, :3, :3].transpose(1, 2) + affine[:, None, :3, 3]
 
 
+def inverse_affine(affine: Tensor) -> Tensor:
+    """Inverse of (V, 4, 4) affines, float64, without waiting for the device (``torch.linalg.inv`` asks it for errors).
+
+    A singular matrix gives numbers that are not finite.
+    """
+    return torch.linalg.inv_ex(affine.double()).inverse
+
+
 def inside_volume(positions_mm: Tensor, extent_mm: Tensor) -> Tensor:
     """Which positions lie between the first and the last voxel centre of their volume.
 
@@ -77,9 +85,9 @@ def sample_map(descriptors: Tensor, affine: Tensor, points_mm: Tensor) -> Tensor
     Returns:
         (V, Q, D), unit length.
     """
-    index = apply_affine(torch.linalg.inv(affine.double()), points_mm.double()).to(descriptors.dtype)
-    size = torch.tensor(descriptors.shape[2:], dtype=descriptors.dtype, device=descriptors.device)
+    index = apply_affine(inverse_affine(affine), points_mm.double()).to(descriptors.dtype)
     # grid_sample wants (x, y, z) in [-1, 1] from edge to edge of the map.
-    normalised = ((2 * index + 1) / size - 1).flip(-1)[:, :, None, None]
+    axes = [(2 * index[..., axis] + 1) / size - 1 for axis, size in enumerate(descriptors.shape[2:])]
+    normalised = torch.stack(axes[::-1], dim=-1)[:, :, None, None]
     sampled = F.grid_sample(descriptors, normalised, mode="bilinear", padding_mode="border", align_corners=False)
     return F.normalize(sampled[..., 0, 0].transpose(1, 2), dim=2)

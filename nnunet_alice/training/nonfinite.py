@@ -58,3 +58,35 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     if not tensors:
         return True
     return bool(torch.stack([norm.isfinite() for norm in torch._foreach_norm(list(tensors), torch.inf)]).all())
+
+
+class GuardedOptimizer:
+    """Keeps an optimiser that somebody else steps from making a step with gradients that are not finite.
+
+    With a gradient scaler that is the scaler's work, and this only finds out. Without one, the gradients are taken away
+    before such a step, and an optimiser leaves parameters without gradient alone, their state, too.
+
+    Args:
+        optimizer: its hooks are used; nothing else of it changes.
+        scaled: whether a gradient scaler decides.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scaled: bool) -> None:
+        self._stepped, self._finite = False, True
+        if not scaled:
+            optimizer.register_step_pre_hook(self._take_away)
+        optimizer.register_step_post_hook(self._note)
+
+    def skipped(self) -> bool:
+        """Return whether no step was made since this was last asked."""
+        stepped, self._stepped = self._stepped, False
+        return not stepped
+
+    def _take_away(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._finite = all_finite(gradients)
+        if not self._finite:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _note(self, *_) -> None:
+        self._stepped = self._finite

@@ -1,0 +1,92 @@
+"""Training by nnU-Net's own functions in processes that torchrun started, on one machine or several."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import distributed as dist
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.training.devices import place
+from nnunet_alice.training.ranks import PATIENCE
+
+#: Where nnU-Net continues from, whichever is there first.
+_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Do what ``nnUNetv2_train`` does with these arguments, together with all processes of torchrun.
+
+    Without torchrun, or with one process, it is ``nnUNetv2_train``. Processes that torchrun starts again after a
+    failure continue from the last checkpoint, as with ``--c``; where there is none, they begin again.
+
+    Args:
+        arguments: those of ``nnUNetv2_train``.
+
+    Raises:
+        InputError: ``-num_gpus`` contradicts torchrun, or several processes cannot use the device.
+    """
+    from nnunetv2.run import run_training as nnunet
+
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    run, make, load = nnunet.run_training, nnunet.get_trainer_from_args, nnunet.maybe_load_checkpoint
+
+    def run_together(*args, **kwargs) -> None:
+        call = inspect.signature(run).bind(*args, **kwargs).arguments
+        if restarted and not call["only_run_validation"]:
+            call["continue_training"] = True
+        if not together:
+            run(**call)
+            return
+        if call["num_gpus"] > 1:
+            raise InputError("torchrun says how many processes train (--nproc-per-node); leave -num_gpus away.")
+        with _process_group(call["device"]) as device, patch.object(nnunet, "get_trainer_from_args", _on(device, make)):
+            run(**call | {"device": device})
+
+    def load_after_restart(trainer, continues: bool, validates: bool, pretrained: str | None = None) -> None:
+        if restarted and continues:
+            continues = any(os.path.isfile(os.path.join(trainer.output_folder, name)) for name in _CHECKPOINTS)
+            pretrained = None if continues else pretrained
+        load(trainer, continues, validates, pretrained)
+
+    with (
+        patch.object(nnunet, "run_training", run_together),
+        patch.object(nnunet, "maybe_load_checkpoint", load_after_restart),
+        patch.object(sys, "argv", ["nnunet_alice train", *arguments]),
+    ):
+        nnunet.run_training_entry()
+
+
+@contextmanager
+def _process_group(device: torch.device) -> Iterator[torch.device]:
+    """The process group of torchrun's environment; gives this process's device."""
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"Several processes train with -device cuda or cpu, not {device.type}.")
+    if device.type == "cuda":
+        number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= there:
+            raise InputError(f"This machine has {there} GPU(s); start torchrun with --nproc-per-node={there} or fewer.")
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    # Ranks prepare and validate at their own pace, which takes longer than the ten minutes that NCCL would wait.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _on(device: torch.device, make: Callable) -> Callable:
+    """nnU-Net's ``get_trainer_from_args``, for a process that uses ``device``."""
+
+    def make_placed(*args, **kwargs):
+        trainer = make(*args, **kwargs)
+        place(trainer, device)
+        return trainer
+
+    return make_placed

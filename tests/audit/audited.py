@@ -1,0 +1,47 @@
+"""Trainers as the audit runs them: short, silent, on a device of its choice."""
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from gpu_check import ROWS, Row, make_trainer
+
+#: One epoch of so many steps, and so many batches of validation.
+STEPS = 3
+
+
+def rows(*names: str) -> list[Row]:
+    """Rows of the table by their names; all without."""
+    return [row for row in ROWS if not names or row.name in names]
+
+
+def short_trainer(row: Row, device: torch.device, steps: int = STEPS, scale: float = 256.0):
+    """The trainer of a row with a run of one epoch; ``scale`` is the gradient scaler's first one."""
+    trainer = make_trainer(row, device)
+    if trainer.grad_scaler is not None:
+        trainer.grad_scaler = torch.amp.GradScaler("cuda", init_scale=scale)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = 1, steps
+    return trainer
+
+
+def begin(trainer) -> list[Any]:
+    """Start training by hand, without an epoch's end; gives two batches."""
+    trainer.initialize()
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    if hasattr(trainer, "method"):
+        trainer.method.before_training()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return [next(trainer.dataloader_train) for _ in range(2)]
+
+
+def losses(trainer, batches: Iterable[Any]) -> list[float]:
+    """Loss of a training step on each batch; NaN where the loss was not finite."""
+    found = []
+    for batch in batches:
+        output = trainer.train_step(copy.copy(batch))
+        values = output.get("metrics", output)
+        found.append(float(values["loss"]) if values else math.nan)
+    return found
