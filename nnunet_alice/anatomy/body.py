@@ -29,7 +29,7 @@ AIR_SHARE = 0.6
 #: Air covers at least this share of the volume's side faces, and the body at least this share of the volume.
 MIN_BORDER_AIR = 0.03
 MIN_BODY = 0.005
-#: Radius of the opening that cuts off tables, tubes and coils, in cells; along an axis at most ``MAX_REACH`` of its own.
+#: Radius of the opening that cuts off tables, tubes and coils, in cells; at most ``MAX_REACH`` of them along an axis.
 OPENING_CELLS = 1.15
 MAX_REACH = 3
 
@@ -202,3 +202,21 @@ def _fill(mask: np.ndarray, axial_axis: int) -> np.ndarray:
     cross = ndimage.generate_binary_structure(2, 1)
     filled = np.stack([ndimage.binary_fill_holes(one, cross) for one in slices])
     return np.moveaxis(filled, 0, axial_axis)
+
+
+def nonzero_mask(image: np.ndarray) -> np.ndarray:
+    """Return what nnU-Net does not take for cut-away background: any channel differs from 0, holes filled.
+
+    The same as nnU-Net's ``create_nonzero_mask``, whose module takes seconds to import in every process.
+
+    Args:
+        image: (C, z, y, x).
+
+    Returns:
+        bool (z, y, x).
+    """
+    mask = image[0] != 0
+    for channel in image[1:]:
+        mask |= channel != 0
+    # Only background that reaches the border is none of the image.
+    return mask if mask.all() else ndimage.binary_fill_holes(mask)

@@ -32,7 +32,8 @@ from nnunet_alice.anatomy.world import world_affine
 from nnunet_alice.coordinates.atlas_file import Atlas
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.importing.checks import read_case, volume_ending
+from nnunet_alice.importing.checks import read_case
+from nnunet_alice.importing.endings import volume_ending
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations
 from nnunet_alice.parallel import map_cases
 

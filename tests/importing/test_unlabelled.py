@@ -242,7 +242,7 @@ def test_running_again_reads_only_what_is_new_or_changed(raw, scans):
 
 
 def test_a_failure_that_is_not_the_files_is_tried_again(raw, scans, monkeypatch):
-    import nnunet_alice.importing.unlabelled as module
+    import nnunet_alice.importing.cases as module
 
     write(scans / "other.nii.gz", volume(1))
     true_mask = module.body_mask
@@ -255,16 +255,16 @@ def test_a_failure_that_is_not_the_files_is_tried_again(raw, scans, monkeypatch)
 
 def test_a_file_that_is_still_being_copied_is_read_again(raw, scans, monkeypatch):
     """The copy ends between the reading and the record of it."""
-    import nnunet_alice.importing.unlabelled as module
+    import nnunet_alice.importing.cases as module
 
     whole = (scans / "good.nii.gz").read_bytes()
     write(scans / "other.nii.gz", volume(1))
     cut(scans / "good.nii.gz")
     real = module.read_case
 
-    def read(files):
+    def read(files, *fallback):
         try:
-            return real(files)
+            return real(files, *fallback)
         finally:
             (scans / "good.nii.gz").write_bytes(whole)
 
@@ -275,15 +275,15 @@ def test_a_file_that_is_still_being_copied_is_read_again(raw, scans, monkeypatch
 
 
 def test_interrupted_import_keeps_what_is_done(raw, scans, monkeypatch):
-    import nnunet_alice.importing.unlabelled as module
+    import nnunet_alice.importing.cases as module
 
     write(scans / "other.nii.gz", volume(1))
     true_write = module._write_label
 
-    def interrupt(label, path):
+    def interrupt(label, path, unchanged):
         if path.name.startswith("other"):
             raise KeyboardInterrupt
-        true_write(label, path)
+        true_write(label, path, unchanged)
 
     monkeypatch.setattr(module, "_write_label", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -311,9 +311,10 @@ def test_nothing_good_or_strict_raises_after_the_report_is_written(raw, scans):
         run(scans, strict=True)
     assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
     (scans / "good.nii.gz").unlink()
-    with pytest.raises(InputError, match="None of 1 cases"):
+    with pytest.raises(InputError, match=r"None of 1 cases.* What was imported before stays"):
         run(scans)
-    assert not (raw / "Dataset900_Test" / "dataset.json").exists()
+    assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
+    assert (raw / "Dataset900_Test" / "labelsTr" / "good.nii.gz").is_file()
 
 
 def test_unusable_arguments(raw, scans, tmp_path):
