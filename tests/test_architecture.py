@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "checkpoints": set(),
     "importing": {"anatomy"},
     "matching": {"anatomy", "checkpoints", "methods", "phantoms"},
-    "planning": {"matching"},
+    "planning": {"anatomy", "importing", "matching"},
     "views": {"anatomy", "matching"},
     "training": {"methods"},
     "pictures": {"anatomy", "phantoms", "training", "views"},
@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "features": {"anatomy", "checkpoints", "coordinates", "matching", "methods", "views"},
     "benchmark": {"checkpoints", "finetuning", "importing", "pictures"},
     "demo": {"phantoms"},
-    "planners": {"planning", "views"},
+    "planners": {"anatomy", "planning", "views"},
     "trainers": {
         *("anatomy", "checkpoints", "coordinates", "finetuning", "matching", "methods"),
         *("pictures", "planning", "pretraining", "training", "views"),

@@ -1,7 +1,6 @@
 """Is this file a volume that nnU-Net can train on? One sentence says why not."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from nnunet_alice.anatomy.orientation import orientation
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
 from nnunet_alice.importing.nifti import check_length, check_nifti
+from nnunet_alice.words import telling
 
 #: Bytes before the voxels of a GIPL file, whose reader does not notice that voxels are missing.
 _GIPL_HEADER = 256
 #: Reads a file that SimpleITK does not; see :func:`nnunet_alice.importing.mending.read_another_way`.
 Fallback = Callable[[Path], sitk.Image | None]
-#: What ITK says of axes that are not orthogonal.
-_SKEWED = "orthonormal"
 
 
 def read_case(files: Sequence[Path], fallback: Fallback | None = None) -> list[sitk.Image]:
@@ -69,7 +67,7 @@ def read_volume(path: Path, fallback: Fallback | None = None) -> sitk.Image:
             raise MemoryError(f"{path.name} does not fit into memory") from None
         image = None if fallback is None else fallback(path)
         if image is None:
-            raise InputError(_unreadable(error)) from None
+            raise InputError(f"unreadable or truncated ({telling(error)}).") from None
         check_grid(image)
     values = sitk.GetArrayViewFromImage(image)
     if ending.startswith(".gipl"):
@@ -118,18 +116,3 @@ def grid_difference(first: sitk.Image, second: sitk.Image | sitk.ImageFileReader
 
 def _times(numbers: Sequence[float]) -> str:
     return " x ".join(f"{n:g}" for n in numbers)
-
-
-def _unreadable(error: Exception) -> str:
-    """The telling part of an ITK message, which otherwise is several lines of source files and addresses."""
-    text = str(error).strip() or type(error).__name__
-    if _SKEWED in text:
-        return "its axes are skewed, and SimpleITK reads orthogonal ones only; import makes a straight copy of it."
-    if "determinant is 0" in text:
-        return "its direction matrix has no inverse (it is all zero, or two axes are the same); mend the header."
-    if "Unable to determine ImageIO reader" in text:
-        return "unreadable: it is not what its ending says, or a kind of it that SimpleITK does not know."
-    text = re.split(r"ERROR: ", text)[-1]
-    text = re.sub(r"\w+\(0x[0-9a-f]+\):\s*", "", text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"unreadable or truncated ({(lines[-1] if lines else text)[:200].rstrip('.')})."

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
 from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, data_files, volume_ending
+from nnunet_alice.words import telling
 
 #: Ending of copies, and their folder in the dataset.
 COPY_ENDING, COPY_FOLDER = ".nii.gz", "imagesTr"
@@ -53,8 +54,7 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
         values = np.asanyarray(found.dataobj)
         affine = np.asarray(found.affine, dtype=float)
     except Exception as error:  # nibabel raises whatever its parsers raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"unreadable or truncated ({reason[0][:200].rstrip('.')}).") from None
+        raise InputError(f"unreadable or truncated ({telling(error)}).") from None
     if values.dtype.kind not in "iuf":
         raise InputError(f"holds no plain numbers but {values.dtype} (colour, vectors or complex).")
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.T.astype(values.dtype.newbyteorder("="), copy=False)))

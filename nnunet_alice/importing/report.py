@@ -1,6 +1,5 @@
 """What an import did: every case with its verdict, what the verdict was based on, and what was passed over."""
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,12 @@ from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.mending import COPY_FOLDER
 from nnunet_alice.nnunet_folders import datasets_by_number
+from nnunet_alice.words import counted, pasteable
 
 REPORT_FILE = "import_report.json"
 IMPORTED, LEFT_OUT = "imported", "left out"
+#: Unlike cases that are named one by one; the report has all.
+_NAMED = 20
 _STORED = ("dataset", "source", "channels", "orient", "outliers", "unlistable", "other_files")
 
 
@@ -89,23 +91,27 @@ class ImportReport:
 
     def warnings(self) -> Iterator[str]:
         """Yield what a user has to know, a sentence each."""
+        total = counted(len(self.imported), "case")
         blocked = {case: reason for case, reason in self.kept.items() if reason in self.unlistable}
         for folder, reason in self.unlistable.items():
-            count = list(blocked.values()).count(folder)
-            yield f"{folder} could not be listed ({reason}); {count} cases that were imported from it before stay."
+            stay = counted(list(blocked.values()).count(folder), "case")
+            yield f"{folder} could not be listed ({reason}); {stay} imported from it before: kept."
         unread = {case: reason for case, reason in self.kept.items() if case not in blocked}
         for case in list(unread)[:1]:
-            yield f"{len(unread)} cases could not be read now and stay as they were imported ({case}: {unread[case]})."
+            yield f"{len(unread)} of {total} could not be read now: kept as imported before ({case}: {unread[case]})."
         copied = {case: self.cases[case]["copied"] for case in self.imported if self.cases[case].get("copied")}
         for case in list(copied)[:1]:
-            yield f"{len(copied)} of {len(self.imported)} cases are read from copies in {COPY_FOLDER} ({copied[case]})."
+            yield f"{len(copied)} of {total}: nnU-Net reads a copy in {COPY_FOLDER} ({copied[case]})."
         for hint, cases in self.hints.items():
-            yield f"{len(cases)} of {len(self.imported)} cases: {hint}: {named(cases)}."
-        for case, reason in self.outliers.items():
+            yield f"{len(cases)} of {total} ({named(cases)}): {hint}."
+        for case, reason in list(self.outliers.items())[:_NAMED]:
             yield f"Case {case}: {reason}; look at it, and mend or remove it. Plans leave it out of their statistics."
+        if len(self.outliers) > _NAMED:
+            yield f"... and {len(self.outliers) - _NAMED} more cases like these, in {self.file}."
         for ending, entry in self.other_files.items():
             if entry["what"]:
-                yield f"Not taken: {entry['count']} files {ending} ({named(entry['examples'])}): {entry['what']}."
+                files = counted(entry["count"], f"{ending} file")
+                yield f"Not taken: {files} ({named(entry['examples'])}): {entry['what']}."
         harmless = [f"{entry['count']} {ending}" for ending, entry in self.other_files.items() if not entry["what"]]
         if harmless:
             yield f"Not taken, no volumes by their names: {', '.join(harmless)}."
@@ -136,10 +142,32 @@ def open_report(folder: Path, source: Path, channels: list[str]) -> ImportReport
         raise InputError(f"{report.file} is not a report of import; delete it with its folder.") from None
     if there and before != channels:
         number = int(folder.name[7:10])
-        free = next((n for n in (*range(number + 1, 1000), *range(1, number)) if n not in datasets_by_number()), "ID")
+        taken = datasets_by_number()
+        free = next((n for n in (*range(number + 1, 1000), *range(1, number)) if n not in taken), "ID")
+        command = pasteable("nnunet_alice", "import", "-i", source, "-d", free, "-n", folder.name[11:], "--channel")
         raise InputError(
-            f"{folder} was imported with --channel {shlex.join(before)} and stays as it is; for other channels make a "
-            f"new dataset: nnunet_alice import -i {shlex.quote(str(source))} -d {free} -n {folder.name[11:]} "
-            f"--channel {shlex.join(channels)}"
+            f"{folder} was imported with --channel {pasteable(*before)} and stays as it is; for other channels make a "
+            f"new dataset: {command} {pasteable(*channels)}"
         )
     return report
+
+
+def orientations_of_import(folder: Path) -> dict[str, str]:
+    """Return case -> letters of what nnU-Net reads, as the report in a dataset's folder has it; empty without one."""
+    try:
+        cases = read_json(folder / REPORT_FILE)["cases"]
+        return {case: record["orientation"] for case, record in cases.items() if record["status"] == IMPORTED}
+    except (InputError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def turning_command(folder: Path, letters: str) -> str:
+    """Return a sentence that says how to import a dataset again so that its images lie as these letters say."""
+    number, name = int(folder.name[7:10]), folder.name[11:]
+    try:
+        report = read_json(folder / REPORT_FILE)
+        source, channels = report["source"], report["channels"]
+    except (InputError, KeyError, TypeError):
+        source, channels, number = "FOLDER", ["CHANNEL"], "ID"
+    command = pasteable("nnunet_alice", "import", "-i", source, "-d", number, "-n", name, "--channel", *channels)
+    return f"Import it turned: {command} --orient {letters}"

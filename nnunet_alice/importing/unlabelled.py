@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.anatomy.orientation import is_orientation
-from nnunet_alice.errors import AliceError, InputError, named
+from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import write_json
 from nnunet_alice.importing.cases import LABEL_ENDING, LABEL_FOLDER, Job, Task, import_case
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT
@@ -23,6 +23,7 @@ from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, open
 from nnunet_alice.importing.scan import Scan, scan_folder
 from nnunet_alice.nnunet_folders import datasets_by_number, nnunet_folder
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ def _verdict(job: Job, case: str, outcome: Any, files: list[dict], before: dict[
     if isinstance(outcome, InputError):
         return {"status": LEFT_OUT, "reason": str(outcome)} | basis
     # Not the file's fault for certain (memory, disk, permission): the next run tries again.
-    reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
+    reason = telling(outcome)
     unchanged = before.get("files") == files or any(file["bytes"] is None for file in files)
     if before.get("status") == IMPORTED and unchanged and job.holds(case, {"copied": ""} | before):
         return before | {"kept": reason}
@@ -212,8 +213,8 @@ def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]
         )
     if report.gone:
         logger.warning(
-            "%d cases of the earlier import are gone from %s and leave the dataset: %s.",
-            len(report.gone), report.source, named(report.gone),
+            "%s of the earlier import gone from %s, out of the dataset now: %s.",
+            counted(len(report.gone), "case"), report.source, named(report.gone),
         )  # fmt: skip
     for case in report.cases.keys() - present:
         if "kept" not in report.cases[case]:
