@@ -140,7 +140,8 @@ def _write_label(label: sitk.Image, path: Path, unchanged: bool) -> None:
     """
     if unchanged and path.is_file():
         with contextlib.suppress(RuntimeError):
-            if np.array_equal(sitk.GetArrayViewFromImage(sitk.ReadImage(str(path))), sitk.GetArrayViewFromImage(label)):
+            # a copy of its voxels: a view would outlive the image that was just read
+            if np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), sitk.GetArrayViewFromImage(label)):
                 return
     write_image(label, path)
     back = sitk.ImageFileReader()

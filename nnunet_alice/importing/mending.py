@@ -57,7 +57,8 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
         raise InputError(f"unreadable or truncated ({telling(error)}).") from None
     if values.dtype.kind not in "iuf":
         raise InputError(f"holds no plain numbers but {values.dtype} (colour, vectors or complex).")
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values.T.astype(values.dtype.newbyteorder("="), copy=False)))
+    plain = np.ascontiguousarray(values.T.astype(values.dtype.newbyteorder("="), copy=False))
+    image = sitk.GetImageFromArray(plain, isVector=False)
     if values.ndim != 3:
         return image, ""  # whoever checks it says so
     spacing, direction, skew_degrees = straightened(affine)

@@ -185,6 +185,12 @@ def _list_files(folder: Path, endings: tuple[str, ...], unlistable: dict[str, st
         folders[:] = kept
         for name in sorted(files):
             path = Path(root, name)
-            if not name.startswith("."):
-                (volumes if volume_ending(path, endings) else others).append(path)
+            if name.startswith("."):
+                continue
+            if volume_ending(path, endings):
+                volumes.append(path)
+            elif path.is_symlink() and not path.exists():
+                unlistable[str(path)] = "a link to nowhere"  # to a folder on a disk that is away, perhaps
+            else:
+                others.append(path)
     return volumes, others

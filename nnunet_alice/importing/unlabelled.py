@@ -133,10 +133,11 @@ def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
 def _sort_out(report: ImportReport, job: Job, scan: Scan) -> list[Task]:
     """Record what needs no reading; return what does. Records of earlier imports stay until there are new ones."""
     work = []
+    for record in report.cases.values():
+        record.pop("kept", None)
     for candidate in scan.cases:
         files = _signature((*candidate.files, *candidate.data_files))
         record = report.cases.get(candidate.name, {})
-        record.pop("kept", None)
         if candidate.problem:
             report.cases[candidate.name] = {
                 "status": LEFT_OUT, "reason": candidate.problem, "files": files, "basis": job.basis,

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from nnunet_alice.anatomy.body import MAX_CELLS, _cells, body_mask
+from nnunet_alice.anatomy.body import MAX_CELLS, _cells, body_mask, nonzero_mask
 
 SHAPE = (48, 72, 80)
 SPACING_MM = (5.0, 4.0, 4.0)
@@ -145,6 +145,20 @@ def test_work_is_bounded_for_every_grid(shape, spacing_mm):
     factors, ball = _cells(shape, spacing_mm)
     assert np.prod(np.divide(shape, factors)) <= MAX_CELLS
     assert ball.any() and max(ball.shape) <= 7
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_nonzero_is_what_nnunet_takes_for_it(channels):
+    from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 2, (channels, 12, 13, 14)) * rng.normal(size=(channels, 12, 13, 14))
+    images[:, 3:9, 3:9, 3:9] = 1
+    images[:, 5:7, 5:7, 5:7] = 0
+    before = images.copy()
+    for image in (images, np.ones_like(images)):
+        np.testing.assert_array_equal(nonzero_mask(image), create_nonzero_mask(image))
+    np.testing.assert_array_equal(images, before)
 
 
 def test_wrong_axes_are_refused():
