@@ -149,6 +149,44 @@ def test_a_bad_case_is_named_and_stops_no_other(datasets, capsys, caplog):
     assert "No case of Dataset900_Unlabelled could be preprocessed" in capsys.readouterr().err
 
 
+def test_a_case_that_is_constant_after_normalisation_is_left_out_by_name(datasets, caplog):
+    """Values far from those of the target's plans: all are clipped to one."""
+    raw = datasets.parent / "nnUNet_raw" / UNLABELLED
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "b_0000.nii.gz")))
+    write_image(raw / "b_0000.nii.gz", image + np.float32(5000))
+    assert plan("--target", "4") == 0
+    assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["a", "c"]
+    assert "Case b could not be preprocessed and is left out: its channel 0 is constant after CTNormal" in caplog.text
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_case_that_has_gone_bad_does_not_stay_as_it_was(datasets, caplog, readable):
+    """What was made of a file that is bad now goes; what cannot be reached at the moment stays, and that is said."""
+    assert plan("--target", "4") == 0
+    raw = datasets.parent / "nnUNet_raw" / UNLABELLED
+    if readable:
+        (raw / "b_0000.nii.gz").write_bytes(b"not an image")
+    else:
+        (raw / "b_0000.nii.gz").unlink()
+    os.utime(raw / "b.nii.gz", (time.time() + 10,) * 2)
+    assert plan("--target", "4") == 0
+    there = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases()
+    assert there == (["a", "c"] if readable else ["a", "b", "c"])
+    assert ("and is left out" if readable else "stays as it was preprocessed before") in caplog.text
+
+
+def test_failures_that_are_mended_are_forgotten(datasets):
+    raw = datasets.parent / "nnUNet_raw" / UNLABELLED
+    (raw / "b_0000.nii.gz").write_bytes(b"not an image")
+    assert plan("--target", "4") == 0
+    content = read_json(raw / "dataset.json")
+    del content["dataset"]["b"]
+    write_json(raw / "dataset.json", content)
+    assert plan("--target", "4") == 0
+    report = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres_preprocessing.json"
+    assert read_json(report)["failed"] == {}
+
+
 def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
     """What counts as there is only what was moved to its place whole."""
     moves = []
