@@ -91,8 +91,8 @@ class AtlasReport:
         return (
             f"Only {good} of {total} cases ({good / total:.0%}) are registered well to the atlas {self.atlas_case}; "
             "views of all others find no counterparts. Look at the picture; then name a case that shows what most of "
-            "them show (--atlas CASE), or keep datasets of other body regions or orientations apart, or train a matcher "
-            "that does not register (AnatomicalEmbeddingTrainer)."
+            "them show (--atlas CASE), or keep other body regions and orientations in datasets of their own, or train "
+            "a matcher that does not register (AnatomicalEmbeddingTrainer)."
         )
 
 

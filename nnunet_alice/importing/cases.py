@@ -14,7 +14,7 @@ from nnunet_alice.anatomy.orientation import axial_axis, orientation
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.checks import grid_difference, read_case
 from nnunet_alice.importing.intensities import measure
-from nnunet_alice.importing.mending import COPY_ENDING, COPY_FOLDER, read_another_way, write_image
+from nnunet_alice.importing.mending import COPY_ENDING, COPY_FOLDER, read_another_way, straighten, write_image
 from nnunet_alice.importing.nifti import keeps_orientation
 from nnunet_alice.importing.report import IMPORTED
 from nnunet_alice.importing.scan import Candidate
@@ -94,6 +94,9 @@ def import_case(job: Job, task: Task) -> dict[str, Any]:
         return image
 
     images = read_case(candidate.files, another_way)
+    for file, image in zip(candidate.files, images, strict=True):
+        if skew_degrees := straighten(image):
+            ways[file.name] = f"its axes were skewed by {skew_degrees:.2g} degrees and were straightened"
     before = orientation(images[0])
     turned = bool(job.orient) and before != job.orient
     if turned:

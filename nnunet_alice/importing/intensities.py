@@ -19,12 +19,17 @@ _DEVIATIONS, _SHARES = 6.0, (1.0, 0.4, 3.0)
 _WRAPPED = {12: 1124, 16: 8192, 32: 8192}
 #: Smallest share of wrapped values that counts, and largest share of them that may lie in the gap below.
 _WRAPPED_SHARE, _GAP_SHARE = {12: 0.05, 16: 1e-3, 32: 1e-5}, 0.01
+#: Values so close to an end of 16 bits with sign are at that end.
+_AT_THE_END = 4096.0
 #: Air outside of the body, HU.
 _AIR_HU = (-1100.0, -900.0)
 #: Body of a scan in HU: its median, and the least that its values span.
 _BODY_HU, _SPAN_HU = (-400.0, 200.0), 30.0
 
-WRAPPED = "negative values were stored as unsigned ones and lie at the top of the range; save it as a signed type"
+WRAPPED = (
+    "values wrapped around the end of an integer type (negative ones stored as unsigned, or too large ones as signed); "
+    "save it from its source in a wider type"
+)
 NO_HU = (
     "no Hounsfield units, though the channel is CT: air should lie at about -1000 (the offset of -1024 is missing, a "
     "window was cut out, or the background was set to 0)"
@@ -90,7 +95,17 @@ def is_wrapped(values: np.ndarray, channel: str) -> bool:
         # Saturated voxels are all at the last value.
         if values.max() <= top and near.min() < top - 1 and between <= _GAP_SHARE * near.size:
             return True
-    return False
+    return _is_wrapped_signed(values)
+
+
+def _is_wrapped_signed(values: np.ndarray) -> bool:
+    """Whether values reach both ends of 16 bits with sign, and hardly any negative one lies close to 0."""
+    end = 2.0**15
+    ends = [np.count_nonzero(group) for group in (values < _AT_THE_END - end, values >= end - _AT_THE_END)]
+    if values.min() < -end or values.max() >= end or min(ends) < max(2, _WRAPPED_SHARE[16] / 10 * values.size):
+        return False
+    negative = np.count_nonzero(values < -_AT_THE_END / 4)
+    return np.count_nonzero((values < -_AT_THE_END / 4) & (values > -2 * _AT_THE_END)) <= _GAP_SHARE * negative
 
 
 def _unit_hints(found: Intensities, channel: str) -> list[str]:

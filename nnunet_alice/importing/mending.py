@@ -20,6 +20,8 @@ from nnunet_alice.words import telling
 
 #: Ending of copies, and their folder in the dataset.
 COPY_ENDING, COPY_FOLDER = ".nii.gz", "imagesTr"
+#: Axes that deviate by no more than this from right angles were rounded when they were written.
+ROUNDING_DEGREES = 0.01
 #: Axes that deviate by more than this from right angles are a gantry's tilt or worse: straightening them would move
 #: anatomy. The rounding in public sets is below a tenth of it.
 MAX_SKEW_DEGREES = 1.0
@@ -34,10 +36,10 @@ def read_another_way(path: Path) -> tuple[sitk.Image, str] | None:
         path: an image file that is whole.
 
     Returns:
-        the image, with orthogonal axes, and what was done in a few words; None if there is no other way to read it.
+        the image, and why it was read in another way; None if there is no other way.
 
     Raises:
-        InputError: it cannot be read in any way, or its axes are skewed too much.
+        InputError: it cannot be read in any way.
     """
     ending = volume_ending(path, ENDINGS_OF_IMPORT) or ""
     if ending.lower() in _NIBABEL and ending != ".HDR":
@@ -61,40 +63,42 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
     image = sitk.GetImageFromArray(plain, isVector=False)
     if values.ndim != 3:
         return image, ""  # whoever checks it says so
-    spacing, direction, skew_degrees = straightened(affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
+        raise InputError(
+            "its direction matrix has no inverse (an axis is missing, or two are the same); mend the header."
+        )
+    to_lps = np.diag([-1.0, -1.0, 1.0])  # nibabel speaks RAS
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin((to_lps @ affine[:3, 3]).tolist())
+    image.SetDirection((to_lps @ affine[:3, :3] / spacing).ravel().tolist())
+    return image, "SimpleITK does not read it as it is"
+
+
+def straighten(image: sitk.Image) -> float:
+    """Give an image the nearest axes at right angles, in place; the middle of the volume stays where it is.
+
+    Returns:
+        the largest deviation from a right angle that its axes had, in degrees; 0 if it was left as it was.
+
+    Raises:
+        InputError: its axes are skewed too much.
+    """
+    columns = np.asarray(image.GetDirection()).reshape(3, 3)
+    cosines = columns.T @ columns - np.eye(3)
+    skew_degrees = math.degrees(math.asin(min(1.0, float(np.abs(cosines).max()))))
+    if skew_degrees < ROUNDING_DEGREES:
+        return 0.0
     if skew_degrees > MAX_SKEW_DEGREES:
         raise InputError(
             f"its axes are skewed by {skew_degrees:.1f} degrees (a tilted gantry?); resample it onto orthogonal axes, "
             "for example with nibabel.processing.conform."
         )
-    # The middle of the volume stays where it is.
-    middle = (np.asarray(values.shape) - 1) / 2
-    origin = affine[:3, :3] @ middle + affine[:3, 3] - direction @ (spacing * middle)
-    to_lps = np.diag([-1.0, -1.0, 1.0])  # nibabel speaks RAS
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin((to_lps @ origin).tolist())
-    image.SetDirection((to_lps @ direction).ravel().tolist())
-    if skew_degrees > 0.001:
-        return image, f"its axes were skewed by {skew_degrees:.2g} degrees and were straightened"
-    return image, "SimpleITK does not read this format"
-
-
-def straightened(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return spacing (3,), the nearest orthogonal directions (3, 3) and the skew in degrees of a 4 x 4 affine.
-
-    Raises:
-        InputError: the affine is not finite, or flattens space.
-    """
-    linear = affine[:3, :3]
-    spacing = np.linalg.norm(linear, axis=0)
-    if not np.isfinite(affine).all() or (spacing == 0).any():
-        raise InputError("its header holds no usable affine; mend the header.")
-    columns = linear / spacing
-    if abs(np.linalg.det(columns)) < 1e-3:
-        raise InputError("its direction matrix has no inverse (two axes are nearly the same); mend the header.")
     left, _, right = np.linalg.svd(columns)
-    cosines = columns.T @ columns - np.eye(3)
-    return spacing, left @ right, math.degrees(math.asin(min(1.0, float(np.abs(cosines).max()))))
+    middle = (np.asarray(image.GetSize()) - 1) / 2 * image.GetSpacing()
+    image.SetOrigin((np.asarray(image.GetOrigin()) + (columns - left @ right) @ middle).tolist())
+    image.SetDirection((left @ right).ravel().tolist())
+    return skew_degrees
 
 
 def write_image(image: sitk.Image, path: Path) -> None:

@@ -1,6 +1,6 @@
 """What an import did: every case with its verdict, what the verdict was based on, and what was passed over."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,31 @@ def orientations_of_import(folder: Path) -> dict[str, str]:
         return {case: record["orientation"] for case, record in cases.items() if record["status"] == IMPORTED}
     except (InputError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def changed_since_import(folder: Path) -> list[str]:
+    """Return the imported cases whose files are not those that were checked; empty for what was not imported by us."""
+    try:
+        cases = read_json(folder / REPORT_FILE)["cases"]
+        return sorted(
+            case
+            for case, record in cases.items()
+            if record["status"] == IMPORTED and record["files"] != signature([file["path"] for file in record["files"]])
+        )
+    except (InputError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def signature(files: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Return what tells whether files changed: path, bytes and time of modification, None where they cannot be had."""
+    found = []
+    for path in map(Path, files):
+        try:
+            status = path.stat()
+            found.append({"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns})
+        except OSError:  # a dangling link, or no permission
+            found.append({"path": str(path), "bytes": None, "modified_ns": None})
+    return found
 
 
 def turning_command(folder: Path, letters: str) -> str:

@@ -19,7 +19,7 @@ from nnunet_alice.files import write_json
 from nnunet_alice.importing.cases import LABEL_ENDING, LABEL_FOLDER, Job, Task, import_case
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT
 from nnunet_alice.importing.intensities import is_ct, outliers
-from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, open_report
+from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, open_report, signature
 from nnunet_alice.importing.scan import Scan, scan_folder
 from nnunet_alice.nnunet_folders import datasets_by_number, nnunet_folder
 from nnunet_alice.parallel import map_cases
@@ -118,25 +118,13 @@ def _check_scan(source: Path, scan: Scan) -> None:
         )
 
 
-def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What tells whether files changed."""
-    found = []
-    for path in files:
-        try:
-            status = path.stat()
-            found.append({"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns})
-        except OSError:  # a dangling link, or no permission
-            found.append({"path": str(path), "bytes": None, "modified_ns": None})
-    return found
-
-
 def _sort_out(report: ImportReport, job: Job, scan: Scan) -> list[Task]:
     """Record what needs no reading; return what does. Records of earlier imports stay until there are new ones."""
     work = []
     for record in report.cases.values():
         record.pop("kept", None)
     for candidate in scan.cases:
-        files = _signature((*candidate.files, *candidate.data_files))
+        files = signature((*candidate.files, *candidate.data_files))
         record = report.cases.get(candidate.name, {})
         if candidate.problem:
             report.cases[candidate.name] = {
@@ -163,7 +151,7 @@ def _check_and_label(report: ImportReport, job: Job, work: list[Task], num_proce
     """Read every candidate, write its label, record the outcome."""
     report.save()  # from the start, so that a killed import is known as an import
     # before they are read: what changes meanwhile (a copy that is still running) is read again by the next import
-    signatures = {str(task): _signature((*task.candidate.files, *task.candidate.data_files)) for task in work}
+    signatures = {str(task): signature((*task.candidate.files, *task.candidate.data_files)) for task in work}
     saved = time.monotonic()
     try:
         for task, outcome in map_cases(import_case, job, work, num_processes, "Checking volumes"):

@@ -22,12 +22,13 @@ import blosc2
 import numpy as np
 
 from nnunet_alice.dataset import PreprocessedDataset, preprocessing_recipe
-from nnunet_alice.errors import AliceError, InputError, NotPreparedError
+from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.importing.report import changed_since_import
 from nnunet_alice.matching.invalidation import forget_all, forget_case
 from nnunet_alice.nnunet_folders import nnunet_folder
 from nnunet_alice.parallel import map_cases
-from nnunet_alice.words import telling
+from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,11 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     prepared = PreprocessedDataset(dataset, plans_name, configuration)
     folder, report = base / manager.data_identifier, prepared.preprocessing_report
     cases = raw_cases(dataset)
+    if changed := changed_since_import(nnunet_folder("nnUNet_raw") / dataset):
+        logger.warning(
+            "%s changed since import (%s): import again, so that checks and body masks are those of the files.",
+            counted(len(changed), "case"), named(changed),
+        )  # fmt: skip
     _copy_labels(dataset, cases, base / "gt_segmentations")
     recipe = preprocessing_recipe(plans, manager.configuration)
     _clear_if_different(prepared, report, recipe)

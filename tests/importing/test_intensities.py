@@ -77,6 +77,13 @@ def test_hounsfield_units_under_another_name_are_told():
     assert hints(scan()[0] + 1024, channel="T1") == []
 
 
+def test_too_large_values_stored_with_sign_are_told():
+    bright = np.random.default_rng(0).gamma(4, 4500, (30, 40, 40))
+    wrapped = ((bright.astype(np.int64) + 2**15) % 2**16 - 2**15).astype(np.int16)
+    assert (wrapped < 0).mean() > 0.02 and hints(wrapped, channel="PET") == [WRAPPED]
+    assert hints(np.minimum(bright, 32767).astype(np.int16), channel="PET") == []
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -85,8 +92,10 @@ def test_hounsfield_units_under_another_name_are_told():
         np.random.default_rng(0).normal(300, 80, 10_000),
         np.where(np.arange(10_000) % 50, 40, 3071),  # metal in a CT
         np.where(np.arange(10_000) % 3, 40, 0),
+        np.where(np.arange(10_000) % 3, np.arange(10_000) % 900, -32768),
+        np.linspace(-32768, 32767, 10_000),
     ],
-    ids=["whole range", "saturated", "MR", "metal", "two values"],
+    ids=["whole range", "saturated", "MR", "metal", "two values", "padding", "whole range with sign"],
 )
 def test_unusual_values_are_not_taken_for_wrapped_ones(values):
     assert not is_wrapped(values.astype(np.float64), "CT")

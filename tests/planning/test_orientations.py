@@ -1,5 +1,7 @@
 """How pool and target lie: the pool is read so that both lie alike, or the command is named that turns it."""
 
+import os
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -83,7 +85,7 @@ def test_headers_are_not_read_again_where_import_noted_them(folder, monkeypatch)
     assert array_orientation("Dataset901_Imported", "SimpleITKIO") == "RAS"
 
 
-def test_a_sagittal_pool_is_refused_before_any_work_and_fits_after_the_named_command(folder, capsys):
+def test_a_sagittal_pool_is_refused_before_any_work_and_fits_after_the_named_command(folder, capsys, caplog):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
     rng = np.random.default_rng(0)
@@ -98,7 +100,9 @@ def test_a_sagittal_pool_is_refused_before_any_work_and_fits_after_the_named_com
     assert "lies PIR" in error and f"-i {folder / 'scans'} -d 900 -n Unlabelled --channel CT --orient LPS" in error
     assert not (folder / "nnUNet_preprocessed" / UNLABELLED / "dataset_fingerprint.json").exists()
     import_unlabelled(folder / "scans", 900, "Unlabelled", ["CT"], 1, orient="LPS")
-    assert plan("--target", "4", "--no_preprocess") == 0
+    assert plan("--target", "4") == 0 and "changed since import" not in caplog.text
+    os.utime(folder / "scans" / "0.nii.gz", (1, 1))
+    assert plan("--target", "4") == 0 and "1 case changed since import (0)" in caplog.text
     moved = read_json(folder / "nnUNet_preprocessed" / UNLABELLED / "nnUNetPlans_from004.json")
     assert (moved["orientation"], moved["image_reader_writer"]) == ("LPS", "SimpleITKIO")
 
