@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, preprocess what is missing, and print the next commands."""
-    from nnunet_alice.planning.plans import default_processes, ensure_fingerprint
+    from nnunet_alice.planning.fingerprint import ensure_fingerprint
+    from nnunet_alice.planning.plans import default_processes
     from nnunet_alice.planning.preprocessing import preprocess_cases
 
     if args.target is not None and args.pl is not None:
