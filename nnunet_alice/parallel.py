@@ -100,9 +100,18 @@ def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any
                     except Exception as error:
                         outcome = error
                 yield case, outcome
+    except BaseException:  # Ctrl-C, or the caller wants no more
+        _abandon(pool)
+        raise
     finally:
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _abandon(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:
+    """End the processes of a pool in the middle of their work; left alone, they would first finish their cases."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.terminate()
 
 
 def _drain(pool, function, shared, waiting, in_flight) -> Iterator[tuple[Any, Any]]:
