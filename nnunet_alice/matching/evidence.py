@@ -35,10 +35,10 @@ class Evidence:
 
     Attributes:
         matcher: its name.
-        likeness: mean correlation of the surroundings of a point and of its counterpart, in [0, 1]. A point without an
-            answer, or of a case that the matcher does not know, counts 0.
-        answered: share of the points that got a counterpart in the body.
-        points: number of points.
+        likeness: mean correlation of the surroundings of a point and of its counterpart, in [0, 1], over the points
+            that no matcher finds outside of the other case. A case that the matcher does not know counts 0.
+        answered: share of all points that got a counterpart in the body.
+        points: number of points that were compared.
     """
 
     matcher: str
@@ -64,38 +64,45 @@ def measure_evidence(
     """
     cases = sorted(set().union(*(matcher.cases for matcher in matchers)))
     rng = np.random.default_rng(seed)
-    likeness, answered = [], []
+    likeness, answered = [np.zeros((len(matchers), 0))], [np.zeros((len(matchers), 0))]
     for _ in range(pairs):
         case_a, case_b = (cases[i] for i in rng.choice(len(cases), 2, replace=False))
+        knows = np.array([case_a in matcher.cases and case_b in matcher.cases for matcher in matchers])
         try:
             here, there = geometry(case_a), geometry(case_b)
             points = here.body_points(POINTS, rng)
-            answers = [_answer(matcher, case_a, case_b, points) for matcher in matchers]
+            answers = [
+                matcher.match(case_a, case_b, points) if known else None
+                for matcher, known in zip(matchers, knows, strict=True)
+            ]
         except AliceError as error:
             logger.warning("%s to %s is not compared: %s", case_a, case_b, error)
             continue
-        found = np.stack([np.isfinite(a.scores) & np.isfinite(a.points_vox).all(axis=1) for a in answers])
-        alike = np.zeros(found.shape)
-        for row, mask, answer in zip(alike, found, answers, strict=True):
-            row[mask] = likeness_of_places(here, points[mask], there, answer.points_vox[mask])
-        likeness.append(alike.mean(axis=1))
-        answered.append(found.mean(axis=1))
-    asked = len(likeness) * POINTS
-    means = (
-        np.mean(likeness or [np.zeros(len(matchers))], axis=0),
-        np.mean(answered or [np.zeros(len(matchers))], axis=0),
-    )
+        found = np.stack([_is_answer(answer, len(points)) for answer in answers])
+        # A point that the other case may not show: whoever answers all the same would only gain.
+        asked = found[knows].all(axis=0)
+        alike = np.zeros((len(matchers), int(asked.sum())))
+        for row, answer in zip(alike, answers, strict=True):
+            if answer is not None:
+                row[:] = likeness_of_places(here, points[asked], there, answer.points_vox[asked])
+        likeness.append(alike)
+        answered.append(found.astype(float))
+    alike, found = (np.concatenate(parts, axis=1) for parts in (likeness, answered))
     return [
-        Evidence(matcher.name, float(alike), float(share), asked)
-        for matcher, alike, share in zip(matchers, *means, strict=True)
+        Evidence(matcher.name, _mean(alike[number]), _mean(found[number]), alike.shape[1])
+        for number, matcher in enumerate(matchers)
     ]
 
 
-def _answer(matcher: Matcher, case_a: str, case_b: str, points: np.ndarray) -> Matches:
-    """Answers of a matcher; none where it does not know a case."""
-    if case_a in matcher.cases and case_b in matcher.cases:
-        return matcher.match(case_a, case_b, points)
-    return Matches(np.full(points.shape, np.nan), np.full(len(points), -np.inf))
+def _is_answer(matches: Matches | None, count: int) -> np.ndarray:
+    """Which points got a counterpart in the body, (N,) bool; none of a matcher that does not know the cases."""
+    if matches is None:
+        return np.zeros(count, dtype=bool)
+    return np.isfinite(matches.scores) & np.isfinite(matches.points_vox).all(axis=1)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
 
 
 def likeness_of_places(
