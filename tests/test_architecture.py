@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "finetuning": {"checkpoints", "methods", "training"},
     "coordinates": {"anatomy", "checkpoints", "importing", "methods", "planning"},
     "features": {"anatomy", "checkpoints", "coordinates", "matching", "methods", "views"},
-    "benchmark": {"checkpoints", "finetuning", "importing", "pictures"},
+    "benchmark": {"anatomy", "checkpoints", "finetuning", "importing", "pictures"},
     "demo": {"phantoms"},
     "planners": {"planning", "views"},
     "trainers": {

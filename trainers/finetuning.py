@@ -19,7 +19,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint, network_weights
 from nnunet_alice.checkpoints.pretraining import explain_failed_resume
 from nnunet_alice.checkpoints.saving import whole_checkpoint
 from nnunet_alice.errors import InputError
@@ -38,10 +38,13 @@ from nnunet_alice.finetuning.parts import (
 from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.finetuning.settings import FineTuneSettings
+from nnunet_alice.training.continuing import told_when_interrupted
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.settings import changed, flat
+from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 from nnunet_alice.training.variants import trainer_names
+from nnunet_alice.words import pasteable
 
 
 class FineTuneTrainer(nnUNetTrainer):
@@ -112,15 +115,15 @@ class FineTuneTrainer(nnUNetTrainer):
         """As nnU-Net's, all tensors but the segmentation layers'; runs no code of the file.
 
         Raises:
-            CheckpointError: the file is damaged, would run code, or does not fit.
+            CheckpointError: the file is damaged, would run code, holds NaN, or does not fit.
         """
         number, plans = int(self.plans_manager.dataset_name[7:10]), self.plans_manager.plans_name
-        target = f"-d {number} -p {plans} -c {self.configuration_name}"
-        fix = f"make a file that does with nnunet_alice transfer -i {filename} {target} -o adapted.pth"
+        words = ["nnunet_alice", "transfer", "-i", filename, "-d", number, "-p", plans, "-c", self.configuration_name]
+        fix = f"make a file that does with {pasteable(*words, '-o', 'adapted.pth')}"
         self._load_body(filename, load_checkpoint(filename), fix)
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
-        weights = network_weights(checkpoint, filename)
+        weights = finite_weights(checkpoint, filename)
         load_all_but_segmentation(self.bare_network, weights, filename, fix)
         self.print_to_log_file(f"Loaded the weights of {filename}; segmentation layers start fresh.")
 
@@ -172,6 +175,11 @@ class FineTuneTrainer(nnUNetTrainer):
 
     # --------------------------------------------------------------------------------------------- training
 
+    def run_training(self) -> None:
+        """As nnU-Net's; Ctrl-C ends it with one sentence."""
+        with told_when_interrupted(self.output_folder, self.print_to_log_file):
+            super().run_training()
+
     def on_train_start(self) -> None:
         """As nnU-Net's; then say from which weights the run starts, and refuse to freeze random ones."""
         if not self.was_initialized:
@@ -184,8 +192,20 @@ class FineTuneTrainer(nnUNetTrainer):
             write_json(os.path.join(self.output_folder, "start.json"), start)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, which draws one of its own for a fold that ``splits_final.json`` lacks; remembered."""
+        """nnU-Net's split, which draws one of its own for a fold that ``splits_final.json`` lacks; remembered.
+
+        Raises:
+            InputError: it names cases that nobody has preprocessed: results would be of fewer labels than it says.
+        """
         training, validation = super().do_split()
+        known = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        absent = absent_cases((training, validation), known)
+        if absent:
+            where = f"Fold {self.fold} of {os.path.join(self.preprocessed_dataset_folder_base, 'splits_final.json')}"
+            raise InputError(
+                f"{sentence_on_absent_cases(absent, where)}: preprocess them into {self.preprocessed_dataset_folder}, "
+                "or take them out of the split."
+            )
         self._training_cases = sorted(map(str, training))
         return training, validation
 
