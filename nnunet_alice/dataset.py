@@ -9,7 +9,7 @@ import blosc2
 
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import file_stamp, read_json
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
 
 #: memory-mapped files crash on Windows, says nnU-Net
 _MMAP_MODE = None if os.name == "nt" else "r"
@@ -74,9 +74,9 @@ class PreprocessedDataset:
 
         Raises:
             NotPreparedError: plans or preprocessed cases are missing; the message names the command to run.
-            InputError: the configuration is not in the plans.
+            InputError: the configuration is not in the plans, or their name is a path.
         """
-        found = cls(dataset_name(dataset), plans_name, configuration)
+        found = cls(dataset_name(dataset), plain_name(plans_name, "-p"), configuration)
         if not (found.base / f"{plans_name}.json").is_file():
             others = [path.stem for path in sorted(found.base.glob("*Plans*.json"))]
             there = f" but {', '.join(others)}; name those with -p, or" if others else ";"

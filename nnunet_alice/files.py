@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.errors import InputError
+from nnunet_alice.words import mend
 
 #: bytes of each end of a file that its stamp looks at
 _STAMPED_BYTES = 1 << 16
@@ -89,9 +90,7 @@ def refusals_told(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{path} could not be written ({error.strerror or error}); free space or choose another folder."
-        ) from error
+        raise InputError(f"{path} could not be written ({error.strerror or error}); {mend(error)}.") from error
 
 
 def _umask() -> int:

@@ -22,6 +22,21 @@ def nnunet_folder(variable: str) -> Path:
     return Path(value)
 
 
+def plain_name(name: str, what: str) -> str:
+    """Return a name that becomes part of paths, if whatever is written under it stays in its folder.
+
+    Args:
+        name: somebody's choice: an argument, or what a file of somebody else says.
+        what: what it names, for the message: ``-overwrite_plans_name``.
+
+    Raises:
+        InputError: it is empty or hidden, or holds a slash, a backslash or a control character.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name):
+        raise InputError(f"{what} is {name!r}, which is no plain name: choose letters, digits, - and _, no slash.")
+    return name
+
+
 def dataset_name(dataset: int | str) -> str:
     """Full name (``Dataset900_NAME``) of a dataset given by its number or name, looked up in nnU-Net's folders.
 
@@ -29,7 +44,7 @@ def dataset_name(dataset: int | str) -> str:
         InputError: no dataset, or more than one, has this number, or nnU-Net's folders are not set.
     """
     if isinstance(dataset, str) and not dataset.isdigit():
-        if not re.fullmatch(r"Dataset\d{3}_.+", dataset):
+        if not re.fullmatch(r"Dataset\d{3}_[^/\\]+", dataset):
             raise InputError(f"'{dataset}' is neither a dataset number nor a name like Dataset900_NAME.")
         return dataset
     if not os.environ.get("nnUNet_raw"):

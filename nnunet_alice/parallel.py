@@ -3,8 +3,11 @@
 import concurrent.futures
 import itertools
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -38,6 +41,32 @@ def map_cases(
             yield case, outcome
 
 
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C: the terminal sends it to all, and each would print a traceback.
+
+    This process still gets its ``KeyboardInterrupt``, and has to end the others (``end_processes``). A child inherits
+    which signals the thread that starts it has blocked; a second thread takes them meanwhile.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over = threading.Event()
+    threading.Thread(target=over.wait, daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        over.set()
+
+
+def end_processes() -> None:
+    """End all processes that this one started through ``multiprocessing``, in the middle of their work."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+
+
 def _serial(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any]]:
     for case in cases:
         try:
@@ -63,15 +92,26 @@ def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any
             for case in suspects:
                 with _pool(1) as own:
                     try:
-                        outcome = own.submit(function, shared, case).result()
+                        with deaf_to_interrupts():
+                            future = own.submit(function, shared, case)
+                        outcome = future.result()
                     except BrokenProcessPool:
                         outcome = AliceError(f"{case}: the process died, perhaps for want of memory.")
                     except Exception as error:
                         outcome = error
                 yield case, outcome
+    except BaseException:  # Ctrl-C, or the caller wants no more
+        _abandon(pool)
+        raise
     finally:
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _abandon(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:
+    """End the processes of a pool in the middle of their work; left alone, they would first finish their cases."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.terminate()
 
 
 def _drain(pool, function, shared, waiting, in_flight) -> Iterator[tuple[Any, Any]]:
@@ -80,7 +120,8 @@ def _drain(pool, function, shared, waiting, in_flight) -> Iterator[tuple[Any, An
     while True:
         for case in itertools.islice(waiting, in_flight - len(running)):
             try:
-                running[pool.submit(function, shared, case)] = case
+                with deaf_to_interrupts():
+                    running[pool.submit(function, shared, case)] = case
             except BrokenProcessPool:
                 return [*running.values(), case]
         if not running:

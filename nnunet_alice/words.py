@@ -1,5 +1,6 @@
 """Words for messages: numbers that agree with their nouns, commands to paste, the telling part of an error's text."""
 
+import errno
 import re
 import shlex
 from pathlib import Path
@@ -17,6 +18,23 @@ _TRANSLATED = (
     ("Bad direction, determinant is 0", "its direction matrix is singular (determinant 0): no axis points anywhere"),
     ("only supports orthonormal direction cosines", "its axes are not at right angles, which SimpleITK does not read"),
 )
+#: words of libraries that could not write, of which none says why
+_UNWRITTEN = ("iostream error", "creating the NDArray", "failed to write image", "cannot be written", "couldn't fopen")
+#: what can be done about what the system refuses
+_MENDS = {
+    errno.ENOSPC: "free space, or choose another disk",
+    errno.EDQUOT: "free space, or ask for more: your quota is used up",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "look at the permissions, or choose another folder",
+    errno.EPERM: "look at the permissions, or choose another folder",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file lies where a folder is wanted; check the path",
+    errno.EISDIR: "a folder lies where a file is wanted; check the path",
+    errno.EEXIST: "a file lies where a folder is wanted; check the path",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n), or use fewer processes",
+    errno.ESTALE: "the network disk lost the file; mount it again",
+    errno.EIO: "the disk does not answer; look at it",
+}
 _MEMORY = ("allocate memory", "Unable to allocate", "out of memory", "bad_alloc")
 
 
@@ -36,6 +54,11 @@ def pasteable(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
+def mend(error: OSError) -> str:
+    """Return what can be done about something that the system refused."""
+    return _MENDS.get(error.errno, "see permissions and space")
+
+
 def telling(error: BaseException) -> str:
     """Return what an error's text tells, on one line and without a full stop at its end.
 
@@ -53,7 +76,9 @@ def telling(error: BaseException) -> str:
     if isinstance(error, MemoryError) or any(words in text for words in _MEMORY):
         return "there is not enough memory; use fewer processes"
     if isinstance(error, RuntimeError) and _ITK.match(text):
-        return _shortened(_telling_of_itk(_ITK.sub("", text, count=1)))
+        text = _telling_of_itk(_ITK.sub("", text, count=1))
+    if any(words in text for words in _UNWRITTEN):
+        text = f"{text.rstrip('.')} (no space left, or no permission to write there?)"
     kind = type(error).__name__
     return kind if not text else _shortened(text if isinstance(error, RuntimeError) else f"{kind}: {text}")
 

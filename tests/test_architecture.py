@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
         "training",
         "views",
     },
-    "benchmark": {"checkpoints", "finetuning", "importing", "pictures"},
+    "benchmark": {"anatomy", "checkpoints", "finetuning", "importing", "pictures"},
     "publishing": {"checkpoints", "planning"},
     "demo": {"phantoms"},
     "planners": {"anatomy", "planning", "views"},

@@ -72,6 +72,7 @@ def test_the_place_in_their_source_is_never_told(tmp_path, image):
         sitk.WriteImage(image, str(tmp_path / "no" / "folder.nrrd"))
     told = telling(caught.value)
     assert ".cxx" not in told and "0x" not in told and str(tmp_path / "no" / "folder.nrrd") in told
+    assert "no space left, or no permission" in told
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint, network_weights
 from nnunet_alice.checkpoints.pretraining import explain_failed_resume
 from nnunet_alice.checkpoints.saving import whole_checkpoint
 from nnunet_alice.errors import InputError, NonFiniteLossError
@@ -38,12 +38,14 @@ from nnunet_alice.finetuning.parts import (
 from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.finetuning.settings import FineTuneSettings
+from nnunet_alice.training.continuing import told_when_interrupted
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP
 from nnunet_alice.training.nonfinite import GuardedOptimizer, SkippedSteps
 from nnunet_alice.training.ranks import names_of_all_ranks, wait_for_all_ranks
 from nnunet_alice.training.settings import changed, flat
+from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 from nnunet_alice.training.variants import trainer_names, with_learning_rate
 
 
@@ -117,14 +119,14 @@ class FineTuneTrainer(nnUNetTrainer):
         """As nnU-Net's, all tensors but the segmentation layers'; runs no code of the file.
 
         Raises:
-            CheckpointError: the file is damaged, would run code, or does not fit.
+            CheckpointError: the file is damaged, would run code, holds NaN, or does not fit.
         """
         plans = self.plans_manager
         fix = transfer_hint(filename, plans.dataset_name, plans.plans_name, self.configuration_name)
         self._load_body(filename, load_checkpoint(filename), fix)
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
-        weights = network_weights(checkpoint, filename)
+        weights = finite_weights(checkpoint, filename)
         load_all_but_segmentation(self.bare_network, weights, filename, fix)
         self.print_to_log_file(f"Loaded the weights of {filename}; segmentation layers start fresh.")
 
@@ -176,6 +178,11 @@ class FineTuneTrainer(nnUNetTrainer):
 
     # --------------------------------------------------------------------------------------------- training
 
+    def run_training(self) -> None:
+        """As nnU-Net's; Ctrl-C ends it with one sentence."""
+        with told_when_interrupted(self.output_folder, self.print_to_log_file):
+            super().run_training()
+
     def on_train_start(self) -> None:
         """As nnU-Net's; then say from which weights the run starts, and refuse to freeze random ones."""
         if not self.was_initialized:
@@ -188,8 +195,20 @@ class FineTuneTrainer(nnUNetTrainer):
             write_json(os.path.join(self.output_folder, "start.json"), start)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, which draws one of its own for a fold that ``splits_final.json`` lacks; remembered."""
+        """nnU-Net's split, which draws one of its own for a fold that ``splits_final.json`` lacks; remembered.
+
+        Raises:
+            InputError: it names cases that nobody has preprocessed: results would be of fewer labels than it says.
+        """
         training, validation = super().do_split()
+        known = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        absent = absent_cases((training, validation), known)
+        if absent:
+            where = f"Fold {self.fold} of {os.path.join(self.preprocessed_dataset_folder_base, 'splits_final.json')}"
+            raise InputError(
+                f"{sentence_on_absent_cases(absent, where)}: preprocess them into {self.preprocessed_dataset_folder}, "
+                "or take them out of the split."
+            )
         self._training_cases = sorted(map(str, training))
         return training, validation
 

@@ -27,18 +27,21 @@ from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.pretraining.cases import check_batch_split
 from nnunet_alice.pretraining.matched_cases import check_same_views, record_of_views
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
-from nnunet_alice.training.nonfinite import SkippedSteps
 from nnunet_alice.pretraining.settings import PretrainingSettings
 from nnunet_alice.pretraining.step import StepOutcome, TrainingStep
+from nnunet_alice.training.continuing import advice_without_checkpoint, longer_run, told_when_interrupted
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP, share_batch_statistics
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
+from nnunet_alice.training.nonfinite import SkippedSteps
 from nnunet_alice.training.ranks import metrics_over_ranks, names_of_all_ranks, number_of_each_rank
 from nnunet_alice.training.settings import flat
+from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 from nnunet_alice.training.variants import with_learning_rate
 from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.loader import Loader, NumberedBatches, start_loader
+from nnunet_alice.words import pasteable
 
 #: forms of one function that torch compiles before it gives up; student and teacher share theirs
 _RECOMPILE_LIMIT = 32
@@ -67,11 +70,17 @@ class PretrainingTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's exact signature
     ) -> None:
+        self._asked_to_continue = bool(plans.get("continue_training"))  # nnU-Net takes it out
         super().__init__(plans, configuration, fold, dataset_json, device)
         keep_thread_limit(self.device)
         if len(self.configuration_manager.patch_size) != 3:
             raise InputError(
                 f"{type(self).__name__} needs a 3D configuration, not '{configuration}'; use for example 3d_fullres."
+            )
+        if self.configuration_manager.previous_stage_name is not None:
+            raise InputError(
+                f"{type(self).__name__} cannot pretrain '{configuration}', the second stage of a cascade, whose input "
+                "is a segmentation, too; pretrain 3d_fullres and fit its weights with nnunet_alice transfer."
             )
         run = self.settings.run
         if run.restart >= run.epochs:
@@ -204,7 +213,21 @@ class PretrainingTrainer(nnUNetTrainer):
         # One validation worker at most: more would each start in the middle of the fixed validation batches.
         return start_loader(train, processes, pin_memory), start_loader(fixed, min(processes, 1), pin_memory)
 
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Return nnU-Net's split, less the cases that nobody has preprocessed."""
+        split = super().do_split()
+        absent = absent_cases(split, self.dataset.cases())
+        if absent:
+            where = f"fold {self.fold} of {self.dataset.base / 'splits_final.json'}"
+            self.print_to_log_file(f"WARNING: {sentence_on_absent_cases(absent, where)}: left out.")
+        return tuple([case for case in part if case not in set(absent)] for part in split)
+
     # --------------------------------------------------------------------------------------------- training
+
+    def run_training(self) -> None:
+        """As nnU-Net's; Ctrl-C ends it with one sentence."""
+        with told_when_interrupted(self.output_folder, self.print_to_log_file):
+            super().run_training()
 
     @property
     def progress(self) -> Progress:
@@ -219,7 +242,12 @@ class PretrainingTrainer(nnUNetTrainer):
         """As nnU-Net's; then prepare the method if the run is not continued."""
         super().on_train_start()
         if self.resumed_run is None:
+            if self._asked_to_continue:
+                self.print_to_log_file(f"WARNING: {advice_without_checkpoint(self.output_folder)}")
             self.method.before_training()
+        elif self.current_epoch >= self.num_epochs:
+            checkpoint = Path(self.output_folder) / "checkpoint_final.pth"
+            self.print_to_log_file(f"This run has all of its {self.num_epochs} epochs. {longer_run(checkpoint)}")
 
     def on_train_epoch_start(self) -> None:
         """Announce the epoch and seed dropout by its number, so that a continued run draws the same."""
@@ -418,7 +446,7 @@ class PretrainingTrainer(nnUNetTrainer):
         checkpoint = Path(self.output_folder) / "checkpoint_final.pth"
         self.print_to_log_file(
             f"Pretraining has no segmentation to validate. What the checkpoint holds and how to fine-tune from it: "
-            f"nnunet_alice inspect {checkpoint}"
+            f"{pasteable('nnunet_alice', 'inspect', checkpoint)}"
         )
         for sentence in self.method.next_steps():
             self.print_to_log_file(sentence)

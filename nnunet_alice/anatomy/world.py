@@ -5,7 +5,8 @@ the head), whatever reader nnU-Net used. nnU-Net preprocesses by transposing, cr
 and keeps what is needed to undo it in the properties of a case.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +14,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
+from nnunet_alice.words import telling
+
+
+class NoWorldError(InputError):
+    """A case whose file has no place in the scanner's world, e.g. TIFF."""
 
 
 class PreparedCases:
@@ -30,20 +36,46 @@ class PreparedCases:
         return infer_dataset_class(str(self.dataset.folder))(str(self.dataset.folder))
 
     def segmentation(self, case: str) -> np.ndarray:
-        """Labels (z, y, x) of a case. For measuring only, never for training."""
-        return np.asarray(self._loader.load_case(case)[1][0])
+        """Labels (z, y, x) of a case. For measuring only, never for training.
+
+        Raises:
+            InputError: its files are missing or damaged.
+        """
+        with self._told(case):
+            return np.asarray(self._loader.load_case(case)[1][0])
+
+    def properties(self, case: str) -> Mapping:
+        """What nnU-Net stored beside a case.
+
+        Raises:
+            InputError: its files are missing or damaged.
+        """
+        with self._told(case):
+            return self._loader.load_case(case)[3]
+
+    @contextmanager
+    def _told(self, case: str) -> Iterator[None]:
+        """Say which case cannot be read, whatever the libraries say of it."""
+        try:
+            yield
+        except Exception as error:  # damaged files end in errors of every kind
+            raise InputError(
+                f"The preprocessed files of case {case} cannot be read ({telling(error)}); delete those in "
+                f"{self.dataset.folder} and preprocess again."
+            ) from error
 
     def world_affine(self, case: str) -> np.ndarray:
         """(4, 4) affine from (z, y, x) voxels of the preprocessed array to (x, y, z) world mm of a case.
 
         Raises:
-            InputError: nnU-Net's reader kept no geometry of the file (e.g. TIFF).
+            InputError: its files are damaged.
+            NoWorldError: nnU-Net's reader kept no geometry of the image.
         """
-        properties = self._loader.load_case(case)[3]
+        properties = self.properties(case)
         try:
             return world_affine(properties, self.dataset.plans["transpose_forward"], self.shape(case))
         except KeyError as error:
-            raise InputError(
+            raise NoWorldError(
                 f"Case {case}: its properties hold no {error}, so voxels cannot be told in world mm."
             ) from None
 

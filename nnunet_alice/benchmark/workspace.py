@@ -11,6 +11,7 @@ from pathlib import Path
 from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
+from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import file_stamp, read_json, write_json
@@ -64,7 +65,7 @@ class Workspace:
         link_files(source.base / "gt_segmentations", target / "gt_segmentations")
         for name in files:
             write_json(target / name, read_json(source.base / name))
-        self._check_truth(target / "gt_segmentations", source.cases())
+        self._check_truth(source, target / "gt_segmentations")
         write_json(self.folder / "settings.json", self.settings.plain())
         return divisions
 
@@ -134,9 +135,9 @@ class Workspace:
                     f"{source / name} changed since the benchmark in {self.folder} began; use a new folder for it."
                 )
 
-    def _check_truth(self, folder: Path, cases: Iterable[str]) -> None:
+    def _check_truth(self, source: PreprocessedDataset, folder: Path) -> None:
         """Finished runs learned from and were measured against the segmentations that were linked first."""
-        record, ending = self.folder / "truth.json", self.file_ending
+        record, ending, cases = self.folder / "truth.json", self.file_ending, source.cases()
         known = read_json(record) if record.is_file() else {}
         found = {case: file_stamp(folder / f"{case}{ending}") for case in cases}
         changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])
@@ -146,6 +147,7 @@ class Workspace:
                 f"{self.folder} began; use a new folder for the new truth."
             )
         if found.keys() - known.keys():
+            check_truth(source, folder, ending, sorted(found.keys() - known.keys()))
             write_json(record, known | found)
 
     def _plan(self, path: Path) -> dict:

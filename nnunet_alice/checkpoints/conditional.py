@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_alice.checkpoints.loading import first_misfit
+from nnunet_alice.checkpoints.loading import check_finite, first_misfit
 from nnunet_alice.errors import CheckpointError
 
 #: Where the query encoder lies in ``model_state``.
@@ -48,7 +48,7 @@ def conditional_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
         path: its file, for messages.
 
     Raises:
-        CheckpointError: it holds none.
+        CheckpointError: it holds none, or one with NaN or infinity.
     """
     own, run = checkpoint.get("drasclr"), checkpoint.get("pretraining") or {}
     if own is None:
@@ -62,6 +62,7 @@ def conditional_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
             "dataset without coordinates."
         )
     state = query_encoder_state(checkpoint)
+    check_finite(state, path)
     return ConditionalWeights(state, own["settings"]["num_experts"], run["num_input_channels"], own, run)
 
 

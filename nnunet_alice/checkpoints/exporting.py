@@ -20,12 +20,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, load_checkpoint, network_weights
+from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.networks import check_architecture
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.files import read_json, refusals_told, whole_folder, write_json
+from nnunet_alice.nnunet_folders import plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ def export_model(
         found[fold] = content
         _same_configuration(found, path)
     configuration = next(iter(found.values()))["init_args"]["configuration"]
+    for name, what in ((plans["plans_name"], "plans_name"), (configuration, "configuration")):
+        plain_name(name, f"{what} in {model}")  # the files are somebody's, perhaps
     target = output / f"{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
     _check_free(target, model, plans["dataset_name"])
     descriptions = {"plans.json": plans, "dataset.json": dataset_json | {_MARK: f"{model.name}, {checkpoint_name}"}}
@@ -124,7 +127,7 @@ def _checkpoints(model: Path, folds: Sequence[str] | None, name: str) -> dict[st
         folds = sorted(fold for fold in names if (model / f"fold_{fold}" / name).is_file())
         if not folds:
             raise InputError(f"No fold in {model} has a {name}; finish a training first, or name another with -chk.")
-    files = {str(fold): model / f"fold_{fold}" / name for fold in folds}
+    files = {plain_name(str(fold), "-f"): model / f"fold_{fold}" / name for fold in folds}
     for fold, path in files.items():
         if not path.is_file():
             raise InputError(f"{path} does not exist: fold {fold} has not finished; choose others with -f.")
@@ -140,7 +143,7 @@ def _stock_checkpoint(
     missing = [key for key in ("trainer_name", "init_args") if key not in checkpoint]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; give a checkpoint of a finished nnU-Net training.")
-    weights = network_weights(checkpoint, path)
+    weights = finite_weights(checkpoint, path)
     configuration = checkpoint["init_args"]["configuration"]
     trainers = find_trainer(str(checkpoint["trainer_name"])), find_trainer(STOCK_TRAINER)
     own, stock = (_network(trainer, weights, path, plans, configuration, dataset_json) for trainer in trainers)

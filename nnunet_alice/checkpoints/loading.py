@@ -25,6 +25,7 @@ from nnunet_alice.checkpoints.weights_folder import (
     read_weights_folder,
 )
 from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,40 @@ def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> d
     if strange:
         raise CheckpointError(f"'{WEIGHTS_KEY}' of {path} holds {strange[0]!r}, which is not a tensor.")
     return {_without_wrappers(name): tensor for name, tensor in weights.items()}
+
+
+def finite_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Return :func:`network_weights`, to start or to go on from.
+
+    Raises:
+        CheckpointError: as there, or a tensor holds NaN or infinity.
+    """
+    weights = network_weights(checkpoint, path)
+    check_finite(weights, path)
+    return weights
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Make sure that tensors hold numbers: whatever starts from NaN stays NaN.
+
+    Args:
+        weights: name -> tensor.
+        path: their file, for the error message.
+
+    Raises:
+        CheckpointError: one of them holds NaN or infinity.
+    """
+    bad = not_finite(weights)
+    if bad:
+        raise CheckpointError(
+            f"{path} holds NaN or infinity in {len(bad)} of its {counted(len(weights), 'tensor')} (the first is "
+            f"'{bad[0]}'): its training diverged; take an earlier checkpoint, or train again at a lower learning rate."
+        )
+
+
+def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
 
 
 def first_misfit(

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from nnunet_alice import __version__
-from nnunet_alice.checkpoints.loading import first_misfit, load_checkpoint, network_weights
+from nnunet_alice.checkpoints.loading import finite_weights, first_misfit, load_checkpoint
 from nnunet_alice.checkpoints.nnssl import adaptation_plan
 from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
+from nnunet_alice.words import pasteable
 
 #: entries that a checkpoint needs for continuing
 _NEEDED = ("network_weights", "model_state", "optimizer_state", "logging", "history", "current_epoch", "pretraining")
@@ -116,7 +117,14 @@ def read_for_resume(
         if not _same(run["hyper_parameters"].get(name), value)
     ]
     if changed:
-        raise CheckpointError(f"{path} comes from a run with other settings: {'; '.join(changed)}; start without --c.")
+        longer = (
+            f"; for more epochs start a new run with {pasteable('-pretrained_weights', path)}"
+            if any(words.startswith("epochs was") for words in changed)
+            else ""
+        )
+        raise CheckpointError(
+            f"{path} comes from a run with other settings: {'; '.join(changed)}; start without --c{longer}."
+        )
     return checkpoint
 
 
@@ -155,7 +163,7 @@ def _check_entries(path: str | os.PathLike, checkpoint: Mapping[str, Any], neede
 def _check_network(
     path: str | os.PathLike, checkpoint: Mapping[str, Any], own_weights: Mapping[str, torch.Tensor]
 ) -> None:
-    saved = network_weights(checkpoint, path)
+    saved = finite_weights(checkpoint, path)
     misfit = first_misfit(saved, own_weights, [*own_weights, *saved])
     if misfit is not None:
         raise CheckpointError(f"{path} holds another network ('{misfit[0]}' does not fit); start without --c.")

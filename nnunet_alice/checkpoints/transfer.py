@@ -24,7 +24,7 @@ from nnunet_alice.checkpoints.nnssl import PLAN_KEY, adaptation_plan, unet_weigh
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, refusals_told
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def build_network(plans: Mapping[str, Any], configuration: str, dataset_json: Ma
 
 def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[dict, dict]:
     """Plans and dataset.json of the target dataset."""
-    name = dataset_name(dataset)
+    name, plans_name = dataset_name(dataset), plain_name(plans_name, "-p")
     folder = nnunet_folder("nnUNet_preprocessed") / name
     if not (folder / f"{plans_name}.json").is_file():
         raise NotPreparedError(

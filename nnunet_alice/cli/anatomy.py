@@ -12,6 +12,7 @@ instead of the atlas once it is there.
 import argparse
 
 EXAMPLE = "nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres -np 8"
+RESUMES = True
 #: Failed and poor cases named on screen; the report has all.
 _NAMED = 20
 

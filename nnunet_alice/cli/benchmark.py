@@ -13,6 +13,7 @@ from pathlib import Path
 from nnunet_alice.errors import InputError
 
 EXAMPLE = "nnunet_alice benchmark hippocampus.yaml -o /results/hippocampus --part 1/4"
+RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

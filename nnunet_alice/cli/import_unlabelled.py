@@ -9,6 +9,7 @@ the dataset. Run it again after adding or mending files: only what is new is rea
 import argparse
 
 EXAMPLE = "nnunet_alice import -i /data/scans -d 900 -n Torso --channel CT -np 8"
+RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

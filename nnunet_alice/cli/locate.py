@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 EXAMPLE = "nnunet_alice locate -d 4 --atlas checkpoint_final.pth -np 8"
+RESUMES = True
 #: Cases named on screen; the report has all.
 _NAMED = 20
 

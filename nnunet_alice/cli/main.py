@@ -1,17 +1,22 @@
 """Entry point ``nnunet_alice <command>``: finds the command, runs it, turns known errors into one sentence.
 
 A command is a module of this package with ``add_arguments(parser)``, ``run(args) -> int | None`` (exit status) and
-``EXAMPLE`` (a command line shown by ``-h``). Heavy imports belong inside ``run``, so that ``-h`` answers at once.
+``EXAMPLE`` (a command line shown by ``-h``). ``RESUMES = True`` says that it goes on where it was when it is run again
+after Ctrl-C. Heavy imports belong inside ``run``, so that ``-h`` answers at once.
 """
 
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from nnunet_alice import __version__
+from nnunet_alice.cli.common import INTERRUPTED, NO_READER
 from nnunet_alice.errors import AliceError
+from nnunet_alice.parallel import end_processes
+from nnunet_alice.words import mend, telling
 
 #: command -> (module in this package, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -62,25 +67,54 @@ def build_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         implementation.add_arguments(subparser)
-        subparser.set_defaults(run=implementation.run)
+        resumes = getattr(implementation, "RESUMES", False)
+        subparser.set_defaults(run=implementation.run, resumes=resumes)
     return parser
 
 
+class _ToStdout(logging.StreamHandler):
+    """Log to stdout; that nobody reads it any more ends the command, as with everything that is printed."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Pass on a broken pipe instead of printing a traceback for each message."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (0 good, 1 a known error, 2 wrong usage)."""
+    """Run one command.
+
+    Args:
+        argv: its name and arguments; those of the process by default.
+
+    Returns:
+        exit status: 0 good, 1 a known error, 2 wrong usage, 3 done but not for all cases, 130 after Ctrl-C, 141 when
+        nobody reads the output any more.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("numexpr").setLevel(logging.WARNING)  # greets on import, into what --json prints
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_ToStdout(sys.stdout)])
     args = build_parser([name for name in COMMANDS if name in argv[:1]]).parse_args(argv)
     try:
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()  # here, where a broken pipe is told from other errors
+        return status
+    except KeyboardInterrupt:
+        end_processes()
+        kept = "run it again: what is done is kept" if args.resumes else "nothing is left half-written; run it again"
+        print(f"\nnnunet_alice {args.command}: interrupted; {kept}.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        end_processes()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return NO_READER
     except AliceError as error:
         print(f"nnunet_alice {args.command}: {error}", file=sys.stderr)
     except OSError as error:
-        if error.filename is None:
+        if error.errno is None:  # not the system's: a fault of ours
             raise
-        reason = error.strerror or type(error).__name__
-        print(f"nnunet_alice {args.command}: {error.filename}: {reason}; see permissions and space.", file=sys.stderr)
+        print(f"nnunet_alice {args.command}: {telling(error)}; {mend(error)}.", file=sys.stderr)
     return 1
 
 

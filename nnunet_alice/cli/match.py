@@ -6,7 +6,10 @@ query slice beside the best matches.
 """
 
 import argparse
+import math
 from pathlib import Path
+
+from nnunet_alice.cli.common import SOME_FAILED, name_some
 
 EXAMPLE = "nnunet_alice match -d 900 -p nnUNetPlans -c 3d_fullres --from CASE_A --point 40 60 55 --to all"
 
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=("embedding", "atlas", "relative"),
-        help="how to match [the first of these that is prepared]",
+        help="how to match [the best that is prepared]",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the whole table there")
     parser.add_argument("-o", type=Path, metavar="PNG", help="picture [match_CASE.png]")
@@ -39,32 +42,68 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.errors import InputError
     from nnunet_alice.files import atomic_write
     from nnunet_alice.matching.match_table import match_point
-    from nnunet_alice.matching.matchers import open_matchers
-    from nnunet_alice.pictures.matching import PointSlices, draw_matches
+    from nnunet_alice.pictures.matching import draw_matches
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
     cases = PreparedCases(dataset)
-    matcher = open_matchers(dataset, [args.method] if args.method else None)[0]
+    matcher = _open_matcher(dataset, args.method)
     targets = [case for case in matcher.cases if case != args.source] if args.to == ["all"] else args.to
-    point, table = match_point(matcher, cases, args.source, args.point, targets, world=args.world)
+    point, table, failed = match_point(matcher, cases, args.source, args.point, targets, world=args.world)
+    name_some("failed", failed.items())
     if not len(table):
         raise InputError("No case could be matched; see the messages above.")
     voxel = " ".join(f"{value:.1f}" for value in point)
-    print(f"Counterparts of voxel ({voxel}) of {args.source}, by {matcher.name} (trusted from {matcher.threshold:g}):")
+    trusted = "none is trusted" if math.isinf(matcher.threshold) else f"trusted from {matcher.threshold:g}"
+    print(f"Counterparts of voxel ({voxel}) of {args.source}, by {matcher.name} ({trusted}):")
     print(table.to_string(index=False, max_rows=40, float_format=lambda value: f"{value:.2f}"))
     if args.csv:
         with atomic_write(args.csv) as temporary:
             table.to_csv(temporary, index=False)
         print(f"Table: {args.csv}")
     shown = table[table["z_vox"].notna()].head(args.show)
-    slices = [
-        PointSlices.cut(
-            dataset.image(row.case), [row.z_vox, row.y_vox, row.x_vox], f"{row.case}\nscore {row.score:.2f}"
-        )
-        for row in shown.itertuples()
-    ]
+    slices = []
+    for row in shown.itertuples():
+        try:
+            caption = f"{row.case}\nscore {row.score:.2f}"
+            slices.append(_cut(dataset, row.case, [row.z_vox, row.y_vox, row.x_vox], caption))
+        except InputError as error:
+            failed[row.case] = str(error)
+            print(f"  not drawn: {row.case}: {error}")
     picture = args.o or Path(f"match_{args.source}.png")
-    query = PointSlices.cut(dataset.image(args.source), point, f"{args.source}\nquery")
-    draw_matches(query, slices, dataset.spacing, picture)
+    draw_matches(_cut(dataset, args.source, point, f"{args.source}\nquery"), slices, dataset.spacing, picture)
     print(f"Picture: {picture}")
-    return 0
+    return SOME_FAILED if failed else 0
+
+
+def _open_matcher(dataset, method: str | None):
+    """The matcher that was asked for, or the best that was prepared, or the baseline."""
+    from nnunet_alice.errors import NotPreparedError
+    from nnunet_alice.matching.matchers import open_matchers
+    from nnunet_alice.matching.registry import open_matcher
+
+    if method is None:
+        try:
+            return open_matcher(dataset)
+        except NotPreparedError as error:
+            print(f"{error}\nUntil then a point's place is guessed from where it lies in the array.")
+    return open_matchers(dataset, [method or "relative"])[0]
+
+
+def _cut(dataset, case: str, point, caption: str):
+    """Slices of a case through a point.
+
+    Raises:
+        InputError: its image is damaged.
+    """
+    from nnunet_alice.errors import AliceError, InputError
+    from nnunet_alice.pictures.matching import PointSlices
+    from nnunet_alice.words import telling
+
+    try:
+        return PointSlices.cut(dataset.image(case), point, caption)
+    except AliceError:
+        raise
+    except Exception as error:  # a damaged image ends in errors of every kind
+        raise InputError(
+            f"The preprocessed image of case {case} is damaged ({telling(error)}); preprocess it again."
+        ) from error

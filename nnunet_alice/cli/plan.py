@@ -14,6 +14,7 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
 
 EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
+RESUMES = True
 PACKAGE = "nnunet_alice.planners"
 
 

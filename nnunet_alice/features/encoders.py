@@ -14,7 +14,7 @@ from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.checkpoints.conditional import query_encoder_state
-from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.loading import check_finite, finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.coordinates.atlas_file import geometry_of_checkpoint
@@ -99,13 +99,15 @@ def open_encoder(
         torch.manual_seed(0)
         network = _build_network(path, run)
     if not untrained:
-        missing = network.load_state_dict(network_weights(checkpoint, path), strict=False)
+        missing = network.load_state_dict(finite_weights(checkpoint, path), strict=False)
         if any(name.startswith("encoder.") for name in missing.missing_keys):
             raise CheckpointError(f"{path} holds no weights for the encoder of its own plans.")
     conditional = own is not None and own["settings"]["conditional"] and not plain and not untrained
     if conditional:
         module: nn.Module = to_conditional(network.encoder, own["settings"]["num_experts"])
-        module.load_state_dict(query_encoder_state(checkpoint))
+        state = query_encoder_state(checkpoint)
+        check_finite(state, path)
+        module.load_state_dict(state)
         assert isinstance(module, ConditionalEncoder)
     else:
         module = UnconditionedEncoder(network.encoder)

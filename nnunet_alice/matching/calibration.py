@@ -1,6 +1,7 @@
 """From which score on a match by embedding can be trusted: measured on the dataset itself, without labels."""
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -12,10 +13,16 @@ from nnunet_alice.matching.interface import Matcher
 
 logger = logging.getLogger(__name__)
 
+#: Raised when the rule of the threshold changes: what older ones measured is measured again.
+VERSION = 2
 #: pairs of cases, and points a pair, that are asked
 _PAIRS, _POINTS = 60, 100
 #: share of the matches that come back which the threshold turns away
 _TURNED_AWAY = 0.05
+#: of the matches that are trusted, at least this share comes back; otherwise a higher score is asked for
+_RELIABLE = 0.8
+#: where less than this share of all matches could be trusted, none is
+_FEWEST = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,16 +30,18 @@ class Trust:
     """Threshold of scores and what it was learned from.
 
     Points are matched from A to B and back. Those that come back are mostly right; those that do not are mostly wrong
-    or have no counterpart in B. The threshold is a low quantile of the scores of the former.
+    or have no counterpart in B. The threshold is a low quantile of the scores of the former, or as much higher as it
+    takes for most of the matches above it to come back. An embedding that finds nothing has no such score, and none of
+    its matches is trusted.
 
     Deviation: Alice's fixed 0.7 fits the cosines of its own matching model. Ours lie higher or lower depending on data
     and length of training, so that a fixed number would turn away everything or nothing.
 
     Attributes:
-        threshold: matches that score below are not to be trusted.
+        threshold: matches that score below are not to be trusted; infinite where none is.
         returned: share of the points that came back.
         accepted: share of all points that score at least the threshold.
-        returned_of_accepted: share of those that came back.
+        returned_of_accepted: share of those that came back; 0 where none is accepted.
         tolerance_mm: a point that ends within this distance of its start has come back.
         points: number of points asked.
     """
@@ -43,6 +52,11 @@ class Trust:
     returned_of_accepted: float
     tolerance_mm: float
     points: int
+
+    @property
+    def finds_nothing(self) -> bool:
+        """Whether no match is to be trusted."""
+        return math.isinf(self.threshold)
 
 
 def measure_trust(matcher: Matcher, spacing_mm: tuple[float, ...], tolerance_mm: float, seed: int = 0) -> Trust:
@@ -66,35 +80,55 @@ def measure_trust(matcher: Matcher, spacing_mm: tuple[float, ...], tolerance_mm:
         off[answered] = np.linalg.norm((back.points_vox - points[answered]) * spacing_mm, axis=1)
         scores.append(there.scores)
         off_mm.append(off)
-    scores, returned = np.concatenate(scores), np.concatenate(off_mm) <= tolerance_mm
-    if not returned.any():
-        logger.warning("Not one of %d points came back: this embedding finds nothing; train longer.", len(scores))
-        return Trust(1.0, 0.0, 0.0, 0.0, tolerance_mm, len(scores))
-    threshold = float(np.quantile(scores[returned], _TURNED_AWAY))
+    trust = trust_in(np.concatenate(scores), np.concatenate(off_mm) <= tolerance_mm, float(tolerance_mm))
+    if trust.finds_nothing:
+        logger.warning(
+            "Only %.0f %% of %d points came back, and no score tells them from the others: this embedding finds "
+            "nothing, and none of its matches is trusted; train longer.", 100 * trust.returned, trust.points,
+        )  # fmt: skip
+    return trust
+
+
+def trust_in(scores: np.ndarray, returned: np.ndarray, tolerance_mm: float) -> Trust:
+    """Return which scores to trust, of (N,) matches and whether each came back (N,), bool."""
+    threshold = max(_low_score(scores, returned), _reliable_score(scores, returned))
+    if (scores >= threshold).mean() < _FEWEST:
+        return Trust(math.inf, float(returned.mean()), 0.0, 0.0, tolerance_mm, len(scores))
     accepted = scores >= threshold
-    return Trust(
-        threshold,
-        float(returned.mean()),
-        float(accepted.mean()),
-        float(returned[accepted].mean()),
-        float(tolerance_mm),
-        len(scores),
-    )
+    shares = float(returned.mean()), float(accepted.mean()), float(returned[accepted].mean())
+    return Trust(threshold, *shares, tolerance_mm, len(scores))
+
+
+def _low_score(scores: np.ndarray, returned: np.ndarray) -> float:
+    """Score that nearly all matches have which come back."""
+    return float(np.quantile(scores[returned], _TURNED_AWAY)) if returned.any() else math.inf
+
+
+def _reliable_score(scores: np.ndarray, returned: np.ndarray) -> float:
+    """Lowest score from which on most of the matches come back; infinite where there is none."""
+    order = np.argsort(-scores, kind="stable")
+    reliable = np.cumsum(returned[order]) >= _RELIABLE * np.arange(1, len(scores) + 1)
+    return float(scores[order[reliable][-1]]) if reliable.any() else math.inf
 
 
 def write_trust(store: IndexStore, trust: Trust, checkpoint: str) -> None:
     """Keep what was measured beside the indices of a checkpoint (its SHA-256)."""
-    write_json(store.trust_file, {"checkpoint": checkpoint, **asdict(trust)})
+    threshold = None if trust.finds_nothing else trust.threshold  # JSON knows no infinity
+    content = {"version": VERSION, "checkpoint": checkpoint, **asdict(trust), "threshold": threshold}
+    write_json(store.trust_file, content)
 
 
 def read_trust(store: IndexStore, checkpoint: str) -> Trust | None:
-    """What was measured with the indices of this checkpoint; None where nothing was, or with another one's."""
+    """What was measured with the indices of this checkpoint; None where nothing was, or otherwise."""
     path = store.trust_file
     if not path.is_file():
         return None
     try:
         content = dict(read_json(path))
-        return Trust(**content) if content.pop("checkpoint") == checkpoint else None
+        if (content.pop("version", None), content.pop("checkpoint")) != (VERSION, checkpoint):
+            return None
+        threshold = content.pop("threshold")
+        return Trust(threshold=math.inf if threshold is None else threshold, **content)
     except (InputError, KeyError, TypeError, ValueError) as error:
         logger.warning("%s is not usable (%s) and is ignored.", path, error)
         return None

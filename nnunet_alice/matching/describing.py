@@ -16,7 +16,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
-from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.loading import check_finite, finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.cropping import crop_centred
 from nnunet_alice.dataset import PreprocessedDataset
@@ -24,6 +24,7 @@ from nnunet_alice.errors import CheckpointError
 from nnunet_alice.matching.index import checkpoint_fingerprint
 from nnunet_alice.methods.embedding.model import EmbeddingNetwork
 from nnunet_alice.methods.embedding.positions import feature_affine, sample_map
+from nnunet_alice.words import telling
 
 #: method of the checkpoints that can be used
 METHOD = "AnatomicalEmbedding"
@@ -149,11 +150,13 @@ def load_describer(
     channels = run["num_input_channels"]
     network = network_of_file(path, trained, channels, channels, allow_init=False, deep_supervision=False)
     model = EmbeddingNetwork(network, checkpoint["embedding"]["dimension"])
+    weights = finite_weights(checkpoint, path)
+    check_finite(checkpoint["model_state"], path)
     try:
-        network.load_state_dict(checkpoint["network_weights"])
+        network.load_state_dict(weights)
         missing, unknown = model.load_state_dict(checkpoint["model_state"], strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its own plans ({str(error).splitlines()[0]}).") from None
+        raise CheckpointError(f"{path} does not fit its own plans ({telling(error)}).") from None
     if unknown or any(name.startswith("heads.") for name in missing):
         raise CheckpointError(f"{path} holds other heads than this version makes; train again.")
     return Describer(model, trained.patch_size, device), checkpoint_fingerprint(path)

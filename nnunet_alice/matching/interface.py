@@ -1,6 +1,7 @@
 """The one interface for anatomical matching: points in case A, cases A and B -> points in B and scores."""
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,13 +38,15 @@ class Matcher(Protocol):
 
     Attributes:
         name: provider shown in logs: ``atlas``, ``embedding``, ``same volume``, ``relative position``.
-        threshold: matches that score below it are not to be trusted.
+        threshold: matches that score below it are not to be trusted; infinite where none is.
         cases: names of the cases that can be matched, sorted.
+        why: why it was chosen among several, in a sentence; empty where there was no choice.
     """
 
     name: str
     threshold: float
     cases: tuple[str, ...]
+    why: str
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
         """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x)."""
@@ -68,6 +71,8 @@ class GeometryMatcher:
         cases: names of the cases that can be matched; None for all.
         open_cases: number of opened things kept; a case takes up to 2 MB.
     """
+
+    why = ""
 
     def __init__(self, dataset: PreprocessedDataset, cases: Iterable[str] | None = None, open_cases: int = 64) -> None:
         self.dataset = dataset
@@ -122,13 +127,13 @@ def usable_cases(cases: list[str], is_usable: Callable[[str], bool], what: str, 
 class RelativePositionMatcher(GeometryMatcher):
     """Baseline: the counterpart lies at the same share of B's array along each axis. Implements ``Matcher``.
 
-    It knows nothing of how good a match is: every match in B's body scores 0, its threshold.
+    It knows nothing of how good a match is: every match in B's body scores 0, and none is to be trusted.
 
     Args: those of :class:`GeometryMatcher`.
     """
 
     name = "relative position"
-    threshold = 0.0
+    threshold = math.inf
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
         """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x)."""

@@ -6,6 +6,7 @@ Files from before images' stamps were kept cannot tell that they are stale when 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import geometry_file
 from nnunet_alice.dataset import PreprocessedDataset
+from nnunet_alice.matching.evidence import EVIDENCE_FILE
 from nnunet_alice.matching.index import IndexStore
 
 
@@ -19,9 +20,10 @@ def forget_case(dataset: PreprocessedDataset, case: str) -> None:
 
 
 def forget_all(dataset: PreprocessedDataset) -> None:
-    """Remove atlas, geometries, registrations and indices of all cases; pictures and landmarks stay to be looked at."""
+    """Remove all that is known of the images of a dataset; pictures and landmarks stay to be looked at."""
     atlas, store = AtlasFiles(dataset), IndexStore(dataset)
-    for path in (atlas.atlas_file, atlas.report_file, store.description_file, store.trust_file):
+    evidence = dataset.anatomy_folder / EVIDENCE_FILE
+    for path in (atlas.atlas_file, atlas.report_file, store.description_file, store.trust_file, evidence):
         path.unlink(missing_ok=True)
     for pattern in ("cases/*.npz", "atlas/cases/*.json", "embedding/*.npz"):
         for path in dataset.anatomy_folder.glob(pattern):

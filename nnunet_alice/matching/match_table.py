@@ -1,25 +1,23 @@
 """Where one point of a case lies in other cases: a table in voxels and in world millimetres."""
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from nnunet_alice.anatomy.world import PreparedCases, to_voxels, to_world
-from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.anatomy.world import NoWorldError, PreparedCases, to_voxels, to_world
+from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import Matcher
-
-logger = logging.getLogger(__name__)
+from nnunet_alice.words import telling
 
 WORLD = ("world_x_mm", "world_y_mm", "world_z_mm")
 
 
 def match_point(
     matcher: Matcher, cases: PreparedCases, case_a: str, point: Sequence[float], targets: Sequence[str], *, world: bool
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Match one point into many cases. A case that cannot be matched is left out, and the log says why.
+) -> tuple[np.ndarray, pd.DataFrame, dict[str, str]]:
+    """Match one point into many cases. A case that cannot be matched stops no other.
 
     Args:
         matcher: finds the counterparts.
@@ -30,11 +28,12 @@ def match_point(
         world: how ``point`` is given.
 
     Returns:
-        the point in voxels, (3,), and one row a case, best score first: ``case, z_vox, y_vox, x_vox, world_x_mm,
-        world_y_mm, world_z_mm, score, trusted``. World columns are NaN where a file has no world coordinates.
+        the point in voxels, (3,); one row a case, best score first: ``case, z_vox, y_vox, x_vox, world_x_mm,
+        world_y_mm, world_z_mm, score, trusted``; and why for each case that failed. World columns are NaN where a file
+        has no world coordinates.
 
     Raises:
-        InputError: unknown cases, or a point outside the volume.
+        InputError: unknown cases, a damaged case of the point, or a point outside the volume.
     """
     for case in (case_a, *targets):
         if case not in matcher.cases:
@@ -51,24 +50,23 @@ def match_point(
             f"The point lies at voxel ({', '.join(f'{v:.1f}' for v in point_vox)}) of case {case_a}, outside its "
             f"preprocessed array of {' x '.join(map(str, shape))} voxels (z, y, x)."
         )
-    rows = []
+    rows, failed = [], {}
     for case in tqdm(targets, desc="Matching", disable=None):
         try:
             matches = matcher.match(case_a, case, point_vox[None])
-        except AliceError as error:
-            logger.warning("Case %s is left out: %s", case, error)
+            score = float(matches.scores[0])
+            row = [case, *matches.points_vox[0], *_world(cases, case, matches.points_vox), score]
+        except Exception as error:  # whatever is wrong with one case, the others are matched
+            failed[case] = telling(error)
             continue
-        score = float(matches.scores[0])
-        rows.append([case, *matches.points_vox[0], *_world(cases, case, matches.points_vox), score])
-        rows[-1].append(score >= matcher.threshold)
+        rows.append([*row, score >= matcher.threshold])
     table = pd.DataFrame(rows, columns=["case", "z_vox", "y_vox", "x_vox", *WORLD, "score", "trusted"])
-    return point_vox, table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    return point_vox, table.sort_values("score", ascending=False, kind="stable", ignore_index=True), failed
 
 
 def _world(cases: PreparedCases, case: str, points_vox: np.ndarray) -> np.ndarray:
     """World position of one point, NaN where the case has none."""
     try:
         return to_world(cases.world_affine(case), points_vox)[0]
-    except InputError as error:
-        logger.debug("%s", error)
+    except NoWorldError:
         return np.full(3, np.nan)

@@ -223,6 +223,23 @@ def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
     return len(store.cases()) >= 2
 
 
+def open_trusted_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
+    """Open the embedding of a dataset, if any of its matches is to be trusted.
+
+    Raises:
+        NotPreparedError: there are no usable indices, or the embedding that made them finds nothing.
+    """
+    matcher = EmbeddingMatcher(dataset)
+    trust = read_trust(matcher.store, matcher.fingerprint.checkpoint)
+    if trust is not None and trust.finds_nothing:
+        raise NotPreparedError(
+            f"The embedding of {dataset.name} finds nothing (of the points matched to another case and back, "
+            f"{trust.returned:.0%} came back, and no score tells which): train it longer, then run: "
+            f"{matcher.store.command}"
+        )
+    return matcher
+
+
 def _unit(vectors: np.ndarray) -> np.ndarray:
     """Rows of unit length."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -145,7 +145,10 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         elements = network.encoder.compute_conv_feature_map_size(self.crop_size)
         fitting = subjects_in_memory(cost, pairs, experts, elements, crops)
         if fitting < 2:
-            needed, planned = live_bytes_of_subjects(cost, experts, elements, crops, 2), live_bytes_of_pairs(cost, pairs)
+            needed, planned = (
+                live_bytes_of_subjects(cost, experts, elements, crops, 2),
+                live_bytes_of_pairs(cost, pairs),
+            )
             self.context.log(
                 f"WARNING: {experts} experts and the smallest batch take about {needed / 2**30:.1f} GiB of GPU memory, "
                 f"and the plans foresee {planned / 2**30:.1f}: train with fewer experts (_{max(1, experts // 2)}experts) "

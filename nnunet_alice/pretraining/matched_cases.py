@@ -14,6 +14,7 @@ from nnunet_alice.errors import CheckpointError, NotPreparedError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.methods.distributed import world_size
+from nnunet_alice.words import counted
 
 
 def record_of_views(matcher: Matcher | None, cases: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def cases_to_validate_on(
     matcher: Matcher, training: list[str], validation: list[str], log: Callable[[str], None]
 ) -> list[str]:
     """Return the validation cases, or the training cases where too few of them can be matched; log what was opened."""
-    log(f"Views are matched by the {matcher.name} ({len(matcher.cases)} cases).")
+    log(f"Views are matched by the {matcher.name} ({counted(len(matcher.cases), 'case')}). {matcher.why}".rstrip())
     if len(set(validation) & set(matcher.cases)) >= 2:
         return validation
     log("Fewer than two validation cases can be matched: validating on training cases.")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nnunet_alice.pretraining.method import BatchT, Method, Progress
-from nnunet_alice.training.nonfinite import BufferCopies, all_finite, finite_on_all_ranks
 from nnunet_alice.pretraining.optimisation import Optimisation, clip_each_gradient, gradients_of
+from nnunet_alice.training.nonfinite import BufferCopies, all_finite, finite_on_all_ranks
 
 
 @dataclass(frozen=True)

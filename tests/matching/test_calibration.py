@@ -1,12 +1,13 @@
 """The threshold of scores, learned from matches that come back."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from nnunet_alice.matching.calibration import measure_trust, read_trust, write_trust
+from nnunet_alice.matching.calibration import VERSION, measure_trust, read_trust, trust_in, write_trust
 from nnunet_alice.matching.interface import Matches
 
 
@@ -41,7 +42,34 @@ def test_the_threshold_keeps_most_of_what_comes_back_and_little_else():
 
 def test_nothing_comes_back_so_nothing_is_trusted():
     trust = measure_trust(Halves(right=False), (1.0, 1.0, 1.0), tolerance_mm=5.0)
-    assert (trust.threshold, trust.returned) == (1.0, 0.0)
+    assert (trust.threshold, trust.returned, trust.accepted, trust.returned_of_accepted) == (np.inf, 0.0, 0.0, 0.0)
+    assert trust.finds_nothing
+
+
+def test_a_few_that_come_back_by_luck_make_nothing_trusted():
+    """4 % come back, with scores like those of all others: no score tells them apart."""
+    rng = np.random.default_rng(0)
+    trust = trust_in(rng.uniform(0.9, 1.0, 5000), rng.random(5000) < 0.04, 5.0)
+    assert trust.finds_nothing and trust.returned == pytest.approx(0.04, abs=0.01)
+
+
+def test_the_threshold_rises_until_most_of_what_is_trusted_comes_back():
+    """Those that come back score higher, but their low scores are those of as many that do not."""
+    rng = np.random.default_rng(0)
+    returned = np.repeat([True, False], 2000)
+    scores = np.where(returned, rng.uniform(0.5, 1.0, 4000), rng.uniform(0.0, 0.9, 4000))
+    trust = trust_in(scores, returned, 5.0)
+    naive = [scores >= t for t in np.sort(scores) if returned[scores >= t].mean() >= 0.8]
+    assert trust.accepted == pytest.approx(naive[0].mean()) and trust.returned_of_accepted >= 0.8
+    assert trust.threshold > np.quantile(scores[returned], 0.05)
+
+
+def test_too_few_reliable_matches_count_as_none():
+    scores, returned = np.linspace(0, 1, 1000), np.zeros(1000, dtype=bool)
+    returned[-90:] = True
+    assert trust_in(scores, returned, 5.0).finds_nothing
+    returned[-150:] = True
+    assert trust_in(scores, returned, 5.0).accepted == pytest.approx(0.95 * 0.15, abs=0.002)
 
 
 def test_unanswered_queries_count_as_lost():
@@ -62,5 +90,10 @@ def test_what_was_measured_is_kept_for_its_checkpoint_only(tmp_path: Path):
     trust = measure_trust(Halves(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
     write_trust(store, trust, "a")
     assert read_trust(store, "a") == trust and read_trust(store, "b") is None
+    nothing = replace(trust, threshold=np.inf)
+    write_trust(store, nothing, "a")
+    assert read_trust(store, "a") == nothing and "Infinity" not in store.trust_file.read_text()
+    store.trust_file.write_text(store.trust_file.read_text().replace(f'"version": {VERSION}', '"version": 1'))
+    assert read_trust(store, "a") is None  # measured by another rule
     (tmp_path / "trust.json").write_text('{"threshold": 1}')
     assert read_trust(store, "a") is None

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from nnunet_alice.pretraining.collapse import signs_of_collapse
-from nnunet_alice.training.nonfinite import BufferCopies, SkippedSteps, all_finite, finite_on_all_ranks
 from nnunet_alice.training.history import MetricsHistory, mean_metrics
+from nnunet_alice.training.nonfinite import BufferCopies, SkippedSteps, all_finite, finite_on_all_ranks
 
 ALIVE = {
     "spread": 0.5,

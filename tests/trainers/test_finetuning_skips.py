@@ -31,7 +31,9 @@ def take_step(trainer, bad: bool) -> dict:
     if bad:
         batch["data"][:] = math.nan
     trainer.train_step(batch)
-    return copy.deepcopy({"weights": trainer.network.state_dict(), "optimiser": trainer.optimizer.state_dict()["state"]})
+    return copy.deepcopy(
+        {"weights": trainer.network.state_dict(), "optimiser": trainer.optimizer.state_dict()["state"]}
+    )
 
 
 def test_a_bad_step_changes_nothing_and_the_next_one_trains(trainer):

@@ -1,0 +1,42 @@
+"""What several commands share: exit statuses, lists of cases that failed, numbers as arguments."""
+
+import argparse
+from collections.abc import Callable, Iterable
+
+#: Exit status of a command that did its work, but not for all cases; the others are named.
+SOME_FAILED = 3
+#: Exit status after Ctrl-C, and of a command whose reader went away (``| head``), as shells have them.
+INTERRUPTED, NO_READER = 130, 141
+#: Cases that are named on screen; the report has all.
+_NAMED = 20
+
+
+def name_some(status: str, reasons: Iterable[tuple[str, str]]) -> None:
+    """Print the first cases of a status and why they have it.
+
+    Args:
+        status: e.g. ``failed``.
+        reasons: case and reason.
+    """
+    reasons = list(reasons)
+    for case, reason in reasons[:_NAMED]:
+        print(f"  {status}: {case}: {reason}")
+    if len(reasons) > _NAMED:
+        print(f"  ... and {len(reasons) - _NAMED} more")
+
+
+def positive(kind: type) -> Callable[[str], int | float]:
+    """Return a parser of numbers above 0 for ``argparse``.
+
+    Args:
+        kind: ``int`` or ``float``.
+    """
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse

@@ -1,0 +1,73 @@
+"""Runs that stop before their end, and runs that are to become longer: what to type next."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nnunet_alice.parallel import end_processes
+from nnunet_alice.words import pasteable
+
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+#: endings of trainers' names that say how long a run is
+_LENGTH = re.compile(r"_\d+(?:epochs?|iterations?)(?=_|$)")
+
+
+@contextmanager
+def told_when_interrupted(folder: str, log: Callable[[str], None]) -> Iterator[None]:
+    """Let Ctrl-C end a training with one sentence that says how it goes on.
+
+    Args:
+        folder: of the run.
+        log: takes the sentence.
+
+    Raises:
+        SystemExit: in place of ``KeyboardInterrupt``.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_processes()
+        there = (Path(folder) / "checkpoint_latest.pth").is_file()
+        kept = "goes on from checkpoint_latest.pth" if there else "begins anew, as no checkpoint was written yet"
+        log(f"Interrupted. The same command with --c {kept}.")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def advice_without_checkpoint(folder: str) -> str:
+    """Return what to know where ``--c`` found nothing to go on from.
+
+    A trainer's name says how long it trains, and every name has its own folder: whoever asks for more epochs and
+    ``--c`` finds nothing there.
+
+    Args:
+        folder: of the run, ``.../<trainer>__<plans>__<configuration>/fold_<N>``.
+    """
+    fold = Path(folder)
+    said = f"--c found no checkpoint in {folder}: the run begins anew."
+    trainer, *rest = fold.parent.name.split("__")
+    others = [
+        path
+        for path in sorted(fold.parent.parent.glob(f"*/{fold.name}/checkpoint_final.pth"))
+        if _kind(path.parent.parent.name) == (_LENGTH.sub("", trainer), rest)
+    ]
+    if not others:
+        return said
+    return f"{said} {longer_run(max(others, key=lambda path: path.stat().st_mtime))}"
+
+
+def longer_run(checkpoint: Path) -> str:
+    """Return how a finished run is continued by a longer one.
+
+    Args:
+        checkpoint: its last one.
+    """
+    weights = pasteable("-pretrained_weights", checkpoint)
+    return f"To train longer from the weights of a finished run, start a run of more epochs with {weights} (no --c)."
+
+
+def _kind(model: str) -> tuple[str, list[str]]:
+    """Trainer without its length, plans and configuration, of the name of a model's folder."""
+    trainer, *rest = model.split("__")
+    return _LENGTH.sub("", trainer), rest
