@@ -234,7 +234,6 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
             factors=geometry.factors,
             image=geometry.image,
             packed_body=geometry.packed_body,
-            axial_axis=geometry.axial_axis,
         )
     return geometry
 
@@ -288,7 +287,7 @@ def _read(path: Path, dataset: PreprocessedDataset, case: str) -> CaseGeometry |
                 file["image"].shape,
                 file["image"],
                 file["packed_body"],
-                int(file["axial_axis"]) if "axial_axis" in file else 0,
+                int(file["axial_axis"]),
             )
     except UNREADABLE as error:
         logger.warning("%s is unreadable (%s) and is computed again.", path, error)
