@@ -55,9 +55,9 @@ class DemoSize:
     training: int = 2
     test: int = 8
     spacing_mm: float = 8.0
-    pretraining: str = "AliceTrainer_5epochs_100iterations_lr3e-3"
-    finetuning: str = "FineTuneTrainer_5epochs_30iterations_AdamW_lr1e-2_seed1"
-    scratch: str = "FineTuneTrainer_scratch_5epochs_30iterations_AdamW_lr1e-2_seed1"
+    pretraining: str = "AliceTrainer_8epochs_100iterations_lr3e-3"
+    finetuning: str = "FineTuneTrainer_5epochs_50iterations_AdamW_lr1e-2_seed1"
+    scratch: str = "FineTuneTrainer_scratch_5epochs_50iterations_AdamW_lr1e-2_seed1"
     embedding: str | None = None
     pairs: int = 100
 

@@ -85,7 +85,7 @@ class AliceSettings:
     cls_weight: float = 1.0
     alignment_weight: float = 0.3
     reconstruction_weight: float = 10.0
-    region_weight: float = 5.0
+    region_weight: float = 20.0
     num_regions: int = 100
     cls_course: Course = CONSTANT
     alignment_course: Course = CONSTANT
