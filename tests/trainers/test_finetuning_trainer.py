@@ -84,7 +84,7 @@ def test_everything_but_the_schedule_is_stock(dataset):
     for name in ("momentum", "nesterov", "weight_decay"):
         assert group[name] == stock.optimizer.param_groups[0][name]
     assert type(ours.loss) is type(stock.loss)
-    assert finetuning.FineTuneTrainer_scratch.learning_rate == stock.initial_lr
+    assert finetuning.FineTuneTrainer_scratch.settings.optimisation.learning_rate == stock.initial_lr
     own = vars(finetuning.FineTuneTrainer)
     # augmentation, too, but for a seed's blur: tests/finetuning/test_repeatable.py
     stock_parts = ("_build_loss", "get_dataloaders", "build_network_architecture")
@@ -280,8 +280,8 @@ def test_decoder_first_frees_the_encoder_in_time(dataset, tmp_path, monkeypatch)
 @pytest.mark.parametrize("endings", ["_seed1", "_AdamW_seed1"])
 def test_continuing_equals_running_through(dataset, monkeypatch, endings):
     """Killed in the third of four epochs, inside the phase after the decoder's own."""
-    changes = {"epochs": 4, "decoder_first_share": 0.25, "save_every": 2}
-    kind = short("FineTuneTrainer_decoderFirst", endings=endings, **changes)
+    kind = short("FineTuneTrainer_decoderFirst", epochs=4, endings=endings, decoder_first_share=0.25)
+    kind = with_settings(kind, {"run.save_every": 2})
     whole = start(make_finetuner(kind, dataset))
     whole.run_training()
     expected = copy_of(whole)
