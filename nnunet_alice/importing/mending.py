@@ -55,6 +55,8 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
         found = nibabel.load(path)
         values = np.asanyarray(found.dataobj)
         affine = np.asarray(found.affine, dtype=float)
+    except MemoryError:
+        raise
     except Exception as error:  # nibabel raises whatever its parsers raise
         raise InputError(f"unreadable or truncated ({telling(error)}).") from None
     if values.dtype.kind not in "iuf":

@@ -127,12 +127,9 @@ def _sort_out(report: ImportReport, job: Job, scan: Scan) -> list[Task]:
         files = signature((*candidate.files, *candidate.data_files))
         record = report.cases.get(candidate.name, {})
         if candidate.problem:
-            report.cases[candidate.name] = {
-                "status": LEFT_OUT, "reason": candidate.problem, "files": files, "basis": job.basis,
-            }  # fmt: skip
-        elif (
-            record.get("files") != files or record.get("basis") != job.basis or not _is_settled(job, candidate, record)
-        ):
+            verdict = {"status": LEFT_OUT, "reason": candidate.problem}
+            report.cases[candidate.name] = verdict | {"files": files, "basis": job.basis}
+        elif record.get("files") != files or not _is_settled(job, candidate.name, record):
             work.append(Task(candidate, record.get("files") == files))
     return work
 

@@ -154,7 +154,7 @@ def _copy_labels(dataset: str, cases: dict[str, dict[str, Any]], folder: Path) -
     ending = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")["file_ending"]
     for case, files in cases.items():
         label, copy = Path(files["label"]), folder / f"{case}{ending}"
-        if not label.is_file():
+        if not os.path.isfile(label):
             continue  # preprocessing will say so
         try:
             if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
@@ -198,7 +198,7 @@ def _stays(dataset: PreprocessedDataset, case: str, files: dict, error: Exceptio
     if not (dataset.folder / f"{case}{_SUFFIXES[-1]}").is_file():
         return False
     of_the_moment = isinstance(error, OSError | MemoryError | AliceError) and not isinstance(error, InputError)
-    if of_the_moment or not all(Path(path).is_file() for path in (*files["images"], files["label"])):
+    if of_the_moment or not all(os.path.isfile(path) for path in (*files["images"], files["label"])):
         return True
     _remove_case(dataset, case)
     return False
@@ -215,8 +215,8 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
     try:
         made = min((folder / f"{case}{suffix}").stat().st_mtime for suffix in _SUFFIXES)
         return made >= max(os.stat(path).st_mtime for path in (*files["images"], files["label"]))
-    except FileNotFoundError:
-        # A missing raw file is reported by the attempt to read it.
+    except OSError:
+        # A raw file that is missing or out of reach is reported by the attempt to read it.
         return False
 
 
