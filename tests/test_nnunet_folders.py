@@ -6,7 +6,7 @@ import pytest
 
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import dataset_name
+from nnunet_alice.nnunet_folders import dataset_name, plain_name
 
 
 def test_unset_folders_are_named_before_any_dataset_is_missed(monkeypatch):
@@ -25,3 +25,45 @@ def test_a_disk_that_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert main(["import", "-i", str(tmp_path / "scans"), "-d", "900", "-n", "X", "--channel", "CT", "-np", "1"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "Not a directory" in message
+
+
+LEAVES = ["../evil", "a/b", "/etc/x", "..", ".", "", ".hidden", "a\\b", "a\nb", "a\0b"]
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_names_that_would_leave_their_folder_are_refused(name):
+    with pytest.raises(InputError, match=r"-x is .* no plain name"):
+        plain_name(name, "-x")
+
+
+@pytest.mark.parametrize("name", ["nnUNetPlans", "My plans 2", "a-b_c.d", "Pläne"])
+def test_other_names_are_as_good_as_ever(name):
+    assert plain_name(name, "-x") == name
+
+
+@pytest.mark.parametrize("dataset", ["Dataset004_../../x", "Dataset004_a/b", "../Dataset004_x"])
+def test_a_dataset_is_no_path(dataset):
+    with pytest.raises(InputError, match="neither a dataset number nor a name"):
+        dataset_name(dataset)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["anatomy", "-d", "4", "-p", "../evil"],
+        ["match", "-d", "4", "-p", "../evil", "--from", "a", "--point", "0", "0", "0"],
+        ["transfer", "-i", "a.pth", "-d", "4", "-p", "../evil", "-o", "b.pth"],
+        ["convert_btcv", "-i", "RawData", "-d", "17", "-n", "../evil"],
+    ],
+)
+def test_no_command_reads_or_writes_beside_its_folder(tmp_path, monkeypatch, capsys, command):
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name / "Dataset004_T").mkdir(parents=True)
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    for part in ("img", "label"):
+        (tmp_path / "RawData" / "Training" / part).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(command) == 1
+    assert "no plain name" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

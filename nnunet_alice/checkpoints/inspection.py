@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.loading import load_checkpoint, not_finite
 from nnunet_alice.checkpoints.nnssl import unet_weights
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.checkpoints.weights_folder import is_weights_folder
 from nnunet_alice.errors import CheckpointError
+from nnunet_alice.words import counted, pasteable
 
 
 def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -39,8 +40,9 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         + (" but for the first stage, which alignment trains" if settings.get("alignment") else "")
         for part, count in parameters.items()
     ]
-    everything = run["fold"] == "all"
-    return {
+    everything, bad = run["fold"] == "all", not_finite(weights)
+    diverged = f"NaN or infinity in {len(bad)} of {counted(len(weights), 'tensor')}: nothing can start from them"
+    return ({"weights": diverged} if bad else {}) | {
         "method": f"{run['method']} ({run['trainer']}, nnunet_alice {run['version']})",
         "epochs": f"{run['epochs_done']} of {settings['epochs']}, {settings['iterations']} iterations each",
         "dataset": f"{run['dataset_name']} ({run['dataset_json'].get('numTraining', '?')} cases), fold {run['fold']}: "
@@ -70,12 +72,13 @@ def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
     if is_weights_folder(Path(path)):  # its dataset need not be here
         return [f"nnunet_alice fetch {Path(path).resolve()} -d TARGET"]
     origin = run["plans"].get("moved_from")
-    weights = f"-pretrained_weights {Path(path).resolve()}"
+    file = Path(path).resolve()
+    weights = pasteable("-pretrained_weights", file)
     if origin is not None:
         target = int(origin["dataset"][7:10])
         return [f"nnUNetv2_train {target} {run['configuration']} 0 -p {origin['plans_name']} {weights}"]
     moved, number = f"{run['plans_name']}_from{run['dataset_name'][7:10]}", int(run["dataset_name"][7:10])
-    transfer = f"nnunet_alice transfer -i {Path(path).resolve()} -d TARGET -p nnUNetPlans -c {run['configuration']}"
+    words = ["nnunet_alice", "transfer", "-i", file, "-d", "TARGET", "-p", "nnUNetPlans", "-c", run["configuration"]]
     return [
         "with the plans of this checkpoint on your labelled dataset TARGET (its number):",
         "nnUNetv2_extract_fingerprint -d TARGET",
@@ -83,7 +86,7 @@ def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
         f"nnUNetv2_preprocess -d TARGET -plans_name {moved} -c {run['configuration']}",
         f"nnUNetv2_train TARGET {run['configuration']} 0 -p {moved} {weights}",
         "or with other plans:",
-        f"{transfer} -o adapted.pth",
+        pasteable(*words, "-o", "adapted.pth"),
     ]
 
 
@@ -96,5 +99,5 @@ def _with_locations(path: str | os.PathLike, checkpoint: dict) -> list[str]:
     number = "TARGET" if target is None else int(target[7:10])
     return [
         "or with the location-conditioned encoder kept (it prints the commands that follow):",
-        f"nnunet_alice locate -d {number} --atlas {Path(path).resolve()}",
+        pasteable("nnunet_alice", "locate", "-d", number, "--atlas", Path(path).resolve()),
     ]

@@ -5,16 +5,17 @@ Cases whose registration fails or is poor are named and left out of matching. Ru
 Landmarks are laid on the atlas too, for DrasCLR; those that are there are kept unless other ones are asked for.
 
 --method embedding computes learned descriptors of every case with a network of AnatomicalEmbeddingTrainer and stores
-them as one small index a case (at most 10 MB). It also finds counterparts where fields of view differ, and is used
-instead of the atlas once it is there.
+them as one small index a case (at most 10 MB). It also finds counterparts where fields of view differ. Where both are
+prepared, views are matched by the one whose matches look more alike in the images.
 """
 
 import argparse
 
+from nnunet_alice.cli.common import SOME_FAILED, name_some, positive
+from nnunet_alice.words import counted
+
 EXAMPLE = "nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres -np 8"
 RESUMES = True
-#: Failed and poor cases named on screen; the report has all.
-_NAMED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
-    parser.add_argument("-np", type=_positive, default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("-np", type=positive(int), default=4, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--method", choices=["atlas", "embedding"], default="atlas", help="default: %(default)s")
     parser.add_argument(
         "--checkpoint",
@@ -32,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-device", metavar="DEVICE", help="embedding: cpu, cuda, cuda:1, ... (default: a GPU if any)")
     parser.add_argument("--atlas", metavar="CASE", help="case that becomes the atlas (default: the most typical one)")
     parser.add_argument(
-        "--landmark_patch_mm", type=float, metavar="MM", help="edge of a patch (default for people: 32)"
+        "--landmark_patch_mm", type=positive(float), metavar="MM", help="edge of a patch (default for people: 32)"
     )
-    parser.add_argument("--landmark_step_mm", type=float, metavar="MM", help="their distance (default for people: 26)")
+    parser.add_argument(
+        "--landmark_step_mm", type=positive(float), metavar="MM", help="their distance (default for people: 26)"
+    )
     parser.add_argument(
         "--roi",
         metavar="REGION",
@@ -56,7 +59,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the atlas or the indices, draw them, say how it went and what to run next."""
+    _check_before_work(args)
     return _index(args) if args.method == "embedding" else _register(args)
+
+
+def _check_before_work(args: argparse.Namespace) -> None:
+    """Wrong options are said before registration takes its hours."""
+    from nnunet_alice.errors import InputError
+    from nnunet_alice.matching.atlas_landmarks import check_region
+
+    others = {
+        "atlas": {"--checkpoint": args.checkpoint, "-device": args.device},
+        "embedding": {
+            "--atlas": args.atlas,
+            "--landmark_patch_mm": args.landmark_patch_mm,
+            "--landmark_step_mm": args.landmark_step_mm,
+            "--roi": args.roi,
+        },
+    }
+    for option, value in others[args.method].items():
+        if value is not None:
+            other = next(method for method in others if method != args.method)
+            raise InputError(f"{option} belongs to --method {other}, not to {args.method}; leave it out.")
+    if args.roi is not None:
+        check_region(args.roi)
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -75,18 +101,24 @@ def _index(args: argparse.Namespace) -> int:
         raise InputError(f"There is no device '{args.device}'; use cpu or cuda.") from None
     report = index_dataset(dataset, args.checkpoint, device, args.overwrite)
     print(
-        f"{dataset.name}: {len(report.made)} cases indexed, {len(report.kept)} kept, {len(report.failed)} failed; "
-        f"embedding of {report.checkpoint}."
+        f"{dataset.name}: {counted(len(report.made), 'case')} indexed, {len(report.kept)} kept, "
+        f"{len(report.failed)} failed; embedding of {report.checkpoint}."
     )
-    _name_some("failed", report.failed.items())
+    name_some("failed", report.failed.items())
     print(f"Indices: {IndexStore(dataset).folder}")
     if report.trust is None:
         print("Fewer than two cases have an index: nothing can be matched.")
         return 1
     trust = report.trust
-    print(
+    came_back = (
         f"Of {trust.points} points matched to another case and back, {trust.returned:.0%} came back within "
-        f"{trust.tolerance_mm:.1f} mm. Matches are trusted from a score of {trust.threshold:.3f} on: "
+        f"{trust.tolerance_mm:.1f} mm."
+    )
+    if trust.finds_nothing:
+        print(f"{came_back} No score tells which, so no match is trusted: train the embedding longer.")
+        return 1
+    print(
+        f"{came_back} Matches are trusted from a score of {trust.threshold:.3f} on: "
         f"{trust.accepted:.0%} of all, of which {trust.returned_of_accepted:.0%} came back."
     )
     arguments = f"-d {dataset.number} -p {args.p} -c {args.c}"
@@ -96,7 +128,7 @@ def _index(args: argparse.Namespace) -> int:
         f"  nnunet_alice evaluate_matching {arguments}"
     )
     _print_next(dataset)
-    return 0
+    return SOME_FAILED if report.failed else 0
 
 
 def _register(args: argparse.Namespace) -> int:
@@ -113,14 +145,14 @@ def _register(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
     print(f"{dataset.name}: registered to the atlas {report.atlas_case}: {counts}.")
     for status in (POOR, FAILED):
-        _name_some(status, [(record.case, record.reason) for record in report.named(status)])
+        name_some(status, [(record.case, record.reason) for record in report.named(status)])
     print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
     if len(report.named(OK)) < 2:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
         return 1
     _lay_landmarks(args, dataset, report.atlas_case)
     _print_next(dataset)
-    return 0
+    return SOME_FAILED if report.named(FAILED) else 0
 
 
 def _note_subjects(args: argparse.Namespace, dataset) -> None:
@@ -139,17 +171,12 @@ def _note_subjects(args: argparse.Namespace, dataset) -> None:
         )
 
 
-def _name_some(status: str, reasons) -> None:
-    """Print the first cases of a status and why they have it."""
-    reasons = list(reasons)
-    for case, reason in reasons[:_NAMED]:
-        print(f"  {status}: {case}: {reason}")
-    if len(reasons) > _NAMED:
-        print(f"  ... and {len(reasons) - _NAMED} more")
-
-
 def _print_next(dataset) -> None:
-    """Print the commands that train with what was prepared."""
+    """Print by what views will be matched, and the commands that train with it."""
+    from nnunet_alice.matching.registry import open_matcher
+
+    matcher = open_matcher(dataset)
+    print(matcher.why or f"Views will be matched by the {matcher.name} ({counted(len(matcher.cases), 'case')}).")
     train = dataset.pretraining_command("AliceTrainer")
     print(f"Next:\n  export nnUNet_extTrainer=$(nnunet_alice trainers)\n  {train}")
 
@@ -174,17 +201,11 @@ def _lay_landmarks(args: argparse.Namespace, dataset, atlas_case: str) -> None:
     picture = landmarks_picture(dataset)
     atlas = load_geometry(dataset, atlas_case)
     draw_landmarks(atlas, landmarks.points_mm, seen, report.cases, landmarks.patch_mm, picture, title)
+    unused = int((seen < 2).sum())
     print(
-        f"{len(landmarks)} landmarks {'kept' if report.kept else 'laid'} (region {report.region}, patches of "
-        f"{landmarks.patch_mm:g} mm, {landmarks.step_mm:g} mm apart): of {report.cases} cases, "
+        f"{counted(len(landmarks), 'landmark')} {'kept' if report.kept else 'laid'} (region {report.region}, patches "
+        f"of {landmarks.patch_mm:g} mm, {landmarks.step_mm:g} mm apart): of {counted(report.cases, 'case')}, "
         f"{int(seen.min())} to {int(seen.max())} show a landmark, {seen.mean():.1f} on average; "
-        f"{int((seen < 2).sum())} landmarks are shown by fewer than two cases and are not used.\n"
+        f"{counted(unused, 'landmark is', 'landmarks are')} shown by fewer than two cases and not used.\n"
         f"Picture (look at it): {picture}\nLandmarks: {landmarks_file(dataset)}"
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number of processes")
-    return value

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_alice.errors import InputError
+from nnunet_alice.words import counted, pasteable
 
 EXAMPLE = "nnunet_alice benchmark hippocampus.yaml -o /results/hippocampus --part 1/4"
 RESUMES = True
@@ -71,12 +72,15 @@ def run(args: argparse.Namespace) -> int:
             print(line)
         return 0
     outcome = runner.run(args.part)
-    print(f"{len(outcome.done)} runs done, {len(outcome.failed)} failed, {len(outcome.waiting)} waiting for others.")
+    print(
+        f"{counted(len(outcome.done), 'run')} done, {len(outcome.failed)} failed, "
+        f"{len(outcome.waiting)} waiting for others."
+    )
     for name, why in outcome.failed.items():
         print(f"  {name}: {why}")
     if outcome.waiting:
         print("Start this command again when the other parts have finished, to run what waited for them.")
-    print(f"Next: nnunet_alice report -i {args.folder}")
+    print(f"Next: {pasteable('nnunet_alice', 'report', '-i', args.folder)}")
     return 1 if outcome.failed else 0
 
 

@@ -7,6 +7,8 @@ splits_synapse.json (18/12, usually reported with --organs 8, which needs a data
 
 import argparse
 
+from nnunet_alice.words import counted
+
 EXAMPLE = "nnunet_alice convert_btcv -i RawData -d 17 --split monai"
 
 
@@ -35,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Convert and say what happened."""
     from nnunet_alice.importing.btcv import convert
 
     result = convert(args.folder, args.dataset_id, args.name, args.organs, args.split, args.skip_bad, args.num_workers)
     left_out = f", {len(result.left_out)} left out: figures are not comparable" if result.left_out else ""
-    print(f"{len(result.cases)} cases in {result.folder}{left_out}")
+    print(f"{counted(len(result.cases), 'case')} in {result.folder}{left_out}")
     if result.test_images:
         print(f"{result.test_images} images have no labels: import them for pretraining with nnunet_alice import")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {args.dataset_id} --verify_dataset_integrity")
+    return 0

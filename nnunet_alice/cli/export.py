@@ -6,6 +6,8 @@ the logits of the network that was trained, in every fold.
 
 import argparse
 
+from nnunet_alice.words import counted, pasteable
+
 EXAMPLE = "nnunet_alice export -i nnUNet_results/Dataset004_Hippocampus/FineTuneTrainer__nnUNetPlans__3d_fullres -o out"
 
 
@@ -31,8 +33,6 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_alice.checkpoints.exporting import export_model
 
     export = export_model(args.input, args.output, args.folds, args.checkpoint, args.trust)
-    print(f"Same logits as {export.trainer} in {len(export.folds)} folds. Written: {export.folder}")
-    print(
-        f"Predict with stock nnU-Net: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {export.folder} "
-        f"-f {' '.join(export.folds)}"
-    )
+    print(f"Same logits as {export.trainer} in {counted(len(export.folds), 'fold')}. Written: {export.folder}")
+    words = ["nnUNetv2_predict_from_modelfolder", "-i", "IMAGES", "-o", "PREDICTIONS", "-m", export.folder, "-f"]
+    print(f"Predict with stock nnU-Net: {pasteable(*words, *export.folds)}")

@@ -5,6 +5,7 @@ fold. The metrics' 95 % intervals come from a bootstrap over cases. Survival nee
 """
 
 import argparse
+import re
 
 EXAMPLE = "nnunet_alice probe --features features.npz --table labels.csv --target severity --task regression"
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for row in result.metrics.itertuples():
         print(f"  {row.metric}: {row.value:.3f} (95 % interval {row.low:.3f} to {row.high:.3f})")
-    prefix = args.o or f"probe_{args.target}"
+    prefix = args.o or "probe_" + re.sub(r"[^\w.-]+", "_", args.target)  # a column may be called anything
     for name, table in (("metrics", result.metrics), ("predictions", result.predictions)):
         with atomic_write(f"{prefix}_{name}.csv") as temporary:
             table.to_csv(temporary, index=False)

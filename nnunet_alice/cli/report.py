@@ -6,6 +6,8 @@ May be run while the benchmark is still going; the report then says how many run
 
 import argparse
 
+from nnunet_alice.words import counted
+
 EXAMPLE = "nnunet_alice report -i /results/hippocampus -np 8"
 
 
@@ -38,5 +40,5 @@ def run(args: argparse.Namespace) -> None:
     baseline = args.baseline or "the baseline"
     for row in rows.itertuples():
         compared = "" if row.p != row.p else f", {row.difference:+.4f} against {baseline}, p {row.p:.2g}"
-        print(f"{row.labels} labels, {row.percent} % of the run, {row.arm}: Dice {row.mean:.4f}{compared}")
-    print(f"{report.done} of {report.planned} runs. Written: {report.folder / 'report.md'}")
+        print(f"{counted(row.labels, 'label')}, {row.percent} % of the run, {row.arm}: Dice {row.mean:.4f}{compared}")
+    print(f"{report.done} of {counted(report.planned, 'run')}. Written: {report.folder / 'report.md'}")

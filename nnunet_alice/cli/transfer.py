@@ -7,6 +7,8 @@ of nnssl are read, without running code in them.
 
 import argparse
 
+from nnunet_alice.words import counted, pasteable
+
 EXAMPLE = "nnunet_alice transfer -i checkpoint_final.pth -d 4 -p nnUNetPlans -c 3d_fullres -o adapted.pth"
 
 
@@ -44,13 +46,14 @@ def run(args: argparse.Namespace) -> None:
         print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
     print()
     counts = result.table["status"].value_counts()
-    print(", ".join(f"{counts.get(status, 0)} tensors {status}" for status in ("loaded", "adapted", "fresh")))
+    print(
+        ", ".join(f"{counted(counts.get(status, 0), 'tensor')} {status}" for status in ("loaded", "adapted", "fresh"))
+    )
     print(
         f"Carried: {result.share():.1%} of all parameters, {result.share('encoder'):.1%} of the encoder's, "
         f"{result.share('decoder'):.1%} of the decoder's."
     )
     print(f"Written: {args.output} and {Path(args.output).with_suffix('.csv')}")
     number = int(dataset_name(args.dataset)[7:10])
-    print(
-        f"Fine-tune: nnUNetv2_train {number} {args.configuration} 0 -p {args.plans} -pretrained_weights {args.output}"
-    )
+    words = ["nnUNetv2_train", number, args.configuration, 0, "-p", args.plans, "-pretrained_weights", args.output]
+    print(f"Fine-tune: {pasteable(*words)}")

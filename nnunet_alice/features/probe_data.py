@@ -9,6 +9,8 @@ import pandas as pd
 
 from nnunet_alice.anatomy.subjects import likely_repeats
 from nnunet_alice.errors import InputError
+from nnunet_alice.features.case_names import written_otherwise
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def load_table(
         group: column of what folds keep together, e.g. the patient; None warns where names look like repeats.
 
     Raises:
-        InputError: a column or all ids are missing, ids are repeated, or values cannot be used.
+        InputError: a column or all ids are missing, ids are repeated or written otherwise, or values cannot be used.
     """
     if task == "survival" and event is None:
         raise InputError("Survival needs --event, the column that holds 1 for an event and 0 for a censored case.")
@@ -97,6 +99,7 @@ def load_table(
     for column in (id_column, *wanted):
         if column not in table.columns:
             raise InputError(f"{path} has no column '{column}'; it has: {', '.join(table.columns)}.")
+    _check_spelling(path, cases, table[id_column].dropna(), id_column)
     table = table.dropna(subset=[id_column, *wanted])
     names = table[id_column].to_numpy(dtype=str)
     if len(names) > len(set(names)):
@@ -110,9 +113,11 @@ def load_table(
             f"features have '{cases[0]}', the table has '{names[0] if len(names) else 'no such row'}'."
         )
     if not known.all():
+        unused = len(names) - int(known.sum())
         logger.warning(
-            "%d of %d cases with features have no '%s' in %s and are left out, the first is %s.",
+            "%d of %d cases with features have no '%s' in %s and are left out, the first is %s%s.",
             (~known).sum(), len(cases), target, path, cases[~known][0],
+            f"; {counted(unused, 'row')} of the table are of no such case" if unused else "",
         )  # fmt: skip
     table = table.iloc[[row_of[case] for case in cases[known]]]
     values = table[target].to_numpy(dtype=str) if task == "classification" else _numbers(table[target], path)
@@ -142,6 +147,21 @@ def _warn_of_repeats(cases: np.ndarray) -> None:
             "%s and %s look like two scans of one person, which would be in different folds; name the column that "
             "tells persons apart with --group.", *alike
         )  # fmt: skip
+
+
+def _check_spelling(path: str | os.PathLike, cases: np.ndarray, ids: pd.Series, id_column: str) -> None:
+    """Make sure that no case is missing from a table because it is written otherwise there.
+
+    Raises:
+        InputError: some are: a part of the cases would be left out as if it had no label.
+    """
+    otherwise = written_otherwise(map(str, cases), map(str, ids))
+    if otherwise:
+        case, name = next(iter(otherwise.items()))
+        raise InputError(
+            f"{len(otherwise)} of {counted(len(cases), 'case')} with features are written otherwise in column "
+            f"'{id_column}' of {path}, e.g. '{case}' is '{name}' there; write them alike."
+        )
 
 
 def _numbers(column: pd.Series, path: str | os.PathLike) -> np.ndarray:

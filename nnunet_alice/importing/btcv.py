@@ -26,7 +26,7 @@ from tqdm import tqdm
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write, read_json, refusals_told, write_json
 from nnunet_alice.importing.nifti import check_nifti
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,9 @@ def _layout(folder: Path) -> tuple[Path, Path, Path]:
 def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
     """Folder of the new dataset; refused if its number or folder belongs to another dataset or to other labels."""
     raw = nnunet_folder("nnUNet_raw")
-    output = raw / f"Dataset{dataset_id:03d}_{name}"
+    if not 1 <= dataset_id <= 999:
+        raise InputError(f"Dataset number {dataset_id} is not between 1 and 999; choose another with -d.")
+    output = raw / f"Dataset{dataset_id:03d}_{plain_name(name, '-n')}"
     others = [path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*") if path != output]
     if others:
         raise InputError(f"Dataset number {dataset_id} is taken by {others[0]}; choose another with -d.")

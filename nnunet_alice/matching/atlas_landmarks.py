@@ -22,6 +22,7 @@ from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
+from nnunet_alice.words import telling
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,22 @@ def open_landmarks(dataset: PreprocessedDataset) -> Landmarks:
     return Landmarks.load(landmarks_file(dataset))
 
 
+def check_region(region: str) -> None:
+    """Make sure that a region can be had at all, before an atlas is there.
+
+    Args:
+        region: see `region_of_interest`.
+
+    Raises:
+        InputError: it is no region.
+    """
+    if region.startswith("label:"):
+        if not region.removeprefix("label:").isdigit():
+            raise InputError(f"'{region}' names no label; write for example label:3.")
+    elif region not in ("body", LUNGS):
+        _read_mask(Path(region))
+
+
 def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: str) -> np.ndarray:
     """Mask of the atlas case that landmarks are laid on.
 
@@ -140,10 +157,9 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
             return lung_mask(np.asarray(dataset.image(atlas_case)[0]), dataset.spacing, axial_axis=axial_axis)
         except InputError as error:
             raise InputError(f"The atlas case {atlas_case}: {error}") from None
+    check_region(region)
     if region.startswith("label:"):
         value = region.removeprefix("label:")
-        if not value.isdigit():
-            raise InputError(f"'{region}' names no label; write for example label:3.")
         mask = PreparedCases(dataset).segmentation(atlas_case) == int(value)
         if not mask.any():
             raise InputError(f"The atlas case {atlas_case} has no voxel with label {value}; choose another label.")
@@ -151,18 +167,24 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
     return _mask_from_file(dataset, atlas_case, Path(region))
 
 
-def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -> np.ndarray:
-    """A mask file resampled (nearest neighbour) to the preprocessed array of the atlas case, through world mm."""
+def _read_mask(path: Path) -> sitk.Image:
+    """A mask as its file has it."""
     if not path.is_file():
-        raise InputError(
-            f"There is no mask {path}; --roi takes body, lungs, label:N or a mask file of case {atlas_case}."
-        )
+        raise InputError(f"There is no mask {path}; --roi takes body, lungs, label:N or a mask file of the atlas case.")
     try:
         image = sitk.ReadImage(str(path))
-    except RuntimeError:
-        raise InputError(f"{path} cannot be read as an image; --roi takes body, label:N or a mask file.") from None
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} cannot be read as an image ({telling(error)}); --roi takes body, label:N or a mask file."
+        ) from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{path} is no 3D mask of one channel.")
+    return image
+
+
+def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -> np.ndarray:
+    """A mask file resampled (nearest neighbour) to the preprocessed array of the atlas case, through world mm."""
+    image = _read_mask(path)
     cases = PreparedCases(dataset)
     affine = cases.world_affine(atlas_case)
     columns = affine[:3, 2::-1]  # SimpleITK counts x first

@@ -221,6 +221,39 @@ def test_code_in_pretrained_weights_is_refused_and_does_not_run(dataset, tmp_pat
     assert (tmp_path / "was here").exists()  # it would have
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_diverged_are_refused(dataset, tmp_path, bad):
+    weights = weights_file(dataset, tmp_path / "w.pth")
+    content = torch.load(weights)
+    content["network_weights"]["encoder.stages.0.0.convs.0.conv.bias"][0] = bad
+    torch.save(content, weights)
+    trainer = start(make_finetuner(short(), dataset))
+    before = copy_of(trainer)
+    with pytest.raises(CheckpointError, match=r"w\.pth holds NaN or infinity in \d+ of its \d+ tensors .*diverged"):
+        start(trainer, weights)
+    assert not changed(trainer, before)
+
+
+def test_a_split_that_names_absent_cases_is_refused(dataset):
+    write_splits(dataset, (["case00", "gone1"], ["case02", "gone2"]))
+    trainer = make_finetuner(short(), dataset)
+    with pytest.raises(InputError, match=r"Fold 0 of .*splits_final.json names 2 cases .*\(gone1, gone2\)"):
+        trainer.get_dataloaders()
+
+
+def test_ctrl_c_ends_with_one_sentence(dataset, monkeypatch):
+    trainer = make_finetuner(short(), dataset)
+
+    def interrupt(batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "train_step", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        trainer.run_training()
+    assert caught.value.code == 130
+    assert "Interrupted. The same command with --c begins anew" in log_of(trainer)
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [

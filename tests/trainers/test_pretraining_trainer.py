@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from pretraining_runs import make_trainer, phantom_images, training_log, with_method, with_settings, write_run
 
-from nnunet_alice.errors import NonFiniteLossError
+from nnunet_alice.errors import InputError, NonFiniteLossError
+from nnunet_alice.files import read_json, write_json
 from nnunet_alice.pretraining.method import Method, StepResult
 from nnunet_alice.pretraining.settings import PretrainingSettings, RunSettings
 from nnunet_alice.trainers.pretraining import PretrainingTrainer
@@ -138,3 +140,56 @@ def test_pictures_come_as_often_as_asked_and_hold_nothing_back(small_run):
     trainer.run_training()
     assert drawn == [Path(trainer.output_folder)] * 3  # epochs 0, 4 and the last
     assert trainer._first_validation is None
+
+
+def test_the_second_stage_of_a_cascade_is_refused_at_once(folders):
+    folder = write_run(folders / "preprocessed", phantom_images(2))
+    plans = read_json(folder / "nnUNetPlans.json")
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
+    write_json(folder / "nnUNetPlans.json", plans)
+    with pytest.raises(InputError, match=r"'3d_cascade_fullres', the second stage of a cascade.*nnunet_alice transfer"):
+        make_trainer(SquareTrainer, folders / "preprocessed", configuration="3d_cascade_fullres")
+
+
+def test_cases_of_a_split_that_nobody_preprocessed_are_left_out_by_name(folders):
+    folder = write_run(folders / "preprocessed", phantom_images(2))
+    write_json(folder / "splits_final.json", [{"train": ["case0", "gone"], "val": ["case1"]}])
+    trainer = make_trainer(SquareTrainer, folders / "preprocessed", fold=0)
+    assert trainer.do_split() == (["case0"], ["case1"])
+    assert re.search(r"fold 0 of .*splits_final.json names 1 case .*\(gone\): left out", log_of(trainer))
+
+
+def test_ctrl_c_ends_with_one_sentence(folders, monkeypatch):
+    write_run(folders / "preprocessed", phantom_images(2))
+    trainer = make_trainer(SquareTrainer, folders / "preprocessed")
+
+    def interrupt(batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "train_step", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        trainer.run_training()
+    assert caught.value.code == 130
+    assert "Interrupted. The same command with --c begins anew" in log_of(trainer)
+
+
+def test_whoever_asks_for_more_epochs_is_told_how(folders):
+    """A longer run has a folder of its own, in which --c finds nothing; a finished one has nothing left to do."""
+    write_run(folders / "preprocessed", phantom_images(2))
+    short, longer = (
+        with_settings(SquareTrainer, {"run.epochs": n, "run.iterations": 1}, f"SquareTrainer_{n}epochs") for n in (1, 2)
+    )
+    trainer = make_trainer(short, folders / "preprocessed")
+    trainer.run_training()
+    final = str(Path(trainer.output_folder) / "checkpoint_final.pth")
+    trainer = make_trainer(longer, folders / "preprocessed", continue_training=True)
+    trainer.on_train_start()
+    assert f"more epochs with -pretrained_weights {final}" in log_of(trainer)
+    trainer = make_trainer(short, folders / "preprocessed", continue_training=True)
+    trainer.load_checkpoint(final)
+    trainer.on_train_start()
+    assert "has all of its 1 epochs" in log_of(trainer)
+
+
+def log_of(trainer) -> str:
+    return training_log(trainer.output_folder)

@@ -1,0 +1,34 @@
+"""One case under two names: ``s01`` and ``S1_0000.nii.gz`` are one, and spreadsheets make ``7`` of ``007``."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+_ENDING = re.compile(r"\.(?:nii|nrrd|mha|mhd|nhdr|hdr|img|gipl|mgz|npz|csv|dcm|gz|0)+(?:\.gz)?$")
+_CHANNEL = re.compile(r"_\d{4}$")
+
+
+def written_otherwise(cases: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Return which cases have a different spelling among names.
+
+    Args:
+        cases: names of cases.
+        names: e.g. of a table's column.
+
+    Returns:
+        case -> its name there, for each case that is not there as it is and looks like exactly one name that is no
+        case.
+    """
+    cases, names = set(cases), set(names)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names - cases:
+        alike[_plain(name)].append(name)
+    found = {case: alike[_plain(case)] for case in sorted(cases - names) if _plain(case) in alike}
+    return {case: spelled[0] for case, spelled in found.items() if len(spelled) == 1}
+
+
+def _plain(name: str) -> str:
+    """What is left of a name without ending, channel, capitals, leading zeros and signs between words."""
+    text = _CHANNEL.sub("", _ENDING.sub("", name.strip().lower()))
+    text = re.sub(r"[^0-9a-z]+", "_", text).strip("_")
+    return re.sub(r"\d+", lambda number: str(int(number[0])), text)
