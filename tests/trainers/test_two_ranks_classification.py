@@ -5,13 +5,12 @@ import pytest
 import torch
 from gloo_ranks import needs_distributed, on_ranks
 from labelled_runs import make_finetuner, stay_in_process
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from pretraining_runs import with_settings
 from small_datasets import set_folders
 from target_runs import store, write_target_dataset
-from test_two_ranks_finetuning import WithoutDevice
 
-from nnunet_alice.trainers import classification, finetuning
+from nnunet_alice.trainers import classification
+from nnunet_alice.training.devices import place
 
 pytestmark = needs_distributed
 
@@ -22,11 +21,9 @@ def run(rank, folder):
     """Two epochs and the validation; what this rank ends with."""
     with pytest.MonkeyPatch.context() as patch:
         stay_in_process(patch)
-        for module in (stock, finetuning):
-            patch.setattr(module, "DDP", WithoutDevice)
         short = {"run.epochs": 2, "run.iterations": 2, "run.seed": 1, "target.pictures": 0}
         trainer = make_finetuner(with_settings(KIND, short), folder)
-        trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+        place(trainer, torch.device("cpu"))
         trainer.initialize()
         trainer.run_training()
         trainer.perform_actual_validation()
