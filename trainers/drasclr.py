@@ -13,8 +13,8 @@ class DrasCLRTrainer(PretrainingTrainer):
 
     A batch shows one landmark of the atlas in as many subjects as fit where the plans' batch fits. After every epoch
     ``metrics.csv``, ``progress.png`` and, every few epochs, ``views.png`` say how it goes. The checkpoint's network is
-    the plain one; the conditional encoder and the queues lie beside it. Endings: ``_<N>experts``, ``_<K>neighbours``,
-    ``_temperature<X>``, ``_queue<N>``.
+    the plain one; the conditional encoder and the queue of keys lie beside it. Endings: ``_<N>experts``,
+    ``_<K>neighbours``, ``_temperature<X>``, ``_queue<N>``.
     """
 
     method_class = DrasCLRMethod

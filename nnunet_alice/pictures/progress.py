@@ -23,7 +23,8 @@ class _Panel:
 _PANELS = (
     _Panel("losses", ("loss", "val_loss"), log_scale=True),
     _Panel("entropies of the teacher's targets (nats)", ("conditional_entropy", "marginal_entropy", "token_index")),
-    _Panel("signs of life", ("spread", "centre_norm", "queue_fill")),
+    _Panel("signs of life", ("spread", "centre_norm")),
+    _Panel("negatives of a sample, and their age in steps", ("negative",)),
     _Panel("retrieval and accuracies", ("retrieval", "chance", "accuracy")),
     _Panel("matching", ("match_score", "accepted_at_first_draw", "unmatched_pairs")),
     _Panel("learning rate", ("lr",)),

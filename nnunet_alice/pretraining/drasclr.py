@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_alice.anatomy.landmarks import Landmarks
+from nnunet_alice.anatomy.subjects import load_subjects
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.matching.atlas_landmarks import open_landmarks, prepare_landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
@@ -20,7 +21,7 @@ from nnunet_alice.methods.drasclr.conditional import LocationGroups, Uncondition
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 from nnunet_alice.methods.drasclr.difference import feature_difference
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
-from nnunet_alice.methods.drasclr.queue import LandmarkQueues, queue_bytes, queue_size
+from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.pictures.landmark_views import draw_landmark_views
@@ -28,7 +29,7 @@ from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.pretraining.collapse import MIN_SPREAD
 from nnunet_alice.pretraining.matched_cases import cases_to_validate_on, open_or_prepare_matcher
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
-from nnunet_alice.training.ranks import on_one_rank_first
+from nnunet_alice.training.ranks import number_of_each_rank, on_one_rank_first
 from nnunet_alice.training.settings import flat, unrecorded
 from nnunet_alice.views.landmark_crops import LandmarkBatch, LandmarkCrops, crop_size, noise_and_gamma
 
@@ -51,7 +52,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     A batch shows one landmark of the atlas in as many subjects as fit where the plans' batch fits. The network is the
     plain one, its experts mixed at the routing averaged over the training locations; the conditional encoder and the
-    queues lie beside it.
+    queue of keys lie beside it.
 
     Args:
         settings: all numbers of the method.
@@ -59,6 +60,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     Attributes:
         landmarks: of the atlas, once the model was made; :attr:`places` says where they lie in the cases.
+        subject_of: case -> its subject, for cases that were named (``nnunet_alice anatomy --subjects``).
         training_locations: (n, 3) locations of the landmarks that at least two cases show.
         crop_size: (3,) voxels, (z, y, x).
     """
@@ -68,6 +70,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
     model: DrasCLRModel
     landmarks: Landmarks
     places: LandmarkPlaces
+    subject_of: dict[str, str]
     training_locations: Tensor
     crop_size: tuple[int, ...]
 
@@ -78,17 +81,16 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
     # ---------------------------------------------------------------------------------------------- the network
 
     def make_model(self, network: nn.Module) -> DrasCLRModel:
-        """Return a conditional copy of the encoder with its queues; the number of landmarks sets their size."""
+        """Return a conditional copy of the encoder with its queue of keys."""
         self._open_anatomy()
         seen = self.places.seen()
         self.training_locations = torch.from_numpy(self.landmarks.locations[seen >= min(2, int(seen.max()))])
         self.crop_size = self._choose_crop_size(network.encoder)
         self.batch_size = self._choose_batch_size(network)
-        slots = queue_size(len(self.places.cases), self.settings.queue_limit)
+        subjects = len({self.subject_of.get(case, case) for case in self.places.cases})
         self.context.log(
             f"{len(self.landmarks)} landmarks, {int((seen > 1).sum())} of them shown by at least two of "
-            f"{len(self.places.cases)} registered cases. Queues of {slots} keys a landmark take "
-            f"{queue_bytes(len(self.landmarks), slots, self.settings.dim) / 1e9:.3g} GB."
+            f"{len(self.places.cases)} registered cases, which count as {subjects} subjects."
         )
         embedder = PatchEmbedder(
             self._make_encoder(network.encoder),
@@ -96,8 +98,8 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             dim=self.settings.dim,
             cells=self.settings.cells,
         )
-        queues = LandmarkQueues(len(self.landmarks), slots, self.settings.dim)
-        return DrasCLRModel(embedder, queues, temperature=self.settings.temperature, beta=self.settings.beta)
+        queue = KeyQueue(min(subjects, self.settings.queue_limit), self.settings.dim)
+        return DrasCLRModel(embedder, queue, temperature=self.settings.temperature, beta=self.settings.beta)
 
     def _open_anatomy(self) -> None:
         """Open the atlas, on which landmarks lie, whichever other matchers were prepared; make what is missing."""
@@ -105,6 +107,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         self.matcher = on_one_rank_first(lambda: open_or_prepare_matcher(dataset, "atlas", log))
         self.landmarks = on_one_rank_first(self._open_landmarks)
         self.places = LandmarkPlaces.of_registered(self.landmarks, self.matcher)
+        self.subject_of = load_subjects(dataset)
 
     def _open_landmarks(self) -> Landmarks:
         try:
@@ -146,7 +149,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     @property
     def modules_to_compile(self) -> list[nn.Module]:
-        """Query and key encoder; the queues change in size with the data and gain nothing."""
+        """Query and key encoder."""
         return [self.model.query, self.model.key]
 
     # ------------------------------------------------------------------------------------------------ the views
@@ -159,6 +162,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     def batches(self, cases: list[str], training: bool) -> LandmarkCrops:
         """Return crops of these cases; validation crops are augmented too, as the two views would be equal."""
+        sizes = number_of_each_rank(self.batch_size, self.context.device)
         return LandmarkCrops(
             self.places,
             cases,
@@ -166,10 +170,15 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             self.crop_size,
             self.context.spacing,
             self.batch_size,
+            subject_of=self.subject_of,
             neighbours=self.settings.neighbours,
-            seed=self.context.seed + rank(),
+            seed=self.context.seed,
+            together=sum(sizes),
+            before=sum(sizes[: rank()]),
+            # What the queue has forgotten is no negative any more. Validation keeps no keys.
+            longest_stay=max(1, self.settings.queue_limit // sum(sizes)) if training else 1,
             transform=noise_and_gamma(),
-            min_cases=2 if training else 1,
+            min_subjects=2 if training else 1,
         )
 
     def validation_batches(self, rank_batch_sizes: Sequence[int]) -> int:
@@ -193,9 +202,9 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             patches[1],
             batch.location,
             batch.landmark,
+            batch.subjects,
             patches[2:] if regional else None,
             batch.neighbour_locations if regional else None,
-            batch.subjects,
         )
         metrics = {"loss": losses.total.detach(), "loss_local": losses.local}
         accuracies = {"accuracy_local": losses.local_accuracy}
@@ -204,13 +213,12 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             accuracies["accuracy_regional"] = losses.regional_accuracy
         if not training:
             return StepResult(losses.total, metrics, {name: float(value) for name, value in accuracies.items()})
-        metrics |= accuracies | {"spread": losses.key_spread, "queue_fill": self.model.queues.fill_fraction()}
+        metrics |= accuracies | {
+            "negatives": losses.negatives,
+            "negative_age": losses.negative_age,
+            "spread": losses.key_spread,
+        }
         return StepResult(losses.total, metrics)
-
-    def step_buffers(self) -> list[Tensor]:
-        """Return all buffers but the queues, which are large and take finite keys only."""
-        queues = {id(buffer) for buffer in self.model.queues.buffers()}
-        return [buffer for buffer in self.model.buffers() if id(buffer) not in queues]
 
     def after_step(self, progress: Progress) -> None:
         """Move the key encoder. In short runs its memory is at most a twentieth of the run."""
@@ -234,7 +242,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         context = self.context
         crops = LandmarkCrops(
             self.places, self.places.cases, context.dataset.image, self.crop_size, context.spacing, self.batch_size,
-            neighbours=0, seed=context.seed, affine=None, min_cases=1,
+            neighbours=0, seed=context.seed, longest_stay=1, affine=None, min_subjects=1,
         )  # fmt: skip
         channels = self.network.encoder.output_channels[-1]
         plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels)
@@ -266,11 +274,12 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
     # ------------------------------------------------------------------------------------------ the checkpoints
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Return the settings, and which landmarks: the queues belong to them."""
+        """Return the settings, and which landmarks and subjects: the queued keys belong to them."""
         layout = hashlib.sha256(np.ascontiguousarray(self.landmarks.points_mm)).hexdigest()[:16]
         return super().recorded_settings() | {
             "landmarks": f"{len(self.landmarks)} ({layout})",
             "registered_cases": len(self.places.cases),
+            "named_subjects": len(set(self.subject_of.values())),
             "crop_size": self.crop_size,
         }
 
@@ -292,6 +301,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
                 "crop_size": self.crop_size,
                 "landmarks": asdict(self.landmarks),
                 "atlas": asdict(self.matcher.geometry(self.matcher.atlas_case)),
+                "registered_by": self.matcher.files.region(),
                 "training_locations": self.training_locations,
                 "feature_difference": self._difference,
             }

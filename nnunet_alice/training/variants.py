@@ -52,7 +52,7 @@ ENDINGS = (
     Ending(
         "_temperature<X>", rf"temperature({_NUMBER})", "method.temperature", float, "DrasCLR: of both losses", _ABOVE_0
     ),
-    Ending("_queue<N>", r"queue(\d+)", "method.queue_limit", int, "DrasCLR: most keys a landmark", 1),
+    Ending("_queue<N>", r"queue(\d+)", "method.queue_limit", int, "DrasCLR: most keys that are kept", 1),
     Ending(
         "_keep<P>-<P>",
         r"keep(\d+(?:-\d+)*)",

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -28,6 +29,7 @@ from pretraining_runs import (
 from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.anatomy.subjects import save_subjects
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NonFiniteLossError
@@ -81,18 +83,17 @@ def test_a_run_leaves_what_it_promises(small_run):
     losses = {"loss", "loss_local", "loss_regional"}
     accuracies = {"accuracy_local", "accuracy_regional"}
     promised = losses | accuracies | {f"val_{name}" for name in losses | accuracies}
-    promised |= {"queue_fill", "spread", "lr", "seconds"}
+    promised |= {"negatives", "negative_age", "spread", "lr", "seconds"}
     assert promised <= rows[0].keys() and len(rows) == 2
     assert all(math.isfinite(float(row[name])) for row in rows for name in promised)
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in accuracies)
     for row in rows:
         assert float(row["loss"]) == pytest.approx(float(row["loss_local"]) + float(row["loss_regional"]), rel=1e-4)
-    assert 0 < float(rows[0]["queue_fill"]) < float(rows[1]["queue_fill"])
+    # Four cases fit one batch: every visit is one step, whose own keys are the negatives.
+    assert all(0 < float(row["negatives"]) <= 3 and float(row["negative_age"]) == 0 for row in rows)
     log = training_log(folder)
-    landmarks, slots, dim = trainer.model.queues.keys.shape
-    assert slots == 4 and dim == 8
-    gigabytes = (landmarks * slots * (2 * dim + 4) + 16 * landmarks) / 1e9
-    assert f"{landmarks} landmarks" in log and f"take {gigabytes:.3g} GB" in log
+    assert trainer.model.queue.keys.shape == (4, 8)
+    assert f"{len(trainer.method.landmarks)} landmarks" in log and "which count as 4 subjects" in log
     assert "Crops of 8 x 8 x 8 voxels (128 x 128 x 128 mm), 2 x 2 x 2 voxels at the bottleneck" in log
     assert "Features of the plain network against those of the conditional encoder: they differ by" in log
 
@@ -102,14 +103,14 @@ def test_the_key_encoder_follows_and_the_queue_holds_the_batches(small_run, no_p
     trainer.on_train_start()
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
-    queues = trainer.model.queues
+    queue = trainer.model.queue
     query, key = list(trainer.model.query.parameters()), list(trainer.model.key.parameters())
     query_before, key_before = [q.clone() for q in query], [k.clone() for k in key]
     assert all(map(torch.equal, query_before, key_before))
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)
-    assert queues.filled[batch.landmark] == len(batch.subjects) and int(queues.filled.sum()) == len(batch.cases)
-    stored = queues.subjects[batch.landmark, : len(batch.cases)].tolist()
+    seen = queue.seen_from(batch.landmark)
+    stored = seen.subjects[seen.here].tolist()
     assert [trainer.method.places.cases[subject] for subject in stored] == batch.cases
     momentum = max(0.0, 1 - 20 / trainer.progress.total_steps)
     assert not all(map(torch.equal, query_before, query))
@@ -118,7 +119,7 @@ def test_the_key_encoder_follows_and_the_queue_holds_the_batches(small_run, no_p
     with torch.no_grad():
         trainer.on_validation_epoch_start()
         trainer.validation_step(next(trainer.dataloader_val))
-    assert int(queues.filled.sum()) == len(batch.cases)
+    assert int(queue.step) == 1
 
 
 def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(small_run, no_pictures):
@@ -155,10 +156,10 @@ def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(smal
 
 
 def test_three_epochs_equal_two_a_kill_and_one_more(small_run, no_pictures):
-    def queues_are_filled(continued):
-        assert int(continued.model.queues.filled.sum()) > 0
+    def keys_are_kept(continued):
+        assert int(continued.model.queue.step) == 4 and (continued.model.queue.landmarks >= 0).any()
 
-    expected, resumed = whole_and_resumed(variant(epochs=3), small_run, killed_in=2, look=queues_are_filled)
+    expected, resumed = whole_and_resumed(variant(epochs=3), small_run, killed_in=2, look=keys_are_kept)
     for part in ("network_weights", "model_state", "optimizer_state", "drasclr"):
         assert same_content(expected[part], resumed[part]), part
     assert without_times(expected["history"]) == without_times(resumed["history"])
@@ -239,11 +240,26 @@ def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
     assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
 
 
+def test_visits_and_subjects(small_run, no_pictures):
+    """Up to two batches of two a visit: negatives of one step before; two scans of a person count as one subject."""
+    trainer = make_trainer(variant(iterations=8, largest_batch=2), small_run)
+    run(trainer)
+    assert all(1 < row["negatives"] <= 2 and 0 < row["negative_age"] < 1 for row in trainer.history.rows)
+    dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
+    save_subjects(dataset, {"case0": "ann", "case1": "ann", "case2": "bob"})
+    trainer = make_trainer(variant(name="DrasCLRTrainer_subjects", epochs=1), small_run)
+    folder = run(trainer)
+    assert "count as 3 subjects" in training_log(folder) and trainer.model.queue.size == 3
+    crops = trainer.method.batches([f"case{number}" for number in range(4)], training=True)
+    for number in range(10):
+        assert len({"case0", "case1"} & set(crops(number, np.random.default_rng(number)).cases)) <= 1
+
+
 def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, no_pictures):
     trainer = make_trainer(variant(iterations=4), small_run)
     states = steps_around_a_bad_one(trainer)
     assert same_content(states["first"], states["bad"]) and not same_content(states["bad"], states["next"])
-    assert states["first"]["queues.filled"].any() and states["first"]["query.standardise.batches"] == 1
+    assert (states["first"]["queue.landmarks"] >= 0).any() and states["first"]["query.standardise.batches"] == 1
 
 
 def test_a_non_finite_loss_names_the_cases(small_run, no_pictures):

@@ -16,7 +16,7 @@ class DrasCLRSettings:
         beta: weight of the regional loss.
         dim: width of the embedding.
         cells: the bottleneck is averaged to ``cells`` ** 3 cells; of one cell instance norm leaves next to nothing.
-        queue_limit: largest number of keys a landmark.
+        queue_limit: most keys that are kept, of all landmarks together; no visit to a landmark lasts longer.
         key_momentum: of the key encoder.
     """
 
