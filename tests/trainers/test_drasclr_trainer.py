@@ -242,8 +242,9 @@ def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
 
 def test_visits_and_subjects(small_run, no_pictures):
     """Up to two batches of two a visit: negatives of one step before; two scans of a person count as one subject."""
-    rows = finished_rows(run(make_trainer(variant(iterations=8, largest_batch=2), small_run)), "debug.json")
-    assert all(1 < float(row["negatives"]) <= 2 and 0 < float(row["negative_age"]) < 1 for row in rows), rows
+    trainer = make_trainer(variant(iterations=8, largest_batch=2), small_run)
+    run(trainer)
+    assert all(1 < row["negatives"] <= 2 and 0 < row["negative_age"] < 1 for row in trainer.history.rows)
     dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
     save_subjects(dataset, {"case0": "ann", "case1": "ann", "case2": "bob"})
     trainer = make_trainer(variant(name="DrasCLRTrainer_subjects", epochs=1), small_run)
