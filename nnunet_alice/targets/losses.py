@@ -18,6 +18,8 @@ class WeightedCrossEntropy(nn.Module):
         weights: one a class.
     """
 
+    weights: Tensor
+
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("weights", torch.tensor(list(weights), dtype=torch.float32))
@@ -33,6 +35,8 @@ class MaskedBinaryCrossEntropy(nn.Module):
     Args:
         positive_weights: one a label, of its positive cases.
     """
+
+    positive_weights: Tensor
 
     def __init__(self, positive_weights: Sequence[float]) -> None:
         super().__init__()
@@ -55,6 +59,9 @@ class StandardisedHuber(nn.Module):
         deviations: one a column, above 0.
         delta: error from which the loss grows linearly.
     """
+
+    means: Tensor
+    deviations: Tensor
 
     def __init__(self, means: Sequence[float], deviations: Sequence[float], delta: float) -> None:
         super().__init__()
@@ -97,6 +104,11 @@ class CoxLoss(nn.Module):
         times: (N,) of the training cases.
         events: (N,) of the training cases.
     """
+
+    times: Tensor
+    events: Tensor
+    risks: Tensor
+    seen: Tensor
 
     def __init__(self, times: Sequence[float], events: Sequence[bool]) -> None:
         super().__init__()

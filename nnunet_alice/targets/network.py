@@ -1,5 +1,8 @@
 """An encoder of nnU-Net with a small head on its pooled features."""
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -24,11 +27,12 @@ class PooledEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, outputs: int, stages: int, dropout: float) -> None:
         super().__init__()
-        if stages > len(encoder.output_channels):
-            raise InputError(f"{stages} stages cannot be pooled, the encoder has {len(encoder.output_channels)}.")
+        widths = cast(Sequence[int], encoder.output_channels)
+        if stages > len(widths):
+            raise InputError(f"{stages} stages cannot be pooled, the encoder has {len(widths)}.")
         self.encoder = encoder
         self.stages = stages
-        self.width = 2 * sum(encoder.output_channels[-stages:])
+        self.width = 2 * sum(widths[-stages:])
         self.head = nn.Sequential(nn.LayerNorm(self.width), nn.Dropout(dropout), nn.Linear(self.width, outputs))
 
     def features(self, crops: Tensor) -> Tensor:
@@ -51,7 +55,7 @@ def pooled_encoder(unet: nn.Module, outputs: int, stages: int, dropout: float) -
     Raises:
         InputError: the network has no encoder in stages.
     """
-    encoder = getattr(unet, "encoder", None)
+    encoder: Any = getattr(unet, "encoder", None)
     if not hasattr(encoder, "output_channels") or not getattr(encoder, "return_skips", False):
         raise InputError(f"{type(unet).__name__} has no encoder in stages; take plans of one of nnU-Net's U-Nets.")
     return PooledEncoder(encoder, outputs, stages, dropout)

@@ -89,7 +89,8 @@ def _covered(crop: np.ndarray, start: np.ndarray, size: np.ndarray, fill: np.nda
     """Copy of a window in which a block is covered; ``start`` is relative to the window."""
     crop = crop.copy()  # it may be a view of the image
     first, last = np.maximum(start, 0), np.minimum(start + size, crop.shape[1:])
-    crop[(slice(None), *(slice(a, b) for a, b in zip(first, last, strict=True)))] = fill
+    block = (slice(None), *(slice(a, b) for a, b in zip(first, last, strict=True)))
+    crop[block] = fill
     return crop
 
 
@@ -97,6 +98,6 @@ def _body_mean(image: Any, geometry: CaseGeometry) -> np.ndarray:
     """(C, 1, 1, 1) mean of every channel in the body, by the voxels in the middle of its cells."""
     factors = geometry.factors
     thin = tuple(slice(min(f // 2, n - 1), None, f) for f, n in zip(factors, geometry.shape, strict=True))
-    values = np.asarray(image[:])[(slice(None), *thin)]
+    values = np.stack([channel[thin] for channel in np.asarray(image[:])])
     body = geometry.body[tuple(map(slice, values.shape[1:]))]
     return values[:, body].mean(axis=1).reshape(-1, 1, 1, 1)

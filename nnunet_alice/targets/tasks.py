@@ -1,6 +1,7 @@
 """Tasks: what a target asks of the network, how it is learned, and what its outputs mean."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -74,7 +75,7 @@ class Classification(Task):
     score = "auc"
 
     @staticmethod
-    def measure(definition, values, settings):
+    def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
         """Weight of every class."""
         counts = np.bincount(values.iloc[:, 0].astype(int), minlength=len(definition.classes))
         weights = counts.sum() / (len(counts) * counts) if settings.balance else np.ones(len(counts))
@@ -115,7 +116,7 @@ class MultiLabel(Task):
     score = "auc"
 
     @staticmethod
-    def measure(definition, values, settings):
+    def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
         """Weight of the positive cases of every label."""
         positive = values.mean().to_numpy()  # of those that are known
         weights = (1 - positive) / positive if settings.balance else np.ones(len(positive))
@@ -142,8 +143,7 @@ class MultiLabel(Task):
                 each.setdefault(name, {})[label] = metric
         found: dict[str, Metric] = {}
         for name, of_label in each.items():
-            parts = list(of_label.values())
-            found[name] = lambda at, parts=parts: float(np.mean([part(at) for part in parts]))
+            found[name] = _mean(list(of_label.values()))
             found |= {f"{name}_{label}": metric for label, metric in of_label.items()}
         return found
 
@@ -158,7 +158,7 @@ class Regression(Task):
     score = "r2"
 
     @staticmethod
-    def measure(definition, values, settings):
+    def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
         """Mean and standard deviation of every column."""
         return {"means": values.mean().tolist(), "deviations": values.std(ddof=0).tolist()}
 
@@ -179,7 +179,7 @@ class Regression(Task):
         }
         if len(columns) == 1:
             return each[columns[0]]
-        mean: Metric = lambda at: float(np.mean([metrics["r2"](at) for metrics in each.values()]))  # noqa: E731
+        mean = _mean([metrics["r2"] for metrics in each.values()])
         return {"r2": mean} | {f"{name}_{c}": metric for c, metrics in each.items() for name, metric in metrics.items()}
 
     def shown(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -193,7 +193,7 @@ class Survival(Task):
     score = "c_index"
 
     @staticmethod
-    def measure(definition, values, settings):
+    def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
         """Times and events of the training cases, in their order."""
         return {"times": values.iloc[:, 0].tolist(), "events": values.iloc[:, 1].tolist()}
 
@@ -246,7 +246,12 @@ def _of_the_known(truth: np.ndarray, probability: np.ndarray, predicted: np.ndar
     """Metrics of one label; a sample's cases in which it is not known do not count."""
     known = np.isfinite(truth)
     metrics = classification_metrics(np.nan_to_num(truth), np.stack([1 - probability, probability], axis=1), predicted)
-    return {
-        name: lambda at, metric=metric: metric(at[known[at]]) if known[at].any() else float("nan")
-        for name, metric in metrics.items()
-    }
+
+    def of_known(metric: Metric) -> Metric:
+        return lambda at: metric(at[known[at]]) if known[at].any() else float("nan")
+
+    return {name: of_known(metric) for name, metric in metrics.items()}
+
+
+def _mean(metrics: Sequence[Metric]) -> Metric:
+    return lambda at: float(np.mean([metric(at) for metric in metrics]))

@@ -13,18 +13,20 @@ from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.targets.network import PooledEncoder
 from nnunet_alice.views.landmark_crops import crop_with_border
 
+#: three numbers, (z, y, x)
+Triple = Sequence[int] | np.ndarray
 #: windows count if the body fills at least this share of what it fills of the fullest one
 _MIN_BODY = 0.25
 #: windows that go through the network at once
 _AT_ONCE = 4
 
 
-def crop_at(image: Any, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+def crop_at(image: Any, start: Triple, size: Triple) -> np.ndarray:
     """Crop of an image (C, z, y, x) that begins at a voxel; beyond the volume its outermost voxels are repeated."""
-    return crop_with_border(image, np.asarray(start) + np.asarray(size) // 2, size)
+    return crop_with_border(image, np.asarray(start) + np.asarray(size) // 2, tuple(size))
 
 
-def window_starts(geometry: CaseGeometry, patch_size: Sequence[int], step: float) -> np.ndarray:
+def window_starts(geometry: CaseGeometry, patch_size: Triple, step: float) -> np.ndarray:
     """First voxels of the windows that cover the body of a case.
 
     Where the volume is smaller than the patch, the one window lies in its middle and reaches beyond it.
