@@ -32,16 +32,23 @@ def dataset_name(dataset: int | str) -> str:
         if not re.fullmatch(r"Dataset\d{3}_.+", dataset):
             raise InputError(f"'{dataset}' is neither a dataset number nor a name like Dataset900_NAME.")
         return dataset
-    prefix = f"Dataset{int(dataset):03d}_"
-    names = set()
     if not os.environ.get("nnUNet_raw"):
         nnunet_folder("nnUNet_preprocessed")  # one of them has to be set
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        folder = os.environ.get(variable)
-        if folder and Path(folder).is_dir():
-            names |= {entry.name for entry in Path(folder).glob(f"{prefix}*") if entry.is_dir()}
+    names = datasets_by_number().get(int(dataset), set())
     if not names:
         raise InputError(f"No dataset with number {int(dataset)} in nnUNet_raw or nnUNet_preprocessed.")
     if len(names) > 1:
         raise InputError(f"Dataset number {int(dataset)} is ambiguous: {', '.join(sorted(names))}; rename all but one.")
     return names.pop()
+
+
+def datasets_by_number() -> dict[int, set[str]]:
+    """Return number -> full names of the datasets that any of nnU-Net's folders holds; folders not set hold none."""
+    found: dict[int, set[str]] = {}
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        place = os.environ.get(variable)
+        if place and Path(place).is_dir():
+            for entry in Path(place).glob("Dataset[0-9][0-9][0-9]_*"):
+                if entry.is_dir():
+                    found.setdefault(int(entry.name[7:10]), set()).add(entry.name)
+    return found

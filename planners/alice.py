@@ -24,6 +24,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import note_gpus
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
@@ -35,6 +36,7 @@ from nnunet_alice.planning.memory import (
     pair_budget,
     pairs_in_memory,
 )
+from nnunet_alice.planning.orientations import array_orientation
 from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.views.masking import FEWEST_BLOCKS, block_shape
 
@@ -186,6 +188,7 @@ class PairPlanning:
         """Write the plans, whole or not at all; configurations that somebody added by hand are kept, as in nnU-Net."""
         recursive_fix_for_json_export(plans)
         path = nnunet_folder("nnUNet_preprocessed") / self.dataset_name / f"{self.plans_identifier}.json"
+        plans[ORIENTATION] = array_orientation(self.dataset_name, plans["image_reader_writer"])
         if path.is_file():
             plans["configurations"] = {**read_json(path)["configurations"], **plans["configurations"]}
         write_json(path, plans)

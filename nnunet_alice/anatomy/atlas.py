@@ -65,6 +65,8 @@ def prepare_atlas(
                 files.write_record(outcome, job.fingerprint, None)  # it will be tried again, whatever the image
         report.records[case] = outcome
     files.write_report(report)
+    if report.shortfall:
+        logger.warning("%s", report.shortfall)
     return report
 
 

@@ -23,6 +23,10 @@ VERSION = 1
 OK, POOR, FAILED = "ok", "poor", "failed"
 
 
+#: Where a smaller share of the cases is ok, something is wrong with the atlas or with the dataset.
+MIN_SHARE = 0.5
+
+
 @dataclass(frozen=True)
 class AtlasRecord:
     """Outcome of one case.
@@ -77,6 +81,19 @@ class AtlasReport:
         """Records of one status, worst first."""
         chosen = [record for record in self.records.values() if record.status == status]
         return sorted(chosen, key=lambda record: (record.quality, record.case))
+
+    @property
+    def shortfall(self) -> str:
+        """What to try where less than half of the cases were registered well; empty otherwise."""
+        good, total = len(self.named(OK)), len(self.records)
+        if good >= MIN_SHARE * total:
+            return ""
+        return (
+            f"Only {good} of {total} cases ({good / total:.0%}) are registered well to the atlas {self.atlas_case}; "
+            "views of all others find no counterparts. Look at the picture; then name a case that shows what most of "
+            "them show (--atlas CASE), or keep other body regions and orientations in datasets of their own, or train "
+            "a matcher that does not register (AnatomicalEmbeddingTrainer)."
+        )
 
 
 class AtlasFiles:

@@ -5,12 +5,17 @@ surrounds a body touches the border of the volume, is darker than the body and m
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 
-#: Cells of the grid that the mask is computed on: about this size (mm), and no more than so many.
-CELL_MM = 3.5
+#: Raised when masks change: what was made of older ones is made again.
+VERSION = 2
+#: The mask is computed on cells. The middle one of the volume's three extents has about so many of them: 3 to 4 mm for
+#: a torso. Nothing is said in mm, so that a mouse, a rock and a person are all treated alike.
+CELLS = 100
+#: No more cells than this, however long a volume is.
 MAX_CELLS = 2_000_000
 #: An axis is never thinned out to fewer cells than this, so that small volumes keep their own voxels.
 MIN_CELLS_PER_AXIS = 48
@@ -24,19 +29,19 @@ AIR_SHARE = 0.6
 #: Air covers at least this share of the volume's side faces, and the body at least this share of the volume.
 MIN_BORDER_AIR = 0.03
 MIN_BODY = 0.005
-#: Radius of the opening that cuts off tables, tubes and coils.
-OPENING_MM = 4.0
+#: Radius of the opening that cuts off tables, tubes and coils, in cells; at most ``MAX_REACH`` of them along an axis.
+OPENING_CELLS = 1.15
+MAX_REACH = 3
 
 
-def body_mask(
-    image: np.ndarray, spacing_mm: tuple[float, float, float], *, axial_axis: int = 0, cell_mm: float = CELL_MM
-) -> np.ndarray:
+def body_mask(image: np.ndarray, spacing_mm: tuple[float, float, float], *, axial_axis: int = 0) -> np.ndarray:
     """Which voxels belong to the body, its air-filled organs included.
 
     Per channel: padding is recognised as one exact value on the border, air by a threshold (Otsu's) whose dark side is
     uniform and touches the border. Table and tubes are opened away, the largest part is kept, and holes are filled in
     3D and slice by slice (lungs that the field of view cuts, and airways, are open to the outside only along the body).
-    Several channels: the union of the channels that show air.
+    Several channels: the union of the channels that show air. Fine grids are thinned out to about ``CELLS`` cells an
+    axis, and the mask is enlarged again by nearest neighbour.
 
     A volume without air around it (a tight crop) is all body; so is one where nothing sensible is found: the mask is
     never empty. Known limit: a crop *inside* the chest that cuts through lung on a side face looks like a body
@@ -44,10 +49,8 @@ def body_mask(
 
     Args:
         image: (z, y, x) or (C, z, y, x), finite, any scale and type.
-        spacing_mm: voxel size (z, y, x).
+        spacing_mm: voxel size (z, y, x); only the ratios count.
         axial_axis: the axis along the body (0, 1 or 2 of z, y, x); its slices are filled one by one.
-        cell_mm: size of the grid that the mask is computed on; finer voxels are thinned out to about this size, and
-            the mask is enlarged again by nearest neighbour.
 
     Returns:
         bool (z, y, x).
@@ -59,15 +62,14 @@ def body_mask(
         raise ValueError(f"body_mask takes (z, y, x) or (C, z, y, x) and three spacings, not {image.shape}.")
     channels = image[None] if image.ndim == 3 else image
     shape = channels.shape[1:]
-    factors = _factors(shape, spacing_mm, cell_mm)
-    cells_mm = tuple(f * s for f, s in zip(factors, spacing_mm, strict=True))
+    factors, ball = _cells(shape, spacing_mm)
     # The middle voxel of each block stands for it; a median would be no better after the smoothing in `_channel_mask`.
     thin = tuple(slice(min(f // 2, n - 1), None, f) for f, n in zip(factors, shape, strict=True))
     coarse = np.zeros(tuple(-(-n // f) for f, n in zip(factors, shape, strict=True)), dtype=bool)
     for channel in channels:
         values = np.ascontiguousarray(channel[thin], dtype=np.float32)
         values = np.pad(values, [(0, c - v) for c, v in zip(coarse.shape, values.shape, strict=True)], mode="edge")
-        found = _channel_mask(values, cells_mm, axial_axis)
+        found = _channel_mask(values, ball, axial_axis)
         if found is not None:
             coarse |= found
     if not coarse.any():
@@ -78,18 +80,27 @@ def body_mask(
     return coarse
 
 
-def _factors(shape: tuple[int, ...], spacing_mm: tuple[float, ...], cell_mm: float) -> tuple[int, ...]:
-    """Voxels a cell, per axis."""
+def _cells(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> tuple[tuple[int, ...], np.ndarray]:
+    """Voxels a cell, per axis, and the ball of the opening: bool, cells."""
+    cell_mm = sorted(n * s for n, s in zip(shape, spacing_mm, strict=True))[1] / CELLS
     while True:
         factors = tuple(
             max(1, min(round(cell_mm / s), n // MIN_CELLS_PER_AXIS)) for n, s in zip(shape, spacing_mm, strict=True)
         )
         if math.prod(n / f for n, f in zip(shape, factors, strict=True)) <= MAX_CELLS:
-            return factors
+            break
         cell_mm *= 1.2
+    return factors, _ball([OPENING_CELLS * cell_mm / (f * s) for f, s in zip(factors, spacing_mm, strict=True)])
 
 
-def _channel_mask(values: np.ndarray, cells_mm: tuple[float, ...], axial_axis: int) -> np.ndarray | None:
+def _ball(radius: Sequence[float]) -> np.ndarray:
+    """Ellipsoid of the radius in cells, per axis; at least a cross along each axis whose cells are no slabs."""
+    reach = [min(max(1, int(r)), MAX_REACH) if r >= 0.5 else 0 for r in radius]
+    grid = np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij")
+    return sum((g / max(r, 1)) ** 2 for g, r in zip(grid, reach, strict=True)) <= 1.0
+
+
+def _channel_mask(values: np.ndarray, ball: np.ndarray, axial_axis: int) -> np.ndarray | None:
     """Body mask of one channel on the coarse grid, (z, y, x); None where there is no air around it."""
     padding = _padding(values)
     inside = ~padding
@@ -105,7 +116,7 @@ def _channel_mask(values: np.ndarray, cells_mm: tuple[float, ...], axial_axis: i
     sides = [axis for axis in range(3) if axis != axial_axis]
     if np.mean(np.concatenate([face.ravel() for face in _faces(~bright, sides)])) < MIN_BORDER_AIR:
         return None
-    mask = _solid_body(bright, cells_mm, axial_axis)
+    mask = _solid_body(bright, ball, axial_axis)
     return mask if mask.mean() >= MIN_BODY else None
 
 
@@ -158,9 +169,8 @@ def _otsu(values: np.ndarray, bins: int = 256) -> float:
     return float(edges[1:-1][np.nanargmax(between)])
 
 
-def _solid_body(bright: np.ndarray, cells_mm: tuple[float, ...], axial_axis: int) -> np.ndarray:
+def _solid_body(bright: np.ndarray, ball: np.ndarray, axial_axis: int) -> np.ndarray:
     """The body without what lies beside it, holes filled."""
-    ball = _ball(OPENING_MM, cells_mm)
     core = _opened(bright, ball)
     # The opening rounds the body off: take back what is bright within its reach.
     body = _fill(ndimage.binary_dilation(core, ball) & bright, axial_axis)
@@ -169,13 +179,6 @@ def _solid_body(bright: np.ndarray, cells_mm: tuple[float, ...], axial_axis: int
     outline = _opened(_fill(bright, axial_axis), ball)
     shell = _fill(ndimage.binary_closing(outline & ~body, iterations=2), axial_axis)
     return outline if (shell & body).sum() > 0.5 * body.sum() else body
-
-
-def _ball(radius_mm: float, cells_mm: tuple[float, ...]) -> np.ndarray:
-    """Ellipsoid of the radius in cells; at least a cross along each axis finer than twice the radius."""
-    reach = [max(1, int(radius_mm / c)) if c <= 2 * radius_mm else 0 for c in cells_mm]
-    grid = np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij")
-    return sum((g / max(r, 1)) ** 2 for g, r in zip(grid, reach, strict=True)) <= 1.0
 
 
 def _opened(mask: np.ndarray, ball: np.ndarray) -> np.ndarray:
@@ -199,3 +202,21 @@ def _fill(mask: np.ndarray, axial_axis: int) -> np.ndarray:
     cross = ndimage.generate_binary_structure(2, 1)
     filled = np.stack([ndimage.binary_fill_holes(one, cross) for one in slices])
     return np.moveaxis(filled, 0, axial_axis)
+
+
+def nonzero_mask(image: np.ndarray) -> np.ndarray:
+    """Return what nnU-Net does not take for cut-away background: any channel differs from 0, holes filled.
+
+    The same as nnU-Net's ``create_nonzero_mask``, whose module takes seconds to import in every process.
+
+    Args:
+        image: (C, z, y, x).
+
+    Returns:
+        bool (z, y, x).
+    """
+    mask = image[0] != 0
+    for channel in image[1:]:
+        mask |= channel != 0
+    # Only background that reaches the border is none of the image.
+    return mask if mask.all() else ndimage.binary_fill_holes(mask)

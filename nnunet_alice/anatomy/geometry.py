@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_alice.anatomy.body import body_mask
+from nnunet_alice.anatomy.orientation import axial_axis_of_plans
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: 4 to 6 mm for a torso. Small volumes keep their own voxels.
 MAX_GRID_CELLS = 80**3
 #: Raised when the stored form changes: older files are computed again.
-VERSION = 1
+VERSION = 2
 #: what reading a damaged npz file raises: a flipped bit in a header ends in any of these
 UNREADABLE = (
     *(OSError, RuntimeError, ValueError, KeyError, EOFError, SyntaxError),
@@ -218,14 +219,14 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
             return stored
     # Before the image is read: one that is replaced meanwhile is noticed next time.
     stamp = dataset.image_stamp(case)
-    # Readers give (z, y, x); nnU-Net may have put another axis first.
-    axial_axis = list(dataset.plans["transpose_forward"]).index(0)
+    axial_axis = axial_axis_of_plans(dataset.plans)
     geometry = compute_geometry(case, dataset.image(case), dataset.spacing, axial_axis)
     with atomic_write(path) as temporary:
         np.savez_compressed(
             temporary,
             version=VERSION,
             stamp=stamp or "",
+            axial_axis=axial_axis,
             shape=geometry.shape,
             spacing=geometry.spacing,
             factors=geometry.factors,
@@ -257,6 +258,8 @@ def _stamp(file) -> str | None:
 def _fits(file, dataset: PreprocessedDataset, case: str) -> bool:
     """Whether a stored geometry is of this version and belongs to the preprocessed image as it is now."""
     if int(file["version"]) != VERSION or not np.allclose(file["spacing"], dataset.spacing):
+        return False
+    if int(file["axial_axis"]) != axial_axis_of_plans(dataset.plans):
         return False
     stamp = _stamp(file)
     if stamp is not None and stamp == dataset.image_stamp(case):

@@ -16,6 +16,10 @@ from nnunet_alice.files import read_json, write_json
 
 #: Raised when the stored form changes.
 VERSION = 1
+#: The paper's patches and their distance, and the region they are meant for: the cube root of its volume.
+PATCH_MM, STEP_MM, REGION_MM = 32.0, 26.0, 260.0
+#: Regions so many times smaller or larger than the paper's are no people: patches grow and shrink with them.
+_HUMAN = 8.0
 
 
 def to_locations(points_mm: np.ndarray, shape: Iterable[int], spacing: Iterable[float]) -> np.ndarray:
@@ -146,6 +150,22 @@ class Landmarks:
         if version != VERSION or points_mm.ndim != 2 or points_mm.shape[1] != 3 or not np.isfinite(points_mm).all():
             raise InputError(f"{path} is of another version or damaged; delete it and lay the landmarks again.")
         return landmarks
+
+
+def standard_lengths(region: np.ndarray, spacing: Iterable[float]) -> tuple[float, float]:
+    """Return the edge of a patch and the distance of patches, mm, that suit a region.
+
+    Those of the paper wherever the region could be one of a person, and as large a part of any other one, be it a
+    mouse or a tooth.
+
+    Args:
+        region: (z, y, x), nonzero in the region of interest.
+        spacing: voxel size in mm.
+    """
+    edge_mm = float(np.count_nonzero(region) * np.prod(tuple(spacing))) ** (1 / 3)
+    if REGION_MM / _HUMAN <= edge_mm <= REGION_MM * _HUMAN:
+        return PATCH_MM, STEP_MM
+    return float(f"{PATCH_MM * edge_mm / REGION_MM:.2g}"), float(f"{STEP_MM * edge_mm / REGION_MM:.2g}")
 
 
 def lay_landmarks(

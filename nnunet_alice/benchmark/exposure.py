@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_alice.benchmark.settings import Arm
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.errors import AliceError
-from nnunet_alice.importing.checks import volume_ending
+from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
 
 
 def exposure(arm: Arm, tests: Mapping[str, Sequence[str]]) -> str:
@@ -70,7 +70,7 @@ def _names(images: Sequence[str], folders: bool) -> set[str]:
     names = set()
     for channel, image in enumerate(images):
         path = Path(image)
-        stem = path.name.removesuffix(volume_ending(path) or path.suffix)
+        stem = path.name.removesuffix(volume_ending(path, ENDINGS_OF_IMPORT) or path.suffix)
         # only the channel's own number is one: the 0507 of amos_0507 belongs to the name
         names |= {stem, stem.removesuffix(f"_{channel:04d}")}
         names |= {os.path.realpath(path)} if path.is_absolute() else set()

@@ -30,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-device", metavar="DEVICE", help="embedding: cpu, cuda, cuda:1, ... (default: a GPU if any)")
     parser.add_argument("--atlas", metavar="CASE", help="case that becomes the atlas (default: the most typical one)")
-    parser.add_argument("--landmark_patch_mm", type=float, metavar="MM", help="edge of a patch (default: 32)")
-    parser.add_argument("--landmark_step_mm", type=float, metavar="MM", help="distance of landmarks (default: 26)")
+    parser.add_argument(
+        "--landmark_patch_mm", type=float, metavar="MM", help="edge of a patch (default for people: 32)"
+    )
+    parser.add_argument("--landmark_step_mm", type=float, metavar="MM", help="their distance (default for people: 26)")
     parser.add_argument(
         "--roi",
         metavar="REGION",

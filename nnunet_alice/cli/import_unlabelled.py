@@ -1,9 +1,10 @@
 """Make an nnU-Net dataset of a folder of unlabelled volumes, without copying an image.
 
-Reads NIfTI (.nii, .nii.gz), NRRD (.nrrd) and MetaImage (.mha), sub-folders included; no raw DICOM: convert it first.
+Reads NIfTI, NRRD, MetaImage, GIPL, MINC and FreeSurfer's .mgz, sub-folders included; no raw DICOM: convert it first.
 With one channel, a case is one file; with several, files are named as nnU-Net names them: case_0000, case_0001, ...
-Volumes that cannot be used are left out and named with the reason, on screen and in import_report.json. Run it again
-after adding or mending files: only what is new is read."""
+Volumes that cannot be used are left out and named with the reason, on screen and in import_report.json; files of other
+endings are counted. Images that nnU-Net cannot read as they are, or that are to be turned (--orient), are copied into
+the dataset. Run it again after adding or mending files: only what is new is read."""
 
 import argparse
 
@@ -29,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-np", dest="num_processes", type=int, default=4, metavar="N", help="processes (default: %(default)s)"
     )
+    parser.add_argument(
+        "--orient",
+        metavar="LETTERS",
+        help="turn all images to this orientation, e.g. LPS, by copies of those that lie differently (plan --target "
+        "says when it is needed)",
+    )
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if any volume was left out")
 
 
@@ -37,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_alice.importing.unlabelled import import_unlabelled
 
     report = import_unlabelled(
-        args.folder, args.dataset_id, args.name, args.channels, args.num_processes, strict=args.strict
+        args.folder, args.dataset_id, args.name, args.channels, args.num_processes, args.strict, args.orient
     )
     print(
         f"{len(report.imported)} cases in {report.folder} ({report.checked} read now), "

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
+from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
@@ -57,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, preprocess what is missing, and print the next commands."""
-    from nnunet_alice.planning.plans import default_processes, ensure_fingerprint
+    from nnunet_alice.planning.fingerprint import ensure_fingerprint
+    from nnunet_alice.planning.plans import default_processes
     from nnunet_alice.planning.preprocessing import preprocess_cases
 
     if args.target is not None and args.pl is not None:
@@ -151,7 +153,10 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
     print("  export nnUNet_extTrainer=$(nnunet_alice trainers)")
     print(f"  {PreprocessedDataset(name, plans, args.c).pretraining_command('AliceTrainer')}")
     if args.target is None:
+        lies = PreprocessedDataset(name, plans, args.c).plans.get(ORIENTATION)
         print("  # then, for a labelled dataset T that nnU-Net has planned already: it takes over these plans")
+        if lies:
+            print(f"  # (these images lie {lies} when nnU-Net reads them, and so have those of T)")
         moved = f"{plans}_from{number:03d}"
         print(f"  nnUNetv2_move_plans_between_datasets -s {number} -t T -sp {plans} -tp {moved}")
         print(f"  nnUNetv2_preprocess -d T -plans_name {moved} -c {args.c}")

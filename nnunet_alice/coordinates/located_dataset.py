@@ -23,7 +23,7 @@ from nnunet_alice.coordinates.atlas_file import Atlas, channel_names
 from nnunet_alice.coordinates.locating import REPORT_FILE, LocationReport, RawCase, locate_cases
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.importing.checks import ENDINGS, volume_ending
+from nnunet_alice.importing.endings import ENDINGS, volume_ending
 from nnunet_alice.importing.scan import find_cases
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder

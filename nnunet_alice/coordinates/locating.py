@@ -27,12 +27,14 @@ import SimpleITK as sitk
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.anatomy.orientation import axial_axis_of_plans
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register
 from nnunet_alice.anatomy.world import world_affine
 from nnunet_alice.coordinates.atlas_file import Atlas
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.importing.checks import read_case, volume_ending
+from nnunet_alice.importing.checks import read_case
+from nnunet_alice.importing.endings import volume_ending
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations
 from nnunet_alice.parallel import map_cases
 
@@ -184,7 +186,7 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
     )
     forward, shape = list(plans.transpose_forward), data.shape[1:]
     try:
-        geometry = compute_geometry(files[0].name, data, tuple(configuration.spacing), forward.index(0))
+        geometry = compute_geometry(files[0].name, data, tuple(configuration.spacing), axial_axis_of_plans(atlas.plans))
         found = register(geometry, atlas.geometry)
     except AliceError as error:
         return None, 0.0, str(error)

@@ -8,6 +8,7 @@ import numpy as np
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
+from nnunet_alice.anatomy.orientation import axial_axis_of_plans
 from nnunet_alice.anatomy.world import PreparedCases, world_affine
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration
 from nnunet_alice.dataset import PreprocessedDataset
@@ -110,7 +111,7 @@ class RawImages:
         data, _, properties = preprocessor.run_case(
             files, None, self._plans, self._configuration, self.run["dataset_json"]
         )
-        forward = list(self._plans.transpose_forward)
-        geometry = compute_geometry(case, data, tuple(self._configuration.spacing), forward.index(0))
+        forward, axial_axis = list(self._plans.transpose_forward), axial_axis_of_plans(self.run["plans"])
+        geometry = compute_geometry(case, data, tuple(self._configuration.spacing), axial_axis)
         world = lambda: world_affine(properties, forward, data.shape[1:])  # noqa: E731
         return _Opened(data, geometry, world, lambda _: None)

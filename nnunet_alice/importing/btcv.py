@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write, read_json, refusals_told, write_json
-from nnunet_alice.importing.checks import check_nifti
+from nnunet_alice.importing.nifti import check_nifti
 from nnunet_alice.nnunet_folders import nnunet_folder
 
 logger = logging.getLogger(__name__)

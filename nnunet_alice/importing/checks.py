@@ -1,44 +1,30 @@
-"""Is this file a volume that nnU-Net can train on? One sentence says why not.
+"""Is this file a volume that nnU-Net can train on? One sentence says why not."""
 
-SimpleITK reads a truncated or damaged NIfTI file without complaint, fills the rest with whatever was in memory, and
-turns NaN and Inf into 0. So NIfTI files are read through once before, to the end, with their checksum and looking at
-every voxel. NRRD and MetaImage raise by themselves and keep NaN.
-"""
-
-import gzip
 import math
-import re
-import struct
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_alice.anatomy.orientation import orientation
 from nnunet_alice.errors import InputError
+from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
+from nnunet_alice.importing.nifti import check_length, check_nifti
+from nnunet_alice.words import telling
 
-#: Endings that are taken for volumes.
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
-#: Bytes read at once when a file is only read through; a multiple of every voxel's size.
-_BLOCK = 1 << 22
-
-
-def volume_ending(path: Path) -> str | None:
-    """Ending of a volume file as it is written in its name; None if it is no volume."""
-    for ending in ENDINGS:
-        if path.name.lower().endswith(ending):
-            return path.name[-len(ending) :]
-    return None
+#: Bytes before the voxels of a GIPL file, whose reader does not notice that voxels are missing.
+_GIPL_HEADER = 256
+#: Reads a file that SimpleITK does not; see :func:`nnunet_alice.importing.mending.read_another_way`.
+Fallback = Callable[[Path], sitk.Image | None]
 
 
-def read_case(files: Sequence[Path]) -> list[sitk.Image]:
+def read_case(files: Sequence[Path], fallback: Fallback | None = None) -> list[sitk.Image]:
     """Read the channels of a case and check them.
 
     Args:
         files: one file per channel.
+        fallback: asked for the image where SimpleITK cannot read a file; None if it cannot, either.
 
     Returns:
         one 3D image per channel, all on the same grid, finite and not constant.
@@ -50,7 +36,7 @@ def read_case(files: Sequence[Path]) -> list[sitk.Image]:
     images = []
     for file in files:
         try:
-            images.append(read_volume(file))
+            images.append(read_volume(file, fallback))
         except InputError as error:
             raise InputError(f"{file.name}: {error}") from None
         if len(images) > 1:
@@ -60,19 +46,32 @@ def read_case(files: Sequence[Path]) -> list[sitk.Image]:
     return images
 
 
-def read_volume(path: Path) -> sitk.Image:
+def read_volume(path: Path, fallback: Fallback | None = None) -> sitk.Image:
     """Read one file and check it by itself; see :func:`read_case`."""
     with open(path, "rb") as file:
         if not file.read(1):
             raise InputError("is empty (0 bytes).")
-    if volume_ending(path).lower().startswith(".nii"):
+    ending = (volume_ending(path, ENDINGS_OF_IMPORT) or "").lower()
+    if ending.startswith(".nii") or ending == ".hdr":
         check_nifti(path)
-    check_header(path)
     try:
-        image = sitk.ReadImage(str(path))
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(f"unreadable or truncated ({_one_line(error)}).") from None
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        check_grid(reader)
+        image = reader.Execute()
+    except InputError:
+        raise
+    except RuntimeError as error:
+        if "allocat" in str(error):  # no fault of the file
+            raise MemoryError(f"{path.name} does not fit into memory") from None
+        image = None if fallback is None else fallback(path)
+        if image is None:
+            raise InputError(f"unreadable or truncated ({telling(error)}).") from None
+        check_grid(image)
     values = sitk.GetArrayViewFromImage(image)
+    if ending.startswith(".gipl"):
+        check_length(path, _GIPL_HEADER + values.nbytes)
     low, high = float(values.min()), float(values.max())  # NaN if any voxel is
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError("holds NaN or Inf.")
@@ -83,105 +82,25 @@ def read_volume(path: Path) -> sitk.Image:
     return image
 
 
-def check_header(path: Path) -> None:
-    """Check what the header says, without reading voxels.
+def check_grid(image: sitk.Image | sitk.ImageFileReader) -> None:
+    """Check what the header says.
 
     Raises:
-        InputError: unreadable, not a 3D volume of one number per voxel, or without extent.
+        InputError: not a 3D volume of one number per voxel, or without extent.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"unreadable or truncated ({_one_line(error)}).") from None
-    size, spacing = reader.GetSize(), reader.GetSpacing()
+    size, spacing = image.GetSize(), image.GetSpacing()
     if len(size) != 3:
         raise InputError(f"is not 3D: it has {len(size)} dimensions, size {_times(size)}.")
     if min(size) < 1:
         raise InputError(f"is zero-sized: {_times(size)} voxels.")
     if min(size) == 1:
         raise InputError(f"is not 3D: it is a single slice, size {_times(size)}.")
-    if reader.GetNumberOfComponents() != 1 or "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
-        raise InputError(f"holds {reader.GetNumberOfComponents()} numbers per voxel (colour, vectors or complex).")
+    is_read = isinstance(image, sitk.Image)
+    components = image.GetNumberOfComponentsPerPixel() if is_read else image.GetNumberOfComponents()
+    if components != 1 or "complex" in sitk.GetPixelIDValueAsString(image.GetPixelID()):
+        raise InputError(f"holds {components} numbers per voxel (colour, vectors or complex).")
     if not all(math.isfinite(s) and s > 0 for s in spacing):
         raise InputError(f"has no usable voxel size: {_times(spacing)} mm.")
-
-
-def check_nifti(path: Path) -> None:
-    """Read a NIfTI file to its end: length, checksum (if compressed) and finite voxels.
-
-    Raises:
-        OSError: the file cannot be opened.
-        InputError: no NIfTI, truncated, damaged, or with NaN or Inf.
-    """
-    with open(path, "rb") as raw:
-        compressed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file = gzip.GzipFile(fileobj=raw) if compressed else raw
-        try:
-            header = _NiftiHeader.read(file)
-            length = header.offset
-            # To the end even beyond the voxels: the checksum is there.
-            while block := file.read(_BLOCK):
-                voxels = block[: max(0, header.bytes - length)]
-                length += len(block)
-                if (
-                    header.float_type
-                    and not np.isfinite(
-                        np.frombuffer(voxels, header.float_type, len(voxels) // header.float_type.itemsize)
-                    ).all()
-                ):
-                    raise InputError("holds NaN or Inf.")
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"truncated or damaged ({_one_line(error)}).") from None
-    if length < header.bytes:
-        raise InputError(f"truncated: it holds {length} of {header.bytes} bytes.")
-
-
-@dataclass(frozen=True)
-class _NiftiHeader:
-    """What the start of a single-file NIfTI-1 or NIfTI-2 file promises.
-
-    Attributes:
-        offset: bytes before the voxels.
-        bytes: bytes of the whole file, uncompressed.
-        float_type: type of the voxels if they are real floating point, else None.
-    """
-
-    offset: int
-    bytes: int
-    float_type: np.dtype | None
-
-    @classmethod
-    def read(cls, file: BinaryIO) -> "_NiftiHeader":
-        """Read the header and go on to the first voxel."""
-        start = file.read(352)
-        for order in "<>" if len(start) == 352 else "":
-            kind = struct.unpack_from(f"{order}i", start)[0]
-            if kind == 348:
-                dims = struct.unpack_from(f"{order}8h", start, 40)
-                code, bits = struct.unpack_from(f"{order}2h", start, 70)
-                offset = struct.unpack_from(f"{order}f", start, 108)[0]
-            elif kind == 540:
-                code, bits = struct.unpack_from(f"{order}2h", start, 12)
-                dims = struct.unpack_from(f"{order}8q", start, 16)
-                offset = struct.unpack_from(f"{order}q", start, 168)[0]
-            else:
-                continue
-            if not math.isfinite(offset) or not 1 <= dims[0] <= 7:
-                break
-            offset = max(int(offset), len(start))
-            file.read(offset - len(start))
-            voxels = math.prod(max(1, n) for n in dims[1 : 1 + dims[0]])
-            float_type = {16: np.dtype(f"{order}f4"), 64: np.dtype(f"{order}f8")}.get(code)
-            return cls(offset, offset + voxels * bits // 8, float_type)
-        raise InputError("unreadable: it is not a NIfTI file.")
-
-
-def orientation(image: sitk.Image | sitk.ImageFileReader) -> str:
-    """Three letters for where x, y and z of an image, or of a header that was read, point to, e.g. ``LPS``."""
-    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
 
 
 def grid_difference(first: sitk.Image, second: sitk.Image | sitk.ImageFileReader) -> str | None:
@@ -197,12 +116,3 @@ def grid_difference(first: sitk.Image, second: sitk.Image | sitk.ImageFileReader
 
 def _times(numbers: Sequence[float]) -> str:
     return " x ".join(f"{n:g}" for n in numbers)
-
-
-def _one_line(error: Exception) -> str:
-    """The telling part of an ITK message, which otherwise is several lines of source files and addresses."""
-    text = str(error).strip() or type(error).__name__
-    text = re.split(r"ERROR: ", text)[-1]
-    text = re.sub(r"\w+\(0x[0-9a-f]+\):\s*", "", text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1] if lines else text)[:200].rstrip(".")

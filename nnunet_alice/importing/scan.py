@@ -3,17 +3,18 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_alice.importing.checks import volume_ending
+from nnunet_alice.importing.endings import ENDINGS, data_files, ending_of, volume_ending, what_it_is
 
 #: Folders of labels in nnU-Net's and the Decathlon's layout; their files are no unlabelled volumes.
 LABEL_FOLDERS = ("labelsTr", "labelsTs", "labelsPr")
 #: With one channel, `x_0000`, `x_0001`, ... are channels that were not named if there are at most so many of them, and
 #: a numbered series of cases if there are more.
 MAX_CHANNELS = 10
+#: Files of an ending that are named as examples.
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -23,31 +24,70 @@ class Candidate:
     Attributes:
         name: name of the case: the path below the folder without ending and suffix, ``/`` written as ``__``.
         files: one per channel, or all that belong to the name if there is a problem.
-        problem: why the case cannot be imported, found without opening a file; None if nothing was found.
+        problem: why the case cannot be imported, found without reading a voxel; None if nothing was found.
+        data_files: files that hold the voxels of ``files``, where those are headers.
     """
 
     name: str
     files: tuple[Path, ...]
     problem: str | None = None
+    data_files: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         return self.name
 
 
-def find_cases(folder: Path, num_channels: int) -> list[Candidate]:
+@dataclass
+class OtherFiles:
+    """Files of one ending that are no volumes.
+
+    Attributes:
+        count: how many there are.
+        what: what they are and how to mend it; empty if nothing says that they are images.
+        examples: the first of them, below the folder.
+    """
+
+    count: int = 0
+    what: str = ""
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Scan:
+    """What a folder holds.
+
+    Attributes:
+        cases: sorted by name, those with a problem included.
+        unlistable: folder -> why its files could not be listed.
+        others: ending -> files that were passed over; labels and hidden files are not counted.
+    """
+
+    cases: list[Candidate] = field(default_factory=list)
+    unlistable: dict[str, str] = field(default_factory=dict)
+    others: dict[str, OtherFiles] = field(default_factory=dict)
+
+
+def find_cases(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS) -> list[Candidate]:
+    """Return the cases of :func:`scan_folder`."""
+    return scan_folder(folder, num_channels, endings).cases
+
+
+def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS) -> Scan:
     """Group the volumes of a folder and its sub-folders into cases.
 
-    Hidden files and folders, folders of labels and files of other endings are passed over.
+    Hidden files and folders and folders of labels are passed over, files of other endings are counted.
 
     Args:
         folder: where to look; links are followed.
         num_channels: channels of a case. With one, a name may be plain or end in ``_0000``; with more, it has to end in
             ``_0000``, ``_0001``, ...
-
-    Returns:
-        cases sorted by name, those with a problem included.
+        endings: what counts as a volume.
     """
-    named = [(_case_name(path, folder), path) for path in _volumes(folder)]
+    found = Scan()
+    volumes, others = _list_files(folder, endings, found.unlistable)
+    data = {path: _data_of(path) for path in volumes}
+    _count(found.others, sorted(set(others).difference(*data.values())), folder)
+    named = [(_case_name(path, folder, endings), path) for path in volumes]
     numbers = defaultdict(set)
     for name, _ in named:
         base, number = _split(name)
@@ -60,15 +100,20 @@ def find_cases(folder: Path, num_channels: int) -> list[Candidate]:
             channels[base][number].append(path)
         else:
             channels[name][0 if num_channels == 1 else -1].append(path)
-    return [_candidate(name, files, num_channels) for name, files in sorted(channels.items())]
+    found.cases = [_candidate(name, files, num_channels, data) for name, files in sorted(channels.items())]
+    return found
 
 
-def _candidate(name: str, files: dict[int, list[Path]], num_channels: int) -> Candidate:
+def _candidate(
+    name: str, files: dict[int, list[Path]], num_channels: int, data: dict[Path, tuple[Path, ...]]
+) -> Candidate:
     everything = tuple(path for number in sorted(files) for path in sorted(files[number]))
+    behind = tuple(voxels for path in everything for voxels in data[path])
     problem = None
     missing = [f"_{number:04d}" for number in range(num_channels) if number not in files]
     extra = [f"_{number:04d}" for number in sorted(files) if number >= num_channels]
     twice = [paths for paths in files.values() if len(paths) > 1]
+    gone = [path.name for path in behind if not os.path.isfile(path)]
     if -1 in files:
         problem = f"has no channel suffix (_0000 to _{num_channels - 1:04d}), but {num_channels} channels were named."
     elif twice:
@@ -77,11 +122,36 @@ def _candidate(name: str, files: dict[int, list[Path]], num_channels: int) -> Ca
         problem = f"missing channel: no file {', '.join(name + suffix for suffix in missing)}."
     elif extra:
         problem = f"has channels {', '.join(extra)} that were not named; name every channel with --channel."
+    elif gone:
+        problem = f"its header points to {gone[0]}, which is missing."
     elif name.endswith("_seg"):
         problem = "nnU-Net takes names that end in _seg for segmentations; rename it if it is an image."
     elif any("$" in str(path) for path in everything):
         problem = "nnU-Net reads $ in a path as an environment variable; rename the file or folder."
-    return Candidate(name, everything, problem)
+    return Candidate(name, everything, problem, behind)
+
+
+def _data_of(path: Path) -> tuple[Path, ...]:
+    try:
+        return data_files(path)
+    except OSError:  # whoever reads it will say so
+        return ()
+
+
+def _count(others: dict[str, OtherFiles], paths: list[Path], folder: Path) -> None:
+    """Count files by ending; of those in one folder with one ending, the first tells what they are."""
+    known: dict[tuple[Path, str], str] = {}
+    for path in paths:
+        ending = ending_of(path)
+        if (path.parent, ending) not in known:
+            known[path.parent, ending] = what_it_is(path)
+        what = known[path.parent, ending]
+        name = f"{ending or 'no ending'}{' (DICOM)' if what and not ending else ''}"
+        entry = others.setdefault(name, OtherFiles(what=what))
+        entry.count += 1
+        entry.what = entry.what or what
+        if len(entry.examples) < _EXAMPLES:
+            entry.examples.append(str(path.relative_to(folder)))
 
 
 def _split(name: str) -> tuple[str, int | None]:
@@ -90,15 +160,21 @@ def _split(name: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else (name, None)
 
 
-def _case_name(path: Path, folder: Path) -> str:
+def _case_name(path: Path, folder: Path, endings: tuple[str, ...]) -> str:
     relative = path.relative_to(folder)
-    stem = relative.name[: -len(volume_ending(path))]
+    stem = relative.name[: -len(volume_ending(path, endings))]
     return "__".join([*relative.parts[:-1], stem])
 
 
-def _volumes(folder: Path) -> Iterator[Path]:
+def _list_files(folder: Path, endings: tuple[str, ...], unlistable: dict[str, str]) -> tuple[list[Path], list[Path]]:
+    """Volumes and other files of a folder and those in it, in a fixed order; what cannot be listed is noted."""
+    volumes, others = [], []
     seen = {os.path.realpath(folder)}
-    for root, folders, files in os.walk(folder, followlinks=True):
+
+    def note(error: OSError) -> None:
+        unlistable[str(error.filename)] = error.strerror or str(error)
+
+    for root, folders, files in os.walk(folder, onerror=note, followlinks=True):
         kept = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(root, name))
@@ -109,5 +185,12 @@ def _volumes(folder: Path) -> Iterator[Path]:
         folders[:] = kept
         for name in sorted(files):
             path = Path(root, name)
-            if not name.startswith(".") and volume_ending(path):
-                yield path
+            if name.startswith("."):
+                continue
+            if volume_ending(path, endings):
+                volumes.append(path)
+            elif path.is_symlink() and not os.path.exists(path):
+                unlistable[str(path)] = "a link to nowhere"  # to a folder on a disk that is away, perhaps
+            else:
+                others.append(path)
+    return volumes, others

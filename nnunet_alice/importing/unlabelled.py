@@ -1,4 +1,4 @@
-"""A folder of unlabelled volumes becomes an nnU-Net dataset, without copying an image.
+"""A folder of unlabelled volumes becomes an nnU-Net dataset, without copying an image that nnU-Net can read.
 
 The only label is a body mask, so that nnU-Net collects intensities inside the body; `dataset.json` points to the images
 where they are. Files that nnU-Net could not train on are left out and named in `import_report.json`.
@@ -9,74 +9,26 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import SimpleITK as sitk
-
-from nnunet_alice.anatomy.body import body_mask
-from nnunet_alice.errors import AliceError, InputError
-from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.importing.checks import grid_difference, orientation, read_case
-from nnunet_alice.importing.scan import Candidate, find_cases
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.anatomy.orientation import is_orientation
+from nnunet_alice.errors import InputError, named
+from nnunet_alice.files import write_json
+from nnunet_alice.importing.cases import LABEL_ENDING, LABEL_FOLDER, Job, Task, import_case
+from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT
+from nnunet_alice.importing.intensities import is_ct, outliers
+from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, open_report, signature
+from nnunet_alice.importing.scan import Scan, scan_folder
+from nnunet_alice.nnunet_folders import datasets_by_number, nnunet_folder
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "import_report.json"
-#: Labels are always written as this, whatever the images are.
-LABEL_ENDING = ".nii.gz"
 #: Seconds between two savings of the report during the work, so that a killed import loses little.
 SAVE_EVERY_S = 30.0
-
-
-@dataclass
-class ImportReport:
-    """What an import did, as kept in ``import_report.json``.
-
-    Attributes:
-        dataset: full name, ``Dataset900_NAME``.
-        source: the folder that was imported.
-        channels: names of the channels.
-        cases: case -> record with ``status`` (``imported`` or ``left out``), ``reason`` (of a case left out), ``files``
-            (path, bytes, modification time), and of an imported case ``orientation``, ``shape`` (z, y, x),
-            ``spacing_mm`` (z, y, x) and ``body_share`` (share of voxels in the body). ``retry`` marks a failure that
-            may not be the file's.
-        folder: folder of the dataset; not stored.
-        checked: number of cases that this run read, all others being known already; not stored.
-    """
-
-    dataset: str
-    source: str
-    channels: list[str]
-    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
-    folder: Path | None = None
-    checked: int = 0
-
-    @property
-    def imported(self) -> list[str]:
-        """Names of the imported cases, sorted."""
-        return sorted(case for case, record in self.cases.items() if record["status"] == "imported")
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Reason of each case that was left out, sorted by case."""
-        return {case: r["reason"] for case, r in sorted(self.cases.items()) if r["status"] == "left out"}
-
-    @property
-    def file(self) -> Path:
-        """Where the report is kept."""
-        return self.folder / REPORT_FILE
-
-    def save(self) -> None:
-        """Write the report, whole or not at all."""
-        content = asdict(self)
-        del content["folder"], content["checked"]
-        content["cases"] = dict(sorted(self.cases.items()))
-        write_json(self.file, content)
 
 
 def import_unlabelled(
@@ -86,47 +38,49 @@ def import_unlabelled(
     channels: Sequence[str],
     num_processes: int = 4,
     strict: bool = False,
+    orient: str | None = None,
 ) -> ImportReport:
-    """Make ``nnUNet_raw/Dataset<id>_<name>`` of a folder of unlabelled volumes (NIfTI, NRRD, MHA).
+    """Make ``nnUNet_raw/Dataset<id>_<name>`` of a folder of unlabelled volumes.
 
     Every file is read once and checked; a bad one never stops the others. Called again, it reads only what is new,
-    changed or without label: what is known of the other files, bad ones included, is in the report. The reader in
-    ``dataset.json`` reorients the images if their orientations differ.
+    changed, without label, or was judged by other checks: all else is in the report. The reader in ``dataset.json``
+    turns the images if their orientations differ. Nothing of an earlier import is removed before the new state is
+    written, and nothing for a folder that cannot be listed or a file that cannot be read now.
 
     Args:
-        folder: searched with its sub-folders; :func:`nnunet_alice.importing.scan.find_cases` names the cases.
+        folder: searched with its sub-folders; see :func:`nnunet_alice.importing.scan.scan_folder` for the names of
+            cases.
         dataset_id: number of the dataset, 1 to 999.
         name: name of the dataset.
         channels: one name per channel; nnU-Net chooses the normalisation by it (``CT``, or any other name for z-score).
         num_processes: processes that read, each holding one case in memory.
         strict: fail if any case was left out; the others are imported all the same.
+        orient: letters, e.g. ``LPS``: images that lie differently are copied, turned; as in the last import if None.
 
     Returns:
         the report, which is on disk as well.
 
     Raises:
-        InputError: folder, number, name or channels are not usable; nothing could be imported; or ``strict`` and a case
-            was left out.
+        InputError: folder, number, name, channels or letters are not usable; the dataset was imported with other
+            channels; nothing could be imported; or ``strict`` and a case was left out.
     """
     source = Path(os.path.abspath(Path(folder).expanduser()))
     if not source.is_dir():
         raise InputError(f"{source} is not a folder.")
     if not channels or not all(channel.strip() for channel in channels):
         raise InputError("Name the channels, for instance --channel CT.")
-    report = _open_report(_dataset_folder(dataset_id, name), source, list(channels))
-    candidates = find_cases(source, len(channels))
-    if not candidates:
-        raise InputError(f"{source} holds no volume; names have to end in .nii.gz, .nii, .nrrd or .mha (no raw DICOM).")
-    known, report.cases = report.cases, {}
-    work = _sort_out(report, known, candidates)
-    _remove_labels(report, known, [candidate.name for candidate in work])
-    _check_and_label(report, work, num_processes)
-    _remove_labels(report, known, report.imported)
-    _write_dataset_json(report)
-    for case, reason in report.left_out.items():
-        logger.warning("Left out %s: %s", case, reason)
-    if not report.imported:
-        raise InputError(f"None of {len(report.cases)} cases in {source} could be imported; reasons: {report.file}")
+    if orient is not None and not is_orientation(orient):
+        raise InputError(f"'{orient}' is no orientation; write for example LPS or RAS.")
+    report = open_report(_dataset_folder(dataset_id, name), source, list(channels))
+    report.orient = report.orient if orient is None else orient
+    scan = scan_folder(source, len(channels), ENDINGS_OF_IMPORT)
+    _check_scan(source, scan)
+    report.unlistable = scan.unlistable
+    report.other_files = {ending: asdict(others) for ending, others in scan.others.items()}
+    job = Job(report.folder, tuple(channels), report.orient)
+    earlier = dict(report.cases)
+    _check_and_label(report, job, _sort_out(report, job, scan), num_processes)
+    _finish(report, job, scan, earlier)
     if strict and report.left_out:
         raise InputError(
             f"{len(report.left_out)} of {len(report.cases)} cases were left out and --strict was given; "
@@ -143,12 +97,7 @@ def _dataset_folder(dataset_id: int, name: str) -> Path:
         raise InputError(f"Dataset name '{name}' may hold only letters, digits, _ and -.")
     full = f"Dataset{dataset_id:03d}_{name}"
     raw = nnunet_folder("nnUNet_raw")
-    others = set()
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        place = os.environ.get(variable)
-        if place and Path(place).is_dir():
-            others |= {entry.name for entry in Path(place).glob(f"Dataset{dataset_id:03d}_*") if entry.is_dir()}
-    others.discard(full)
+    others = datasets_by_number().get(dataset_id, set()) - {full}
     if others:
         raise InputError(
             f"Dataset number {dataset_id} is taken by {', '.join(sorted(others))}; choose another with -d."
@@ -156,76 +105,56 @@ def _dataset_folder(dataset_id: int, name: str) -> Path:
     return raw / full
 
 
-def _open_report(folder: Path, source: Path, channels: list[str]) -> ImportReport:
-    """Report of an earlier import into this folder, or an empty one."""
-    report = ImportReport(folder.name, str(source), channels, folder=folder)
-    if not (folder / REPORT_FILE).is_file():
-        if (folder / "dataset.json").exists() or (folder / "labelsTr").exists():
-            raise InputError(f"{folder} exists and was not made by import; choose another number with -d.")
-        return report
-    earlier = read_json(folder / REPORT_FILE)
-    try:
-        if earlier["source"] != report.source:
-            raise InputError(
-                f"{folder} was imported from {earlier['source']}; choose another number with -d, or delete the folder."
-            )
-        report.cases = {case: dict(record) for case, record in earlier["cases"].items()}
-    except (TypeError, KeyError, AttributeError, ValueError):
-        raise InputError(f"{folder / REPORT_FILE} is not a report of import; delete it with its folder.") from None
-    return report
+def _check_scan(source: Path, scan: Scan) -> None:
+    if str(source) in scan.unlistable:
+        raise InputError(f"{source} cannot be listed ({scan.unlistable[str(source)]}).")
+    if not scan.cases:
+        there = [f"{o.count} {ending}{f' ({o.what})' if o.what else ''}" for ending, o in scan.others.items()]
+        blocked = [f"{folder} cannot be listed ({reason})" for folder, reason in scan.unlistable.items()]
+        holds = f" It holds {'; '.join(there + blocked)}." if there or blocked else ""
+        raise InputError(
+            f"{source} holds no volume; names have to end in {', '.join(ENDINGS)}, .mhd, .nhdr, .hdr, .gipl, .mnc or "
+            f".mgz (no raw DICOM).{holds}"
+        )
 
 
-def _label_file(report: ImportReport, case: str) -> Path:
-    return report.folder / "labelsTr" / f"{case}{LABEL_ENDING}"
-
-
-def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What tells whether files changed."""
-    found = []
-    for path in files:
-        try:
-            status = path.stat()
-            found.append({"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns})
-        except OSError:  # a dangling link
-            found.append({"path": str(path), "bytes": None, "modified_ns": None})
-    return found
-
-
-def _sort_out(report: ImportReport, known: dict[str, dict], candidates: list[Candidate]) -> list[Candidate]:
-    """Record what needs no reading; return what does."""
+def _sort_out(report: ImportReport, job: Job, scan: Scan) -> list[Task]:
+    """Record what needs no reading; return what does. Records of earlier imports stay until there are new ones."""
     work = []
-    for candidate in candidates:
-        files = _signature(candidate.files)
-        record = known.get(candidate.name, {})
+    for record in report.cases.values():
+        record.pop("kept", None)
+    for candidate in scan.cases:
+        files = signature((*candidate.files, *candidate.data_files))
+        record = report.cases.get(candidate.name, {})
         if candidate.problem:
-            report.cases[candidate.name] = {"status": "left out", "reason": candidate.problem, "files": files}
-        elif record.get("files") == files and (
-            _label_file(report, candidate.name).is_file() if record["status"] == "imported" else not record.get("retry")
-        ):
-            report.cases[candidate.name] = record
-        else:
-            work.append(candidate)
+            verdict = {"status": LEFT_OUT, "reason": candidate.problem}
+            report.cases[candidate.name] = verdict | {"files": files, "basis": job.basis}
+        elif record.get("files") != files or not _is_settled(job, candidate.name, record):
+            work.append(Task(candidate, record.get("files") == files))
     return work
 
 
-def _check_and_label(report: ImportReport, work: list[Candidate], num_processes: int) -> None:
+def _is_settled(job: Job, case: str, record: dict[str, Any]) -> bool:
+    """Whether the same files would give the same again, and all that was written is there."""
+    if record.get("basis") != job.basis:
+        return False
+    if record["status"] != IMPORTED:
+        return not record.get("retry")
+    lies_right = record["orientation"] == job.orient if job.orient else not record["turned_from"]
+    return lies_right and job.holds(case, record)
+
+
+def _check_and_label(report: ImportReport, job: Job, work: list[Task], num_processes: int) -> None:
     """Read every candidate, write its label, record the outcome."""
     report.save()  # from the start, so that a killed import is known as an import
     # before they are read: what changes meanwhile (a copy that is still running) is read again by the next import
-    signatures = {candidate.name: _signature(candidate.files) for candidate in work}
+    signatures = {str(task): signature((*task.candidate.files, *task.candidate.data_files)) for task in work}
     saved = time.monotonic()
     try:
-        for candidate, outcome in map_cases(
-            _import_case, str(report.folder / "labelsTr"), work, num_processes, "Checking volumes"
-        ):
+        for task, outcome in map_cases(import_case, job, work, num_processes, "Checking volumes"):
             report.checked += 1
-            if isinstance(outcome, InputError):
-                outcome = {"status": "left out", "reason": str(outcome)}
-            elif isinstance(outcome, Exception):
-                # Not the file's fault for certain (memory, disk, permission): the next run tries again.
-                reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
-                outcome = {"status": "left out", "reason": reason, "retry": True}
-            report.cases[candidate.name] = outcome | {"files": signatures[candidate.name]}
+            case = str(task)
+            report.cases[case] = _verdict(job, case, outcome, signatures[case], report.cases.get(case, {}))
             if time.monotonic() - saved > SAVE_EVERY_S:
                 report.save()
                 saved = time.monotonic()
@@ -233,59 +162,98 @@ def _check_and_label(report: ImportReport, work: list[Candidate], num_processes:
         report.save()
 
 
-def _import_case(labels: str, candidate: Candidate) -> dict[str, Any]:
-    """Check one case and write its body mask; runs in a worker process."""
-    images = read_case(candidate.files)
-    first = images[0]
-    axes = orientation(first)
-    # ITK's x, y, z are the array's last to first axes.
-    axial_axis = 2 - next(i for i, letter in enumerate(axes) if letter in "SI")
-    spacing_mm = first.GetSpacing()[::-1]
-    arrays = [sitk.GetArrayViewFromImage(image) for image in images]
-    mask = body_mask(arrays[0] if len(arrays) == 1 else np.stack(arrays), spacing_mm, axial_axis=axial_axis)
-    label = sitk.GetImageFromArray(mask.astype(np.uint8))
-    label.CopyInformation(first)
-    _write_label(label, Path(labels) / f"{candidate.name}{LABEL_ENDING}")
-    return {
-        "status": "imported",
-        "orientation": axes,
-        "shape": list(mask.shape),
-        "spacing_mm": list(spacing_mm),
-        "body_share": round(float(mask.mean()), 4),
-    }
+def _verdict(job: Job, case: str, outcome: Any, files: list[dict], before: dict[str, Any]) -> dict[str, Any]:
+    """Record of a case that was tried; ``before`` is the one that it had."""
+    basis = {"files": files, "basis": job.basis}
+    if not isinstance(outcome, Exception):
+        return outcome | basis
+    if isinstance(outcome, InputError):
+        return {"status": LEFT_OUT, "reason": str(outcome)} | basis
+    # Not the file's fault for certain (memory, disk, permission): the next run tries again.
+    reason = telling(outcome)
+    unchanged = before.get("files") == files or any(file["bytes"] is None for file in files)
+    if before.get("status") == IMPORTED and unchanged and job.holds(case, {"copied": ""} | before):
+        return before | {"kept": reason}
+    return {"status": LEFT_OUT, "reason": reason, "retry": True} | basis
 
 
-def _write_label(label: sitk.Image, path: Path) -> None:
-    """Write a label and make sure that it reads back on the same grid: NIfTI keeps directions in single precision."""
-    with atomic_write(path) as temporary:
-        sitk.WriteImage(label, str(temporary), True)
-        back = sitk.ImageFileReader()
-        back.SetFileName(str(temporary))
-        back.ReadImageInformation()
-        difference = grid_difference(label, back)
-        if difference:
-            raise InputError(f"its grid cannot be kept in a NIfTI label, which {difference}.")
+def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]) -> None:
+    """Write the new state, say what is gone, and only then remove what it does not need.
+
+    Raises:
+        InputError: nothing is imported; then all of an earlier import stays.
+    """
+    present = {candidate.name for candidate in scan.cases}
+    for case in sorted(report.cases.keys() - present):
+        folder = _blocked_by(report.cases[case], scan.unlistable)
+        if folder is not None:
+            report.cases[case]["kept"] = folder
+        else:
+            report.gone += [case] if report.cases[case]["status"] == IMPORTED else []
+    if not set(report.imported) - set(report.gone):
+        stays = " What was imported before stays." if (report.folder / "dataset.json").is_file() else ""
+        reasons = "; ".join(f"{case}: {reason.rstrip('.')}" for case, reason in list(report.left_out.items())[:2])
+        raise InputError(
+            f"None of {len(present)} cases in {report.source} could be imported ({reasons}); all reasons: "
+            f"{report.file}.{stays}"
+        )
+    if report.gone:
+        logger.warning(
+            "%s of the earlier import gone from %s, out of the dataset now: %s.",
+            counted(len(report.gone), "case"), report.source, named(report.gone),
+        )  # fmt: skip
+    for case in report.cases.keys() - present:
+        if "kept" not in report.cases[case]:
+            del report.cases[case]
+    report.outliers = _outliers(report, job.channels)
+    _write_dataset_json(report)
+    report.save()
+    for case in earlier:
+        record = report.cases.get(case, {"status": LEFT_OUT})
+        if record["status"] != IMPORTED:
+            job.label(case).unlink(missing_ok=True)
+        if not record.get("copied"):
+            for path in job.copies(case):
+                path.unlink(missing_ok=True)
+    for case, reason in report.left_out.items():
+        logger.warning("Left out %s: %s", case, reason)
+    for sentence in report.warnings():
+        logger.warning("%s", sentence)
 
 
-def _remove_labels(report: ImportReport, known: dict[str, dict], keep: Sequence[str]) -> None:
-    """Remove labels that an earlier import wrote for cases which are neither imported now nor to be kept."""
-    keep = {*keep, *report.imported}
-    for case, record in known.items():
-        if record["status"] == "imported" and case not in keep:
-            _label_file(report, case).unlink(missing_ok=True)
+def _blocked_by(record: dict[str, Any], unlistable: dict[str, str]) -> str | None:
+    """The folder that cannot be listed in which a case's files lie; None if there is none."""
+    for file in record["files"]:
+        for folder in unlistable:
+            if Path(folder) in Path(file["path"]).parents:
+                return folder
+    return None
+
+
+def _outliers(report: ImportReport, channels: Sequence[str]) -> dict[str, str]:
+    """Imported cases whose CT values are unlike those of all others."""
+    found: dict[str, str] = {}
+    for number, channel in enumerate(channels):
+        if is_ct(channel):
+            figures = {case: report.cases[case].get("intensities") for case in report.imported}
+            found |= outliers(
+                {case: [f[number][key] for key in ("low", "median", "high")] for case, f in figures.items() if f}
+            )
+    return found
 
 
 def _write_dataset_json(report: ImportReport) -> None:
-    """Write ``dataset.json`` of what is imported; none if nothing is."""
-    path = report.folder / "dataset.json"
-    if not report.imported:
-        path.unlink(missing_ok=True)
-        return
+    """Write ``dataset.json`` of what is imported."""
     mixed = len({report.cases[case]["orientation"] for case in report.imported}) > 1
     if mixed:
         logger.info("The volumes are oriented differently: nnU-Net will turn them all to RAS when reading.")
+    images = {
+        # a report from before copies has no images, and no data files behind headers
+        case: record.get("images", [file["path"] for file in record["files"]])
+        for case, record in report.cases.items()
+    }
     write_json(
-        path,
+        report.folder / "dataset.json",
         {
             "channel_names": {str(number): channel for number, channel in enumerate(report.channels)},
             "labels": {"background": 0, "body": 1},
@@ -294,10 +262,7 @@ def _write_dataset_json(report: ImportReport) -> None:
             # Named even if nothing is to be turned: nnU-Net would choose by the labels' ending, not the images'.
             "overwrite_image_reader_writer": "SimpleITKIOWithReorient" if mixed else "SimpleITKIO",
             "dataset": {
-                case: {
-                    "images": [file["path"] for file in report.cases[case]["files"]],
-                    "label": f"labelsTr/{case}{LABEL_ENDING}",
-                }
+                case: {"images": images[case], "label": f"{LABEL_FOLDER}/{case}{LABEL_ENDING}"}
                 for case in report.imported
             },
         },

@@ -54,6 +54,8 @@ class AtlasMatcher(GeometryMatcher):
                 f"Only {len(good)} of {len(existing)} cases are registered well to the atlas {report.atlas_case}; "
                 f"look at {self.files.picture} and name a better atlas: {command} --atlas CASE"
             )
+        if report.shortfall:
+            logger.warning("%s", report.shortfall)
         super().__init__(dataset, good)
         self.atlas_case = report.atlas_case
         self._quality = {case: report.records[case].quality for case in good}

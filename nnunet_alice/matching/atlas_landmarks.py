@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import load_geometry
-from nnunet_alice.anatomy.landmarks import Landmarks, lay_landmarks
+from nnunet_alice.anatomy.landmarks import Landmarks, lay_landmarks, standard_lengths
 from nnunet_alice.anatomy.world import PreparedCases
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
@@ -23,8 +23,8 @@ from nnunet_alice.matching.landmark_places import LandmarkPlaces
 
 logger = logging.getLogger(__name__)
 
-#: The paper's patches and their distance, and all of the body.
-DEFAULT_PATCH_MM, DEFAULT_STEP_MM, DEFAULT_REGION = 32.0, 26.0, "body"
+#: All of the body.
+DEFAULT_REGION = "body"
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def prepare_landmarks(
 
     Args:
         dataset: the preprocessed dataset; its atlas has to be prepared.
-        patch_mm: edge of a landmark's patch; None is 32 mm.
-        step_mm: distance of neighbours; None is 26 mm.
+        patch_mm: edge of a landmark's patch; None is 32 mm, see `standard_lengths`.
+        step_mm: distance of neighbours; None is 26 mm, likewise.
         region: see `region_of_interest`; None is the body.
         overwrite: lay them anew in any case.
 
@@ -86,8 +86,8 @@ def prepare_landmarks(
     else:
         region = region or DEFAULT_REGION
         mask = region_of_interest(dataset, matcher.atlas_case, region)
-        patch_mm = DEFAULT_PATCH_MM if patch_mm is None else patch_mm
-        step_mm = DEFAULT_STEP_MM if step_mm is None else step_mm
+        patch, step = standard_lengths(mask, dataset.spacing)
+        patch_mm, step_mm = patch if patch_mm is None else patch_mm, step if step_mm is None else step_mm
         landmarks = lay_landmarks(mask, dataset.spacing, patch_mm, step_mm)
         _report_file(dataset).unlink(missing_ok=True)
         landmarks.save(landmarks_file(dataset))

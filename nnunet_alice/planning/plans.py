@@ -2,13 +2,10 @@
 
 import contextlib
 import copy
-import functools
 import io
 import logging
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -16,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import note_gpus
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.nnunet_folders import nnunet_folder
-from nnunet_alice.parallel import map_cases
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
-from nnunet_alice.planning.moved_plans import reader_of, rename_plans
-from nnunet_alice.planning.preprocessing import raw_cases
+from nnunet_alice.planning.moved_plans import rename_plans
+from nnunet_alice.planning.orientations import fit_orientation
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +33,6 @@ LARGEST_VIEW = 2 / 3
 SHORTEST_BOTTLENECK = 2
 #: Key of moved plans that names the dataset and the plans they came from.
 MOVED_FROM = "moved_from"
-#: Voxels of a case that enter the intensity statistics. nnU-Net draws 1e8 in all, however few cases there are (with
-#: replacement: half a minute and gigabytes for three small volumes); from 1000 cases on, the two are the same.
-SAMPLES_PER_CASE = 100_000
-#: Key of a fingerprint that names the cases it does not cover.
-LEFT_OUT = "left_out"
 
 
 @dataclass(frozen=True)
@@ -64,78 +56,6 @@ class Planned:
     gigabytes: float
     target_gigabytes: float
     target_patch: tuple[int, ...] | None = None
-
-
-def ensure_fingerprint(dataset: str, num_processes: int) -> None:
-    """Extract nnU-Net's fingerprint if it is missing, unreadable or of another number of cases.
-
-    nnU-Net gives up when a single case cannot be read; then every case is tried on its own and the bad ones are left
-    out, by name.
-
-    Raises:
-        InputError: fewer than two cases can be read.
-    """
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-
-    cases = raw_cases(dataset)
-    if len(cases) < 2:
-        raise InputError(f"{dataset} has one case only; views are matched between volumes, so import at least two.")
-    path = nnunet_folder("nnUNet_preprocessed") / dataset / "dataset_fingerprint.json"
-    if path.is_file():
-        with contextlib.suppress(InputError):
-            known = read_json(path)
-            if len(known["spacings"]) + len(known.get(LEFT_OUT, ())) == len(cases):
-                logger.info("Fingerprint of %d cases found: %s.", len(cases), path)
-                return
-    extractor = DatasetFingerprintExtractor(dataset, num_processes, verbose=False)
-    extractor.show_progress_bar = sys.stderr.isatty()
-    extractor.num_foreground_voxels_for_intensitystats = min(
-        extractor.num_foreground_voxels_for_intensitystats, SAMPLES_PER_CASE * len(cases)
-    )
-    try:
-        _quietly(extractor.run, overwrite_existing=True)
-    except Exception as error:
-        logger.warning("Fingerprint extraction failed (%s); looking for the case that did it.", error)
-        failed = _unreadable_cases(dataset, cases, num_processes)
-        if len(cases) - len(failed) < 2:
-            few = ", ".join(list(failed)[:5])
-            raise InputError(f"Fewer than two cases of {dataset} can be read; look at: {few}.") from error
-        extractor.dataset = {case: files for case, files in cases.items() if case not in failed}
-        try:
-            _quietly(extractor.run, overwrite_existing=True)
-        except Exception as again:  # every case can be read alone: memory, most likely
-            raise InputError(
-                f"The fingerprint of {dataset} cannot be extracted, though its cases can be read one by one "
-                f"({again}); use fewer processes, e.g. -np 1."
-            ) from again
-        write_json(path, read_json(path) | {LEFT_OUT: failed})
-
-
-def _unreadable_cases(dataset: str, cases: dict[str, dict], num_processes: int) -> dict[str, str]:
-    """Cases whose files nnU-Net cannot analyse, with the reasons."""
-    failed = {}
-    shared = (dataset, time.time_ns())
-    for case, outcome in map_cases(_analyse_case, shared, list(cases), num_processes, "Checking every case"):
-        if isinstance(outcome, Exception):
-            failed[case] = str(outcome)
-            logger.warning("Case %s is left out of the fingerprint: %s", case, outcome)
-    return failed
-
-
-def _analyse_case(shared: tuple[str, int], case: str) -> None:
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-
-    cases, reader = _files_and_reader(*shared)
-    DatasetFingerprintExtractor.analyze_case(cases[case]["images"], cases[case]["label"], reader, num_samples=1)
-
-
-@functools.lru_cache(maxsize=1)
-def _files_and_reader(dataset: str, run: int) -> tuple[dict[str, dict], type]:
-    """Files of all cases and their reader, found once a process and run (``run`` is another number every time)."""
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
-    dataset_json = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")
-    return raw_cases(dataset), determine_reader_writer_from_dataset_json(dataset_json, verbose=False)
 
 
 def plan_from_data(
@@ -199,7 +119,8 @@ def move_target_plans(
 
     Raises:
         NotPreparedError: the target has no such plans.
-        InputError: channels, normalisation or configuration do not fit, or ``plans_name`` is taken by other plans.
+        InputError: channels, normalisation, configuration or orientation do not fit, or ``plans_name`` is taken by
+            other plans.
     """
     plans = plans_of_target(dataset, target, target_plans, configuration)
     name = plans_name or f"{target_plans}_from{target[7:10]}"
@@ -211,12 +132,15 @@ def move_target_plans(
     dataset_json = nnunet_folder("nnUNet_raw") / dataset / "dataset.json"
     moved = copy.deepcopy(plans) | {"dataset_name": dataset, MOVED_FROM: origin}
     rename_plans(moved, name)
-    moved["image_reader_writer"] = reader_of(dataset, read_json(dataset_json))
+    fit = fit_orientation(dataset, target, plans)
+    if fit.note:
+        logger.warning("%s", fit.note)
+    moved["image_reader_writer"], moved[ORIENTATION] = fit.reader, fit.orientation
     gigabytes = gpu_memory_gb or _gigabytes_of_target(planner, plans["configurations"][configuration])
     for content in moved["configurations"].values():
         if _is_trainable(content):
             if not keep_patch:
-                content["patch_size"] = _view_size(dataset, moved, content)
+                content["patch_size"] = _view_size(dataset, moved, content, fit.axes)
             cost = planner.cost(content["architecture"], content["patch_size"])
             content["batch_size"] = planner.pairs(cost, gigabytes, MINIMUM_PAIRS)
             note_gpus(content, num_gpus)
@@ -233,7 +157,7 @@ def plans_of_target(dataset: str, target: str, target_plans: str, configuration:
 
     Raises:
         NotPreparedError: the target has no such plans.
-        InputError: channels, normalisation or configuration do not fit.
+        InputError: channels, normalisation, configuration or orientation do not fit.
     """
     source = nnunet_folder("nnUNet_preprocessed") / target / f"{target_plans}.json"
     if not source.is_file():
@@ -241,6 +165,7 @@ def plans_of_target(dataset: str, target: str, target_plans: str, configuration:
     plans = read_json(source)
     check_configuration(plans, configuration, f"{target}/{target_plans}.json")
     _check_channels(dataset, target)
+    fit_orientation(dataset, target, plans)
     return plans
 
 
@@ -270,12 +195,12 @@ def view_size(
     return tuple(result)
 
 
-def _view_size(dataset: str, plans: dict, configuration: dict) -> list[int]:
-    """:func:`view_size` for a configuration, from the dataset's fingerprint."""
+def _view_size(dataset: str, plans: dict, configuration: dict, axes: Sequence[int]) -> list[int]:
+    """:func:`view_size` for a configuration, from the dataset's fingerprint, whose axes become ``axes`` when read."""
     from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
     fingerprint = read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset_fingerprint.json")
-    order = plans["transpose_forward"]
+    order = [axes[axis] for axis in plans["transpose_forward"]]
     shapes = [
         compute_new_shape([shape[i] for i in order], [spacing[i] for i in order], configuration["spacing"])
         for shape, spacing in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)

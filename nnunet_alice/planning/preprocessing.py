@@ -13,16 +13,22 @@ import random
 import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blosc2
+import numpy as np
+
 from nnunet_alice.dataset import PreprocessedDataset, preprocessing_recipe
-from nnunet_alice.errors import AliceError, InputError, NotPreparedError
+from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.importing.report import changed_since_import
 from nnunet_alice.matching.invalidation import forget_all, forget_case
 from nnunet_alice.nnunet_folders import nnunet_folder
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +36,8 @@ logger = logging.getLogger(__name__)
 _SUFFIXES = (".pkl", "_seg.b2nd", ".b2nd")
 #: Beginning of the names of the folders for cases in work; the host, the process and a random number follow.
 _PARTIAL = ".partial"
+#: A channel that spans no more than this is constant: normalisation brings good ones to a spread of about 1.
+_FLAT = 1e-3
 #: A folder for cases in work in which nothing was written for so long belongs to nobody.
 _ABANDONED_SECONDS = 24 * 3600
 
@@ -104,6 +112,11 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     prepared = PreprocessedDataset(dataset, plans_name, configuration)
     folder, report = base / manager.data_identifier, prepared.preprocessing_report
     cases = raw_cases(dataset)
+    if changed := changed_since_import(nnunet_folder("nnUNet_raw") / dataset):
+        logger.warning(
+            "%s changed since import (%s): import again, so that checks and body masks are those of the files.",
+            counted(len(changed), "case"), named(changed),
+        )  # fmt: skip
     _copy_labels(dataset, cases, base / "gt_segmentations")
     recipe = preprocessing_recipe(plans, manager.configuration)
     _clear_if_different(prepared, report, recipe)
@@ -113,6 +126,7 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     kept = len(cases) - len(missing)
     if not missing:
         logger.info("All %d cases in %s are preprocessed with these plans already.", kept, folder)
+        write_json(report, {"recipe": recipe, "failed": {}})
         return Preprocessed(0, kept, {})
     if kept:
         logger.info("%d of %d cases are preprocessed already and stay.", kept, len(cases))
@@ -123,8 +137,10 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     failed = {}
     for case, outcome in map_cases(_preprocess_case, job, missing, num_processes, "Preprocessing"):
         if isinstance(outcome, Exception):
-            failed[case] = _one_line(outcome)
-            logger.warning("Case %s could not be preprocessed and is left out: %s", case, failed[case])
+            failed[case] = telling(outcome)
+            stays = _stays(prepared, case, cases[case], outcome)
+            kept_as = "stays as it was preprocessed before" if stays else "is left out"
+            logger.warning("Case %s could not be preprocessed and %s: %s.", case, kept_as, failed[case])
     shutil.rmtree(partial, ignore_errors=True)
     write_json(report, {"recipe": recipe, "failed": failed})
     if len(failed) == len(cases):
@@ -138,7 +154,7 @@ def _copy_labels(dataset: str, cases: dict[str, dict[str, Any]], folder: Path) -
     ending = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")["file_ending"]
     for case, files in cases.items():
         label, copy = Path(files["label"]), folder / f"{case}{ending}"
-        if not label.is_file():
+        if not os.path.isfile(label):
             continue  # preprocessing will say so
         try:
             if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
@@ -174,9 +190,24 @@ def _remove_unnamed(dataset: PreprocessedDataset, cases: dict) -> None:
         return
     for case in sorted(set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) - set(cases)):
         logger.info("Case %s is no longer in dataset.json; its preprocessed files are removed.", case)
-        forget_case(dataset, case)
-        for suffix in reversed(_SUFFIXES):
-            (folder / f"{case}{suffix}").unlink(missing_ok=True)
+        _remove_case(dataset, case)
+
+
+def _stays(dataset: PreprocessedDataset, case: str, files: dict, error: Exception) -> bool:
+    """Whether a case that failed now is there from before. What was made of files that are bad now is removed."""
+    if not (dataset.folder / f"{case}{_SUFFIXES[-1]}").is_file():
+        return False
+    of_the_moment = isinstance(error, OSError | MemoryError | AliceError) and not isinstance(error, InputError)
+    if of_the_moment or not all(os.path.isfile(path) for path in (*files["images"], files["label"])):
+        return True
+    _remove_case(dataset, case)
+    return False
+
+
+def _remove_case(dataset: PreprocessedDataset, case: str) -> None:
+    forget_case(dataset, case)
+    for suffix in reversed(_SUFFIXES):
+        (dataset.folder / f"{case}{suffix}").unlink(missing_ok=True)
 
 
 def _is_current(folder: Path, case: str, files: dict) -> bool:
@@ -184,8 +215,8 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
     try:
         made = min((folder / f"{case}{suffix}").stat().st_mtime for suffix in _SUFFIXES)
         return made >= max(os.stat(path).st_mtime for path in (*files["images"], files["label"]))
-    except FileNotFoundError:
-        # A missing raw file is reported by the attempt to read it.
+    except OSError:
+        # A raw file that is missing or out of reach is reported by the attempt to read it.
         return False
 
 
@@ -231,11 +262,31 @@ def _preprocess_case(job: _Job, case: str) -> None:
     preprocessor.run_case_save(
         str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
     )
+    _check_not_flat(job.partial / f"{case}.b2nd", configuration.normalization_schemes)
     if _is_current(job.folder, case, cases[case]):
         return  # the same; what is known of it stays
     forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
     for suffix in _SUFFIXES:
         os.replace(job.partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
+
+
+def _check_not_flat(file: Path, schemes: Sequence[str]) -> None:
+    """Make sure that an image shows something after its normalisation.
+
+    Args:
+        file: preprocessed image, (C, z, y, x).
+        schemes: nnU-Net's normalisation of each channel; what is not normalised may span anything.
+
+    Raises:
+        InputError: a channel is constant.
+    """
+    image = blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1})
+    for number, scheme in enumerate(schemes):
+        if scheme != "NoNormalization" and float(np.ptp(image[number])) <= _FLAT:
+            raise InputError(
+                f"its channel {number} is constant after {scheme}: its values lie outside of those that the plans were "
+                "made from; look at their unit."
+            )
 
 
 @functools.lru_cache(maxsize=1)
@@ -249,9 +300,3 @@ def _tools(job: _Job) -> tuple:
     configuration = plans.get_configuration(job.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
     return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessor
-
-
-def _one_line(error: Exception) -> str:
-    """First line of an error's text, or its type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -1,5 +1,7 @@
 """Preparing an atlas: what is registered, kept, tried again and told."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from small_datasets import ball, replace_image, write_preprocessed
@@ -83,6 +85,26 @@ def test_failed_cases_are_tried_again(balls, registered, monkeypatch):
     assert "MemoryError: too little" in report.records["a"].reason
     assert prepare_atlas(balls, 1).records["a"].status == "ok"
     assert registered == ["a"]
+
+
+def test_an_atlas_that_fits_few_cases_says_so_and_so_does_what_matches_by_it(balls, monkeypatch, caplog):
+    images = {case: ball((20, 20, 20), (2.0, 2.0, 2.0), 15, seed) for seed, case in enumerate("defg")}
+    dataset = write_preprocessed(balls.base.parent, images, balls.spacing)
+    good = {"a", "b", "c"}
+
+    def poor(case, atlas):
+        found = assess(np.eye(4), case, atlas)
+        return found if case.case in good else dataclasses.replace(found, correlation=0.1)
+
+    monkeypatch.setattr("nnunet_alice.anatomy.atlas.register", poor)
+    report = prepare_atlas(dataset, 1, "b")
+    assert "Only 3 of 7 cases (43%)" in report.shortfall and "--atlas CASE" in report.shortfall
+    assert report.shortfall in caplog.text
+    caplog.clear()
+    assert len(AtlasMatcher(dataset).cases) == 3 and report.shortfall in caplog.text
+    good.add("d")
+    caplog.clear()
+    assert not prepare_atlas(dataset, 1, "b", overwrite=True).shortfall and not caplog.text
 
 
 def test_a_failure_here_leaves_what_another_machine_registered_meanwhile(balls, registered, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from nnunet_alice.anatomy.body import body_mask
+from nnunet_alice.anatomy.body import MAX_CELLS, _cells, body_mask, nonzero_mask
 
 SHAPE = (48, 72, 80)
 SPACING_MM = (5.0, 4.0, 4.0)
@@ -128,6 +128,37 @@ def test_fine_grids_are_thinned_and_enlarged_again():
     mask = body_mask(fine, (5.0, 4 / 3, 4 / 3))
     assert mask.shape == fine.shape
     assert dice(mask, truth) > 0.97
+
+
+@pytest.mark.parametrize("unit", [1e-3, 0.02, 0.15, 10.0])
+def test_no_length_is_human(unit):
+    """Voxels of 1 um to 10 mm: the mask is that of voxels of 1 mm, and so is the work."""
+    image, _ = torso(7)
+    fine, spacing = np.repeat(np.repeat(image, 3, axis=1), 3, axis=2), np.asarray((1.0, 0.3, 0.3))
+    np.testing.assert_array_equal(body_mask(fine, unit * spacing), body_mask(fine, spacing))
+
+
+@pytest.mark.parametrize("shape", [(96, 110, 90), (250, 250, 250), (20, 512, 512), (3000, 64, 64), (60, 400, 400)])
+@pytest.mark.parametrize("spacing_mm", [(0.15, 0.15, 0.15), (1e-3, 1e-3, 1e-3), (10.0, 0.5, 0.5), (0.01, 1.0, 1.0)])
+def test_work_is_bounded_for_every_grid(shape, spacing_mm):
+    """The opening costs cells times elements of its ball, which had billions of them when its radius was in mm."""
+    factors, ball = _cells(shape, spacing_mm)
+    assert np.prod(np.divide(shape, factors)) <= MAX_CELLS
+    assert ball.any() and max(ball.shape) <= 7
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_nonzero_is_what_nnunet_takes_for_it(channels):
+    from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 2, (channels, 12, 13, 14)) * rng.normal(size=(channels, 12, 13, 14))
+    images[:, 3:9, 3:9, 3:9] = 1
+    images[:, 5:7, 5:7, 5:7] = 0
+    before = images.copy()
+    for image in (images, np.ones_like(images)):
+        np.testing.assert_array_equal(nonzero_mask(image), create_nonzero_mask(image))
+    np.testing.assert_array_equal(images, before)
 
 
 def test_wrong_axes_are_refused():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nnunet_alice.anatomy.landmarks import Landmarks, count_cases, lay_landmarks, to_locations
+from nnunet_alice.anatomy.landmarks import Landmarks, count_cases, lay_landmarks, standard_lengths, to_locations
 from nnunet_alice.errors import InputError
 
 
@@ -47,6 +47,19 @@ def test_lungs_get_about_as_many_landmarks_as_in_the_paper(landmarks, lungs):
     assert abs(left - right) < 0.05 * len(landmarks)
     columns = np.unique(landmarks.points_mm[:, 2])
     np.testing.assert_allclose(358 - columns[::-1], columns, atol=2)
+
+
+@pytest.mark.parametrize(("unit", "human"), [(1.0, True), (0.4, True), (1e-3, False), (0.02, False), (60.0, False)])
+def test_standard_lengths_are_the_papers_for_people_and_in_proportion_for_all_else(lungs, unit, human):
+    spacing = np.full(3, 2.0) * unit
+    patch_mm, step_mm = standard_lengths(lungs, spacing)
+    if human:
+        assert (patch_mm, step_mm) == (32, 26)
+    else:
+        volume_mm3 = lungs.sum() * np.prod(spacing)
+        assert volume_mm3 / patch_mm**3 == pytest.approx((260 / 32) ** 3, rel=0.2)
+        assert patch_mm / step_mm == pytest.approx(32 / 26, rel=0.05)
+    assert 30 < len(lay_landmarks(lungs, spacing, patch_mm, step_mm)) < 3000
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (3, 1.5, 1), (2.5, 0.8, 0.8)])

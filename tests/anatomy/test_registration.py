@@ -139,3 +139,14 @@ def test_implausible_maps_have_no_quality():
     assert dataclasses.replace(fine, affine=np.diag([0.3, 1, 1, 1])).quality == 0
     assert dataclasses.replace(fine, affine=np.diag([-1.0, 1, 1, 1])).quality == 0
     assert dataclasses.replace(fine, affine=np.diag([0.0, 1, 1, 1])).quality == 0
+
+
+@pytest.mark.parametrize("unit", [1e-3, 10.0])
+def test_no_length_is_human(atlas, torso, unit):
+    """The same volumes in voxels of another size: the same map, its shift in that unit."""
+    truth = known_affine((1.05, 0.95, 1.0), 4, (12.0, -9.0, 15.0))
+    case = deform(torso, truth)
+    scaled = [dataclasses.replace(one, spacing=tuple(unit * np.asarray(one.spacing))) for one in (case, atlas)]
+    found = register(*scaled).affine.copy()
+    found[:3, 3] /= unit
+    assert error_mm(found, truth, case) < 0.5 * SPACING[0]

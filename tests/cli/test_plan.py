@@ -1,13 +1,10 @@
 """`plan`, end to end by `main`: a target's plans on unlabelled data, plans of one's own, and what goes wrong."""
 
 import json
-import multiprocessing
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -30,6 +27,7 @@ def test_target_plans_move_and_everything_that_decides_the_weights_stays(dataset
     moved = read_json(datasets / UNLABELLED / "nnUNetPlans_from004.json")
     target = read_json(datasets / TARGET / "nnUNetPlans.json")
     assert moved.pop("moved_from") == {"dataset": TARGET, "plans_name": "nnUNetPlans"}
+    assert moved.pop("orientation") == "LPS"
     assert moved.pop("dataset_name") == UNLABELLED and moved.pop("plans_name") == "nnUNetPlans_from004"
     del target["dataset_name"], target["plans_name"]
     ours, theirs = moved["configurations"]["3d_fullres"], target["configurations"]["3d_fullres"]
@@ -63,10 +61,7 @@ def test_weights_of_the_moved_plans_load_in_stock_nnunet(datasets, tmp_path):
             assert torch.equal(value, pretrained.state_dict()[key]), key
 
 
-def test_fingerprint_is_extracted_and_a_bad_case_left_out(datasets, caplog, monkeypatch):
-    """nnU-Net's own extraction, with forked instead of spawned processes, which would take many seconds to start."""
-    forking = SimpleNamespace(get_context=lambda method: multiprocessing.get_context("fork"))
-    monkeypatch.setattr(fingerprint_extractor, "multiprocessing", forking)
+def test_fingerprint_is_extracted_and_a_bad_case_left_out(datasets, caplog):
     path = datasets / UNLABELLED / "dataset_fingerprint.json"
     path.write_text("{ half a file")
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
@@ -119,6 +114,7 @@ def test_moved_plans_are_nnunets_but_for_batch_and_patch(datasets):
     move_plans_between_datasets(TARGET, UNLABELLED, "nnUNetPlans", "nnUNetPlans_from004")
     expected = read_json(datasets / UNLABELLED / "nnUNetPlans_from004.json")
     assert moved.pop("moved_from") == {"dataset": TARGET, "plans_name": "nnUNetPlans"}
+    assert moved.pop("orientation") == "LPS"
     for plans in (moved, expected):
         for configuration in plans["configurations"].values():
             for changed in ("batch_size", "patch_size"):

@@ -57,7 +57,9 @@ def test_running_again_does_only_what_is_missing_or_changed(datasets, capsys, ca
     capsys.readouterr()
 
     (folder / "a.b2nd").unlink()  # as if killed before the case was whole
-    write_image(raw / "b_0000.nii.gz", np.zeros(sitk.ReadImage(str(raw / "b.nii.gz")).GetSize()[::-1], np.float32))
+    shape = sitk.ReadImage(str(raw / "b.nii.gz")).GetSize()[::-1]
+    image = np.where(np.arange(shape[2]) < 5, 60, 140) * np.ones(shape)
+    write_image(raw / "b_0000.nii.gz", image.astype(np.float32))
     os.utime(raw / "b_0000.nii.gz", (folder.stat().st_mtime + 10,) * 2)
     content = read_json(raw / "dataset.json")
     del content["dataset"]["c"]
@@ -69,7 +71,8 @@ def test_running_again_does_only_what_is_missing_or_changed(datasets, capsys, ca
     assert plan("--target", "4") == 0
     assert sorted(path.name for path in folder.glob("*.b2nd")) == ["a.b2nd", "a_seg.b2nd", "b.b2nd", "b_seg.b2nd"]
     assert untouched != (folder / "a.pkl").stat().st_mtime_ns
-    assert np.ptp(PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").image("b")[...]) == 0
+    image = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").image("b")
+    assert len(np.unique(image[...])) == 2
     assert "2 now, 0 before" in capsys.readouterr().out
 
 
@@ -142,7 +145,45 @@ def test_a_bad_case_is_named_and_stops_no_other(datasets, capsys, caplog):
     for case in ("a", "c"):
         (raw / f"{case}.nii.gz").write_bytes(b"not an image")
     assert plan("--target", "4") == 1
-    assert "No case of Dataset900_Unlabelled could be preprocessed" in capsys.readouterr().err
+    assert "Fewer than two cases of Dataset900_Unlabelled can be read" in capsys.readouterr().err
+
+
+def test_a_case_that_is_constant_after_normalisation_is_left_out_by_name(datasets, caplog):
+    """Values far from those of the target's plans: all are clipped to one."""
+    raw = datasets.parent / "nnUNet_raw" / UNLABELLED
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "b_0000.nii.gz")))
+    write_image(raw / "b_0000.nii.gz", image + np.float32(5000))
+    assert plan("--target", "4") == 0
+    assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["a", "c"]
+    assert "Case b could not be preprocessed and is left out: its channel 0 is constant after CTNormal" in caplog.text
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_case_that_has_gone_bad_does_not_stay_as_it_was(datasets, caplog, readable):
+    """What was made of a file that is bad now goes; what cannot be reached at the moment stays, and that is said."""
+    assert plan("--target", "4") == 0
+    raw = datasets.parent / "nnUNet_raw" / UNLABELLED
+    if readable:
+        (raw / "b_0000.nii.gz").write_bytes(b"not an image")
+    else:
+        (raw / "b_0000.nii.gz").unlink()
+    os.utime(raw / "b.nii.gz", (time.time() + 10,) * 2)
+    assert plan("--target", "4") == 0
+    there = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases()
+    assert there == (["a", "c"] if readable else ["a", "b", "c"])
+    assert ("and is left out" if readable else "stays as it was preprocessed before") in caplog.text
+
+
+def test_failures_that_are_mended_are_forgotten(datasets):
+    raw = datasets.parent / "nnUNet_raw" / UNLABELLED
+    (raw / "b_0000.nii.gz").write_bytes(b"not an image")
+    assert plan("--target", "4") == 0
+    content = read_json(raw / "dataset.json")
+    del content["dataset"]["b"]
+    write_json(raw / "dataset.json", content)
+    assert plan("--target", "4") == 0
+    report = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres_preprocessing.json"
+    assert read_json(report)["failed"] == {}
 
 
 def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):

@@ -12,56 +12,12 @@ import types
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from raw_volumes import SHAPE, cut, run, volume, write
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.checks import read_volume
 from nnunet_alice.importing.scan import find_cases
 from nnunet_alice.importing.unlabelled import import_unlabelled
-
-SHAPE = (20, 24, 28)
-
-
-def volume(seed=0, shape=SHAPE, dtype=np.int16):
-    """A bright block in air, at a place that tells every orientation apart: (z, y, x)."""
-    rng = np.random.default_rng(seed)
-    array = rng.normal(-1000, 10, shape)
-    block = array[2:-5, 3:-8, 4:-10]
-    block[:] = rng.normal(40, 20, block.shape)
-    return array.astype(dtype)
-
-
-def write(path, array=None, spacing=(1.5, 1.5, 2.0), turn=None, **kwargs):
-    image = sitk.GetImageFromArray(volume() if array is None else array, **kwargs)
-    if image.GetDimension() == 3:
-        image.SetSpacing(spacing)
-        image.SetOrigin((10, -20, 30))
-    if turn:
-        image = sitk.DICOMOrient(image, turn)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path), True)
-
-
-def cut(path, keep=0.6):
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-        (tmp_path / name).mkdir()
-    return tmp_path / "nnUNet_raw"
-
-
-@pytest.fixture
-def scans(tmp_path):
-    folder = tmp_path / "scans"
-    write(folder / "good.nii.gz")
-    return folder
-
-
-def run(scans, channels=("CT",), processes=1, **kwargs):
-    return import_unlabelled(scans, 900, "Test", channels, processes, **kwargs)
 
 
 def truncated(ending):
@@ -242,7 +198,7 @@ def test_running_again_reads_only_what_is_new_or_changed(raw, scans):
 
 
 def test_a_failure_that_is_not_the_files_is_tried_again(raw, scans, monkeypatch):
-    import nnunet_alice.importing.unlabelled as module
+    import nnunet_alice.importing.cases as module
 
     write(scans / "other.nii.gz", volume(1))
     true_mask = module.body_mask
@@ -255,16 +211,16 @@ def test_a_failure_that_is_not_the_files_is_tried_again(raw, scans, monkeypatch)
 
 def test_a_file_that_is_still_being_copied_is_read_again(raw, scans, monkeypatch):
     """The copy ends between the reading and the record of it."""
-    import nnunet_alice.importing.unlabelled as module
+    import nnunet_alice.importing.cases as module
 
     whole = (scans / "good.nii.gz").read_bytes()
     write(scans / "other.nii.gz", volume(1))
     cut(scans / "good.nii.gz")
     real = module.read_case
 
-    def read(files):
+    def read(files, *fallback):
         try:
-            return real(files)
+            return real(files, *fallback)
         finally:
             (scans / "good.nii.gz").write_bytes(whole)
 
@@ -275,15 +231,15 @@ def test_a_file_that_is_still_being_copied_is_read_again(raw, scans, monkeypatch
 
 
 def test_interrupted_import_keeps_what_is_done(raw, scans, monkeypatch):
-    import nnunet_alice.importing.unlabelled as module
+    import nnunet_alice.importing.cases as module
 
     write(scans / "other.nii.gz", volume(1))
     true_write = module._write_label
 
-    def interrupt(label, path):
+    def interrupt(label, path, unchanged):
         if path.name.startswith("other"):
             raise KeyboardInterrupt
-        true_write(label, path)
+        true_write(label, path, unchanged)
 
     monkeypatch.setattr(module, "_write_label", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -311,9 +267,10 @@ def test_nothing_good_or_strict_raises_after_the_report_is_written(raw, scans):
         run(scans, strict=True)
     assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
     (scans / "good.nii.gz").unlink()
-    with pytest.raises(InputError, match="None of 1 cases"):
+    with pytest.raises(InputError, match=r"None of 1 cases.* What was imported before stays"):
         run(scans)
-    assert not (raw / "Dataset900_Test" / "dataset.json").exists()
+    assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
+    assert (raw / "Dataset900_Test" / "labelsTr" / "good.nii.gz").is_file()
 
 
 def test_unusable_arguments(raw, scans, tmp_path):

@@ -1,0 +1,124 @@
+"""Images that SimpleITK does not read, or that have to be turned: a straight copy in the dataset's own folder.
+
+nnU-Net reads through SimpleITK. It refuses axes that are not quite orthogonal, NIfTI-2, FreeSurfer's formats and some
+endings in capital letters. Such a file is read in another way, and nnU-Net gets the copy; all other images stay where
+they are.
+"""
+
+import math
+import tempfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import atomic_write
+from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, data_files, volume_ending
+from nnunet_alice.words import telling
+
+#: Ending of copies, and their folder in the dataset.
+COPY_ENDING, COPY_FOLDER = ".nii.gz", "imagesTr"
+#: Axes that deviate by no more than this from right angles were rounded when they were written.
+ROUNDING_DEGREES = 0.01
+#: Axes that deviate by more than this from right angles are a gantry's tilt or worse: straightening them would move
+#: anatomy. The rounding in public sets is below a tenth of it.
+MAX_SKEW_DEGREES = 1.0
+#: Formats that nibabel reads.
+_NIBABEL = (".nii", ".nii.gz", ".hdr", ".mgz", ".mgh")
+
+
+def read_another_way(path: Path) -> tuple[sitk.Image, str] | None:
+    """Read an image that SimpleITK refused.
+
+    Args:
+        path: an image file that is whole.
+
+    Returns:
+        the image, and why it was read in another way; None if there is no other way.
+
+    Raises:
+        InputError: it cannot be read in any way.
+    """
+    ending = volume_ending(path, ENDINGS_OF_IMPORT) or ""
+    if ending.lower() in _NIBABEL and ending != ".HDR":
+        return _read_with_nibabel(path)
+    if ending == ending.lower():
+        return None
+    image = _read_by_small_letters(path, ending)
+    return None if image is None else (image, f"SimpleITK reads {ending.lower()} in small letters only")
+
+
+def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
+    try:
+        found = nibabel.load(path)
+        values = np.asanyarray(found.dataobj)
+        affine = np.asarray(found.affine, dtype=float)
+    except MemoryError:
+        raise
+    except Exception as error:  # nibabel raises whatever its parsers raise
+        raise InputError(f"unreadable or truncated ({telling(error)}).") from None
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"holds no plain numbers but {values.dtype} (colour, vectors or complex).")
+    plain = np.ascontiguousarray(values.T.astype(values.dtype.newbyteorder("="), copy=False))
+    image = sitk.GetImageFromArray(plain, isVector=False)
+    if values.ndim != 3:
+        return image, ""  # whoever checks it says so
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
+        raise InputError(
+            "its direction matrix has no inverse (an axis is missing, or two are the same); mend the header."
+        )
+    to_lps = np.diag([-1.0, -1.0, 1.0])  # nibabel speaks RAS
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin((to_lps @ affine[:3, 3]).tolist())
+    image.SetDirection((to_lps @ affine[:3, :3] / spacing).ravel().tolist())
+    return image, "SimpleITK does not read it as it is"
+
+
+def straighten(image: sitk.Image) -> float:
+    """Give an image the nearest axes at right angles, in place; the middle of the volume stays where it is.
+
+    Returns:
+        the largest deviation from a right angle that its axes had, in degrees; 0 if it was left as it was.
+
+    Raises:
+        InputError: its axes are skewed too much.
+    """
+    columns = np.asarray(image.GetDirection()).reshape(3, 3)
+    cosines = columns.T @ columns - np.eye(3)
+    skew_degrees = math.degrees(math.asin(min(1.0, float(np.abs(cosines).max()))))
+    if skew_degrees < ROUNDING_DEGREES:
+        return 0.0
+    if skew_degrees > MAX_SKEW_DEGREES:
+        raise InputError(
+            f"its axes are skewed by {skew_degrees:.1f} degrees (a tilted gantry?); resample it onto orthogonal axes, "
+            "for example with nibabel.processing.conform."
+        )
+    left, _, right = np.linalg.svd(columns)
+    middle = (np.asarray(image.GetSize()) - 1) / 2 * image.GetSpacing()
+    image.SetOrigin((np.asarray(image.GetOrigin()) + (columns - left @ right) @ middle).tolist())
+    image.SetDirection((left @ right).ravel().tolist())
+    return skew_degrees
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write an image, compressed, whole or not at all."""
+    with atomic_write(path) as temporary:
+        sitk.WriteImage(image, str(temporary), True)
+
+
+def _read_by_small_letters(path: Path, ending: str) -> sitk.Image | None:
+    """Read through links whose names have small endings; None if that does not help."""
+    with tempfile.TemporaryDirectory() as folder:
+        stem = path.name.removesuffix(ending)
+        link = Path(folder, stem + ending.lower())
+        link.symlink_to(path.absolute())
+        for data in data_files(path):
+            name = data.name if ending != ".HDR" else stem + data.name.removeprefix(stem).lower()
+            Path(folder, name).symlink_to(data.absolute())
+        try:
+            return sitk.ReadImage(str(link))
+        except RuntimeError:
+            return None

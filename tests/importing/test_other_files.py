@@ -1,0 +1,218 @@
+"""Files beyond plain NIfTI, NRRD and MetaImage: read, copied straight, or counted and named."""
+
+import gzip
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from raw_volumes import cut, run, volume, write
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.importing.mending import straighten
+from nnunet_alice.importing.scan import scan_folder
+
+SPACING = np.array([1.5, 1.5, 2.0])
+
+
+def affine(shear=0.0):
+    """RAS affine of the volumes; the y axis leans by ``shear`` radians."""
+    matrix = np.diag([*SPACING, 1.0])
+    matrix[1, 2] = SPACING[2] * shear
+    matrix[:3, 3] = (-10, 20, 30)
+    return matrix
+
+
+def save(path, kind=nibabel.Nifti1Image, shear=0.0, dtype=np.int16):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(kind(volume().T.astype(dtype), affine(shear)), path)
+
+
+def read_by_nnunet(report, case):
+    """Image and spacing as nnU-Net's reader gives them."""
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    entry = json.loads((report.folder / "dataset.json").read_text())["dataset"][case]
+    data, properties = SimpleITKIO().read_images([str(report.folder / path) for path in entry["images"]])
+    return data[0], properties
+
+
+MENDED = {
+    "skewed.nii.gz": lambda p: save(p, shear=1e-3),
+    "skewed_more.nii.gz": lambda p: save(p, shear=0.015),
+    "skewed.nii": lambda p: save(p, shear=2e-4),
+    "nifti2.nii": lambda p: save(p, nibabel.Nifti2Image),
+    "nifti2.nii.gz": lambda p: save(p, nibabel.Nifti2Image),
+    "freesurfer.mgz": lambda p: save(p, nibabel.MGHImage),
+    "capital.MHA": lambda p: (write(p.with_suffix(".mha")), p.with_suffix(".mha").rename(p)),
+    "capital.GIPL": lambda p: (write(p.with_suffix(".gipl")), p.with_suffix(".gipl").rename(p)),
+    "capital.MHD": lambda p: (write(p.with_suffix(".mhd")), p.with_suffix(".mhd").rename(p)),
+    "capital.HDR": lambda p: (write(p.with_suffix(".hdr")), p.with_suffix(".hdr").rename(p)),
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_what_simpleitk_refuses_is_read_another_way_and_nnunet_gets_a_copy(raw, tmp_path, name):
+    MENDED[name](tmp_path / "scans" / name)
+    report = run(tmp_path / "scans")
+    (case,) = report.imported
+    assert report.cases[case]["copied"].startswith(name)
+    image, properties = read_by_nnunet(report, case)
+    np.testing.assert_array_equal(image, volume())
+    np.testing.assert_allclose(properties["spacing"], SPACING[::-1], rtol=2e-4)
+    label = sitk.ReadImage(str(report.folder / "labelsTr" / f"{case}.nii.gz"))
+    np.testing.assert_allclose(label.GetOrigin(), properties["sitk_stuff"]["origin"], atol=1e-4)
+    assert run(tmp_path / "scans").checked == 0
+
+
+def test_a_straightened_volume_stays_in_its_middle_and_moves_little_elsewhere(raw, tmp_path):
+    save(tmp_path / "scans" / "a.nii.gz", shear=1e-3)
+    _, properties = read_by_nnunet(run(tmp_path / "scans"), "a")
+    found = properties["sitk_stuff"]
+    linear = np.asarray(found["direction"]).reshape(3, 3) * found["spacing"]
+    size = np.array(volume().shape[::-1])
+    for share, tolerance_mm in ((0.5, 1e-3), (0.0, 0.03), (1.0, 0.03)):
+        voxel = (size - 1) * share
+        truth = np.array([-1, -1, 1]) * (affine(1e-3)[:3, :3] @ voxel + affine(1e-3)[:3, 3])
+        np.testing.assert_allclose(linear @ voxel + found["origin"], truth, atol=tolerance_mm)
+
+
+def test_rotated_axes_stay_as_they_are():
+    angle = 0.4
+    rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    image = sitk.GetImageFromArray(volume())
+    image.SetDirection(rotation.ravel().tolist())
+    assert straighten(image) == 0
+    np.testing.assert_array_equal(np.reshape(image.GetDirection(), (3, 3)), rotation)
+
+
+@pytest.mark.parametrize(("shear", "imported"), [(1e-3, True), (0.2, False)])
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+def test_skewed_axes_of_other_formats_are_treated_alike(raw, scans, ending, shear, imported):
+    """SimpleITK reads these without a word, but no NIfTI label would lie on their grid."""
+    image = sitk.GetImageFromArray(volume())
+    image.SetDirection([1, 0, 0, 0, 1, shear, 0, 0, 1])
+    sitk.WriteImage(image, str(scans / f"a.{ending}"))
+    report = run(scans)
+    assert ("a" in report.imported) is imported
+    assert ("skewed" in report.cases["a"]["copied"]) if imported else ("skewed" in report.left_out["a"])
+
+
+def gzip_named_nii(path):
+    path.write_bytes(gzip.compress(b"\0" * 400))
+
+
+def mha_without_directions(path):
+    write(path)
+    ones, zeros = b"TransformMatrix = 1 0 0 0 1 0 0 0 1", b"TransformMatrix = 0 0 0 0 0 0 0 0 0"
+    path.write_bytes(path.read_bytes().replace(ones, zeros))
+
+
+def cut_data(ending):
+    def make(path):
+        sitk.WriteImage(sitk.GetImageFromArray(volume()), str(path))
+        cut(path.with_suffix(ending))
+
+    return make
+
+
+def missing_data(path):
+    write(path)
+    next(p for p in path.parent.glob("bad.*") if p != path and p.name != "good.nii.gz").unlink()
+
+
+REFUSED = {
+    "tilted gantry": ("bad.nii.gz", lambda p: save(p, shear=0.2), "skewed by 11"),
+    "compressed without saying so": ("bad.nii", gzip_named_nii, "rename it to bad.nii.gz"),
+    "no directions": ("bad.mha", mha_without_directions, "direction matrix"),
+    "half a .gipl": ("bad.gipl", cut_data(".gipl"), "truncated"),
+    "half a .gipl.gz": ("bad.gipl.gz", cut_data(".gz"), "truncated"),
+    "half an .img": ("bad.hdr", cut_data(".img"), "truncated"),
+    "half a .raw": ("bad.nhdr", cut_data(".raw"), "truncated"),
+    "no .raw": ("bad.mhd", missing_data, "points to bad.z?raw, which is missing"),
+    "no .img": ("bad.hdr", missing_data, "points to bad.img, which is missing"),
+    "truncated .mgz": ("bad.mgz", lambda p: (save(p, nibabel.MGHImage), cut(p)), "truncated"),
+    "NaN in .mgz": ("bad.mgz", lambda p: nan_mgz(p), "NaN"),
+    "4D .mgz": ("bad.mgz", lambda p: four(p), "not 3D"),
+}
+
+
+def nan_mgz(path):
+    array = volume().T.astype(np.float32)
+    array[3, 4, 5] = np.nan
+    nibabel.save(nibabel.MGHImage(array, affine()), path)
+
+
+def four(path):
+    nibabel.save(nibabel.MGHImage(np.stack([volume().T.astype(np.float32)] * 2, -1), affine()), path)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_read_says_why(raw, scans, kind):
+    name, make, reason = REFUSED[kind]
+    make(scans / name)
+    report = run(scans)
+    assert report.imported == ["good"] and list(report.left_out) == ["bad"]
+    with pytest.raises(InputError, match=reason):
+        raise InputError(report.left_out["bad"])
+
+
+@pytest.mark.parametrize("ending", ["mhd", "nhdr", "hdr", "gipl", "gipl.gz", "mnc"])
+def test_formats_beside_the_common_ones_are_read_where_they_lie(raw, tmp_path, ending):
+    write(tmp_path / "scans" / f"a.{ending}")
+    report = run(tmp_path / "scans")
+    assert report.imported == ["a"] and not report.other_files, "data files behind headers are no other files"
+    image, properties = read_by_nnunet(report, "a")
+    np.testing.assert_array_equal(image, volume())
+    np.testing.assert_allclose(properties["spacing"], SPACING[::-1], rtol=1e-6)
+    assert any("no orientation" in hint for hint in report.hints) is ending.startswith("gipl")
+
+
+def test_analyze_keeps_no_orientation(raw, tmp_path):
+    save(tmp_path / "scans" / "old.hdr", nibabel.AnalyzeImage)
+    report = run(tmp_path / "scans")
+    assert report.imported == ["old"] and "no orientation" in next(iter(report.hints))
+
+
+def test_a_change_behind_a_header_is_a_change(raw, tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(volume()), str(tmp_path / "scans.mhd"))
+    (tmp_path / "scans").mkdir()
+    for name in ("scans.mhd", "scans.raw"):
+        (tmp_path / name).rename(tmp_path / "scans" / name)
+    run(tmp_path / "scans")
+    (tmp_path / "scans" / "scans.raw").write_bytes(volume(1).tobytes())
+    assert run(tmp_path / "scans").checked == 1
+
+
+def test_other_files_are_counted_named_and_recognised(raw, scans, caplog):
+    dicom = b"\0" * 128 + b"DICM" + b"\0" * 100
+    for name in ("series/IM0001", "series/IM0002", "series/1.2.840.113", "ct/a.dcm", "ct/b.DCM"):
+        (scans / name).parent.mkdir(exist_ok=True)
+        (scans / name).write_bytes(dicom)
+    for name in ("notes.txt", "a.json", "b.json", "stack.tif", "half.img", ".hidden.txt"):
+        (scans / name).write_text("x")
+    (scans / "labelsTr").mkdir()
+    (scans / "labelsTr" / "seg.txt").touch()
+    others = run(scans).other_files
+    counts = {ending: entry["count"] for ending, entry in others.items()}
+    assert counts == {"no ending (DICOM)": 3, ".dcm": 2, ".txt": 1, ".json": 2, ".tif": 1, ".img": 1}
+    assert "dcm2niix" in others[".dcm"]["what"] and "dcm2niix" in others["no ending (DICOM)"]["what"]
+    assert "voxel size" in others[".tif"]["what"] and not others[".json"]["what"]
+    assert "2 .dcm files (ct/a.dcm, ct/b.DCM): DICOM" in caplog.text and "2 .json" in caplog.text
+
+
+def test_a_folder_of_dicom_alone_says_what_to_do(raw, tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.dcm").touch()
+    with pytest.raises(InputError, match=r"holds no volume.*1 \.dcm \(DICOM; convert it"):
+        run(tmp_path / "scans")
+
+
+def test_lists_of_data_files_behind_one_header(tmp_path):
+    (tmp_path / "a.mhd").write_text("NDims = 3\nElementDataFile = LIST\ns1.raw\ns2.raw\n")
+    for name in ("s1.raw", "s2.raw", "loose.raw"):
+        (tmp_path / name).touch()
+    found = scan_folder(tmp_path, 1, (".mhd",))
+    assert [path.name for path in found.cases[0].data_files] == ["s1.raw", "s2.raw"]
+    assert found.others[".raw"].examples == ["loose.raw"]
