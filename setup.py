@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "huggingface_hub>=0.23"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "pydicom>=2.4", "huggingface_hub>=0.23"]
 
 setup(
     name="nnunet_alice",
@@ -49,6 +49,8 @@ setup(
     extras_require={
         # Cox model of nnunet_alice probe; GPL-licensed and 16 MB, so only for those who ask for it.
         "survival": ["scikit-survival>=0.25"],
+        # nnunet_alice import of DICOM series
+        "dicom": ["pydicom>=2.4"],
         # nnunet_alice fetch hf:owner/name
         "hub": ["huggingface_hub>=0.23"],
         "test": TEST,

@@ -1,10 +1,12 @@
 """Make an nnU-Net dataset of a folder of unlabelled volumes, without copying an image.
 
-Reads NIfTI, NRRD, MetaImage, GIPL, MINC and FreeSurfer's .mgz, sub-folders included; no raw DICOM: convert it first.
-With one channel, a case is one file; with several, files are named as nnU-Net names them: case_0000, case_0001, ...
-Volumes that cannot be used are left out and named with the reason, on screen and in import_report.json; files of other
-endings are counted. Images that nnU-Net cannot read as they are, or that are to be turned (--orient), are copied into
-the dataset. Run it again after adding or mending files: only what is new is read."""
+Reads NIfTI, NRRD, MetaImage, GIPL, MINC and FreeSurfer's .mgz, sub-folders included; the anatomical images of a BIDS
+folder (--channel T1w); and DICOM series (pip install 'nnunet_alice[dicom]'). Series are converted under anonymous
+names; a table beside the datasets says which is which. With one channel, a case is one file; with several, files are
+named as nnU-Net names them: case_0000, case_0001, ... Volumes that cannot be used are left out and named with the
+reason, on screen and in import_report.json; files of other endings are counted. Images that nnU-Net cannot read as
+they are, or that are to be turned (--orient), are copied into the dataset. Run it again after adding or mending files:
+only what is new is read."""
 
 import argparse
 
@@ -37,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="turn all images to this orientation, e.g. LPS, by copies of those that lie differently (plan --target "
         "says when it is needed)",
     )
+    parser.add_argument(
+        "--derived", action="store_true", help="take DICOM series that were computed from others, too (reformats, maps)"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if any volume was left out")
 
 
@@ -45,7 +50,14 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_alice.importing.unlabelled import import_unlabelled
 
     report = import_unlabelled(
-        args.folder, args.dataset_id, args.name, args.channels, args.num_processes, args.strict, args.orient
+        args.folder,
+        args.dataset_id,
+        args.name,
+        args.channels,
+        args.num_processes,
+        args.strict,
+        args.orient,
+        args.derived,
     )
     print(
         f"{len(report.imported)} cases in {report.folder} ({report.checked} read now), "

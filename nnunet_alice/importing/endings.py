@@ -10,16 +10,17 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 ENDINGS_OF_IMPORT = (*ENDINGS, ".hdr", ".nhdr", ".mhd", ".gipl.gz", ".gipl", ".mnc", ".mgz", ".mgh")
 #: Formats that keep no orientation.
 WITHOUT_ORIENTATION = (".gipl", ".gipl.gz")
+#: What DICOM files are where they are not read.
+DICOM = "DICOM; pip install 'nnunet_alice[dicom]' and import again, or convert it, for example with dcm2niix"
 #: What files of other endings are, and what to do with them.
 _OTHERS = {
-    "DICOM; convert it, for example with dcm2niix": ".dcm .dicom .ima",
+    DICOM: ".dcm .dicom .ima",
     "keeps no voxel size; convert it to NIfTI or NRRD": ".tif .tiff .lsm .npy .npz .png .jpg .jpeg .bmp",
     "half of an image whose .hdr is missing": ".img .img.gz",
     "voxels whose header (.mhd or .nhdr) is missing": ".raw .zraw",
     "may be an image; convert it to NIfTI": ".vtk .vti .mrc .h5 .hdf5 .mat .v .par .rec .nia",
     "compressed; unpack it": ".zip .tar .tgz .tar.gz .7z .bz2 .nii.zst .nii.xz",
 }
-_DICOM = next(iter(_OTHERS))
 #: Longest header of a detached image that is read, bytes; one with its data behind it is longer.
 _HEADER_BYTES = 1 << 16
 
@@ -79,6 +80,6 @@ def what_it_is(path: Path) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(128, os.SEEK_SET)
-            return _DICOM if file.read(4) == b"DICM" else ""
+            return DICOM if file.read(4) == b"DICM" else ""
     except OSError:
         return ""

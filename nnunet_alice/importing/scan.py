@@ -60,11 +60,13 @@ class Scan:
         cases: sorted by name, those with a problem included.
         unlistable: folder -> why its files could not be listed.
         others: ending -> files that were passed over; labels and hidden files are not counted.
+        other_paths: all these files.
     """
 
     cases: list[Candidate] = field(default_factory=list)
     unlistable: dict[str, str] = field(default_factory=dict)
     others: dict[str, OtherFiles] = field(default_factory=dict)
+    other_paths: list[Path] = field(default_factory=list)
 
 
 def find_cases(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS) -> list[Candidate]:
@@ -86,7 +88,8 @@ def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDI
     found = Scan()
     volumes, others = _list_files(folder, endings, found.unlistable)
     data = {path: _data_of(path) for path in volumes}
-    _count(found.others, sorted(set(others).difference(*data.values())), folder)
+    found.other_paths = sorted(set(others).difference(*data.values()))
+    _count(found.others, found.other_paths, folder)
     named = [(_case_name(path, folder, endings), path) for path in volumes]
     numbers = defaultdict(set)
     for name, _ in named:

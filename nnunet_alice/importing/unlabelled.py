@@ -17,10 +17,11 @@ from nnunet_alice.anatomy.orientation import is_orientation
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import write_json
 from nnunet_alice.importing.cases import LABEL_ENDING, LABEL_FOLDER, Job, Task, import_case
-from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT
+from nnunet_alice.importing.endings import ENDINGS
 from nnunet_alice.importing.intensities import is_ct, outliers
 from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, open_report, signature
-from nnunet_alice.importing.scan import Scan, scan_folder
+from nnunet_alice.importing.scan import Scan
+from nnunet_alice.importing.sources import scan_source
 from nnunet_alice.nnunet_folders import datasets_by_number, nnunet_folder
 from nnunet_alice.parallel import map_cases
 from nnunet_alice.words import counted, telling
@@ -39,6 +40,7 @@ def import_unlabelled(
     num_processes: int = 4,
     strict: bool = False,
     orient: str | None = None,
+    derived: bool = False,
 ) -> ImportReport:
     """Make ``nnUNet_raw/Dataset<id>_<name>`` of a folder of unlabelled volumes.
 
@@ -48,14 +50,15 @@ def import_unlabelled(
     written, and nothing for a folder that cannot be listed or a file that cannot be read now.
 
     Args:
-        folder: searched with its sub-folders; see :func:`nnunet_alice.importing.scan.scan_folder` for the names of
-            cases.
+        folder: searched with its sub-folders; see :mod:`nnunet_alice.importing.sources` for what is found, and
+            :func:`nnunet_alice.importing.scan.scan_folder` for the names of cases.
         dataset_id: number of the dataset, 1 to 999.
         name: name of the dataset.
         channels: one name per channel; nnU-Net chooses the normalisation by it (``CT``, or any other name for z-score).
         num_processes: processes that read, each holding one case in memory.
         strict: fail if any case was left out; the others are imported all the same.
         orient: letters, e.g. ``LPS``: images that lie differently are copied, turned; as in the last import if None.
+        derived: take DICOM series that were computed from others, too.
 
     Returns:
         the report, which is on disk as well.
@@ -73,7 +76,7 @@ def import_unlabelled(
         raise InputError(f"'{orient}' is no orientation; write for example LPS or RAS.")
     report = open_report(_dataset_folder(dataset_id, name), source, list(channels))
     report.orient = report.orient if orient is None else orient
-    scan = scan_folder(source, len(channels), ENDINGS_OF_IMPORT)
+    scan = scan_source(source, report.folder, channels, num_processes, derived)
     _check_scan(source, scan)
     report.unlistable = scan.unlistable
     report.other_files = {ending: asdict(others) for ending, others in scan.others.items()}
@@ -114,7 +117,7 @@ def _check_scan(source: Path, scan: Scan) -> None:
         holds = f" It holds {'; '.join(there + blocked)}." if there or blocked else ""
         raise InputError(
             f"{source} holds no volume; names have to end in {', '.join(ENDINGS)}, .mhd, .nhdr, .hdr, .gipl, .mnc or "
-            f".mgz (no raw DICOM).{holds}"
+            f".mgz, or be DICOM.{holds}"
         )
 
 

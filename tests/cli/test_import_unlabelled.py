@@ -51,4 +51,4 @@ def test_help_shows_an_example(capsys):
         main(["import", "-h"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert "Example: nnunet_alice import -i" in printed and "no raw DICOM" in printed
+    assert "Example: nnunet_alice import -i" in printed and "DICOM series" in printed
