@@ -11,12 +11,17 @@ from nnunet_alice.anatomy.registration import MIN_QUALITY, register
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.parts import Part
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_atlas(
-    dataset: PreprocessedDataset, num_processes: int, atlas_case: str | None = None, overwrite: bool = False
+    dataset: PreprocessedDataset,
+    num_processes: int,
+    atlas_case: str | None = None,
+    overwrite: bool = False,
+    part: Part | None = None,
 ) -> AtlasReport:
     """Register every preprocessed case to one atlas case and store the outcome under ``dataset.anatomy_folder``.
 
@@ -28,9 +33,10 @@ def prepare_atlas(
         num_processes: processes; 1 works in this process.
         atlas_case: name of the atlas; None keeps the one chosen before, or else takes the most typical case.
         overwrite: do everything again, the choice of the atlas too.
+        part: register this share of the cases only, and write no report: that is up to a run without.
 
     Returns:
-        the outcome of every case.
+        the outcome of every case, or of those of the part.
 
     Raises:
         InputError: fewer than two cases, a 2D configuration, an unknown atlas case, or one without a usable image.
@@ -48,6 +54,7 @@ def prepare_atlas(
     files.write_atlas(atlas.case, atlas.grid_spacing_mm)
     job = _Job(dataset, atlas, files.fingerprint(atlas.case), overwrite)
     report = AtlasReport(atlas.case, job.fingerprint)
+    cases = cases if part is None else part.share(cases)
     for case in cases:
         known = None if overwrite else files.read_record(case, job.fingerprint)
         if known is not None and known.status != FAILED:
@@ -64,7 +71,8 @@ def prepare_atlas(
             else:
                 files.write_record(outcome, job.fingerprint, None)  # it will be tried again, whatever the image
         report.records[case] = outcome
-    files.write_report(report)
+    if part is None:
+        files.write_report(report)
     return report
 
 

@@ -11,6 +11,8 @@ instead of the atlas once it is there.
 
 import argparse
 
+from nnunet_alice.parts import Part, add_part_argument
+
 EXAMPLE = "nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres -np 8"
 #: Failed and poor cases named on screen; the report has all.
 _NAMED = 20
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REGION",
         help="where landmarks are laid: body (default), label:N of the atlas case, or a mask file of the atlas case",
     )
+    add_part_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="do everything again, body masks too")
 
 
@@ -59,13 +62,15 @@ def _index(args: argparse.Namespace) -> int:
         device = None if args.device is None else torch.device(args.device)
     except RuntimeError:
         raise InputError(f"There is no device '{args.device}'; use cpu or cuda.") from None
-    report = index_dataset(dataset, args.checkpoint, device, args.overwrite)
+    report = index_dataset(dataset, args.checkpoint, device, args.overwrite, args.part)
     print(
         f"{dataset.name}: {len(report.made)} cases indexed, {len(report.kept)} kept, {len(report.failed)} failed; "
         f"embedding of {report.checkpoint}."
     )
     _name_some("failed", report.failed.items())
     print(f"Indices: {IndexStore(dataset).folder}")
+    if args.part is not None:
+        return _end_of_part(args.part, bool(report.failed))
     if report.trust is None:
         print("Fewer than two cases have an index: nothing can be matched.")
         return 1
@@ -93,12 +98,14 @@ def _register(args: argparse.Namespace) -> int:
     from nnunet_alice.pictures.atlas import draw_atlas
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
-    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite)
-    picture = draw_atlas(dataset, report)
+    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.part)
     counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
     print(f"{dataset.name}: registered to the atlas {report.atlas_case}: {counts}.")
     for status in (POOR, FAILED):
         _name_some(status, [(record.case, record.reason) for record in report.named(status)])
+    if args.part is not None:
+        return _end_of_part(args.part, bool(report.named(FAILED)))
+    picture = draw_atlas(dataset, report)
     print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
     if len(report.named(OK)) < 2:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
@@ -106,6 +113,12 @@ def _register(args: argparse.Namespace) -> int:
     _lay_landmarks(args, dataset, report.atlas_case)
     _print_next(dataset)
     return 0
+
+
+def _end_of_part(part: Part, failed: bool) -> int:
+    """Say what is left after a part; its exit status."""
+    print(f"Part {part} is done. When all {part.of} are, run the same without --part (and --overwrite).")
+    return int(failed)
 
 
 def _name_some(status: str, reasons) -> None:
