@@ -10,7 +10,18 @@ import pytest
 TOP = Path(__file__).resolve().parents[1]
 PACKAGE = "nnunet_alice"
 #: modules at the top of the package that every room may import
-COMMON = {"__init__", "cropping", "dataset", "discovery", "errors", "files", "nnunet_folders", "parallel", "words"}
+COMMON = {
+    "__init__",
+    "cropping",
+    "dataset",
+    "discovery",
+    "errors",
+    "files",
+    "nnunet_folders",
+    "parallel",
+    "parts",
+    "words",
+}
 
 #: Room -> rooms that it may import beside the common modules. A room stands below all that it imports, so that no
 #: circle can be written down.

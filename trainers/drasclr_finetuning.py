@@ -17,6 +17,7 @@ from nnunet_alice.coordinates.located_dataset import LOCATED
 from nnunet_alice.errors import InputError
 from nnunet_alice.finetuning.settings import DrasCLRFineTuneSettings
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
+from nnunet_alice.planning.memory import more_bytes_of_experts
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
 from nnunet_alice.training.settings import changed
 from nnunet_alice.training.variants import trainer_names
@@ -84,6 +85,9 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
                 "checkpoint_final.pth and train on the dataset that it writes."
             )
         super().initialize()
+        experts = self.settings.method.num_experts
+        more = more_bytes_of_experts(self.bare_network.encoder, experts) / 2**30
+        self.print_to_log_file(f"{experts} experts take about {more:.1f} GiB of GPU memory more than FineTuneTrainer.")
 
     def load_pretrained_weights(self, filename: str) -> None:
         """Load the conditional encoder of a DrasCLR checkpoint, or the whole network of one of this trainer.

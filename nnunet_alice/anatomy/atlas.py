@@ -12,6 +12,7 @@ from nnunet_alice.anatomy.registration import BODY, MIN_QUALITY, register_by
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.parts import Part
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def prepare_atlas(
     atlas_case: str | None = None,
     overwrite: bool = False,
     region: str | None = None,
+    part: Part | None = None,
 ) -> AtlasReport:
     """Register every preprocessed case to one atlas case and store the outcome under ``dataset.anatomy_folder``.
 
@@ -34,9 +36,10 @@ def prepare_atlas(
         atlas_case: name of the atlas; None keeps the one chosen before, or else takes the most typical case.
         overwrite: do everything again, the choice of the atlas too.
         region: what cases are registered by, ``body`` or ``lungs``; None is what was chosen before, or the body.
+        part: register this share of the cases only, and write no report: that is up to a run without.
 
     Returns:
-        the outcome of every case.
+        the outcome of every case, or of those of the part.
 
     Raises:
         InputError: fewer than two cases, a 2D configuration, an unknown atlas case, or one without a usable image.
@@ -57,6 +60,7 @@ def prepare_atlas(
     files.write_atlas(atlas.case, atlas.grid_spacing_mm, region)
     job = _Job(dataset, atlas, region, files.fingerprint(atlas.case), overwrite)
     report = AtlasReport(atlas.case, job.fingerprint)
+    cases = cases if part is None else part.share(cases)
     for case in cases:
         known = None if overwrite else files.read_record(case, job.fingerprint)
         if known is not None and known.status != FAILED:
@@ -73,9 +77,10 @@ def prepare_atlas(
             else:
                 files.write_record(outcome, job.fingerprint, None)  # it will be tried again, whatever the image
         report.records[case] = outcome
-    files.write_report(report)
-    if report.shortfall:
-        logger.warning("%s", report.shortfall)
+    if part is None:
+        files.write_report(report)
+        if report.shortfall:
+            logger.warning("%s", report.shortfall)
     return report
 
 

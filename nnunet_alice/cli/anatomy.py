@@ -12,6 +12,7 @@ prepared, views are matched by the one whose matches look more alike in the imag
 import argparse
 
 from nnunet_alice.cli.common import SOME_FAILED, name_some, positive
+from nnunet_alice.parts import Part, add_part_argument
 from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres -np 8"
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which cases are scans of one person: a table with the columns case and subject, or a regular expression "
         "whose group finds the person in a case's name, e.g. '(sub-[0-9]+)_'",
     )
+    add_part_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="do everything again, body masks too")
 
 
@@ -99,13 +101,15 @@ def _index(args: argparse.Namespace) -> int:
         device = None if args.device is None else torch.device(args.device)
     except RuntimeError:
         raise InputError(f"There is no device '{args.device}'; use cpu or cuda.") from None
-    report = index_dataset(dataset, args.checkpoint, device, args.overwrite)
+    report = index_dataset(dataset, args.checkpoint, device, args.overwrite, args.part)
     print(
         f"{dataset.name}: {counted(len(report.made), 'case')} indexed, {len(report.kept)} kept, "
         f"{len(report.failed)} failed; embedding of {report.checkpoint}."
     )
     name_some("failed", report.failed.items())
     print(f"Indices: {IndexStore(dataset).folder}")
+    if args.part is not None:
+        return _end_of_part(args.part, bool(report.failed))
     if report.trust is None:
         print("Fewer than two cases have an index: nothing can be matched.")
         return 1
@@ -140,12 +144,14 @@ def _register(args: argparse.Namespace) -> int:
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
     _note_subjects(args, dataset)
-    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by)
-    picture = draw_atlas(dataset, report)
+    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by, args.part)
     counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
     print(f"{dataset.name}: registered to the atlas {report.atlas_case}: {counts}.")
     for status in (POOR, FAILED):
         name_some(status, [(record.case, record.reason) for record in report.named(status)])
+    if args.part is not None:
+        return _end_of_part(args.part, bool(report.named(FAILED)))
+    picture = draw_atlas(dataset, report)
     print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
     if len(report.named(OK)) < 2:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
@@ -169,6 +175,12 @@ def _note_subjects(args: argparse.Namespace, dataset) -> None:
             f"{alike[0]} and {alike[1]} look like two scans of one person, and DrasCLR would tell them apart as two; "
             "name persons with --subjects."
         )
+
+
+def _end_of_part(part: Part, failed: bool) -> int:
+    """Say what is left after a part; its exit status."""
+    print(f"Part {part} is done. When all {part.of} are, run the same without --part (and --overwrite).")
+    return int(failed)
 
 
 def _print_next(dataset) -> None:

@@ -17,6 +17,7 @@ from nnunet_alice.matching.describing import METHOD, Describer, load_describer
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.matching.search import EmbeddingMatcher
 from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.parts import Part
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def index_dataset(
     checkpoint: str | os.PathLike | None = None,
     device: torch.device | None = None,
     overwrite: bool = False,
+    part: Part | None = None,
 ) -> IndexReport:
     """Index all cases that have no index of this checkpoint yet; a case that fails never stops the others.
 
@@ -90,6 +92,7 @@ def index_dataset(
         checkpoint: of ``AnatomicalEmbeddingTrainer``; None takes :func:`default_checkpoint`.
         device: None takes the GPU if there is one.
         overwrite: index every case anew.
+        part: index this share of the cases only, and measure no trust: that is up to a run without.
 
     Raises:
         NotPreparedError: there is no checkpoint.
@@ -101,7 +104,7 @@ def index_dataset(
     store, fingerprint = IndexStore(dataset), Fingerprint.of(dataset, digest, describer.dimension)
     store.begin(fingerprint, path)
     report = IndexReport(path)
-    for case in tqdm(dataset.cases(), desc="Indexing", disable=None):
+    for case in tqdm(dataset.cases() if part is None else part.share(dataset.cases()), desc="Indexing", disable=None):
         try:
             if not overwrite and store.is_usable(case, fingerprint):
                 report.kept.append(case)
@@ -115,7 +118,7 @@ def index_dataset(
             report.failed[case] = reason
             if not store.is_usable(case, fingerprint):  # unless another machine made it meanwhile
                 store.file(case).unlink(missing_ok=True)  # an old index of a case that changed must not be used
-    if len(report.made) + len(report.kept) > 1:
+    if part is None and len(report.made) + len(report.kept) > 1:
         known = None if report.made else read_trust(store, digest)
         try:
             report.trust = known or _measure(dataset)

@@ -201,3 +201,13 @@ def subjects_in_memory(cost: NetworkCost, pairs: int, experts: int, crop_element
     available = max(live_bytes_of_pairs(cost, pairs), SMALLEST_GPU)
     fixed, with_one = (live_bytes_of_subjects(cost, experts, crop_elements, crops, n) for n in (0, 1))
     return max(0, math.floor((available - fixed) / (with_one - fixed)))
+
+
+#: Live bytes of a weight of fine-tuning's conditional encoder beyond the plain one: itself, gradient or half copy,
+#: momentum, as far as they are alive at the peak of a step.
+LOCATED_EXPERT_WEIGHT = 9.3
+
+
+def more_bytes_of_experts(encoder: torch.nn.Module, experts: int) -> float:
+    """Live bytes that fine-tuning with a conditional encoder takes beyond the same network with a plain one."""
+    return LOCATED_EXPERT_WEIGHT * sum(p.numel() for p in encoder.parameters()) * (1 - 1 / experts)

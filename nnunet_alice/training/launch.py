@@ -75,10 +75,8 @@ def _process_group(device: torch.device) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     # Ranks prepare and validate at their own pace, which takes longer than the ten minutes that NCCL would wait.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    yield device
+    dist.destroy_process_group()  # not after an error: other ranks may be in the middle of a collective
 
 
 def _on(device: torch.device, make: Callable) -> Callable:

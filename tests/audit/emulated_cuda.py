@@ -157,9 +157,8 @@ class EmulatedCuda(TorchDispatchMode):
         moves = func.overloadpacket in (_aten._to_copy, _aten.copy_)
         indexes = func.overloadpacket in (_aten.index, _aten.index_put, _aten.index_put_)
         if labelled and not moves and not indexes and any(x.ndim for x in plain):
-            raise MixedDevicesError(
-                f"{func} got tensors of cpu {[tuple(x.shape) for x in plain]} and cuda:0 {[tuple(x.shape) for x in labelled]}"
-            )
+            shapes = [tuple(x.shape) for x in plain]
+            raise MixedDevicesError(f"{func} got tensors of the CPU, {shapes}, among those of cuda:0")
 
     def _note_wait(self, func, labelled, plain, device, args, kwargs) -> None:
         packet = func.overloadpacket
@@ -237,6 +236,7 @@ def emulated_cuda(inner: str = "cpu", half: bool = True) -> Iterator[EmulatedCud
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
         stack.enter_context(patch.object(torch.backends.cudnn, "version", lambda: 0))
+        stack.enter_context(patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -246,6 +246,16 @@ def emulated_cuda(inner: str = "cpu", half: bool = True) -> Iterator[EmulatedCud
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifted)
         yield stack.enter_context(EmulatedCuda(inner))
+
+
+_group = torch._C._group_tensors_by_device_and_dtype
+
+
+def _grouped(lists, *args):
+    """torch's own grouping for optimisers and clipping reads devices from C++, where labelled tensors are on the CPU."""
+    found = _group(lists, *args)
+    labelled = any(isinstance(x, CudaTensor) for tensors in lists for x in tensors)
+    return {(CUDA, dtype): group for (_, dtype), group in found.items()} if labelled else found
 
 
 class _Generator(torch.Generator):

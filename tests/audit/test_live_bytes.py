@@ -1,5 +1,9 @@
 """Plans foresee what steps take: live bytes of steps of full size, counted on tensors without memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import pytest
 import torch
 from emulated_cuda import CUDA, emulated_cuda
@@ -10,7 +14,21 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.methods.alice.settings import AliceSettings
-from nnunet_alice.planning.memory import ALICE, STOCK, live_bytes_of_pairs, network_cost
+from nnunet_alice.methods.drasclr.conversion import to_conditional
+from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
+from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
+from nnunet_alice.methods.drasclr.queue import KeyQueue
+from nnunet_alice.planning.memory import (
+    STOCK,
+    cost_of,
+    live_bytes_of_pairs,
+    live_bytes_of_subjects,
+    more_bytes_of_experts,
+    network_cost,
+    subjects_in_memory,
+)
+
+EXPERTS = 8
 
 FEATURES = (32, 64, 128, 256, 320, 320)
 FAMILIES = {
@@ -46,6 +64,14 @@ def architecture(family: str) -> dict:
     }
 
 
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules made within it have no memory, also where their makers ask for the CPU."""
+    cpu = torch.Tensor.cpu
+    with torch.device("meta"), patch.object(torch.Tensor, "cpu", lambda x: x if x.is_meta else cpu(x)):
+        yield
+
+
 def network(family: str, outputs: int, deep_supervision: bool):
     content = architecture(family)
     names = (content["network_class_name"], content["arch_kwargs"], content["_kw_requires_import"])
@@ -67,28 +93,48 @@ def peak(cuda, optimizer, loss_of_step) -> int:
     return cuda.peak
 
 
-def peak_of_stock(family: str, edge: int, batch: int) -> int:
+def peak_of_stock(network_of, channels: int, edge: int, batch: int) -> int:
     """nnU-Net's own step with deep supervision and three classes."""
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    both = DC_and_CE_loss(
+    own = DC_and_CE_loss(
         dice, {}, weight_ce=1, weight_dice=1, ignore_label=None, dice_class=MemoryEfficientSoftDiceLoss
     )
-    loss = DeepSupervisionWrapper(both, (0.5, 0.25, 0.125, 0.0625, 0))
+    loss = DeepSupervisionWrapper(own, (0.5, 0.25, 0.125, 0.0625, 0))
+    with without_memory():
+        model = network_of()
     with emulated_cuda("meta") as cuda:
-        model = network(family, 3, True).to(CUDA)
+        model.to(CUDA)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.99, nesterov=True)
-        images = torch.zeros(batch, 1, edge, edge, edge).to(CUDA)
+        images = torch.zeros(batch, channels, edge, edge, edge).to(CUDA)
         targets = [torch.zeros(batch, 1, *[edge // 2**level] * 3).to(CUDA) for level in range(5)]
         return peak(cuda, optimizer, lambda: loss(model(images), targets))
 
 
 def peak_of_alice(family: str, edge: int, pairs: int) -> int:
+    with without_memory():
+        model = Alice(network(family, 1, False), AliceSettings())
     with emulated_cuda("meta") as cuda:
-        model = Alice(network(family, 1, False), AliceSettings()).to(CUDA)
+        model.to(CUDA)
         optimizer = torch.optim.AdamW(model.student.parameters())
         views = torch.zeros(2 * pairs, 1, edge, edge, edge).to(CUDA)
         mask = torch.zeros(2 * pairs, edge, edge, edge, dtype=torch.bool).to(CUDA)
         return peak(cuda, optimizer, lambda: model.compute(views, mask, 0.04).loss)
+
+
+def peak_of_drasclr(family: str, edge: int, subjects: int, neighbours: int = 2) -> int:
+    """A step in evaluation mode, which leaves the queue as it is."""
+    with without_memory():
+        encoder = network(family, 1, False).encoder
+        embedder = PatchEmbedder(to_conditional(encoder, EXPERTS), encoder.output_channels[-1])
+        model = DrasCLRModel(embedder, KeyQueue(64, 128)).eval()
+    with emulated_cuda("meta") as cuda:
+        model.to(CUDA)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9)
+        view = torch.zeros(subjects, 1, edge, edge, edge).to(CUDA)
+        around = torch.zeros(neighbours, *view.shape).to(CUDA)
+        places, numbers = torch.zeros(1 + neighbours, 3).to(CUDA), torch.zeros(subjects, dtype=torch.int64).to(CUDA)
+        return peak(cuda, optimizer, lambda: model(view, view, places[0], 0, numbers, around, places[1:]).total)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,11 +142,29 @@ def peak_of_alice(family: str, edge: int, pairs: int) -> int:
 def test_a_step_of_alice_takes_what_plans_foresee(family, edge, pairs):
     cost = network_cost(architecture(family), (edge,) * 3, 1, 1)
     assert 0.97 < live_bytes_of_pairs(cost, pairs) / peak_of_alice(family, edge, pairs) < 1.1
-    assert ALICE.fixed(cost) > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_of_stock_nnunet_takes_what_the_scale_is_built_on(family):
-    cost = network_cost(architecture(family), (128,) * 3, 1, 3)
-    foreseen = STOCK.fixed(cost) + 2 * STOCK.sample(cost)
-    assert 0.9 < foreseen / peak_of_stock(family, 128, 2) < 1.12
+def test_a_step_of_drasclr_takes_no_more_than_its_batch_was_chosen_for(family):
+    plain = network(family, 1, False)
+    cost = cost_of(plain, (128,) * 3)
+    elements = plain.encoder.compute_conv_feature_map_size([64] * 3)
+    subjects = max(2, subjects_in_memory(cost, 2, EXPERTS, elements, 3))
+    foreseen, taken = (
+        live_bytes_of_subjects(cost, EXPERTS, elements, 3, subjects),
+        peak_of_drasclr(family, 64, subjects),
+    )
+    assert 0.97 < foreseen / taken < 1.25
+    assert taken < 1.03 * live_bytes_of_pairs(cost, 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fine_tuning_takes_what_the_scale_is_built_on_and_experts_what_is_said(family):
+    plain = network(family, 3, True)
+    cost = cost_of(plain, (128,) * 3)
+    stock = peak_of_stock(lambda: network(family, 3, True), 1, 128, 2)
+    assert 0.9 < (STOCK.fixed(cost) + 2 * STOCK.sample(cost)) / stock < 1.12
+    located = peak_of_stock(lambda: LocatedUNet(network(family, 3, True), EXPERTS), 1 + COORDINATE_CHANNELS, 128, 2)
+    with without_memory():
+        encoder = to_conditional(plain.to("meta").encoder, EXPERTS)
+    assert 0.9 < more_bytes_of_experts(encoder, EXPERTS) / (located - stock) < 1.15

@@ -1,9 +1,12 @@
 """The command ``anatomy``."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_datasets import ball, write_preprocessed
 
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.cli.main import main
 
 SPACING = (2.0, 2.0, 2.0)
@@ -28,6 +31,20 @@ def test_it_says_how_it_went_where_the_picture_is_and_what_comes_next(balls, cap
     assert str(picture) in shown and picture.is_file()
     export = shown.index("export nnUNet_extTrainer=$(nnunet_alice trainers)")
     assert shown.index("nnUNetv2_train 900 3d_fullres all -tr AliceTrainer -p nnUNetPlans") > export
+
+
+def test_parts_and_a_last_run_give_what_one_run_gives(balls, capsys):
+    report = AtlasFiles(balls).report_file
+    for number in (1, 2):
+        main(["anatomy", "-d", "900", "-np", "1", "--atlas", "b", "--part", f"{number}/2"])
+        assert not report.exists()
+    assert "run the same without --part" in capsys.readouterr().out
+    assert main(["anatomy", "-d", "900", "-np", "1", "--atlas", "b"]) == 0
+    in_parts = AtlasFiles(balls).read_report().records
+    assert main(["anatomy", "-d", "900", "-np", "1", "--atlas", "b", "--overwrite"]) == 0
+    at_once = AtlasFiles(balls).read_report().records
+    assert in_parts.keys() == at_once.keys()
+    assert all(replace(in_parts[case], seconds=0) == replace(at_once[case], seconds=0) for case in at_once)
 
 
 def test_nothing_to_match_is_not_a_success(tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from nnunet_alice.matching.index import IndexStore
 from nnunet_alice.matching.index_dataset import default_checkpoint, index_dataset
 from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.matching.search import EmbeddingMatcher
+from nnunet_alice.parts import Part
 from nnunet_alice.phantoms import corresponding_point, make_subject, render
 from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
 
@@ -120,6 +121,14 @@ def test_the_command_indexes_everything_says_so_and_goes_on_where_it_stopped(dat
     assert matcher.name == "embedding"
     assert matcher.threshold == read_trust(store, matcher.fingerprint.checkpoint).threshold
     assert main(["match", "-d", "900", "--from", "case0", "--point", "20", "9", "12", "--to", "case1"]) in (0, 1)
+
+
+def test_parts_index_all_cases_and_a_last_run_measures_trust(dataset):
+    for number in (1, 2):
+        report = index_dataset(dataset, device=torch.device("cpu"), part=Part(number, 2))
+        assert len(report.made) == CASES // 2 and report.trust is None
+    report = index_dataset(dataset, device=torch.device("cpu"))
+    assert len(report.kept) == CASES and report.trust is not None
 
 
 def test_a_damaged_index_does_not_keep_the_others_from_being_finished(dataset):
