@@ -1,0 +1,63 @@
+"""The demo with several seeds of its phantoms: how often, and by how much, pretraining ends above scratch.
+
+    python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 0 1 2 3 4 5 6 7 8 9
+
+A seed that stands in the CSV is not run again. Folders of finished demos are deleted but for their last picture.
+"""
+
+import argparse
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_alice.demo import Demo, DemoSize
+
+COLUMNS = ("seed", "pretrained", "from_scratch", "gain", "seconds")
+
+
+def main() -> None:
+    """Run the missing seeds and print all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", type=Path, required=True, help="folder for the demos")
+    parser.add_argument("--csv", type=Path, required=True, help="one row a seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="[0 to 9]")
+    args = parser.parse_args()
+    rows = read(args.csv)
+    for seed in args.seeds:
+        if seed in rows:
+            continue
+        folder = args.o / f"seed{seed}"
+        shutil.rmtree(folder, ignore_errors=True)
+        report = Demo(folder, DemoSize(), seed, lambda step, seed=seed: print(f"seed {seed}: {step}", flush=True)).run()
+        dice = {run: float(np.mean(list(organs.values()))) for run, organs in report.dice.items()}
+        pretrained, scratch = dice["pretrained"], dice["from scratch"]
+        rows[seed] = (pretrained, scratch, pretrained - scratch, sum(report.seconds.values()))
+        write(args.csv, rows)
+        shutil.copy(report.pictures["the result"], args.o / f"seed{seed}.png")
+        shutil.rmtree(folder)
+    gains = np.array([gain for _, _, gain, _ in rows.values()])
+    for seed, (pretrained, scratch, gain, seconds) in sorted(rows.items()):
+        print(f"seed {seed}: pretrained {pretrained:.3f}, from scratch {scratch:.3f}, {gain:+.3f}, {seconds:.0f} s")
+    print(f"above scratch in {(gains > 0).sum()} of {len(gains)}, mean {gains.mean():+.3f}")
+
+
+def read(path: Path) -> dict[int, tuple[float, ...]]:
+    """Return seed -> Dice of both runs, gain and seconds."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        return {int(row["seed"]): tuple(float(row[name]) for name in COLUMNS[1:]) for row in csv.DictReader(file)}
+
+
+def write(path: Path, rows: dict[int, tuple[float, ...]]) -> None:
+    """Write the rows in the order of their seeds."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([seed, *(f"{value:.4f}" for value in rows[seed])] for seed in sorted(rows))
+
+
+if __name__ == "__main__":
+    main()
