@@ -26,6 +26,7 @@ RENDERERS: dict[str, Callable[..., str]] = {
     "report": result_tables.report,
     "means": result_tables.means,
     "classes": result_tables.classes,
+    "arms": result_tables.arms,
     "data": result_tables.data,
     "overview": result_tables.overview,
 }

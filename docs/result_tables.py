@@ -71,6 +71,27 @@ def overview(folder: Path, file: str) -> str:
     return "\n".join(lines)
 
 
+def arms(folder: Path, file: str, baseline: str = "scratch") -> str:
+    """Return mean Dice of every arm by number of labels, and how it compares with the baseline on the same draws.
+
+    Args:
+        folder: of the page.
+        file: log of ``benchmarks/fast/search.py``: a row a run.
+        baseline: the arm that the others are compared with.
+    """
+    table = pd.read_csv(folder / file)
+    lines = table_head(["labels", "arm", "Dice", "points above", "better in"])
+    for labels, rows in table.groupby("labels"):
+        dice = rows.pivot_table(index=["fold", "seed", "draw"], columns="arm", values="dice")
+        for arm in [baseline, *(name for name in rows["arm"].unique() if name != baseline)]:
+            gain = (dice[arm] - dice[baseline]).dropna()
+            compared = (
+                ["", ""] if arm == baseline else [f"{100 * gain.mean():+.1f}", f"{(gain > 0).sum()} of {len(gain)}"]
+            )
+            lines.append(table_line([str(labels), arm, f"{dice[arm].mean():.3f}", *compared]))
+    return "\n".join(lines)
+
+
 def data(folder: Path, file: str, where: str = "", columns: str = "", last_of: str = "") -> str:
     """Return a CSV as it is.
 
