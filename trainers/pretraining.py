@@ -15,7 +15,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
-from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
@@ -159,10 +159,10 @@ class PretrainingTrainer(nnUNetTrainer):
         """Start from the weights of a file or folder, all but the last layer's; runs no code of the file.
 
         Raises:
-            CheckpointError: they are damaged, would run code, or do not fit.
+            CheckpointError: they are damaged, would run code, hold NaN, or do not fit.
         """
         fix = transfer_hint(filename, self.dataset.name, self.dataset.plans_name, self.configuration_name)
-        load_all_but_segmentation(self.network, network_weights(load_checkpoint(filename), filename), filename, fix)
+        load_all_but_segmentation(self.network, finite_weights(load_checkpoint(filename), filename), filename, fix)
         self.print_to_log_file(f"Starts from the weights of {filename}; the reconstruction layer starts fresh.")
 
     @property

@@ -70,7 +70,7 @@ def _millimetres(size: list[float]) -> str:
 def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
     """Commands that fine-tune from this checkpoint."""
     if is_weights_folder(Path(path)):  # its dataset need not be here
-        return [f"nnunet_alice fetch {Path(path).resolve()} -d TARGET"]
+        return [pasteable("nnunet_alice", "fetch", Path(path).resolve(), "-d", "TARGET")]
     origin = run["plans"].get("moved_from")
     file = Path(path).resolve()
     weights = pasteable("-pretrained_weights", file)

@@ -27,21 +27,23 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_alice.checkpoints.saving import save_checkpoint
     from nnunet_alice.publishing.fetch import fetch
     from nnunet_alice.publishing.target_plans import give_plans
+    from nnunet_alice.words import pasteable
 
     folder = fetch(args.source, args.sha256, args.cache).resolve()
     print(f"Fetched and checked: {folder}")
-    weights, trainer = folder, " -tr FineTuneTrainer"
+    weights, trainer = folder, ("-tr", "FineTuneTrainer")
     if args.pth:
         save_checkpoint(load_checkpoint(folder), args.pth)
-        weights, trainer = args.pth, ""
+        weights, trainer = args.pth, ()
         print(f"Written: {args.pth}")
     if args.dataset is None:
-        print(f"What it is: nnunet_alice inspect {folder}")
+        print(f"What it is: {pasteable('nnunet_alice', 'inspect', folder)}")
         return
     configuration = load_checkpoint(folder)["pretraining"]["configuration"]
     given = give_plans(folder, args.dataset, configuration)
     number = int(given.dataset[7:10])
     print(f"Plans: {given.file}; next:")
-    print(f"nnUNetv2_extract_fingerprint -d {number}")
-    print(f"nnUNetv2_preprocess -d {number} -plans_name {given.plans_name} -c {configuration}")
-    print(f"nnUNetv2_train {number} {configuration} 0{trainer} -p {given.plans_name} -pretrained_weights {weights}")
+    print(pasteable("nnUNetv2_extract_fingerprint", "-d", number))
+    print(pasteable("nnUNetv2_preprocess", "-d", number, "-plans_name", given.plans_name, "-c", configuration))
+    train = ("nnUNetv2_train", number, configuration, 0, *trainer, "-p", given.plans_name)
+    print(pasteable(*train, "-pretrained_weights", weights))

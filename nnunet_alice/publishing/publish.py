@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
-from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.weights_folder import CARD, FILES, write_sums, write_weights_folder
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, refusals_told, whole_folder, write_json
@@ -67,13 +67,15 @@ def publish(
         case_names: publish the names of the training cases.
 
     Raises:
-        CheckpointError: the checkpoint is unreadable or none of pretraining.
+        CheckpointError: the checkpoint is unreadable, none of pretraining, or holds NaN.
         InputError: licence, report or output are not usable.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     _check_licence(text, licence_file)
     _check_free(output)
-    kept, left_out = contents(load_checkpoint(checkpoint), checkpoint, atlas=atlas, case_names=case_names)
+    loaded = load_checkpoint(checkpoint)
+    kept, left_out = contents(loaded, checkpoint, atlas=atlas, case_names=case_names)
+    finite_weights(loaded, checkpoint)
     run = kept["pretraining"]
     companions = _companions(checkpoint, licence_file, report)
     with refusals_told(output), whole_folder(output) as folder:

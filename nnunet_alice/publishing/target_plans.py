@@ -8,6 +8,7 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, sha256_of, write_json
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
 from nnunet_alice.planning.moved_plans import reader_of, rename_plans
+from nnunet_alice.words import pasteable
 
 #: fewest patches a step in fine-tuning, as in nnU-Net; plans of ours count pairs of views
 MINIMUM_BATCH = 2
@@ -53,7 +54,7 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
     if len(channels) != wanted:
         raise InputError(
             f"{name} has {len(channels)} channels and the model {wanted}; plan {name} with nnU-Net and fit the weights "
-            f"to its plans with nnunet_alice transfer -i {folder}."
+            f"to its plans with {pasteable('nnunet_alice', 'transfer', '-i', folder)} ..."
         )
     plans["dataset_name"] = name
     rename_plans(plans, f"fetched_{sha256_of(folder / SUMS)[:8]}")

@@ -138,3 +138,12 @@ def test_command(checkpoint, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Left out: names and files of the 2 cases." in printed and "--sha256" in printed
     assert "# chest" in (tmp_path / "chest" / "README.md").read_text()
+
+
+def test_weights_that_diverged_are_not_published(checkpoint, tmp_path):
+    content = load_checkpoint(checkpoint)
+    next(iter(content["network_weights"].values()))[:] = float("nan")
+    save_checkpoint(content, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="NaN"):
+        publish(tmp_path / "c.pth", tmp_path / "out", TEXT)
+    assert not (tmp_path / "out").exists()
