@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "pretraining": {"anatomy", "matching", "methods", "pictures", "planning", "training", "views"},
     "finetuning": {"checkpoints", "methods", "training"},
     "coordinates": {"anatomy", "checkpoints", "importing", "methods", "planning"},
-    "features": {"anatomy", "checkpoints", "coordinates", "matching", "methods", "views"},
+    "features": {"anatomy", "checkpoints", "coordinates", "importing", "matching", "methods", "views"},
     "targets": {
         "anatomy",
         "checkpoints",

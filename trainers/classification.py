@@ -20,7 +20,7 @@ from torch import distributed as dist
 from torch import nn
 
 from nnunet_alice.anatomy.geometry import load_geometry
-from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
+from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError
@@ -151,7 +151,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         return self.task.loss(self.settings.target).to(self.device)
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
-        weights = network_weights(checkpoint, filename)
+        weights = finite_weights(checkpoint, filename)
         names = [name for name in self.bare_network.state_dict() if is_encoder(name)]
         load_tensors(self.bare_network, weights, names, filename, fix)
         self.print_to_log_file(f"Loaded the encoder of {filename}; the head starts fresh.")

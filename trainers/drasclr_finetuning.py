@@ -109,6 +109,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
             f"Loaded the location-conditioned encoder of {filename} ({weights.run['trainer']}): {len(weights.state)} "
             f"tensors, {loaded:,} parameters, {weights.num_experts} experts. Fresh: the decoder, {fresh:,} parameters."
         )
+        self._compare_orientation(checkpoint, filename)
         self._compare_atlas(checkpoint, filename)
         self._say_how_tiles_differ(weights.own)
 

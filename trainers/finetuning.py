@@ -18,9 +18,12 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from nnunet_alice.anatomy.orientation import differ
+from nnunet_alice.anatomy.world import dataset_orientation
 from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint, network_weights
-from nnunet_alice.checkpoints.pretraining import explain_failed_resume
+from nnunet_alice.checkpoints.pretraining import explain_failed_resume, pretrained_orientation
 from nnunet_alice.checkpoints.saving import whole_checkpoint
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.finetuning.parts import (
@@ -123,7 +126,21 @@ class FineTuneTrainer(nnUNetTrainer):
         """
         plans = self.plans_manager
         fix = transfer_hint(filename, plans.dataset_name, plans.plans_name, self.configuration_name)
-        self._load_body(filename, load_checkpoint(filename), fix)
+        checkpoint = load_checkpoint(filename)
+        self._load_body(filename, checkpoint, fix)
+        self._compare_orientation(checkpoint, filename)
+
+    def _compare_orientation(self, checkpoint: dict, filename: str) -> None:
+        """Warn where the pretraining saw images that lie differently: nothing here can turn them."""
+        plans = self.plans_manager
+        dataset = PreprocessedDataset(plans.dataset_name, plans.plans_name, self.configuration_name)
+        there, here = pretrained_orientation(checkpoint), dataset_orientation(dataset)
+        if differ(there, here):
+            self.print_to_log_file(
+                f"WARNING: the pretraining of {filename} saw images that lie {there}, and those of "
+                f"{plans.dataset_name} lie {here}: to its network bodies are turned round or mirrored here. Import the "
+                f"pool with --orient {here} and pretrain again, or plan it with --target, which compares them."
+            )
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
         weights = finite_weights(checkpoint, filename)

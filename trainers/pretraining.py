@@ -15,6 +15,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
+from nnunet_alice.anatomy.world import dataset_orientation
 from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
@@ -98,6 +99,7 @@ class PretrainingTrainer(nnUNetTrainer):
         self.step = 0
         self.resumed_run: Mapping[str, Any] | None = None  # entry ``pretraining`` of the checkpoint
         self.views_record: dict[str, Any] | None = None
+        self._orientation = dataset_orientation(self.dataset)
         # An epoch without a single step would have nothing to report.
         self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self._first_validation: tuple[Batch, StepResult] | None = None
@@ -400,6 +402,7 @@ class PretrainingTrainer(nnUNetTrainer):
                     fold=self.fold,
                     ranks=len(self.rank_batch_sizes),
                     views=self.views_record,
+                    orientation=self._orientation,
                 ),
                 **self.method.checkpoint_extras(),
             },

@@ -14,6 +14,10 @@ import SimpleITK as sitk
 ORIENTATION = "orientation"
 #: nnU-Net's readers that turn every image, and how it lies then.
 TURNING_READERS, TURNED = ("SimpleITKIOWithReorient", "NibabelIOWithReorient"), "RAS"
+#: How the names of those readers end.
+_TURNS = "WithReorient"
+#: In the place of letters: images of a dataset lie differently and are not turned; nothing says how they lie.
+MIXED, UNKNOWN = "mixed", ""
 
 
 def is_orientation(letters: str) -> bool:
@@ -44,6 +48,24 @@ def file_orientation(path: str | Path) -> str | None:
 def orientation_as_read(letters: str, reader: str) -> str:
     """Return the letters of the array that a reader of nnU-Net gives of an image with these letters."""
     return TURNED if reader in TURNING_READERS else letters
+
+
+def differ(one: str, other: str) -> bool:
+    """Return whether two orientations are known and not the same."""
+    return is_orientation(one) and is_orientation(other) and one != other
+
+
+def reader_that_gives(letters: str, reader: str) -> str:
+    """Return the reader of nnU-Net that gives arrays of an orientation, if one does, or else leaves them as they lie.
+
+    Args:
+        letters: the orientation wanted; of no orientation, the reader stays.
+        reader: name of the reader so far, which says in what formats the files are.
+    """
+    plain = reader.removesuffix(_TURNS)
+    if not is_orientation(letters) or f"{plain}{_TURNS}" not in TURNING_READERS:
+        return reader
+    return f"{plain}{_TURNS}" if letters == TURNED else plain
 
 
 def axial_axis(letters: str) -> int:

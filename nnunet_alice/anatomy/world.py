@@ -6,15 +6,20 @@ and keeps what is needed to undo it in the properties of a case.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 import numpy as np
+import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunet_alice.anatomy.orientation import MIXED, ORIENTATION, UNKNOWN
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.words import telling
+
+#: Cases whose properties are looked at for how a dataset lies.
+_LOOKED_AT = 20
 
 
 class NoWorldError(InputError):
@@ -82,6 +87,42 @@ class PreparedCases:
     def shape(self, case: str) -> tuple[int, ...]:
         """(3,) shape of the preprocessed array."""
         return tuple(int(n) for n in self.dataset.image(case).shape[1:])
+
+
+def array_orientation(properties: Mapping) -> str:
+    """Return how the array lay that nnU-Net's reader gave, before it was transposed: letters of x, y and z.
+
+    Args:
+        properties: what nnU-Net stored beside the case.
+
+    Returns:
+        e.g. ``LPS``; empty where the reader kept no geometry.
+    """
+    try:
+        columns = _file_affine(properties)[:3, 2::-1]
+    except KeyError:
+        return ""
+    directions = columns / np.linalg.norm(columns, axis=0)
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(directions.ravel().tolist())
+
+
+def dataset_orientation(dataset: PreprocessedDataset) -> str:
+    """Return how the images of a preprocessed dataset lay when nnU-Net read them.
+
+    Args:
+        dataset: the preprocessed dataset. Some cases are looked at: plans that nnU-Net moved between datasets say how
+            the images of the other one lie.
+
+    Returns:
+        letters, ``mixed`` where cases differ, or empty where nothing says it.
+    """
+    cases, prepared = dataset.cases(), PreparedCases(dataset)
+    found = set()
+    for case in cases[:: max(1, len(cases) // _LOOKED_AT)]:
+        with suppress(InputError):  # whoever reads the case will complain
+            found.add(array_orientation(prepared.properties(case)))
+    found.discard("")
+    return MIXED if len(found) > 1 else next(iter(found), dataset.plans.get(ORIENTATION, UNKNOWN))
 
 
 def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: Sequence[int]) -> np.ndarray:

@@ -181,7 +181,8 @@ def find_trainer(name: str) -> type:
         return recursive_find_trainer_class_by_name(name)
     except RuntimeError:
         raise CheckpointError(
-            f"No trainer '{name}' is known here; set nnUNet_extTrainer to the folder that has it."
+            f"No trainer '{name}' is known here; look for a slip (nnunet_alice trainers --list), or set "
+            "nnUNet_extTrainer to the folder that has it."
         ) from None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_alice.checkpoints.loading import load_checkpoint, not_finite
 from nnunet_alice.checkpoints.nnssl import unet_weights
-from nnunet_alice.checkpoints.pretraining import pretrained_configuration
+from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.checkpoints.weights_folder import is_weights_folder
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.words import counted, pasteable
@@ -52,6 +52,7 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         "network": configuration["architecture"]["network_class_name"].rsplit(".", 1)[-1],
         "patch size": _voxels(configuration["patch_size"]),
         "spacing": _millimetres(configuration["spacing"]),
+        "orientation": pretrained_orientation(checkpoint) or "not recorded",
         "normalisation": ", ".join(configuration["normalization_schemes"]),
         "channels": ", ".join(map(str, run["dataset_json"].get("channel_names", {}).values())),
         "trained": trained,

@@ -32,6 +32,7 @@ def describe_run(
     fold: int | str,
     ranks: int = 1,
     views: Mapping[str, Any] | None = None,
+    orientation: str = "",
 ) -> dict[str, Any]:
     """Entries that tell where weights come from: ``pretraining`` (ours) and ``nnssl_adaptation_plan`` (upstream's).
 
@@ -48,6 +49,7 @@ def describe_run(
         matching: provider of matched views.
         fold: fold of the run; with ``all`` pretraining saw every image of its dataset.
         ranks: processes that trained together.
+        orientation: letters of how the images lay, ``mixed``, or empty where nothing says it.
         views: what views depend on beside settings and seed (``pretraining.matched_cases.record_of_views``).
     """
     return {
@@ -68,9 +70,22 @@ def describe_run(
             "matching": matching,
             "ranks": ranks,
             "views": None if views is None else dict(views),
+            "orientation": orientation,
         },
         "nnssl_adaptation_plan": adaptation_plan(plans, configuration, num_input_channels),
     }
+
+
+def pretrained_orientation(checkpoint: Mapping[str, Any]) -> str:
+    """Return how the images lay that a checkpoint was pretrained on: letters, ``mixed``, or empty if it does not say.
+
+    Args:
+        checkpoint: from ``load_checkpoint``; what ``transfer`` wrote says it, too.
+    """
+    run = checkpoint.get("pretraining")
+    if run is None:
+        return (checkpoint.get("transferred_from") or {}).get("orientation", "")
+    return run.get("orientation") or run["plans"].get("orientation", "")
 
 
 def pretrained_configuration(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import nn
 from nnunet_alice.checkpoints.adapting import Adapted, adapt
 from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, adaptation_plan, unet_weights
+from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, refusals_told
@@ -160,6 +161,7 @@ def transfer_checkpoint(
             "trainer_name": loaded.get("trainer_name"),
             "share": result.share(),
             "share_of_encoder": result.share("encoder"),
+            "orientation": pretrained_orientation(loaded),
         },
     }
     table = output.with_suffix(".csv")

@@ -1,25 +1,27 @@
 """Give images their place in the atlas, as four more channels, for DrasCLRFineTuneTrainer.
 
 With -d, a new dataset is written beside the given one: the same cases with coordinates, and plans that the pretrained
-encoder fits; the given one is left as it is and no image is copied. With -i, a folder of new images becomes one that
-nnUNetv2_predict takes. Cases that cannot be registered are named and get the middle of the atlas everywhere; unreadable
-ones are left out. Run again, it does what is missing or changed.
+encoder fits; the given one is left as it is. With -i, a folder of new images becomes one that nnUNetv2_predict takes.
+No image is copied but those that lie otherwise than the pretraining's, by their headers, and those that nnU-Net cannot
+read. Cases that cannot be registered are named and get the middle of the atlas everywhere; unreadable ones are left
+out. Run again, it does what is missing or changed.
 """
 
 import argparse
 from pathlib import Path
 
+from nnunet_alice.cli.common import SOME_FAILED, name_some, positive
+from nnunet_alice.words import counted, pasteable
+
 EXAMPLE = "nnunet_alice locate -d 4 --atlas checkpoint_final.pth -np 8"
 RESUMES = True
-#: Cases named on screen; the report has all.
-_NAMED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-d", metavar="DATASET", help="labelled dataset, number or name")
-    source.add_argument("-i", metavar="FOLDER", help="folder of new images, named as for nnUNetv2_predict")
+    source.add_argument("-i", metavar="FOLDER", help="folder of new images (of several channels: _0000, ...)")
     parser.add_argument(
         "-o", metavar="OUT", help="with -i a folder; with -d the number of the new dataset (default: the next free one)"
     )
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p", metavar="PLANS", help="plans of the pretraining, where the atlas does not say (default: nnUNetPlans)"
     )
     parser.add_argument("-c", metavar="CONFIGURATION", help="its configuration, likewise (default: 3d_fullres)")
-    parser.add_argument("-np", type=_positive, default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("-np", type=positive(int), default=4, metavar="N", help="processes (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,23 +62,23 @@ def _locate_dataset(args: argparse.Namespace) -> int:
         atlas = open_atlas(args.atlas, args.p, args.c)
     made = locate_dataset(args.d, atlas, None if args.o is None else int(args.o), args.np)
     folder = nnunet_folder("nnUNet_raw") / made.name
-    print(f"{made.name}: {_counts(made.report)}. Report: {folder / 'locations.json'}")
-    _name_some(made.report)
+    status = _say(made.name, made.report, folder / "locations.json", atlas)
+    if status == 1:
+        return status
     number, weights = int(made.name[7:10]), args.atlas if str(args.atlas).endswith(".pth") else "CHECKPOINT"
-    train = f"nnUNetv2_train {number} {atlas.configuration} 0 -p {made.plans_name} -tr DrasCLRFineTuneTrainer"
+    plans, configuration = made.plans_name, atlas.configuration
     print("Next:")
     if not made.has_fingerprint:
         print(f"  nnUNetv2_extract_fingerprint -d {number}")
-    print(
-        f"  nnUNetv2_preprocess -d {number} -plans_name {made.plans_name} -c {atlas.configuration}\n"
-        "  export nnUNet_extTrainer=$(nnunet_alice trainers)\n"
-        f"  {train} -pretrained_weights {weights}\n"
-        "  # new images\n"
-        f"  nnunet_alice locate -i IMAGES -o LOCATED --atlas {folder / ATLAS_FILE}\n"
-        f"  nnUNetv2_predict -i LOCATED -o PREDICTIONS -d {number} -c {atlas.configuration} -p {made.plans_name} "
-        "-tr DrasCLRFineTuneTrainer -f 0"
-    )
-    return 0
+    print(f"  {pasteable('nnUNetv2_preprocess', '-d', number, '-plans_name', plans, '-c', configuration)}")
+    print("  export nnUNet_extTrainer=$(nnunet_alice trainers)")
+    train = ["nnUNetv2_train", number, configuration, 0, "-p", plans, "-tr", "DrasCLRFineTuneTrainer"]
+    print(f"  {pasteable(*train, '-pretrained_weights', weights)}")
+    print("  # new images")
+    print(f"  {pasteable('nnunet_alice', 'locate', '-i', 'IMAGES', '-o', 'LOCATED', '--atlas', folder / ATLAS_FILE)}")
+    model = ["-d", number, "-c", configuration, "-p", plans, "-tr", "DrasCLRFineTuneTrainer", "-f", 0]
+    print(f"  {pasteable('nnUNetv2_predict', '-i', 'LOCATED', '-o', 'PREDICTIONS', *model)}")
+    return status
 
 
 def _locate_folder(args: argparse.Namespace) -> int:
@@ -86,36 +88,36 @@ def _locate_folder(args: argparse.Namespace) -> int:
 
     if args.o is None or args.atlas is None:
         raise InputError("With -i, name the folder to write with -o and the atlas of the training with --atlas.")
-    report = locate_folder(args.i, args.o, open_atlas(args.atlas, args.p, args.c), args.np)
-    print(f"{args.o}: {_counts(report)}. Report: {Path(args.o) / 'locations.json'}")
-    _name_some(report)
-    print(f"Next:\n  nnUNetv2_predict -i {args.o} -o PREDICTIONS ... -tr DrasCLRFineTuneTrainer")
-    return 0
+    atlas = open_atlas(args.atlas, args.p, args.c)
+    report = locate_folder(args.i, args.o, atlas, args.np)
+    status = _say(args.o, report, Path(args.o) / "locations.json", atlas)
+    if status != 1:
+        predict = pasteable("nnUNetv2_predict", "-i", args.o, "-o", "PREDICTIONS")
+        print(f"Next:\n  {predict} ... -tr DrasCLRFineTuneTrainer")
+    return status
 
 
-def _counts(report) -> str:
+def _say(name: str, report, file: Path, atlas) -> int:
+    """Say how it went; returns the exit status."""
     from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 
-    return (
-        f"{len(report.named(OK))} cases located, {len(report.named(POOR))} in the middle of the atlas because they "
-        f"could not be registered, {len(report.named(FAILED))} left out"
+    located, poor, failed = (report.named(status) for status in (OK, POOR, FAILED))
+    print(
+        f"{name}: {counted(len(located), 'case')} located, {len(poor)} in the middle of the atlas because they could "
+        f"not be registered, {len(failed)} left out. Report: {file}"
     )
-
-
-def _name_some(report) -> None:
-    """Name the first cases that are not located, and why."""
-    from nnunet_alice.anatomy.atlas_files import FAILED, POOR
-
-    for status in (POOR, FAILED):
-        reasons = list(report.named(status).items())
-        for case, reason in reasons[:_NAMED]:
-            print(f"  {status}: {case}: {reason}")
-        if len(reasons) > _NAMED:
-            print(f"  ... and {len(reasons) - _NAMED} more")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number of processes")
-    return value
+    if not atlas.orientation:
+        print("The atlas does not say how its images lay: these are taken as they lie, so look at the report.")
+    if report.turned:
+        print(f"Of {counted(len(report.turned), 'case')} nnU-Net reads copies:")
+        name_some("copied", report.turned.items())
+    name_some(POOR, poor.items())
+    name_some(FAILED, failed.items())
+    if not located:
+        lies = f", whose images lie {atlas.orientation}" if atlas.orientation else ""
+        print(
+            f"No case was located: see that these images show what the atlas {atlas.geometry.case} shows{lies}, and "
+            "that their headers say how they lie."
+        )
+        return 1
+    return SOME_FAILED if failed else 0

@@ -19,8 +19,17 @@ import numpy as np
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
+from nnunet_alice.anatomy.orientation import (
+    ORIENTATION,
+    UNKNOWN,
+    is_orientation,
+    orientation_as_read,
+    reader_that_gives,
+)
 from nnunet_alice.anatomy.registration import BODY
+from nnunet_alice.anatomy.world import dataset_orientation
 from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json
@@ -40,6 +49,7 @@ class Atlas:
         configuration: e.g. ``3d_fullres``.
         dataset_json: of the dataset that the atlas case belongs to, without its list of cases.
         registered_by: what cases are registered to it by, ``body`` or ``lungs``.
+        predicts: ending of the files that models of the located dataset predict; empty where there is none yet.
     """
 
     geometry: CaseGeometry
@@ -47,6 +57,7 @@ class Atlas:
     configuration: str
     dataset_json: dict[str, Any]
     registered_by: str = BODY
+    predicts: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -61,6 +72,19 @@ class Atlas:
         return content.hexdigest()[:16]
 
     @property
+    def orientation(self) -> str:
+        """How images lie that are registered to it, e.g. ``LPS``; empty where the pretraining did not say."""
+        plans = self.plans
+        letters = orientation_as_read(plans.get(ORIENTATION, UNKNOWN), plans["image_reader_writer"])
+        return letters if is_orientation(letters) else UNKNOWN
+
+    @property
+    def reader(self) -> str:
+        """Reader of nnU-Net that gives images in this orientation, of whatever format."""
+        own = self.plans["image_reader_writer"]
+        return reader_that_gives(self.orientation, own.replace("Nibabel", "SimpleITK"))
+
+    @property
     def channels(self) -> list[str]:
         """Names of the image channels, in their order."""
         return channel_names(self.dataset_json)
@@ -70,6 +94,7 @@ class Atlas:
         described = {name: value for name, value in asdict(self.geometry).items() if name not in _ARRAYS}
         content = {"version": VERSION, "geometry": described, "plans": self.plans, "dataset_json": self.dataset_json}
         content |= {"configuration": self.configuration, "registered_by": self.registered_by}
+        content["predicts"] = self.predicts
         text = json.dumps(content)
         arrays = {name: getattr(self.geometry, name) for name in _ARRAYS}
         with atomic_write(path) as temporary:
@@ -115,7 +140,8 @@ def atlas_of_dataset(dataset: PreprocessedDataset) -> Atlas:
         )
     described = read_json(dataset.base / "dataset.json")
     geometry = load_geometry(dataset, report.atlas_case)
-    return _atlas(geometry, dataset.plans, dataset.configuration, described, files.region())
+    plans = {**dataset.plans, ORIENTATION: dataset_orientation(dataset)}
+    return _atlas(geometry, plans, dataset.configuration, described, files.region())
 
 
 def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> Atlas:
@@ -132,7 +158,8 @@ def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
     if own is None or run is None:
         raise CheckpointError(f"{path} holds no atlas; give a checkpoint of DrasCLRTrainer, atlas.json or atlas.npz.")
     registered_by = own.get("registered_by", BODY)
-    return _atlas(geometry_of_checkpoint(own), run["plans"], run["configuration"], run["dataset_json"], registered_by)
+    plans = {**run["plans"], ORIENTATION: pretrained_orientation(checkpoint)}
+    return _atlas(geometry_of_checkpoint(own), plans, run["configuration"], run["dataset_json"], registered_by)
 
 
 def geometry_of_checkpoint(own: Mapping[str, Any]) -> CaseGeometry:
@@ -197,7 +224,7 @@ def _open_file(path: Path) -> Atlas:
             raise InputError(f"{path} is of another version; run nnunet_alice locate -d again, which writes it.")
         described = {k: tuple(v) if isinstance(v, list) else v for k, v in content["geometry"].items()}
         geometry = CaseGeometry(**described, **arrays)
-        registered_by = content.get("registered_by", BODY)
-        return Atlas(geometry, content["plans"], content["configuration"], content["dataset_json"], registered_by)
+        others = content.get("registered_by", BODY), content.get("predicts", "")
+        return Atlas(geometry, content["plans"], content["configuration"], content["dataset_json"], *others)
     except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is no atlas file or damaged ({type(error).__name__}).") from None

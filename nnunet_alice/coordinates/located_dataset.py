@@ -14,22 +14,24 @@ import copy
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_alice.anatomy.atlas_files import FAILED
+from nnunet_alice.anatomy.orientation import ORIENTATION, reader_that_gives
 from nnunet_alice.coordinates.atlas_file import Atlas, channel_names
 from nnunet_alice.coordinates.locating import REPORT_FILE, LocationReport, RawCase, locate_cases
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.importing.endings import ENDINGS, volume_ending
-from nnunet_alice.importing.scan import find_cases
+from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
+from nnunet_alice.importing.scan import passed_over, scan_folder
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
 from nnunet_alice.planning.moved_plans import reader_of, rename_plans
 from nnunet_alice.planning.plans import MOVED_FROM
 from nnunet_alice.planning.preprocessing import raw_cases
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +83,15 @@ def locate_dataset(
     _check_channels(source, channel_names(content), atlas)
     name = _new_name(source, number)
     folder, preprocessed = nnunet_folder("nnUNet_raw") / name, nnunet_folder("nnUNet_preprocessed") / name
-    work = [RawCase(case, tuple(map(Path, files["images"])), _problem(files)) for case, files in cases.items()]
-    atlas.save(folder / ATLAS_FILE)
+    plans = located_plans(source, name, content, atlas)  # before the work, as they may be refused
+    work = [
+        RawCase(case, tuple(map(Path, files["images"])), _problem(files), Path(files["label"]))
+        for case, files in cases.items()
+    ]
+    replace(atlas, predicts=content["file_ending"]).save(folder / ATLAS_FILE)
     report = locate_cases(atlas, work, folder / "imagesTr", folder / REPORT_FILE, num_processes)
     described = _described(source, content, cases, report)
-    plans = located_plans(source, name, content, atlas)
+    described["overwrite_image_reader_writer"] = plans["image_reader_writer"]
     for path in (folder / "dataset.json", preprocessed / "dataset.json"):
         write_json(path, described)
     write_json(preprocessed / f"{plans['plans_name']}.json", plans)
@@ -118,25 +124,41 @@ def locate_folder(
         raise InputError(f"{folder} is not a folder.")
     if output == source or source in output.parents:
         raise InputError(f"-o {output} lies in -i {source}; name a folder elsewhere, so that the input stays clean.")
-    work = [RawCase(case.name, case.files, case.problem) for case in find_cases(source, len(atlas.channels))]
+    found = scan_folder(source, len(atlas.channels), ENDINGS_OF_IMPORT)
+    if found.others:
+        logger.warning("Passed over: %s.", passed_over(found.others))
+    work = [RawCase(case.name, case.files, case.problem) for case in found.cases]
     if not work:
-        raise InputError(f"{folder} holds no volume; names have to end in {', '.join(ENDINGS)}.")
-    endings = sorted({volume_ending(case.files[0]) for case in work})
-    if len(endings) > 1:
-        logger.warning("%s holds files of several kinds (%s); nnU-Net predicts one kind.", folder, ", ".join(endings))
+        raise InputError(f"{folder} holds no volume; names have to end in {', '.join(ENDINGS_OF_IMPORT)}.")
     before = {path for path in output.glob("*") if path.is_symlink()} if output.is_dir() else set()
-    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes)
-    located = set(report.located)
+    ending = _ending_to_predict(atlas, work)
+    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes, ending)
+    located = set(report.located) - set(report.turned)
     for case in work:
         if case.name not in located:
             continue
         for channel, path in enumerate(case.files):
-            target = output / f"{case.name}_{channel:04d}{volume_ending(path)}"
+            target = output / f"{case.name}_{channel:04d}{ending}"
             _link(path.resolve(), target)
             before.discard(target)
     for stale in before:  # of cases that are gone, or failed this time: nnU-Net would miss their coordinates
         stale.unlink()
     return report
+
+
+def _ending_to_predict(atlas: Atlas, cases: Sequence[RawCase]) -> str:
+    """The one ending of images that nnU-Net will look for."""
+    endings = sorted({(volume_ending(case.files[0], ENDINGS_OF_IMPORT) or "").lower() for case in cases})
+    if atlas.predicts:
+        return atlas.predicts
+    if len(endings) == 1 and endings[0] in ENDINGS:
+        return endings[0]
+    ending = str(atlas.dataset_json["file_ending"])
+    logger.warning(
+        "The images are of several kinds (%s), and nnU-Net predicts one: others than %s are copied. If your model was "
+        "trained on a different kind, give the atlas.npz of its dataset with --atlas.", ", ".join(endings), ending,
+    )  # fmt: skip
+    return ending
 
 
 def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> dict[str, Any]:
@@ -158,6 +180,10 @@ def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> d
     elif plans["dataset_name"] != source:
         rename_plans(plans, f"{plans['plans_name']}_from{plans['dataset_name'][7:10]}")
         plans["image_reader_writer"] = reader_of(source, dataset_json)
+    plain_name(plans["plans_name"], "plans_name of the pretraining")  # the file may be somebody's
+    plans["image_reader_writer"] = reader_that_gives(atlas.orientation, plans["image_reader_writer"])
+    if atlas.orientation:
+        plans[ORIENTATION] = atlas.orientation
     plans["dataset_name"] = name
     channels = len(atlas.channels)
     for configuration in plans["configurations"].values():
@@ -175,8 +201,9 @@ def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> d
 def _check_channels(source: str, channels: list[str], atlas: Atlas) -> None:
     if len(channels) != len(atlas.channels):
         raise InputError(
-            f"{source} has {len(channels)} channel(s) ({', '.join(channels)}), but the pretraining had "
-            f"{len(atlas.channels)} ({', '.join(atlas.channels)}); its encoder does not fit."
+            f"{source} has {counted(len(channels), 'channel')} ({', '.join(channels)}), but the pretraining had "
+            f"{len(atlas.channels)} ({', '.join(atlas.channels)}): its location-conditioned encoder does not fit. The "
+            "plain network can be fitted with nnunet_alice transfer, and fine-tuned with FineTuneTrainer."
         )
     if [name.casefold() for name in channels] != [name.casefold() for name in atlas.channels]:
         logger.warning(
@@ -223,8 +250,8 @@ def _is_of(name: str, source: str) -> bool:
 
 
 def _problem(files: dict) -> str | None:
-    if not all(volume_ending(Path(path)) for path in files["images"]):
-        return f"{Path(files['images'][0]).name} is none of {', '.join(ENDINGS)}."
+    if not all(volume_ending(Path(path), ENDINGS_OF_IMPORT) for path in files["images"]):
+        return f"{Path(files['images'][0]).name} is none of {', '.join(ENDINGS_OF_IMPORT)}."
     return None
 
 
@@ -238,8 +265,11 @@ def _described(source: str, content: dict, cases: dict[str, dict], report: Locat
         LOCATED: {"from": source, "atlas": report.atlas, "image_channels": report.image_channels},
         "dataset": {
             case: {
-                "images": [*cases[case]["images"], *(f"imagesTr/{path.name}" for path in report.coordinates(case))],
-                "label": cases[case]["label"],
+                "images": [
+                    *([f"imagesTr/{path.name}" for path in report.images(case)] or cases[case]["images"]),
+                    *(f"imagesTr/{path.name}" for path in report.coordinates(case)),
+                ],
+                "label": cases[case]["label"] if (turned := report.label(case)) is None else f"labelsTr/{turned.name}",
             }
             for case in report.located
         },
@@ -247,15 +277,18 @@ def _described(source: str, content: dict, cases: dict[str, dict], report: Locat
 
 
 def _copy_splits(source: str, preprocessed: Path, report: LocationReport) -> None:
-    """Same folds, less the cases that were left out."""
+    """Same folds, less the cases that were left out, or that the dataset does not have."""
     splits = nnunet_folder("nnUNet_preprocessed") / source / "splits_final.json"
     if not splits.is_file():
         return
-    left_out = set(report.named(FAILED))
-    folds = [
-        {part: [case for case in names if case not in left_out] for part, names in fold.items()}
-        for fold in read_json(splits)
-    ]
+    located, content = set(report.located), read_json(splits)
+    absent = sorted({case for fold in content for names in fold.values() for case in names} - set(report.cases))
+    if absent:
+        logger.warning(
+            "%s names %s that the dataset does not have (%s): left out of the folds.",
+            splits, counted(len(absent), "case"), named(absent),
+        )  # fmt: skip
+    folds = [{part: [case for case in names if case in located] for part, names in fold.items()} for fold in content]
     write_json(preprocessed / splits.name, folds)
 
 

@@ -8,6 +8,9 @@ hold is said in `nnunet_alice.methods.drasclr.located`.
 - The values pass nnU-Net's ``noNorm`` unchanged, and resampling keeps an affine function what it is.
 - They are 0 where nnU-Net's crop to non-zero takes the image for background. Thus image channels are cropped, masked
   and normalised with coordinates exactly as without.
+- Images that lie otherwise than those of the pretraining, or that nnU-Net cannot read, are turned: by nnU-Net's reader
+  where it can, else by copies beside the coordinates. A mirrored image is known by its header, not by how well it
+  registers.
 - A case that cannot be registered well gets the middle of the atlas everywhere: one kernel for the whole case, which
   claims no wrong place. The report names it. A guess from the position in the array would be right only where fields
   of view agree, and that is where registration works. A case that cannot be read or preprocessed is left out.
@@ -17,7 +20,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +30,21 @@ import SimpleITK as sitk
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
-from nnunet_alice.anatomy.orientation import axial_axis_of_plans
+from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, orientation
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
 from nnunet_alice.anatomy.world import world_affine
 from nnunet_alice.coordinates.atlas_file import Atlas
 from nnunet_alice.errors import AliceError, InputError
-from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.importing.checks import read_case
-from nnunet_alice.importing.endings import volume_ending
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
+from nnunet_alice.importing.mending import COPY_ENDING, write_image
+from nnunet_alice.importing.turning import read_turned
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations, location_weights
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.words import counted, telling
 
 #: Raised when channels or report change: older ones are made again.
-VERSION = 2
+VERSION = 3
 #: The report beside the channels.
 REPORT_FILE = "locations.json"
 #: The report is written at least so often.
@@ -56,11 +61,13 @@ class RawCase:
         name: its name.
         files: image channels in their order.
         problem: why it cannot be located, known without opening a file.
+        label: its segmentation, which is turned with the image.
     """
 
     name: str
     files: tuple[Path, ...]
     problem: str | None = None
+    label: Path | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -76,7 +83,9 @@ class LocationReport:
         image_channels: number of image channels before the coordinates.
         cases: name -> ``status`` (``ok``; ``poor``: the middle of the atlas everywhere; ``failed``: left out),
             ``reason``, ``quality``, ``voxel_to_location`` ((3, 4), file voxel (z, y, x, 1) -> location; None unless
-            ok), ``files`` (what tells whether they changed), ``coordinates`` (names of the channels' files).
+            ok), ``files`` (what tells whether they changed), ``coordinates`` (names of the channels' files),
+            ``images`` (names of copies, where nnU-Net reads those), ``label`` (name of the turned segmentation, or
+            None), ``done`` (what was done to the images).
     """
 
     folder: Path
@@ -93,6 +102,20 @@ class LocationReport:
         """Cases that have channels."""
         return sorted(case for case, record in self.cases.items() if record["status"] != FAILED)
 
+    @property
+    def turned(self) -> dict[str, str]:
+        """Cases of which nnU-Net reads copies, with what was done."""
+        return {case: record["done"] for case, record in sorted(self.cases.items()) if record["images"]}
+
+    def images(self, case: str) -> list[Path]:
+        """Copies of a case's images; empty where nnU-Net reads the originals."""
+        return [self.folder / name for name in self.cases[case]["images"]]
+
+    def label(self, case: str) -> Path | None:
+        """Turned segmentation of a case, where there is one."""
+        name = self.cases[case]["label"]
+        return None if name is None else self.folder / name
+
     def coordinates(self, case: str) -> list[Path]:
         """The channels' files of a case."""
         return [self.folder / name for name in self.cases[case]["coordinates"]]
@@ -106,14 +129,26 @@ class LocationReport:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every case needs."""
+    """What every case needs.
+
+    Attributes:
+        atlas: the atlas.
+        folder: where files are written.
+        ending: of the images that nnU-Net will look for; None where ``dataset.json`` names them.
+    """
 
     atlas: Atlas
     folder: Path
+    ending: str | None
 
 
 def locate_cases(
-    atlas: Atlas, cases: Sequence[RawCase], folder: Path, report_file: Path, num_processes: int
+    atlas: Atlas,
+    cases: Sequence[RawCase],
+    folder: Path,
+    report_file: Path,
+    num_processes: int,
+    ending: str | None = None,
 ) -> LocationReport:
     """Write coordinate channels of all cases and the report. What is there already is kept.
 
@@ -126,9 +161,10 @@ def locate_cases(
         folder: where ``CASE_<channel>`` files are written.
         report_file: read and written.
         num_processes: processes, each holding one case in memory; 1 works in this process.
+        ending: images of other endings are copied with this one; None leaves them.
 
     Raises:
-        InputError: nothing could be located.
+        InputError: no case can be used.
     """
     report = LocationReport(folder, atlas.digest, len(atlas.channels))
     known = _read_known(report_file, report)
@@ -142,13 +178,12 @@ def locate_cases(
         else:
             work.append(case)
     for record in known.values():
-        for name in record["coordinates"]:
+        for name in _written(record):
             (folder / name).unlink(missing_ok=True)
     saved = time.monotonic()
-    for case, outcome in map_cases(_locate_one, _Job(atlas, folder), work, num_processes, "Locating"):
+    for case, outcome in map_cases(_locate_one, _Job(atlas, folder, ending), work, num_processes, "Locating"):
         if isinstance(outcome, Exception):
-            reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
-            outcome = _failed(case, reason.strip().splitlines()[0])
+            outcome = _failed(case, telling(outcome))
         report.cases[case.name] = outcome
         if time.monotonic() - saved > _SAVE_EVERY_S:
             report.save(report_file)
@@ -167,7 +202,7 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
 
     Args:
         atlas: the atlas.
-        files: the case's image channels.
+        files: the case's image channels, which lie like the atlas when its reader reads them.
 
     Returns:
         (3, 4) map from voxels (z, y, x, 1) of the first file to locations, or None; the registration's quality; why
@@ -178,7 +213,7 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plans = PlansManager(atlas.plans)
+    plans = PlansManager({**atlas.plans, "image_reader_writer": atlas.reader})
     configuration = plans.get_configuration(atlas.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
     data, _, properties = preprocessor.run_case(
@@ -220,19 +255,31 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
     from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 
     if len(case.files) != len(job.atlas.channels):
-        raise InputError(f"has {len(case.files)} channel(s) instead of {len(job.atlas.channels)}.")
+        raise InputError(f"has {counted(len(case.files), 'channel')} instead of {len(job.atlas.channels)}.")
     files = _signature(case.files)
-    images = read_case(case.files)
-    matrix, quality, reason = case_to_locations(job.atlas, case.files)
+    letters = job.atlas.orientation
+    turned = read_turned(case.files, "" if letters == TURNED else letters)  # nnU-Net's reader turns all to RAS
+    ending = (volume_ending(case.files[0], ENDINGS_OF_IMPORT) or "").lower()
+    if job.ending is not None and ending != job.ending:
+        turned = replace(turned, done=(*turned.done, f"{case.files[0].name}: written as {job.ending}"))
+    if turned.done or ending not in ENDINGS:
+        ending = job.ending or COPY_ENDING
+    # nnU-Net takes hidden files for images, too, but looks into no folder
+    unfinished = job.folder / _UNFINISHED
+    used = turned.files(case.files, lambda channel: job.folder / f"{case.name}_{channel:04d}{ending}", unfinished)
+    matrix, quality, reason = case_to_locations(job.atlas, used)
+    images = turned.images
     inside = create_nonzero_mask(np.stack([sitk.GetArrayViewFromImage(image) != 0 for image in images]))
-    names = coordinate_names(case.name, len(case.files), volume_ending(case.files[0]))
+    names = coordinate_names(case.name, len(case.files), ending)
     channels = coordinate_channels(matrix, inside.shape, None if inside.all() else inside)
     for name, channel in zip(names, channels, strict=True):
         image = sitk.GetImageFromArray(channel)
         image.CopyInformation(images[0])
-        # nnU-Net takes hidden files for images, too, but looks into no folder
-        with atomic_write(job.folder / name, job.folder / _UNFINISHED) as temporary:
-            sitk.WriteImage(image, str(temporary), True)
+        write_image(image, job.folder / name, unfinished)
+    label = None
+    if case.label is not None and orientation(images[0]) != turned.lay:
+        label = f"../labelsTr/{case.name}{COPY_ENDING}"
+        write_image(sitk.DICOMOrient(sitk.ReadImage(str(case.label)), letters), job.folder / label)
     return {
         "status": POOR if matrix is None else OK,
         "reason": reason,
@@ -240,7 +287,16 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
         "voxel_to_location": None if matrix is None else matrix.tolist(),
         "files": files,
         "coordinates": names,
+        "images": [path.name for path in used] if turned.done else [],
+        "label": label,
+        "done": "; ".join(turned.done),
     }
+
+
+def _written(record: dict[str, Any]) -> list[str]:
+    """Names of all files that were written for a case."""
+    label = record.get("label")
+    return [*record["coordinates"], *record.get("images", ()), *([] if label is None else [label])]
 
 
 def coordinate_names(case: str, image_channels: int, ending: str) -> list[str]:
@@ -289,7 +345,7 @@ def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
         unchanged = record["files"] == _signature(case.files)
     except OSError:
         return False
-    return record["status"] != FAILED and unchanged and all((folder / name).is_file() for name in record["coordinates"])
+    return record["status"] != FAILED and unchanged and all((folder / name).is_file() for name in _written(record))
 
 
 def _read_known(path: Path, report: LocationReport) -> dict[str, dict]:
@@ -317,4 +373,7 @@ def _failed(case: RawCase, reason: str) -> dict[str, Any]:
         "voxel_to_location": None,
         "files": [{"path": str(path)} for path in case.files],
         "coordinates": [],
+        "images": [],
+        "label": None,
+        "done": "",
     }

@@ -16,10 +16,10 @@ from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.checkpoints.conditional import query_encoder_state
 from nnunet_alice.checkpoints.loading import check_finite, finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.networks import network_of_file
-from nnunet_alice.checkpoints.pretraining import pretrained_configuration
+from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.coordinates.atlas_file import geometry_of_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import CheckpointError
+from nnunet_alice.errors import CheckpointError, NotPreparedError
 from nnunet_alice.matching.atlas_landmarks import open_landmarks
 from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional
@@ -35,8 +35,8 @@ class TrainedEncoder:
         module: called with patches and locations; gives the encoder's stages, bottleneck last.
         represent: what is read off its patches.
         run: what the checkpoint says about itself (``pretraining``).
-        landmarks: landmarks of the atlas.
-        atlas: geometry of the atlas case.
+        landmarks: landmarks of the atlas; None where none were needed and none are there.
+        atlas: geometry of the atlas case; None likewise.
         size: (3,) crop in voxels, (z, y, x).
         strides: for each stage its (3,) stride against the image.
         conditional: whether locations matter.
@@ -46,8 +46,8 @@ class TrainedEncoder:
     module: nn.Module
     represent: PatchRepresentation
     run: dict[str, Any]
-    landmarks: Landmarks
-    atlas: CaseGeometry
+    landmarks: Landmarks | None
+    atlas: CaseGeometry | None
     size: tuple[int, ...]
     strides: list[tuple[int, ...]]
     conditional: bool
@@ -56,7 +56,12 @@ class TrainedEncoder:
     @property
     def spacing(self) -> tuple[float, ...]:
         """(3,) voxel size in mm of the images that the encoder takes."""
-        return self.atlas.spacing
+        return tuple(float(mm) for mm in pretrained_configuration(self.run)["spacing"])
+
+    @property
+    def orientation(self) -> str:
+        """How the images lay that it was trained on; empty or ``mixed`` where they cannot be compared with others."""
+        return pretrained_orientation({"pretraining": self.run})
 
     @torch.no_grad()
     def stages(self, patches: Tensor, locations: Tensor) -> list[Tensor]:
@@ -76,7 +81,12 @@ class TrainedEncoder:
 
 
 def open_encoder(
-    path: str | os.PathLike, *, plain: bool = False, untrained: bool = False, device: torch.device | str = "cpu"
+    path: str | os.PathLike,
+    *,
+    plain: bool = False,
+    untrained: bool = False,
+    device: torch.device | str = "cpu",
+    needs_landmarks: bool = True,
 ) -> TrainedEncoder:
     """Open the encoder of a checkpoint: DrasCLR's conditional one, or the network's own.
 
@@ -85,10 +95,12 @@ def open_encoder(
         plain: take the plain network's encoder of a DrasCLR checkpoint, too.
         untrained: leave the network at fresh weights (seed 0): the baseline that shows what training brought.
         device: where it computes.
+        needs_landmarks: whether features at landmarks will be taken; dense maps of a plain encoder need none.
 
     Raises:
         CheckpointError: damaged, or not written by a pretraining trainer of ours.
-        NotPreparedError: the checkpoint brings no atlas and its dataset is not here or has no landmarks.
+        NotPreparedError: the checkpoint brings no atlas and its dataset is not here or has no landmarks, where they are
+            needed.
     """
     checkpoint = load_checkpoint(path)
     run = checkpoint.get("pretraining")
@@ -112,11 +124,17 @@ def open_encoder(
     else:
         module = UnconditionedEncoder(network.encoder)
     strides = np.cumprod([np.broadcast_to(stride, 3) for stride in network.encoder.strides], axis=0)
-    landmarks, atlas, registered_by = _anatomy(run, own)
-    patch_size = pretrained_configuration(run)["patch_size"]
-    size = own["crop_size"] if own else crop_size(
-        landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), patch_size
-    )  # fmt: skip
+    try:
+        landmarks, atlas, registered_by = _anatomy(run, own)
+    except NotPreparedError:
+        if needs_landmarks:
+            raise
+        landmarks, atlas, registered_by = None, None, BODY
+    size = patch_size = pretrained_configuration(run)["patch_size"]
+    if own:
+        size = own["crop_size"]
+    elif landmarks is not None and atlas is not None:
+        size = crop_size(landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), patch_size)
     return TrainedEncoder(
         module.to(device).eval(),
         PatchRepresentation(module, network.encoder.output_channels[-1]),

@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
-from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.images import DatasetImages, OpenedImage, RawImages
 from nnunet_alice.files import atomic_write
 from nnunet_alice.views.landmark_crops import crop_with_border
+from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,10 @@ def case_to_atlas(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
 
     Raises:
         InputError: the registration is poor.
+        NotPreparedError: the encoder was opened without its atlas.
     """
+    if encoder.atlas is None:
+        raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
     known = opened.known_affine(encoder.atlas.case)
     if known is not None:
         return known
@@ -70,11 +74,13 @@ def patch_features(encoder: TrainedEncoder, opened: OpenedImage) -> PatchFeature
     Raises:
         InputError: its registration is poor, or it shows no landmark.
     """
-    geometry = opened.geometry
-    seen = encoder.landmarks.in_case(case_to_atlas(encoder, opened), geometry.shape, encoder.spacing)
+    geometry, landmarks, affine = opened.geometry, encoder.landmarks, case_to_atlas(encoder, opened)
+    if landmarks is None:
+        raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
+    seen = landmarks.in_case(affine, geometry.shape, encoder.spacing)
     if not len(seen.landmarks):
-        raise InputError(f"Case {geometry.case} shows none of the {len(encoder.landmarks)} landmarks.")
-    locations = encoder.landmarks.locations[seen.landmarks]
+        raise InputError(f"Case {geometry.case} shows none of the {counted(len(landmarks), 'landmark')}.")
+    locations = landmarks.locations[seen.landmarks]
     found = []
     for first in range(0, len(locations), _BATCH):
         points = seen.points_vox[first : first + _BATCH]
@@ -99,7 +105,8 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
     """
     stride, size = np.asarray(encoder.strides[stage]), np.asarray(encoder.size)
     shape = np.asarray(opened.geometry.shape)
-    affine = case_to_atlas(encoder, opened)
+    # A plain encoder asks for no place, so that no registration can fail.
+    affine = case_to_atlas(encoder, opened) if encoder.conditional else None
     cells, window = -(-shape // stride), size // stride
     bottleneck = np.asarray(encoder.strides[-1])
     step = np.maximum(bottleneck, size // 2 // bottleneck * bottleneck)
@@ -113,8 +120,10 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
     for first in range(0, len(corners), _BATCH):
         part = corners[first : first + _BATCH]
         crops = np.stack([crop_with_border(opened.image, corner + size // 2, size) for corner in part])
-        middle_mm = apply_affine(affine, (part + (size - 1) / 2) * np.asarray(encoder.spacing))
-        where = np.clip(to_locations(middle_mm, encoder.atlas.shape, encoder.atlas.spacing), -1, 1)
+        where = np.zeros((len(part), 3))
+        if affine is not None and encoder.atlas is not None:
+            middle_mm = apply_affine(affine, (part + (size - 1) / 2) * np.asarray(encoder.spacing))
+            where = np.clip(to_locations(middle_mm, encoder.atlas.shape, encoder.atlas.spacing), -1, 1)
         maps = encoder.stages(torch.from_numpy(crops), torch.from_numpy(where))[stage].float().cpu().numpy()
         if total is None:
             total = np.zeros((maps.shape[1], *cells), dtype=np.float32)
@@ -199,7 +208,7 @@ def _each(
         try:
             result = work(images.open(case))
         except Exception as error:
-            failed[case] = str(error) if isinstance(error, AliceError) else f"{type(error).__name__}: {error}"
+            failed[case] = telling(error)
             logger.warning("%s failed: %s", case, failed[case])
             continue
         yield case, result

@@ -1,5 +1,7 @@
 """Images to take features of: preprocessed cases of a dataset, or raw files that are preprocessed on the fly."""
 
+import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,11 +10,16 @@ import numpy as np
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
-from nnunet_alice.anatomy.orientation import axial_axis_of_plans
-from nnunet_alice.anatomy.world import PreparedCases, world_affine
-from nnunet_alice.checkpoints.pretraining import pretrained_configuration
+from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ, is_orientation, reader_that_gives
+from nnunet_alice.anatomy.world import PreparedCases, array_orientation, world_affine
+from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
+from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT
+from nnunet_alice.importing.scan import passed_over, scan_folder
+from nnunet_alice.importing.turning import read_turned
+
+logger = logging.getLogger(__name__)
 
 
 class OpenedImage(Protocol):
@@ -58,9 +65,20 @@ class DatasetImages:
         self.dataset = dataset
         self.cases = dataset.cases()
         self._same = (dataset.name, dataset.plans_name) == (run["dataset_name"], run["plans_name"])
+        self._prepared, self._wanted = PreparedCases(dataset), pretrained_orientation({"pretraining": run})
 
     def open(self, case: str) -> OpenedImage:
-        """Open one case."""
+        """Open one case.
+
+        Raises:
+            InputError: it is damaged, or lies differently from the images that the encoder was trained on.
+        """
+        lies = array_orientation(self._prepared.properties(case))
+        if differ(lies, self._wanted):
+            raise InputError(
+                f"Case {case} lies {lies} and what the encoder was trained on {self._wanted}: left would be taken for "
+                "right, or one axis for another; give the raw images with -i, which are then turned."
+            )
 
         def known(atlas_case: str) -> np.ndarray | None:
             if not self._same:
@@ -69,48 +87,65 @@ class DatasetImages:
             record = files.read_record(case, files.fingerprint(atlas_case))
             return None if record is None or record.affine is None else record.matrix
 
-        world = lambda: PreparedCases(self.dataset).world_affine(case)  # noqa: E731
+        world = lambda: self._prepared.world_affine(case)  # noqa: E731
         return _Opened(self.dataset.image(case), load_geometry(self.dataset, case), world, known)
 
 
 class RawImages:
-    """Raw files named as nnU-Net wants its inputs (``CASE_0000.nii.gz``), preprocessed as the checkpoint's plans say.
+    """Raw images, read in any format, turned as those of the pretraining lay and preprocessed as its plans say.
+
+    Files are grouped into cases as import does it: ``CASE_0000.nii.gz``, or any name where there is one channel.
 
     Args:
-        folder: where the files lie.
+        folder: where the files lie, in sub-folders, too.
         run: ``pretraining`` of the checkpoint.
 
+    Attributes:
+        cases: names of the cases.
+        others: ending -> files that are no images and were passed over.
+
     Raises:
-        InputError: the folder holds no such file.
+        InputError: the folder holds no image.
     """
 
     def __init__(self, folder: str | Path, run: Mapping) -> None:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         self.run = run
-        ending = run["dataset_json"]["file_ending"]
-        self._files: dict[str, list[str]] = {}
-        for path in sorted(Path(folder).glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
-            self._files.setdefault(path.name[: -len(ending) - 5], []).append(str(path))
-        if not self._files:
-            raise InputError(f"{folder} holds no file named CASE_0000{ending}.")
-        self.cases: Sequence[str] = sorted(self._files)
-        self._plans = PlansManager(run["plans"])
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder} is not a folder.")
+        found = scan_folder(Path(folder), run["num_input_channels"], ENDINGS_OF_IMPORT)
+        self.others = found.others
+        self._cases = {case.name: case for case in found.cases}
+        if not self._cases:
+            passed = f" ({passed_over(found.others)})" if found.others else ""
+            raise InputError(f"{folder} holds no image that can be read{passed}: {', '.join(ENDINGS_OF_IMPORT)}.")
+        self.cases: Sequence[str] = sorted(self._cases)
+        self._letters = pretrained_orientation({"pretraining": run})
+        plans = run["plans"]
+        reader = reader_that_gives(self._letters, plans["image_reader_writer"])
+        self._plans = PlansManager({**plans, "image_reader_writer": reader})
         self._configuration = self._plans.get_configuration(run["configuration"])
 
     def open(self, case: str) -> OpenedImage:
-        """Read and preprocess one case.
+        """Read, turn and preprocess one case.
 
         Raises:
-            InputError: it has another number of channels.
+            InputError: it has other channels, or a file cannot be read.
         """
-        files = self._files[case]
-        if len(files) != self.run["num_input_channels"]:
-            raise InputError(f"Case {case} has {len(files)} channels instead of {self.run['num_input_channels']}.")
+        candidate = self._cases[case]
+        if candidate.problem:
+            raise InputError(f"Case {case}: {candidate.problem}")
+        letters = self._letters if is_orientation(self._letters) and self._letters != TURNED else ""
+        turned = read_turned(candidate.files, letters)
+        if turned.done:
+            logger.info("Case %s: %s.", case, "; ".join(turned.done))
         preprocessor = self._configuration.preprocessor_class(verbose=False)
-        data, _, properties = preprocessor.run_case(
-            files, None, self._plans, self._configuration, self.run["dataset_json"]
-        )
+        with tempfile.TemporaryDirectory() as copies:
+            files = turned.files(candidate.files, lambda number: Path(copies, f"{case}_{number:04d}.nii.gz"))
+            data, _, properties = preprocessor.run_case(
+                [str(path) for path in files], None, self._plans, self._configuration, self.run["dataset_json"]
+            )
         forward, axial_axis = list(self._plans.transpose_forward), axial_axis_of_plans(self.run["plans"])
         geometry = compute_geometry(case, data, tuple(self._configuration.spacing), axial_axis)
         world = lambda: world_affine(properties, forward, data.shape[1:])  # noqa: E731

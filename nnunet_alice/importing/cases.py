@@ -12,12 +12,13 @@ from nnunet_alice.anatomy import body
 from nnunet_alice.anatomy.body import body_mask, nonzero_mask
 from nnunet_alice.anatomy.orientation import axial_axis, orientation
 from nnunet_alice.errors import InputError
-from nnunet_alice.importing.checks import grid_difference, read_case
+from nnunet_alice.importing.checks import grid_difference
 from nnunet_alice.importing.intensities import measure
-from nnunet_alice.importing.mending import COPY_ENDING, COPY_FOLDER, read_another_way, straighten, write_image
+from nnunet_alice.importing.mending import COPY_ENDING, COPY_FOLDER, write_image
 from nnunet_alice.importing.nifti import keeps_orientation
 from nnunet_alice.importing.report import IMPORTED
 from nnunet_alice.importing.scan import Candidate
+from nnunet_alice.importing.turning import read_turned
 
 #: Raised when a check changes, so that what older ones said is looked at again. Masks have a number of their own.
 VERSION = 2
@@ -84,29 +85,9 @@ def import_case(job: Job, task: Task) -> dict[str, Any]:
         InputError: the case cannot be imported.
     """
     candidate = task.candidate
-    ways: dict[str, str] = {}
-
-    def another_way(path: Path) -> sitk.Image | None:
-        found = read_another_way(path)
-        if found is None:
-            return None
-        image, ways[path.name] = found
-        return image
-
-    images = read_case(candidate.files, another_way)
-    for file, image in zip(candidate.files, images, strict=True):
-        if skew_degrees := straighten(image):
-            ways[file.name] = f"its axes were skewed by {skew_degrees:.2g} degrees and were straightened"
-    before = orientation(images[0])
-    turned = bool(job.orient) and before != job.orient
-    if turned:
-        images = [sitk.DICOMOrient(image, job.orient) for image in images]
-        ways[candidate.files[0].name] = f"turned from {before} to {job.orient}"
-    # All channels: nnU-Net compares their grids digit by digit.
-    paths = job.copies(candidate.name) if ways else candidate.files
-    if ways:
-        for image, path in zip(images, paths, strict=True):
-            write_image(image, path)
+    turned = read_turned(candidate.files, job.orient)
+    paths = turned.files(candidate.files, lambda number: job.copies(candidate.name)[number])
+    images = turned.images
     first = images[0]
     letters, spacing_mm = orientation(first), first.GetSpacing()[::-1]
     arrays = [sitk.GetArrayViewFromImage(image) for image in images]
@@ -124,9 +105,9 @@ def import_case(job: Job, task: Task) -> dict[str, Any]:
         hints[NO_ORIENTATION] = None
     return {
         "status": IMPORTED,
-        "images": [str(path.relative_to(job.folder)) if ways else str(path) for path in paths],
-        "copied": "; ".join(f"{name}: {way}" for name, way in ways.items()),
-        "turned_from": before if turned else "",
+        "images": [str(path.relative_to(job.folder)) if turned.done else str(path) for path in paths],
+        "copied": "; ".join(turned.done),
+        "turned_from": turned.lay if turned.lay != letters else "",
         "orientation": letters,
         "shape": list(mask.shape),
         "spacing_mm": list(spacing_mm),

@@ -103,9 +103,9 @@ def straighten(image: sitk.Image) -> float:
     return skew_degrees
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
-    """Write an image, compressed, whole or not at all."""
-    with atomic_write(path) as temporary:
+def write_image(image: sitk.Image, path: Path, inside: Path | None = None) -> None:
+    """Write an image, compressed, whole or not at all; ``inside`` as for ``atomic_write``."""
+    with atomic_write(path, inside) as temporary:
         sitk.WriteImage(image, str(temporary), True)
 
 

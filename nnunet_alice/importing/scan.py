@@ -3,10 +3,13 @@
 import os
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_alice.errors import named
 from nnunet_alice.importing.endings import ENDINGS, data_files, ending_of, volume_ending, what_it_is
+from nnunet_alice.words import counted
 
 #: Folders of labels in nnU-Net's and the Decathlon's layout; their files are no unlabelled volumes.
 LABEL_FOLDERS = ("labelsTr", "labelsTs", "labelsPr")
@@ -67,6 +70,18 @@ class Scan:
     unlistable: dict[str, str] = field(default_factory=dict)
     others: dict[str, OtherFiles] = field(default_factory=dict)
     other_paths: list[Path] = field(default_factory=list)
+
+
+def passed_over(others: Mapping[str, OtherFiles]) -> str:
+    """Return which files were passed over, and what they are, for a message.
+
+    Args:
+        others: of a :class:`Scan`.
+    """
+    return "; ".join(
+        f"{counted(entry.count, f'{ending} file')} ({named(entry.examples)}){f': {entry.what}' if entry.what else ''}"
+        for ending, entry in others.items()
+    )
 
 
 def find_cases(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS) -> list[Candidate]:

@@ -16,8 +16,11 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
+from nnunet_alice.anatomy.orientation import differ
+from nnunet_alice.anatomy.world import dataset_orientation
 from nnunet_alice.checkpoints.loading import check_finite, finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.networks import network_of_file
+from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.cropping import crop_centred
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError
@@ -175,6 +178,9 @@ def _check_preparation(path: str | os.PathLike, run: dict, trained, dataset: Pre
         "order of axes": (run["plans"]["transpose_forward"], dataset.plans["transpose_forward"]),
         "number of channels": (run["num_input_channels"], len(own.normalization_schemes)),
     }
+    lay, lie = pretrained_orientation({"pretraining": run}), dataset_orientation(dataset)
+    if differ(lay, lie):
+        compared["orientation"] = (lay, lie)
     for name, (there, here) in compared.items():
         same = np.allclose(there, here, rtol=1e-3) if name == "spacing" else there == here
         if not same:

@@ -10,7 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_alice.anatomy.orientation import TURNED, TURNING_READERS, axes_after_turning, file_orientation
+from nnunet_alice.anatomy.orientation import (
+    MIXED,
+    TURNED,
+    TURNING_READERS,
+    UNKNOWN,
+    axes_after_turning,
+    file_orientation,
+)
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json
 from nnunet_alice.importing.report import orientations_of_import, turning_command
@@ -22,8 +29,6 @@ from nnunet_alice.planning.preprocessing import raw_cases
 _TURNING = dict(zip(("SimpleITKIO", "NibabelIO"), TURNING_READERS, strict=True))
 #: Headers that are read at the same time.
 _THREADS = 8
-#: Where images of a dataset lie differently and are not turned, and where nothing says how they lie.
-MIXED, UNKNOWN = "mixed", ""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class Ending:
 
 
 _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+#: so alike are a name and its misspelling; FineTuneTrainer and DrasCLRFineTuneTrainer are less so
+_LOOKS_ALIKE = 0.85
 #: smaller than any rate or temperature that makes sense
 _ABOVE_0 = 1e-30
 
@@ -125,6 +127,7 @@ def named_trainer(name: str, namespace: Mapping[str, Any]) -> type:
     """
     base_name = _base_name(name, namespace)
     if base_name is None:
+        _hint_at(name, namespace)
         raise AttributeError(f"module '{namespace['__name__']}' has no attribute '{name}'")
     base = namespace[base_name]
     try:
@@ -148,14 +151,29 @@ def with_learning_rate(name: str, value: float) -> str:
     return f"{'_'.join(kept)}_lr{value:.3g}"
 
 
+def _hint_at(name: str, namespace: Mapping[str, Any]) -> None:
+    """Say which trainer of this module was meant, perhaps: nnU-Net itself says only that it found none."""
+    own = {key.lower(): key for key in namespace if _is_own_trainer(key, namespace)}
+    near = difflib.get_close_matches(name.partition("_")[0].lower(), own, n=1, cutoff=_LOOKS_ALIKE)
+    if near:
+        logger.warning(
+            "%s is no trainer of nnunet_alice; did you mean %s? nnunet_alice trainers --list names all.",
+            name, own[near[0]],
+        )  # fmt: skip
+
+
 def _base_name(name: str, namespace: Mapping[str, Any]) -> str | None:
     """The longest name of a trainer of this module with which a name begins."""
     parts = name.split("_")
     for count in range(len(parts) - 1, 0, -1):
-        base = namespace.get("_".join(parts[:count]))
-        if isinstance(base, type) and base.__module__ == namespace["__name__"] and hasattr(base, "settings"):
+        if _is_own_trainer("_".join(parts[:count]), namespace):
             return "_".join(parts[:count])
     return None
+
+
+def _is_own_trainer(name: str, namespace: Mapping[str, Any]) -> bool:
+    found = namespace.get(name)
+    return isinstance(found, type) and found.__module__ == namespace["__name__"] and hasattr(found, "settings")
 
 
 def _changes(name: str, base_name: str, namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,3 +123,19 @@ def test_every_ending_belongs_to_some_trainer():
     trees = [repr(trainer.settings) for trainer in trainers if hasattr(trainer, "settings")]
     for ending in ENDINGS:
         assert any(f"{ending.path.rpartition('.')[2]}=" in tree for tree in trees), ending
+
+
+@pytest.mark.parametrize("name", ["AliceTrainr", "alicetrainer", "AliceTrainr_100epochs_seed2", "AllceTrainer_noCASA"])
+def test_a_misspelled_trainer_is_told_what_was_meant(name, caplog):
+    assert not hasattr(alice, name)
+    assert f"{name} is no trainer of nnunet_alice; did you mean AliceTrainer?" in caplog.text
+
+
+def test_trainers_of_other_modules_are_no_misspellings(caplog):
+    """nnU-Net asks every module for a name until one has it."""
+    modules = alice, anatomical_embedding, drasclr, drasclr_finetuning, finetuning
+    names = [name for module in modules for name, value in vars(module).items() if isinstance(value, type)]
+    for name in [*names, "nnUNetTrainer", "nnUNetTrainer_100epochs"]:
+        for module in modules:
+            hasattr(module, f"{name}_7epochs")
+    assert not [record for record in caplog.records if "did you mean" in record.message]
