@@ -3,12 +3,12 @@
     python benchmarks/gpu_check.py                                # every trainer: a few minutes on one GPU
     python benchmarks/gpu_check.py --compile --only Alice DrasCLR   # as nnU-Net compiles by default
     python benchmarks/gpu_check.py -device cpu --size tiny        # tries the script itself
-    python benchmarks/gpu_check.py --data DIR --prepare           # elsewhere: writes and registers the data; then --data
+    python benchmarks/gpu_check.py --data DIR --prepare           # elsewhere: writes and registers the data
 
-Needs nothing but this package: trains on small phantoms with the network of nnU-Net's own plans (6 stages, 128^3). Rows
-that do not fit into --budget seconds are named and left out. A row says "ok" where losses are finite, half precision is
-within 1 % of single precision on the same batch, at most 10 steps are skipped, memory is within the plan, and the host
-waits for the GPU, and torch.compile makes graphs, no more often than recorded below (tests/audit holds the same numbers).
+Needs nothing but this package: trains on small phantoms with the network of nnU-Net's own plans (6 stages, 128^3).
+Rows that do not fit into --budget seconds are named and left out. A row says "ok" where losses are finite, half
+precision is within 1 % of single precision on the same batch, at most 10 steps are skipped, memory is within the plan,
+and waits for the GPU and compiled graphs are no more than recorded below (tests/audit holds the same numbers).
 """
 
 import argparse
@@ -103,8 +103,9 @@ class Result:
 
 
 COLUMNS = {
-    "name": ("trainer", "s"), "images": ("images", "d"), "step_ms": ("ms/step", ".0f"), "ratio": ("x stock/image", ".2f"),
-    "gib": ("GiB", ".1f"), "planned_gib": ("planned", ".1f"), "scale": ("scale", ".0f"), "skipped": ("skipped", "d"),
+    "name": ("trainer", "s"), "images": ("images", "d"), "step_ms": ("ms/step", ".0f"),
+    "ratio": ("x stock/image", ".2f"), "gib": ("GiB", ".1f"), "planned_gib": ("planned", ".1f"),
+    "scale": ("scale", ".0f"), "skipped": ("skipped", "d"),
     "loss_single": ("loss fp32", ".4f"), "loss_half": ("loss fp16", ".4f"), "waits": ("waits", "d"),
     "graphs": ("graphs", "d"), "breaks": ("breaks", "d"), "first_step_s": ("first step s", ".1f"),
     "verdict": ("verdict", "s"),
@@ -142,9 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table(results))
     if args.o:
         args.o.write_text(json.dumps([asdict(result) for result in results], indent=1))
-    print(
-        "Please send this table, with the line above it, to the maintainers as an issue: what it says of your GPU is new."
-    )
+    print("Please send this table and the line above it to the maintainers, as an issue: your GPU may be new to us.")
     return int(any(not result.verdict.startswith(("ok", "left out")) for result in results))
 
 
@@ -362,8 +361,9 @@ def write_data(base: Path, patch, features, spacing_mm: float) -> None:
         image = (np.clip(render(make_subject(seed), spacing_mm).image, -1000, 600) + 200) / 400
         axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape), indexing="ij")
         plain.append(image[None].astype(np.float32))
-        places = located.encode_locations(np.stack(axes))
-        with_places.append(np.concatenate([plain[-1], places]).astype(np.float32))
+        weights = located.location_weights(np.ones(image.shape, dtype=bool))
+        places = [weights, *(located.encode_locations(axis, weights) for axis in axes)]
+        with_places.append(np.concatenate([plain[-1], np.stack(places)]).astype(np.float32))
     _write_dataset(base / PLAIN, plain, patch, features, spacing_mm, {})
     _write_dataset(base / LOCATED, with_places, patch, features, spacing_mm, {RECORD: {"atlas": ""}})
 

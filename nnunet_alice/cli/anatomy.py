@@ -12,7 +12,7 @@ prepared, views are matched by the one whose matches look more alike in the imag
 import argparse
 
 from nnunet_alice.cli.common import SOME_FAILED, name_some, positive
-from nnunet_alice.parts import Part, add_part_argument
+from nnunet_alice.parts import add_part_argument, end_of_part
 from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres -np 8"
@@ -109,7 +109,7 @@ def _index(args: argparse.Namespace) -> int:
     name_some("failed", report.failed.items())
     print(f"Indices: {IndexStore(dataset).folder}")
     if args.part is not None:
-        return _end_of_part(args.part, bool(report.failed))
+        return end_of_part(args.part, bool(report.failed))
     if report.trust is None:
         print("Fewer than two cases have an index: nothing can be matched.")
         return 1
@@ -150,7 +150,7 @@ def _register(args: argparse.Namespace) -> int:
     for status in (POOR, FAILED):
         name_some(status, [(record.case, record.reason) for record in report.named(status)])
     if args.part is not None:
-        return _end_of_part(args.part, bool(report.named(FAILED)))
+        return end_of_part(args.part, bool(report.named(FAILED)))
     picture = draw_atlas(dataset, report)
     print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
     if len(report.named(OK)) < 2:
@@ -175,12 +175,6 @@ def _note_subjects(args: argparse.Namespace, dataset) -> None:
             f"{alike[0]} and {alike[1]} look like two scans of one person, and DrasCLR would tell them apart as two; "
             "name persons with --subjects."
         )
-
-
-def _end_of_part(part: Part, failed: bool) -> int:
-    """Say what is left after a part; its exit status."""
-    print(f"Part {part} is done. When all {part.of} are, run the same without --part (and --overwrite).")
-    return int(failed)
 
 
 def _print_next(dataset) -> None:

@@ -10,6 +10,8 @@ only what is new is read."""
 
 import argparse
 
+from nnunet_alice.parts import add_part_argument, end_of_part
+
 EXAMPLE = "nnunet_alice import -i /data/scans -d 900 -n Torso --channel CT -np 8"
 RESUMES = True
 
@@ -42,10 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--derived", action="store_true", help="take DICOM series that were computed from others, too (reformats, maps)"
     )
+    add_part_argument(parser)
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if any volume was left out")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Import and say what happened."""
     from nnunet_alice.importing.unlabelled import import_unlabelled
 
@@ -58,10 +61,14 @@ def run(args: argparse.Namespace) -> None:
         args.strict,
         args.orient,
         args.derived,
+        args.part,
     )
     print(
         f"{len(report.imported)} cases in {report.folder} ({report.checked} read now), "
         f"{len(report.left_out)} left out; details: {report.file}"
     )
+    if args.part is not None:
+        return end_of_part(args.part, failed=False)
     print(f"Next: nnunet_alice plan -d {args.dataset_id} -np {args.num_processes}")
     print("(with --target ID to pretrain for a labelled dataset with that dataset's own plans)")
+    return 0

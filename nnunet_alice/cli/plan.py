@@ -13,6 +13,7 @@ from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.parts import add_part_argument, end_of_part
 
 EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
 RESUMES = True
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --target: keep its patch; without this, a patch larger than two thirds of the median volume shrinks",
     )
+    add_part_argument(parser)
     parser.add_argument("--no_preprocess", action="store_true", help="write the plans and stop")
     parser.add_argument("-np", type=_positive(int), metavar="N", help="processes [as nnU-Net, at most one a processor]")
 
@@ -63,11 +65,16 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.planning.plans import default_processes
     from nnunet_alice.planning.preprocessing import preprocess_cases
 
+    if args.part is not None and args.no_preprocess:
+        raise InputError("--part shares the preprocessing that --no_preprocess leaves out; give only one of them.")
     if args.target is not None and args.pl is not None:
         raise InputError("--target brings its own plans and -pl makes new ones; give only one of them.")
     name = dataset_name(args.d)
     processes = args.np or default_processes()
     _check_before_work(args, name)
+    fingerprint = nnunet_folder("nnUNet_preprocessed") / name / "dataset_fingerprint.json"
+    if args.part is not None and not fingerprint.is_file():
+        raise InputError(f"{name} was not planned yet: run the same with --no_preprocess in place of --part, once.")
     ensure_fingerprint(name, processes)
     planned = _plan(args, name)
     print(
@@ -81,8 +88,10 @@ def run(args: argparse.Namespace) -> int:
             "all views would look alike; views are smaller (the weights fit all the same; --keep_patch keeps it)."
         )
     if not args.no_preprocess:
-        outcome = preprocess_cases(name, planned.plans_name, args.c, processes)
+        outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part)
         print(f"Preprocessed: {outcome.done} now, {outcome.kept} before, {len(outcome.failed)} failed.")
+    if args.part is not None:
+        return end_of_part(args.part, bool(outcome.failed))
     _print_next(args, name, planned.plans_name)
     return 0
 

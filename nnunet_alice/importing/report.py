@@ -9,9 +9,12 @@ from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.mending import COPY_FOLDER
 from nnunet_alice.nnunet_folders import datasets_by_number
+from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, pasteable
 
 REPORT_FILE = "import_report.json"
+#: What the parts of an array job leave, until an import of the whole folder takes it over.
+PART_FILES = "import_report_part*.json"
 IMPORTED, LEFT_OUT = "imported", "left out"
 #: Unlike cases that are named one by one; the report has all.
 _NAMED = 20
@@ -41,6 +44,7 @@ class ImportReport:
         folder: folder of the dataset; not stored.
         checked: number of cases that this run read, all others being known already; not stored.
         gone: imported cases whose files are no more; not stored.
+        part: the share of the cases that this run imports; None for all; not stored.
     """
 
     dataset: str
@@ -54,6 +58,7 @@ class ImportReport:
     folder: Path | None = None
     checked: int = 0
     gone: list[str] = field(default_factory=list)
+    part: Part | None = None
 
     @property
     def imported(self) -> list[str]:
@@ -82,7 +87,13 @@ class ImportReport:
     @property
     def file(self) -> Path:
         """Where the report is kept."""
-        return self.folder / REPORT_FILE
+        name = REPORT_FILE if self.part is None else PART_FILES.replace("*", str(self.part).replace("/", "of"))
+        return self.folder / name
+
+    def forget_parts(self) -> None:
+        """Remove the reports of parts, whose records this one holds."""
+        for path in self.folder.glob(PART_FILES):
+            path.unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write the report, whole or not at all."""
@@ -117,39 +128,53 @@ class ImportReport:
             yield f"Not taken, no volumes by their names: {', '.join(harmless)}."
 
 
-def open_report(folder: Path, source: Path, channels: list[str]) -> ImportReport:
-    """Return the report of an earlier import into a dataset's folder, or an empty one.
+def open_report(folder: Path, source: Path, channels: list[str], part: Part | None = None) -> ImportReport:
+    """Return the report of an earlier import into a dataset's folder and of its parts, or an empty one.
 
     Raises:
         InputError: the folder was not made by import, or from another source, or with other channels.
     """
-    report = ImportReport(folder.name, str(source), channels, folder=folder)
-    if not report.file.is_file():
-        if (folder / "dataset.json").exists() or (folder / "labelsTr").exists():
-            raise InputError(f"{folder} exists and was not made by import; choose another number with -d.")
-        return report
-    earlier = read_json(report.file)
+    report = ImportReport(folder.name, str(source), channels, folder=folder, part=part)
+    there = [path for path in (folder / REPORT_FILE, *sorted(folder.glob(PART_FILES), key=_age)) if path.is_file()]
+    if not there and ((folder / "dataset.json").exists() or (folder / "labelsTr").exists()):
+        raise InputError(f"{folder} exists and was not made by import; choose another number with -d.")
+    for path in there:
+        _take_over(report, path)
+    return report
+
+
+def _age(path: Path) -> float:
+    """When a file was written; one that another run has just removed comes first."""
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def _take_over(report: ImportReport, path: Path) -> None:
+    """Put the records of an earlier import or part into a report; later ones win.
+
+    Raises:
+        InputError: it is of another source, or of other channels.
+    """
+    earlier, folder = read_json(path), report.folder
     try:
         if earlier["source"] != report.source:
             raise InputError(
                 f"{folder} was imported from {earlier['source']}; choose another number with -d, or delete the folder."
             )
-        report.cases = {case: dict(record) for case, record in earlier["cases"].items()}
+        report.cases |= {case: dict(record) for case, record in earlier["cases"].items()}
         report.orient = earlier.get("orient", "")
         before = list(earlier["channels"])
         there = report.imported
     except (TypeError, KeyError, AttributeError, ValueError):
-        raise InputError(f"{report.file} is not a report of import; delete it with its folder.") from None
-    if there and before != channels:
+        raise InputError(f"{path} is not a report of import; delete it with its folder.") from None
+    if there and before != report.channels:
         number = int(folder.name[7:10])
         taken = datasets_by_number()
         free = next((n for n in (*range(number + 1, 1000), *range(1, number)) if n not in taken), "ID")
-        command = pasteable("nnunet_alice", "import", "-i", source, "-d", free, "-n", folder.name[11:], "--channel")
+        command = pasteable("nnunet_alice", "import", "-i", report.source, "-d", free, "-n", folder.name[11:])
         raise InputError(
             f"{folder} was imported with --channel {pasteable(*before)} and stays as it is; for other channels make a "
-            f"new dataset: {command} {pasteable(*channels)}"
+            f"new dataset: {command} --channel {pasteable(*report.channels)}"
         )
-    return report
 
 
 def orientations_of_import(folder: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ from nnunet_alice.importing.scan import Scan
 from nnunet_alice.importing.sources import scan_source
 from nnunet_alice.nnunet_folders import datasets_by_number, nnunet_folder
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def import_unlabelled(
     strict: bool = False,
     orient: str | None = None,
     derived: bool = False,
+    part: Part | None = None,
 ) -> ImportReport:
     """Make ``nnUNet_raw/Dataset<id>_<name>`` of a folder of unlabelled volumes.
 
@@ -59,6 +61,7 @@ def import_unlabelled(
         strict: fail if any case was left out; the others are imported all the same.
         orient: letters, e.g. ``LPS``: images that lie differently are copied, turned; as in the last import if None.
         derived: take DICOM series that were computed from others, too.
+        part: read and check this share of the cases only; an import without then makes the dataset of all parts.
 
     Returns:
         the report, which is on disk as well.
@@ -74,7 +77,7 @@ def import_unlabelled(
         raise InputError("Name the channels, for instance --channel CT.")
     if orient is not None and not is_orientation(orient):
         raise InputError(f"'{orient}' is no orientation; write for example LPS or RAS.")
-    report = open_report(_dataset_folder(dataset_id, name), source, list(channels))
+    report = open_report(_dataset_folder(dataset_id, name), source, list(channels), part)
     report.orient = report.orient if orient is None else orient
     scan = scan_source(source, report.folder, channels, num_processes, derived)
     _check_scan(source, scan)
@@ -82,8 +85,14 @@ def import_unlabelled(
     report.other_files = {ending: asdict(others) for ending, others in scan.others.items()}
     job = Job(report.folder, tuple(channels), report.orient)
     earlier = dict(report.cases)
-    _check_and_label(report, job, _sort_out(report, job, scan), num_processes)
-    _finish(report, job, scan, earlier)
+    work = _sort_out(report, job, scan)
+    if part is not None:
+        own = set(part.share(candidate.name for candidate in scan.cases))
+        report.cases = {case: record for case, record in report.cases.items() if case in own}
+        work = [task for task in work if str(task) in own]
+    _check_and_label(report, job, work, num_processes)
+    if part is None:
+        _finish(report, job, scan, earlier)
     if strict and report.left_out:
         raise InputError(
             f"{len(report.left_out)} of {len(report.cases)} cases were left out and --strict was given; "
@@ -211,6 +220,7 @@ def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]
     report.outliers = _outliers(report, job.channels)
     _write_dataset_json(report)
     report.save()
+    report.forget_parts()
     for case in earlier:
         record = report.cases.get(case, {"status": LEFT_OUT})
         if record["status"] != IMPORTED:

@@ -84,7 +84,7 @@ class StepBytes:
 
 #: nnU-Net's own step: weight, gradient, momentum, half copy.
 STOCK = StepBytes(parameter=14, element=5.0)
-#: A view of Alice: the student sees it masked, its encoder sees every other view whole, too; the teacher stores nothing.
+#: A view of Alice: the student sees it masked, its encoder every other view whole, too; the teacher stores nothing.
 #: A weight has AdamW's two moments and the teacher's copy.
 ALICE = StepBytes(parameter=20, element=4.9, encoder_element=2.2, rest=0.25 * _GB)
 

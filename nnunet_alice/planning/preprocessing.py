@@ -28,6 +28,7 @@ from nnunet_alice.importing.report import changed_since_import
 from nnunet_alice.matching.invalidation import forget_all, forget_case
 from nnunet_alice.nnunet_folders import nnunet_folder
 from nnunet_alice.parallel import map_cases
+from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
     return cases
 
 
-def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_processes: int) -> Preprocessed:
+def preprocess_cases(
+    dataset: str, plans_name: str, configuration: str, num_processes: int, part: Part | None = None
+) -> Preprocessed:
     """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
 
     Cases that are there stay when the stored recipe (spacing, normalisation, resampling...) equals that of the plans
@@ -100,6 +103,7 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
         plans_name: identifier of its plans.
         configuration: configuration of the plans.
         num_processes: processes to use; 1 works in this process.
+        part: preprocess this share of the cases only; a run without tries failed ones again and names them all.
 
     Raises:
         AliceError: no case could be preprocessed.
@@ -121,6 +125,8 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
     recipe = preprocessing_recipe(plans, manager.configuration)
     _clear_if_different(prepared, report, recipe)
     _remove_unnamed(prepared, cases)
+    if part is not None:
+        cases = {case: cases[case] for case in part.share(cases)}
     missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
     random.shuffle(missing)  # several runs then seldom meet at a case; the result does not depend on it
     kept = len(cases) - len(missing)
@@ -143,7 +149,7 @@ def preprocess_cases(dataset: str, plans_name: str, configuration: str, num_proc
             logger.warning("Case %s could not be preprocessed and %s: %s.", case, kept_as, failed[case])
     shutil.rmtree(partial, ignore_errors=True)
     write_json(report, {"recipe": recipe, "failed": failed})
-    if len(failed) == len(cases):
+    if failed and len(failed) == len(cases):
         case, reason = next(iter(failed.items()))
         raise AliceError(f"No case of {dataset} could be preprocessed; case {case}: {reason} (all in {report}).")
     return Preprocessed(len(missing) - len(failed), kept, failed)

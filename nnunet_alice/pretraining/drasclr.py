@@ -148,14 +148,12 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         elements = network.encoder.compute_conv_feature_map_size(self.crop_size)
         fitting = subjects_in_memory(cost, pairs, experts, elements, crops)
         if fitting < 2:
-            needed, planned = (
-                live_bytes_of_subjects(cost, experts, elements, crops, 2),
-                live_bytes_of_pairs(cost, pairs),
-            )
+            needed = live_bytes_of_subjects(cost, experts, elements, crops, 2)
+            planned = live_bytes_of_pairs(cost, pairs)
             self.context.log(
                 f"WARNING: {experts} experts and the smallest batch take about {needed / 2**30:.1f} GiB of GPU memory, "
-                f"and the plans foresee {planned / 2**30:.1f}: train with fewer experts (_{max(1, experts // 2)}experts) "
-                "or on a larger GPU."
+                f"and the plans foresee {planned / 2**30:.1f}: train on a larger GPU, or with fewer experts "
+                f"(_{max(1, experts // 2)}experts)."
             )
         size = min(max(2, min(pairs * cost.elements // (crops * elements), fitting)), self.settings.largest_batch)
         size = min(size, len(self.places.cases))

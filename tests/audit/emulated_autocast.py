@@ -1,7 +1,7 @@
 """CUDA's mixed precision on CPU tensors: torch's own lists of operations decide what is computed in half precision.
 
-The lists of ``torch.autocast("cuda")`` and ``torch.autocast("cpu")`` differ. Within :func:`cuda_autocast`, operations on
-CPU tensors follow CUDA's, read from the header that torch is installed with, and ``torch.autocast("cuda")`` switches
+The lists of ``torch.autocast("cuda")`` and ``torch.autocast("cpu")`` differ. Within :func:`cuda_autocast`, operations
+on CPU tensors follow CUDA's, read from the header that torch is installed with, and ``torch.autocast("cuda")`` switches
 them on. Casts lie above autograd, as on CUDA, so gradients are of half precision where activations are.
 """
 

@@ -236,6 +236,7 @@ def emulated_cuda(inner: str = "cpu", half: bool = True) -> Iterator[EmulatedCud
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
         stack.enter_context(patch.object(torch.backends.cudnn, "version", lambda: 0))
+        stack.enter_context(patch.object(torch, "load", _loaded))
         stack.enter_context(patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -252,10 +253,21 @@ _group = torch._C._group_tensors_by_device_and_dtype
 
 
 def _grouped(lists, *args):
-    """torch's own grouping for optimisers and clipping reads devices from C++, where labelled tensors are on the CPU."""
+    """torch's grouping for optimisers and clipping reads devices from C++, where labelled tensors are on the CPU."""
     found = _group(lists, *args)
     labelled = any(isinstance(x, CudaTensor) for tensors in lists for x in tensors)
     return {(CUDA, dtype): group for (_, dtype), group in found.items()} if labelled else found
+
+
+_load = torch.load
+
+
+def _loaded(file, map_location=None, **options):
+    """Checkpoints that are asked for on CUDA: read on the CPU, then labelled."""
+    content = _load(file, map_location="cpu", **options)
+    if map_location is None or torch.device(map_location).type != "cuda":
+        return content
+    return tree_map_only(torch.Tensor, lambda x: x if isinstance(x, CudaTensor) else x.to(CUDA), content)
 
 
 class _Generator(torch.Generator):

@@ -76,6 +76,19 @@ def test_running_again_does_only_what_is_missing_or_changed(datasets, capsys, ca
     assert "2 now, 0 before" in capsys.readouterr().out
 
 
+def test_parts_preprocess_all_cases_and_a_last_run_finds_them(datasets, capsys, caplog):
+    assert plan("--target", "4", "--part", "1/2") == 1
+    assert "not planned yet" in capsys.readouterr().err
+    assert plan("--target", "4", "--no_preprocess") == 0
+    for number, cases in ((1, 2), (2, 1)):
+        capsys.readouterr()
+        assert plan("--target", "4", "--part", f"{number}/2") == 0
+        shown = capsys.readouterr().out
+        assert f"{cases} now, 0 before" in shown and "run the same without --part" in shown
+    assert plan("--target", "4") == 0
+    assert "All 3 cases" in caplog.text
+
+
 def test_other_plans_start_anew_and_say_so(datasets, caplog):
     assert plan("--target", "4") == 0
     folder = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres"

@@ -353,7 +353,7 @@ def _draw(allowed: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
 def _draw_hardest(
     similarity: Tensor, allowed: Tensor, hardest: int, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Of the ``hardest`` most similar allowed entries of each row draw ``count`` at random; overwrites ``similarity``."""
+    """Of the ``hardest`` most similar allowed entries of each row draw ``count``; ``similarity`` is overwritten."""
     similarity.masked_fill_(~allowed, -torch.inf)
     top, candidates = similarity.topk(min(hardest, similarity.shape[-1]), dim=-1, sorted=False)
     drawn, present = _draw(top > -torch.inf, count, generator)
