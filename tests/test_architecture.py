@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "benchmark": {"anatomy", "checkpoints", "finetuning", "importing", "pictures"},
     "publishing": {"checkpoints", "planning"},
-    "demo": {"phantoms"},
+    "demo": {"phantoms", "pictures"},
     "planners": {"anatomy", "planning", "views"},
     "trainers": {
         *("anatomy", "checkpoints", "coordinates", "finetuning", "matching", "methods"),

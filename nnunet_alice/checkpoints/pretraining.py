@@ -85,7 +85,7 @@ def pretrained_orientation(checkpoint: Mapping[str, Any]) -> str:
     run = checkpoint.get("pretraining")
     if run is None:
         return (checkpoint.get("transferred_from") or {}).get("orientation", "")
-    return run.get("orientation") or run["plans"].get("orientation", "")
+    return run.get("orientation") or (run.get("plans") or {}).get("orientation", "")
 
 
 def pretrained_configuration(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,9 +92,9 @@ def test_commands_are_understood(page, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_trainers_exist(page):
-    from nnunet_alice.trainers import alice, anatomical_embedding, drasclr, drasclr_finetuning, finetuning
+    from nnunet_alice.trainers import alice, anatomical_embedding, classification, drasclr, drasclr_finetuning, finetuning
 
-    modules = (alice, anatomical_embedding, drasclr, drasclr_finetuning, finetuning)
+    modules = (alice, anatomical_embedding, classification, drasclr, drasclr_finetuning, finetuning)
     parser = argparse.ArgumentParser()
     parser.add_argument("-tr", default="nnUNetTrainer")
     for words in [words for code in blocks(page, "bash", "sh") for words in commands(code)]:
@@ -110,9 +110,9 @@ def test_python_and_yaml_blocks_are_sound(page):
     for code in blocks(page, "python"):
         compile(code, str(page), "exec")
     for code in blocks(page, "yaml"):
-        settings = yaml.safe_load(code)
-        if "arms" in settings:
-            parse_settings(settings)
+        for settings in yaml.safe_load_all(code):
+            if "arms" in settings:
+                parse_settings(settings)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

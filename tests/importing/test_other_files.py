@@ -205,7 +205,7 @@ def test_other_files_are_counted_named_and_recognised(raw, scans, caplog):
 def test_a_folder_of_dicom_alone_says_what_to_do(raw, tmp_path):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "a.dcm").touch()
-    with pytest.raises(InputError, match=r"holds no volume.*1 \.dcm \(DICOM; convert it"):
+    with pytest.raises(InputError, match=r"holds no volume.*1 \.dcm \(DICOM; "):
         run(tmp_path / "scans")
 
 

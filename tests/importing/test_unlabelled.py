@@ -211,7 +211,7 @@ def test_a_failure_that_is_not_the_files_is_tried_again(raw, scans, monkeypatch)
 
 def test_a_file_that_is_still_being_copied_is_read_again(raw, scans, monkeypatch):
     """The copy ends between the reading and the record of it."""
-    import nnunet_alice.importing.cases as module
+    import nnunet_alice.importing.turning as module
 
     whole = (scans / "good.nii.gz").read_bytes()
     write(scans / "other.nii.gz", volume(1))
