@@ -11,7 +11,7 @@ import torch
 from labelled_runs import stay_in_process, write_splits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
-from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, write_run
+from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, with_settings, write_run
 from small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
@@ -62,9 +62,8 @@ def chain(tmp_path_factory):
         prepare_atlas(dataset, 1)
         prepare_landmarks(dataset, patch_mm=100, step_mm=90)
         for trained in (DrasCLRTrainer, DrasCLRTrainer_2experts, DrasCLRTrainer_noLocation, AliceTrainer):
-            trainer = make_trainer(
-                type(trained.__name__, (trained,), {"epochs": 1, "iterations": 1, "seed": 7}), base.parent
-            )
+            kind = with_settings(trained, {"run.epochs": 1, "run.iterations": 1, "run.seed": 7})
+            trainer = make_trainer(kind, base.parent)
             trainer.initialize()
             trainer.save_checkpoint(str(folder / f"{trained.__name__}.pth"))
         raw = folder / "raw" / SOURCE
@@ -258,14 +257,13 @@ def test_datasets_and_configurations_without_coordinates_get_one_sentence(folder
         make("3d_fullres", dataset | {"channel_names": {"0": "CT"}}).initialize()
 
 
-def test_rates_and_freezing_find_the_stages_of_the_encoder(folders, monkeypatch):
-    monkeypatch.setattr(drasclr_finetuning.DrasCLRFineTuneTrainer, "encoder_decay", 0.75)
-    trainer = own_trainer(drasclr_finetuning.DrasCLRFineTuneTrainer, folders)
+def test_rates_and_freezing_find_the_stages_of_the_encoder(folders):
+    kind = with_settings(drasclr_finetuning.DrasCLRFineTuneTrainer, {"optimisation.encoder_decay": 0.75})
+    trainer = own_trainer(kind, folders)
     trainer.initialize()
     scales = {group["scale"] for group in trainer.optimizer.param_groups}
     assert sorted(scales) == pytest.approx([0.75**3, 0.75**2, 0.75, 1])
-    monkeypatch.setattr(drasclr_finetuning.DrasCLRFineTuneTrainer, "freeze_encoder", True)
-    frozen = own_trainer(drasclr_finetuning.DrasCLRFineTuneTrainer, folders)
+    frozen = own_trainer(with_settings(kind, {"optimisation.freeze_encoder": True}), folders)
     maybe_load_checkpoint(frozen, False, False, str(folders / "DrasCLRTrainer.pth"))
     assert not any(parameter.requires_grad for parameter in frozen.network.encoder.parameters())
 
