@@ -198,7 +198,7 @@ def train(run: Run, args: Namespace, folders: dict[str, Path], checkpoints: dict
         return
     scratch = run.arm == SCRATCH
     name = TARGETS[run.target][2] + ("_scratch" if scratch else "")
-    name += f"_target{run.target}_{args.endings}_lr{args.scratch_lr if scratch else args.lr}_seed{run.seed}"
+    name += f"_target{run.target}_{args.endings}_lr{args.scratch_lr if scratch else args.lr}_seed{run.seed}_0pictures"
     weights = [] if scratch else ["-pretrained_weights", checkpoints[run.arm]]
     # one folder of results a process: two arms of one name may train at the same time
     os.environ["nnUNet_results"] = str(args.o.absolute() / "training" / kept.name)
