@@ -122,10 +122,11 @@ def prepare(args: Namespace, folders: dict[str, Path]) -> None:
         for target, (column, task, *_) in TARGETS.items():
             words = ("--table", args.i / "subjects.csv", "--target", column, "--task", task, "--name", target)
             call("nnunet_alice", "targets", "-d", 62, *words)
-        write_folds(base, args)
+        (base / "prepared").touch()
+    write_folds(base, args)
+    if any(not trainer.startswith("MIM") for trainer in args.trainers):
         landmarks = ("--landmark_patch_mm", 60, "--landmark_step_mm", 40)
         call("nnunet_alice", "anatomy", "-d", 62, "-p", VIEWS, "-c", "3d_fullres", *landmarks, "-np", args.np)
-        (base / "prepared").touch()
 
 
 def write_plans(folder: Path) -> None:
@@ -197,7 +198,7 @@ def train(run: Run, args: Namespace, folders: dict[str, Path], checkpoints: dict
         return
     scratch = run.arm == SCRATCH
     name = TARGETS[run.target][2] + ("_scratch" if scratch else "")
-    name += f"_target{run.target}_{args.endings}_lr{args.scratch_lr if scratch else args.lr}_seed{run.seed}"
+    name += f"_target{run.target}_{args.endings}_lr{args.scratch_lr if scratch else args.lr}_seed{run.seed}_0pictures"
     weights = [] if scratch else ["-pretrained_weights", checkpoints[run.arm]]
     # one folder of results a process: two arms of one name may train at the same time
     os.environ["nnUNet_results"] = str(args.o.absolute() / "training" / kept.name)

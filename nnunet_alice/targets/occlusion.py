@@ -12,7 +12,7 @@ from nnunet_alice.targets.tasks import Task
 from nnunet_alice.targets.windows import CaseFeatures, CasePredictor, crop_at
 
 #: most blocks along an axis of a window, and windows that a picture may cost
-_FINEST, _MOST_WINDOWS = 6, 400
+_FINEST, _MOST_WINDOWS = 6, 150
 
 
 @torch.no_grad()

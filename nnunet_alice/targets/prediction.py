@@ -110,7 +110,7 @@ class TargetModel:
         for model in self.folds:
             outputs = model.predictor.outputs(model.predictor.case_features(image, geometry).mean)
             said.append(model.task.predictions(outputs))
-        return _mean_of_folds(pd.concat(said, ignore_index=True))
+        return mean_of_folds(pd.concat(said, ignore_index=True))
 
 
 class NewImages(RawImages):
@@ -199,11 +199,11 @@ def _open_fold(path: Path, fold: str, plans: dict, device: torch.device | str) -
     return FoldModel(fold, predictor, task), record
 
 
-def _mean_of_folds(said: pd.DataFrame) -> pd.DataFrame:
+def mean_of_folds(said: pd.DataFrame) -> pd.DataFrame:
     """One row of several folds' predictions: means of numbers, and the class that most say."""
     numbers = said.select_dtypes("number").mean().to_frame().T
     for name in said.columns:
-        if name == "predicted" and said[name].dtype == object:
+        if name == "predicted":
             votes = said[name].value_counts()
             best = votes.index[votes == votes.max()]
             numbers[name] = max(best, key=lambda label: numbers.at[0, f"probability_{label}"])

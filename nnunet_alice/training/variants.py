@@ -89,6 +89,7 @@ ENDINGS = (
         "classification, regression: one of several targets",
     ),
     Ending("_mirror", "(mirror)", "target.mirror", lambda _: True, "classification, regression: mirror crops"),
+    Ending("_<N>pictures", r"(\d+)pictures?", "target.pictures", int, "classification, regression: what decided", 0),
     Ending("_AdamW", "(AdamW)", "optimisation.optimizer_name", str, "FineTuneTrainer: AdamW instead of SGD"),
 )
 
