@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,14 +133,10 @@ def read_for_resume(
         if not _same(run["hyper_parameters"].get(name), value)
     ]
     if changed:
-        longer = (
-            f"; for more epochs start a new run with {pasteable('-pretrained_weights', path)}"
-            if any(words.startswith("epochs was") for words in changed)
-            else ""
-        )
-        raise CheckpointError(
-            f"{path} comes from a run with other settings: {'; '.join(changed)}; start without --c{longer}."
-        )
+        fix = "start without --c"
+        if any(words.startswith("epochs was") for words in changed):
+            fix += f", or run: {pasteable('nnunet_alice', 'extend', '-i', Path(path).parent, '--epochs', 'N')}"
+        raise CheckpointError(f"{path} comes from a run with other settings: {'; '.join(changed)}; {fix}.")
     return checkpoint
 
 

@@ -56,6 +56,8 @@ class TrainedEncoder:
     @property
     def spacing(self) -> tuple[float, ...]:
         """(3,) voxel size in mm of the images that the encoder takes."""
+        if self.atlas is not None:
+            return self.atlas.spacing
         return tuple(float(mm) for mm in pretrained_configuration(self.run)["spacing"])
 
     @property

@@ -58,13 +58,13 @@ def advice_without_checkpoint(folder: str) -> str:
 
 
 def longer_run(checkpoint: Path) -> str:
-    """Return how a finished run is continued by a longer one.
+    """Return how a finished pretraining is made longer.
 
     Args:
         checkpoint: its last one.
     """
-    weights = pasteable("-pretrained_weights", checkpoint)
-    return f"To train longer from the weights of a finished run, start a run of more epochs with {weights} (no --c)."
+    command = pasteable("nnunet_alice", "extend", "-i", checkpoint.parent, "--epochs", "N")
+    return f"To make a finished pretraining longer, run: {command}"
 
 
 def _kind(model: str) -> tuple[str, list[str]]:

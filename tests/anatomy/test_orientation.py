@@ -11,10 +11,12 @@ from nnunet_alice.anatomy.orientation import (
     axes_after_turning,
     axial_axis,
     axial_axis_of_plans,
+    differ,
     file_orientation,
     is_orientation,
     orientation,
     orientation_as_read,
+    reader_that_gives,
 )
 
 ALL = ["".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)]
@@ -75,3 +77,24 @@ def test_readers_that_turn_give_ras():
 )
 def test_axial_axis_of_preprocessed_arrays(plans, axis):
     assert axial_axis_of_plans(plans) == axis
+
+
+@pytest.mark.parametrize(
+    ("letters", "reader", "expected"),
+    [
+        ("RAS", "SimpleITKIO", "SimpleITKIOWithReorient"),
+        ("RAS", "NibabelIOWithReorient", "NibabelIOWithReorient"),
+        ("LPS", "SimpleITKIOWithReorient", "SimpleITKIO"),
+        ("LPS", "NibabelIO", "NibabelIO"),
+        ("", "SimpleITKIOWithReorient", "SimpleITKIOWithReorient"),
+        ("mixed", "SimpleITKIO", "SimpleITKIO"),
+        ("RAS", "Tiff3DIO", "Tiff3DIO"),
+    ],
+)
+def test_the_reader_of_an_orientation(letters, reader, expected):
+    assert reader_that_gives(letters, reader) == expected
+
+
+def test_only_known_orientations_differ():
+    assert differ("LPS", "RAS") and not differ("LPS", "LPS")
+    assert not any(differ("LPS", other) or differ(other, "LPS") for other in ("", "mixed"))

@@ -10,7 +10,14 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from scipy import ndimage
 from small_datasets import write_preprocessed
 
-from nnunet_alice.anatomy.world import PreparedCases, to_voxels, to_world, world_affine
+from nnunet_alice.anatomy.world import (
+    PreparedCases,
+    array_orientation,
+    dataset_orientation,
+    to_voxels,
+    to_world,
+    world_affine,
+)
 from nnunet_alice.errors import InputError
 
 TARGET_SPACING = (2.0, 1.5, 1.0)
@@ -57,3 +64,45 @@ def test_properties_without_geometry_are_named(tmp_path, monkeypatch):
     cases = PreparedCases(write_preprocessed(tmp_path, {"c0": image}, (1, 1, 1), properties={"c0": known}))
     with pytest.raises(InputError, match=r"Case c0.*nibabel_stuff"):
         cases.world_affine("c0")
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient])
+@pytest.mark.parametrize("letters", ["LPS", "LAS", "RAS", "PIR", "SLA"])
+def test_how_an_array_lies_is_read_off_its_properties(tmp_path, reader, letters):
+    blob_file(tmp_path / "case.nii.gz", (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    turned = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "case.nii.gz")), letters)
+    sitk.WriteImage(turned, str(tmp_path / "turned.nii.gz"))
+    _, properties = reader().read_images([str(tmp_path / "turned.nii.gz")])
+    assert array_orientation(properties) == ("RAS" if "Reorient" in reader.__name__ else letters)
+
+
+def lying(*directions):
+    """Properties of cases with these diagonal directions."""
+    stuff = [{"spacing": (1, 1, 1), "origin": (0, 0, 0), "direction": np.diag(d).ravel()} for d in directions]
+    return {f"case{number}": {"sitk_stuff": one} for number, one in enumerate(stuff)}
+
+
+@pytest.mark.parametrize(
+    ("properties", "planned", "expected"),
+    [
+        (lying((1, 1, 1), (1, 1, 1)), "RAS", "LPS"),  # plans that nnU-Net moved say how the other dataset lies
+        (lying((1, 1, 1), (-1, 1, 1)), None, "mixed"),
+        ({"case0": {}, "case1": {}}, "LAS", "LAS"),
+        ({"case0": {}, "case1": {}}, None, ""),
+    ],
+)
+def test_how_a_dataset_lies(tmp_path, monkeypatch, properties, planned, expected):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    images = {case: np.zeros((1, 4, 4, 4)) for case in properties}
+    dataset = write_preprocessed(tmp_path, images, (1, 1, 1), properties=properties)
+    if planned:
+        dataset.plans["orientation"] = planned
+    assert dataset_orientation(dataset) == expected
+
+
+def test_a_damaged_case_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    dataset = write_preprocessed(tmp_path, {"a": np.zeros((1, 4, 4, 4))}, (1, 1, 1))
+    (dataset.folder / "a.pkl").write_bytes(b"no pickle")
+    with pytest.raises(InputError, match="files of case a cannot be read"):
+        PreparedCases(dataset).world_affine("a")

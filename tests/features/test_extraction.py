@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError
@@ -147,8 +148,66 @@ def test_a_bad_case_stops_no_other(folders, tmp_path, capsys):
     (tmp_path / "case0_0000.nii.gz").write_bytes(b"nothing")
     arguments = ("-i", tmp_path, "--checkpoint", folders / "drasclr.pth", "-o", tmp_path / "f.npz")
     status, printed = features(capsys, *arguments)
-    assert status == 0 and "2 of 3 cases" in printed.out and "failed: case0" in printed.out
+    assert status == SOME_FAILED and "2 of 3 cases" in printed.out and "failed: case0" in printed.out
     assert np.load(tmp_path / "f.npz")["cases"].tolist() == ["case1", "case2"]
+
+
+@pytest.fixture
+def lying_lps(folders, tmp_path):
+    """The checkpoint of images that lay LPS, as the raw files do."""
+    content = torch.load(folders / "drasclr.pth", weights_only=True)
+    content["pretraining"]["orientation"] = "LPS"
+    torch.save(content, tmp_path / "lps.pth")
+    return tmp_path / "lps.pth"
+
+
+@pytest.mark.parametrize("letters", ["LAS", "RPS", "PIR"])
+def test_images_that_lie_otherwise_give_the_same_features(folders, lying_lps, tmp_path, capsys, caplog, letters):
+    """A mirrored image is known by its header; as it lies in the file, left would be taken for right."""
+    (tmp_path / "turned").mkdir()
+    for path in (folders / "images").iterdir():
+        turned = sitk.DICOMOrient(sitk.ReadImage(str(path)), letters)
+        sitk.WriteImage(turned, str(tmp_path / "turned" / path.name))
+    for name, images in (("as_is", folders / "images"), ("turned", tmp_path / "turned")):
+        assert features(capsys, "-i", images, "--checkpoint", lying_lps, "-o", tmp_path / f"{name}.npz")[0] == 0
+    expected, found = (np.load(tmp_path / f"{name}.npz") for name in ("as_is", "turned"))
+    np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found["landmarks_seen"], expected["landmarks_seen"])
+    assert f"turned from {letters} to LPS" in caplog.text
+
+
+def test_prepared_cases_that_lie_otherwise_are_refused_by_name(folders, lying_lps, tmp_path, monkeypatch, capsys):
+    from nnunet_alice.features import images
+
+    turns = iter(("LPS", "LAS", "LPS"))
+    monkeypatch.setattr(images, "array_orientation", lambda properties: next(turns))
+    status, printed = features(capsys, "-d", 900, "--checkpoint", lying_lps, "-o", tmp_path / "f.npz")
+    assert status == SOME_FAILED and "failed: case1: Case case1 lies LAS" in printed.out
+
+
+def test_files_of_other_endings_are_read_or_named(folders, lying_lps, tmp_path, capsys):
+    (tmp_path / "new").mkdir()
+    image = sitk.ReadImage(str(folders / "images" / "case1_0000.nii.gz"))
+    for name in ("a_0000.nii.gz", "b.nrrd", "c_0000.mha"):
+        sitk.WriteImage(image, str(tmp_path / "new" / name))
+    (tmp_path / "new" / "a_0000.nii.gz").rename(tmp_path / "new" / "a_0000.NII.GZ")
+    (tmp_path / "new" / "d.dcm").write_bytes(b"DICOM")
+    arguments = ("-i", tmp_path / "new", "--checkpoint", lying_lps, "-o", tmp_path / "f.npz")
+    status, printed = features(capsys, *arguments)
+    assert status == 0 and "Passed over: 1 .dcm file (d.dcm): DICOM" in printed.out
+    found = np.load(tmp_path / "f.npz")
+    assert found["cases"].tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(found["features"][1:], found["features"][:-1])
+
+
+def test_dense_maps_of_a_plain_encoder_need_no_landmarks(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))  # its dataset is not here
+    arguments = ("-i", folders / "images", "--checkpoint", folders / "alice.pth", "-o")
+    status, printed = features(capsys, *arguments, tmp_path / "maps", "--level", "dense")
+    assert status == 0, printed.err
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"case{n}.nii.gz" for n in range(3)]
+    status, printed = features(capsys, *arguments, tmp_path / "f.npz")
+    assert status == 1
 
 
 def test_dense_maps_lie_where_the_image_lies(folders, tmp_path, capsys):
@@ -212,7 +271,7 @@ def test_written_maps_keep_an_oblique_geometry(tmp_path):
 def test_what_cannot_work_gets_one_sentence(folders, tmp_path, capsys):
     checkpoint = folders / "drasclr.pth"
     status, printed = features(capsys, "-i", tmp_path, "--checkpoint", checkpoint, "-o", tmp_path / "f.npz")
-    assert status == 1 and "holds no file named CASE_0000.nii.gz" in printed.err
+    assert status == 1 and "holds no image that can be read" in printed.err
     status, printed = features(capsys, "-d", 900, "--checkpoint", checkpoint, "-o", tmp_path / "f.csv")
     assert status == 1 and "must end in .npz" in printed.err
     torch.save({"network_weights": {"a": torch.zeros(1)}}, tmp_path / "other.pth")

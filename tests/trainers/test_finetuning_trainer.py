@@ -234,6 +234,14 @@ def test_weights_that_diverged_are_refused(dataset, tmp_path, bad):
     assert not changed(trainer, before)
 
 
+@pytest.mark.parametrize(("lay", "warned"), [("RAS", True), ("LPS", False), ("", False), ("mixed", False)])
+def test_images_of_the_pretraining_that_lay_otherwise_are_told(dataset, tmp_path, lay, warned):
+    content = torch.load(weights_file(dataset, tmp_path / "w.pth")) | {"pretraining": {"orientation": lay, "plans": {}}}
+    torch.save(content, tmp_path / "w.pth")
+    trainer = start(make_finetuner(short(), dataset), tmp_path / "w.pth")
+    assert ("saw images that lie RAS, and those of Dataset901_Labelled lie LPS" in log_of(trainer)) == warned
+
+
 def test_a_split_that_names_absent_cases_is_refused(dataset):
     write_splits(dataset, (["case00", "gone1"], ["case02", "gone2"]))
     trainer = make_finetuner(short(), dataset)

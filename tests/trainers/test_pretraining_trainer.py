@@ -184,7 +184,7 @@ def test_whoever_asks_for_more_epochs_is_told_how(folders):
     final = str(Path(trainer.output_folder) / "checkpoint_final.pth")
     trainer = make_trainer(longer, folders / "preprocessed", continue_training=True)
     trainer.on_train_start()
-    assert f"more epochs with -pretrained_weights {final}" in log_of(trainer)
+    assert f"nnunet_alice extend -i {Path(final).parent} --epochs" in log_of(trainer)
     trainer = make_trainer(short, folders / "preprocessed", continue_training=True)
     trainer.load_checkpoint(final)
     trainer.on_train_start()
