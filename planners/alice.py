@@ -34,6 +34,7 @@ from nnunet_alice.planning.memory import (
     NetworkCost,
     network_cost,
     pair_budget,
+    pair_bytes,
     pairs_in_memory,
 )
 from nnunet_alice.planning.orientations import array_orientation
@@ -154,7 +155,7 @@ class PairPlanning:
         reference = self.memory_reference
         available = pair_budget(cost, reference, self.UNet_vram_target_GB)
         pairs = self.share(self.minimum_pairs)
-        needed = pairs * cost.pair_elements
+        needed = pairs * pair_bytes(cost)
         if needed > available and max(patch_size) <= 4 * self.UNet_featuremap_min_edge_length:
             smallest = "x".join(str(int(n)) for n in patch_size)
             raise InputError(

@@ -32,10 +32,10 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunet_alice.errors import AliceError, InputError
     from nnunet_alice.files import atomic_write
-    from nnunet_alice.targets.prediction import NewImages, TargetModel, predict_images
+    from nnunet_alice.targets.prediction import TargetModel, new_images, predict_images
 
     model = TargetModel.open(args.m, args.f, args.chk, args.device)
-    images = NewImages(args.i, model)
+    images = new_images(args.i, model)
     rows, failed = {}, {}
     for case, outcome in predict_images(model, images, None if args.explain is None else Path(args.explain)):
         if isinstance(outcome, AliceError):

@@ -6,7 +6,7 @@ planner 560e6 elements at batch 2 take 8 GB. Live tensors of that step add up to
 fragmentation, CUDA itself) is taken to grow in proportion for any method's step.
 
 Live bytes of a step follow from the network's parameters and feature maps (:class:`StepBytes`). The numbers were fitted
-to steps of the real modules on tensors without memory, in mixed precision; ``tests/audit/test_memory.py`` holds them.
+to steps of the real modules on tensors without memory, in mixed precision (``tests/audit/test_live_bytes.py``).
 """
 
 import functools
@@ -64,13 +64,11 @@ class StepBytes:
     Attributes:
         parameter: bytes a weight takes: itself, its gradient, optimiser, teacher, copy in half precision.
         element: bytes an element of a sample's feature maps takes.
-        encoder_element: bytes that an element of the encoder takes on top.
         rest: bytes of heads and whatever else does not depend on the network.
     """
 
     parameter: float
     element: float
-    encoder_element: float = 0.0
     rest: float = 0.0
 
     def fixed(self, cost: NetworkCost) -> float:
@@ -79,14 +77,14 @@ class StepBytes:
 
     def sample(self, cost: NetworkCost) -> float:
         """Bytes of one sample of the batch."""
-        return self.element * cost.elements + self.encoder_element * cost.encoder_elements
+        return self.element * cost.elements
 
 
 #: nnU-Net's own step: weight, gradient, momentum, half copy.
 STOCK = StepBytes(parameter=14, element=5.0)
-#: A view of Alice: the student sees it masked, its encoder every other view whole, too; the teacher stores nothing.
-#: A weight has AdamW's two moments and the teacher's copy.
-ALICE = StepBytes(parameter=20, element=4.9, encoder_element=2.2, rest=0.25 * _GB)
+#: Alice: the student sees every view once, the teacher stores nothing. A weight has AdamW's two moments and the
+#: teacher's copy; heads and the logits of the regions are the rest.
+ALICE = StepBytes(parameter=20, element=5.2, rest=0.25 * _GB)
 
 
 def network_cost(architecture: Mapping, patch_size: Sequence[int], input_channels: int, classes: int) -> NetworkCost:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk
 import torch
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.errors import AliceError, CheckpointError, InputError
-from nnunet_alice.features.images import OpenedImage, RawImages
+from nnunet_alice.features.images import RawImages
 from nnunet_alice.files import read_json
-from nnunet_alice.importing.checks import orientation, read_case
 from nnunet_alice.parallel import map_cases
 from nnunet_alice.targets.network import pooled_encoder
 from nnunet_alice.targets.occlusion import draw_case
@@ -113,48 +110,18 @@ class TargetModel:
         return mean_of_folds(pd.concat(said, ignore_index=True))
 
 
-class NewImages(RawImages):
-    """Raw images that nobody has looked at yet: each is checked, and turned as the training images were.
+def new_images(folder: str | Path, model: TargetModel) -> RawImages:
+    """Open raw images that nobody has looked at yet: each is checked, and turned as the training images were.
 
     Args:
         folder: where the files lie, named ``CASE_0000.nii.gz``.
         model: whose plans prepare them.
     """
-
-    def __init__(self, folder: str | Path, model: TargetModel) -> None:
-        super().__init__(folder, model.run)
-        self._orientation = model.orientation
-        self._ending = model.run["dataset_json"]["file_ending"]
-
-    def open(self, case: str) -> OpenedImage:
-        """Read, check, turn and preprocess one case.
-
-        Raises:
-            InputError: a channel is missing, a file is damaged, or there is no body.
-        """
-        names = [f"{case}_{channel:04d}{self._ending}" for channel in range(self.run["num_input_channels"])]
-        there = [Path(file).name for file in self._files[case]]
-        if there != names:
-            missing, more = (sorted(set(a) - set(b)) for a, b in ((names, there), (there, names)))
-            what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(more)}, which the model does not know"
-            raise InputError(f"Case {case} {what}.")
-        images = read_case([Path(file) for file in self._files[case]])
-        if self._orientation in (None, orientation(images[0])):
-            return super().open(case)
-        logger.info("%s is oriented %s and turned to %s.", case, orientation(images[0]), self._orientation)
-        with tempfile.TemporaryDirectory() as folder:
-            files = self._files[case]
-            self._files[case] = [str(Path(folder, name)) for name in names]
-            try:
-                for image, path in zip(images, self._files[case], strict=True):
-                    sitk.WriteImage(sitk.DICOMOrient(image, self._orientation), path)
-                return super().open(case)
-            finally:
-                self._files[case] = files
+    return RawImages(folder, {**model.run, "orientation": model.orientation or ""})
 
 
 def predict_images(
-    model: TargetModel, images: NewImages, pictures: Path | None = None
+    model: TargetModel, images: RawImages, pictures: Path | None = None
 ) -> Iterator[tuple[str, pd.DataFrame | AliceError]]:
     """Predictions of new images, one after the other.
 

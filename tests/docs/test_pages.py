@@ -92,7 +92,14 @@ def test_commands_are_understood(page, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_trainers_exist(page):
-    from nnunet_alice.trainers import alice, anatomical_embedding, classification, drasclr, drasclr_finetuning, finetuning
+    from nnunet_alice.trainers import (
+        alice,
+        anatomical_embedding,
+        classification,
+        drasclr,
+        drasclr_finetuning,
+        finetuning,
+    )
 
     modules = (alice, anatomical_embedding, classification, drasclr, drasclr_finetuning, finetuning)
     parser = argparse.ArgumentParser()

@@ -8,17 +8,20 @@ from gloo_ranks import RANKS, needs_distributed, on_ranks
 from tiny_networks import tiny_unet
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_alice.methods.alice.model import Alice
+from nnunet_alice.methods.alice.model import Alice, ViewRegions
+from nnunet_alice.methods.alice.regions import grid_size
 from nnunet_alice.methods.alice.settings import AliceSettings
 
 PAIRS = 4
-SETTINGS = AliceSettings(hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
+REGIONS = 4
+SETTINGS = AliceSettings(num_regions=REGIONS, hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2)
 FORMS = {
     "all": SETTINGS,
     "centred": replace(SETTINGS, sinkhorn=False),
     "noReconstruction": replace(SETTINGS, reconstruction=False),
     "noCASA": replace(SETTINGS, casa=False),
-    "noContrast": replace(SETTINGS, contrast=False, alignment=False),
+    "regionsOnly": replace(SETTINGS, contrast=False, alignment=False),
+    "noRegions": replace(SETTINGS, regions=False),
 }
 
 pytestmark = needs_distributed
@@ -32,12 +35,15 @@ def model_of(settings):
 def whole_batch():
     generator = torch.Generator().manual_seed(1)
     views = torch.randn(2, PAIRS, 1, 8, 8, 8, generator=generator, dtype=torch.float64)
-    return views, torch.rand(2, PAIRS, 8, 8, 8, generator=generator) < 0.75
+    mask = torch.rand(2, PAIRS, 8, 8, 8, generator=generator) < 0.75
+    # every voxel has a region: a mean over those that have one is then the same on every rank
+    return views, mask, torch.randint(1, REGIONS + 1, (2, PAIRS, *grid_size((8, 8, 8))), generator=generator)
 
 
-def step(model, views, mask, student=None):
+def step(model, views, mask, labels, student=None):
     """Gradients and centres of one step; queries and anchors (2, B, ...) become a batch of 2B."""
-    result = model.compute(views.flatten(0, 1), mask.flatten(0, 1), 0.04, student)
+    regions = ViewRegions(labels.flatten(0, 1), torch.tensor([0, 1, 2])) if model.settings.regions else None
+    result = model.compute(views.flatten(0, 1), mask.flatten(0, 1), 0.04, student, regions=regions)
     result.loss.backward()
     gradients = {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
     return gradients | {"centre": model.centre_cls.value, "centre tokens": model.centre_alignment.value}
@@ -45,12 +51,12 @@ def step(model, views, mask, student=None):
 
 def steps_of(rank):
     own = slice(rank * PAIRS // RANKS, (rank + 1) * PAIRS // RANKS)
-    views, mask = whole_batch()
+    batch = whole_batch()
     results = {}
     for name, settings in FORMS.items():
         model = model_of(settings)
         wrapped = DistributedDataParallel(model.student)
-        results[name] = step(model, views[:, own], mask[:, own], wrapped)
+        results[name] = step(model, *(part[:, own] for part in batch), wrapped)
     return results
 
 
