@@ -3,12 +3,13 @@
     python benchmarks/gpu_check.py                                # every trainer: a few minutes on one GPU
     python benchmarks/gpu_check.py --compile --only Alice DrasCLR   # as nnU-Net compiles by default
     python benchmarks/gpu_check.py -device cpu --size tiny        # tries the script itself
-    python benchmarks/gpu_check.py --data DIR --prepare           # elsewhere: writes and registers the data; then --data
+    python benchmarks/gpu_check.py --data DIR --prepare          # elsewhere: writes and registers the data; then --data
 
 Needs nothing but this package: trains on small phantoms with the network of nnU-Net's own plans (6 stages, 128^3). Rows
 that do not fit into --budget seconds are named and left out. A row says "ok" where losses are finite, half precision is
 within 1 % of single precision on the same batch, at most 10 steps are skipped, memory is within the plan, and the host
-waits for the GPU, and torch.compile makes graphs, no more often than recorded below (tests/audit holds the same numbers).
+waits for the GPU, and torch.compile makes graphs, no more often than recorded below (tests/audit holds the same
+numbers).
 """
 
 import argparse
@@ -103,11 +104,11 @@ class Result:
 
 
 COLUMNS = {
-    "name": ("trainer", "s"), "images": ("images", "d"), "step_ms": ("ms/step", ".0f"), "ratio": ("x stock/image", ".2f"),
-    "gib": ("GiB", ".1f"), "planned_gib": ("planned", ".1f"), "scale": ("scale", ".0f"), "skipped": ("skipped", "d"),
-    "loss_single": ("loss fp32", ".4f"), "loss_half": ("loss fp16", ".4f"), "waits": ("waits", "d"),
-    "graphs": ("graphs", "d"), "breaks": ("breaks", "d"), "first_step_s": ("first step s", ".1f"),
-    "verdict": ("verdict", "s"),
+    "name": ("trainer", "s"), "images": ("images", "d"), "step_ms": ("ms/step", ".0f"),
+    "ratio": ("x stock/image", ".2f"), "gib": ("GiB", ".1f"), "planned_gib": ("planned", ".1f"),
+    "scale": ("scale", ".0f"), "skipped": ("skipped", "d"), "loss_single": ("loss fp32", ".4f"),
+    "loss_half": ("loss fp16", ".4f"), "waits": ("waits", "d"), "graphs": ("graphs", "d"), "breaks": ("breaks", "d"),
+    "first_step_s": ("first step s", ".1f"), "verdict": ("verdict", "s"),
 }  # fmt: skip
 
 
@@ -143,7 +144,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.o:
         args.o.write_text(json.dumps([asdict(result) for result in results], indent=1))
     print(
-        "Please send this table, with the line above it, to the maintainers as an issue: what it says of your GPU is new."
+        "Please send this table, with the line above it, to the maintainers as an issue: "
+        "what it says of your GPU is new."
     )
     return int(any(not result.verdict.startswith(("ok", "left out")) for result in results))
 
@@ -205,7 +207,9 @@ def check(row: Row, args: argparse.Namespace) -> Result:
         result.images = len(batches[0].views if row.pretrains else batches[0]["data"])
         if row.pretrains:
             with torch.compiler.set_stance("force_eager"):
-                result.loss_single, result.loss_half = (loss_of_batch(trainer, batches[0], half) for half in (0, 1))
+                result.loss_single, result.loss_half = (
+                    loss_of_batch(trainer, batches[0], half) for half in (False, True)
+                )
         begin = time.perf_counter()
         made = [step(trainer, batches[0])]
         result.first_step_s = time.perf_counter() - begin
@@ -245,7 +249,9 @@ def make_trainer(row: Row, device, compiled: bool = False):
     if module:
         found = getattr(importlib.import_module(f"nnunet_alice.trainers.{module}"), name)
     else:
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as found
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+        found = nnUNetTrainer
     base = Path(os.environ["nnUNet_preprocessed"]) / row.dataset
     plans, dataset = (json.loads((base / f"{file}.json").read_text()) for file in (PLANS, "dataset"))
     trainer = found(plans | {"continue_training": False}, CONFIGURATION, "all", dataset, device)
@@ -312,9 +318,10 @@ def verdict(row: Row, result: Result) -> str:
     wrong = []
     if not all(map(math.isfinite, result.losses)):
         wrong.append("a loss is not finite")
-    if result.loss_single is not None and abs(result.loss_half / result.loss_single - 1) > TOLERANCE:
-        wrong.append(f"half precision {result.loss_half:.4g}, single {result.loss_single:.4g}")
-    if result.skipped > MOST_SKIPPED:
+    single, half = result.loss_single, result.loss_half
+    if single is not None and half is not None and abs(half / single - 1) > TOLERANCE:
+        wrong.append(f"half precision {half:.4g}, single {single:.4g}")
+    if result.skipped is not None and result.skipped > MOST_SKIPPED:
         wrong.append(f"{result.skipped} steps skipped")
     if result.waits is not None and result.waits > row.waits:
         wrong.append(f"{result.waits} waits a step instead of {row.waits}")
@@ -332,7 +339,7 @@ def compare_with_stock(results: list[Result]) -> None:
     """Fill in the time an image, as a multiple of stock nnU-Net's."""
     stock = next((result for result in results if result.name.startswith("stock") and result.step_ms), None)
     for result in results:
-        if stock is not None and result.step_ms:
+        if stock and stock.step_ms and stock.images and result.step_ms and result.images:
             result.ratio = result.step_ms / result.images / (stock.step_ms / stock.images)
 
 
@@ -362,7 +369,8 @@ def write_data(base: Path, patch, features, spacing_mm: float) -> None:
         image = (np.clip(render(make_subject(seed), spacing_mm).image, -1000, 600) + 200) / 400
         axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape), indexing="ij")
         plain.append(image[None].astype(np.float32))
-        places = located.encode_locations(np.stack(axes))
+        weights = located.location_weights(np.ones(image.shape, dtype=bool))
+        places = np.stack([weights, *(located.encode_locations(axis, weights) for axis in axes)])
         with_places.append(np.concatenate([plain[-1], places]).astype(np.float32))
     _write_dataset(base / PLAIN, plain, patch, features, spacing_mm, {})
     _write_dataset(base / LOCATED, with_places, patch, features, spacing_mm, {RECORD: {"atlas": ""}})

@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     encoder = open_encoder(args.checkpoint, plain=args.plain, untrained=args.untrained, device=args.device)
     if args.d is not None:
         plans = args.p or encoder.run["plans_name"]
-        images = DatasetImages(PreprocessedDataset.find(args.d, plans, encoder.run["configuration"]), encoder.run)
+        images: DatasetImages | RawImages = DatasetImages(
+            PreprocessedDataset.find(args.d, plans, encoder.run["configuration"]), encoder.run
+        )
     else:
         images = RawImages(args.i, encoder.run)
     failed = extract(encoder, images, args.level, args.o)

@@ -121,7 +121,7 @@ def locate_folder(
     work = [RawCase(case.name, case.files, case.problem) for case in find_cases(source, len(atlas.channels))]
     if not work:
         raise InputError(f"{folder} holds no volume; names have to end in {', '.join(ENDINGS)}.")
-    endings = sorted({volume_ending(case.files[0]) for case in work})
+    endings = sorted({volume_ending(case.files[0]) or "" for case in work})
     if len(endings) > 1:
         logger.warning("%s holds files of several kinds (%s); nnU-Net predicts one kind.", folder, ", ".join(endings))
     before = {path for path in output.glob("*") if path.is_symlink()} if output.is_dir() else set()

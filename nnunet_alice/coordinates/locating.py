@@ -157,8 +157,8 @@ def locate_cases(
         (folder / _UNFINISHED).rmdir()
     report.save(report_file)
     if not report.located:
-        case, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))
-        raise InputError(f"No case could be located; case {case}: {reason} (all in {report_file}).")
+        name, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))
+        raise InputError(f"No case could be located; case {name}: {reason} (all in {report_file}).")
     return report
 
 
@@ -225,7 +225,7 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
     images = read_case(case.files)
     matrix, quality, reason = case_to_locations(job.atlas, case.files)
     inside = create_nonzero_mask(np.stack([sitk.GetArrayViewFromImage(image) != 0 for image in images]))
-    names = coordinate_names(case.name, len(case.files), volume_ending(case.files[0]))
+    names = coordinate_names(case.name, len(case.files), volume_ending(case.files[0]) or "")
     channels = coordinate_channels(matrix, inside.shape, None if inside.all() else inside)
     for name, channel in zip(names, channels, strict=True):
         image = sitk.GetImageFromArray(channel)

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -84,7 +85,8 @@ class StepBytes:
 
 #: nnU-Net's own step: weight, gradient, momentum, half copy.
 STOCK = StepBytes(parameter=14, element=5.0)
-#: A view of Alice: the student sees it masked, its encoder sees every other view whole, too; the teacher stores nothing.
+#: A view of Alice: the student sees it masked, its encoder sees every other view whole, too.
+#: The teacher stores nothing.
 #: A weight has AdamW's two moments and the teacher's copy.
 ALICE = StepBytes(parameter=20, element=4.9, encoder_element=2.2, rest=0.25 * _GB)
 
@@ -106,11 +108,12 @@ def network_cost(architecture: Mapping, patch_size: Sequence[int], input_channel
 def cost_of(network: torch.nn.Module, patch_size: Sequence[int]) -> NetworkCost:
     """Count what one of nnU-Net's U-Nets needs at a patch size, voxels."""
     patch_size = [int(length) for length in patch_size]
+    unet: Any = network  # torch leaves open what a network of nnU-Net's has
     return NetworkCost(
-        int(network.compute_conv_feature_map_size(patch_size)),
-        int(network.encoder.compute_conv_feature_map_size(patch_size)),
-        sum(parameter.numel() for parameter in network.parameters()),
-        sum(parameter.numel() for parameter in network.encoder.parameters()),
+        int(unet.compute_conv_feature_map_size(patch_size)),
+        int(unet.encoder.compute_conv_feature_map_size(patch_size)),
+        sum(parameter.numel() for parameter in unet.parameters()),
+        sum(parameter.numel() for parameter in unet.encoder.parameters()),
     )
 
 

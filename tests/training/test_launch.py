@@ -28,9 +28,9 @@ def asked(tmp_path, monkeypatch):
         calls["trainer"] = Trainer(tmp_path)
         return calls["trainer"]
 
-    def run(dataset_name_or_id, configuration, fold, trainer_class_name="", plans_identifier="", pretrained_weights=None,
-            num_gpus=1, export_validation_probabilities=False, continue_training=False, only_run_validation=False,
-            disable_checkpointing=False, val_with_best=False, device=None):  # fmt: skip
+    def run(dataset_name_or_id, configuration, fold, trainer_class_name="", plans_identifier="",
+            pretrained_weights=None, num_gpus=1, export_validation_probabilities=False, continue_training=False,
+            only_run_validation=False, disable_checkpointing=False, val_with_best=False, device=None):  # fmt: skip
         calls["run"] = (dataset_name_or_id, configuration, fold, trainer_class_name, plans_identifier, num_gpus, device)
         trainer = nnunet.get_trainer_from_args()
         nnunet.maybe_load_checkpoint(trainer, continue_training, only_run_validation, pretrained_weights)

@@ -336,10 +336,10 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     Squares are summed by axis. ``torch.cdist`` by matrix product loses millimetres to cancellation, and its exact form
     starts one CUDA block a distance: a hundred million at crops of 128 voxels.
     """
-    total = None
-    for axis in range(a.shape[-1]):
-        square = (a[..., :, None, axis] - b[..., None, :, axis]).square_()
-        total = square if total is None else total.add_(square)
+    squares = ((a[..., :, None, axis] - b[..., None, :, axis]).square_() for axis in range(a.shape[-1]))
+    total = next(squares)
+    for square in squares:
+        total.add_(square)
     return total.sqrt_()
 
 
@@ -353,7 +353,7 @@ def _draw(allowed: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
 def _draw_hardest(
     similarity: Tensor, allowed: Tensor, hardest: int, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Of the ``hardest`` most similar allowed entries of each row draw ``count`` at random; overwrites ``similarity``."""
+    """Draw ``count`` of the ``hardest`` most similar allowed entries of each row; overwrites ``similarity``."""
     similarity.masked_fill_(~allowed, -torch.inf)
     top, candidates = similarity.topk(min(hardest, similarity.shape[-1]), dim=-1, sorted=False)
     drawn, present = _draw(top > -torch.inf, count, generator)
