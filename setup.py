@@ -27,6 +27,7 @@ setup(
         "nnunet_alice.trainers": "trainers",
         "nnunet_alice.planners": "planners",
     },
+    package_data={"nnunet_alice": ["py.typed"]},
     install_requires=[
         "torch>=2.6",  # checkpoints.loading: safe_globals with (callable, name)
         "nnunetv2>=2.8.1,<2.9",

@@ -33,6 +33,7 @@ from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.features.probe import LOGISTIC_C, RIDGE_ALPHAS
 from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.targets.definitions import load_targets
 from nnunet_alice.targets.network import pooled_encoder
 from nnunet_alice.targets.splits import make_splits, strata
@@ -261,7 +262,7 @@ def pooled_features(arm: str, checkpoint: Path, args: Namespace, untrained: bool
         unet = network_of_file(checkpoint, dataset.configuration_manager, 1, 1, deep_supervision=False)
         if not untrained:
             weights = network_weights(load_checkpoint(checkpoint), checkpoint)
-            unet.encoder.load_state_dict(
+            encoder_of(unet).load_state_dict(
                 {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}
             )
         predictor = CasePredictor(pooled_encoder(unet, 1, 2, 0.0).eval(), dataset.patch_size, 0.5)
@@ -301,7 +302,7 @@ def compare(metric: str, higher: bool, truth: pd.Series, arms: dict[str, pd.Data
         both = np.flatnonzero(table.notna().all(axis=1) & arms[SCRATCH].notna().all(axis=1))
         samples = [both, *(rng.choice(both, len(both)) for _ in range(1000))]
         scores = [[measure(metric, truth, said, at) for at in samples] for said in (table, arms[SCRATCH])]
-        gains = np.subtract(*scores) * (1 if higher else -1)
+        gains = (np.array(scores[0]) - np.array(scores[1])) * (1 if higher else -1)
         low, high = np.nanpercentile(gains[1:], [2.5, 97.5])
         row = {"arm": arm, "seeds": table.shape[1], "subjects": len(both), "metric": metric, "value": scores[0][0]}
         yield row | {"gain_over_scratch": gains[0], "low": low, "high": high}

@@ -32,7 +32,8 @@ class LoopOverSamples(ConditionalConv3d):
 
     def forward(self, x: Tensor, locations: LocationGroups | None = None) -> Tensor:
         """Convolve (B, in, z, y, x) sample by sample."""
-        locations = locations or self.context.locations
+        locations = locations or (self.context.locations if self.context is not None else None)
+        assert locations is not None
         points = locations.points.repeat_interleave(torch.tensor(locations.counts, device=x.device), dim=0)
         outputs = []
         for sample, point in zip(x.split(1), points.split(1), strict=True):

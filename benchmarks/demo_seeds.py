@@ -7,6 +7,7 @@ A seed that stands in the CSV is not run again. Folders of finished demos are de
 
 import argparse
 import csv
+import functools
 import shutil
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def main() -> None:
             continue
         folder = args.o / f"seed{seed}"
         shutil.rmtree(folder, ignore_errors=True)
-        report = Demo(folder, DemoSize(), seed, lambda step, seed=seed: print(f"seed {seed}: {step}", flush=True)).run()
+        report = Demo(folder, DemoSize(), seed, functools.partial(print, f"seed {seed}:", flush=True)).run()
         dice = {run: float(np.mean(list(organs.values()))) for run, organs in report.dice.items()}
         pretrained, scratch = dice["pretrained"], dice["from scratch"]
         rows[seed] = (pretrained, scratch, pretrained - scratch, sum(report.seconds.values()))

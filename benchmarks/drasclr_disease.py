@@ -33,6 +33,7 @@ from nnunet_alice.files import atomic_write, write_json
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
+from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.phantoms import Subject, load_subjects, make_subject, write_disease_table, write_subjects
 
 DATASET, NAME, PLANS = 950, "Disease", "AliceSmallPlans"
@@ -86,7 +87,7 @@ def main() -> None:
             take("untrained, conditional", untrained_conditional(checkpoint), dataset, probed, args.o)
             take(f"{name}, plain", open_encoder(checkpoint, plain=True), dataset, probed, args.o)
             arms |= dict.fromkeys(("untrained", "untrained, conditional", f"{name}, plain"))
-            channels = trained.module.encoder.output_channels[-1]
+            channels = encoder_of(trained.module).output_channels[-1]
             arms |= dict.fromkeys(take_pooled(arm, channels, args.o) for arm in (name, "untrained, conditional"))
         report(list(arms), args)
 
@@ -117,6 +118,7 @@ def prepare(args: argparse.Namespace) -> tuple[PreprocessedDataset, list[str]]:
     if not (args.o / "registered").is_file():
         command(*anatomy)
         atlas = AtlasFiles(found).atlas_case()
+        assert atlas is not None
         write_subjects(args.o / "region", {atlas: subjects[atlas]}, spacing_mm=args.spacing_mm, organs=REGION)
         grid = ["--landmark_patch_mm", str(args.landmark_patch_mm), "--landmark_step_mm", str(args.landmark_step_mm)]
         command(*anatomy, *grid, "--roi", str(args.o / "region" / "labels" / f"{atlas}.nii.gz"))
@@ -152,9 +154,14 @@ def train(name: str, args: argparse.Namespace) -> Path:
 def untrained_conditional(checkpoint: Path) -> TrainedEncoder:
     """The location-conditioned encoder as training starts from it."""
     plain = open_encoder(checkpoint, untrained=True)
-    start = {"location_gain": DrasCLRSettings.location_gain, "generator": torch.Generator().manual_seed(0)}
-    module = to_conditional(plain.module.encoder, DrasCLRSettings.num_experts, **start).eval()
-    represent = PatchRepresentation(module, plain.module.encoder.output_channels[-1])
+    generator = torch.Generator().manual_seed(0)
+    module = to_conditional(
+        encoder_of(plain.module),
+        DrasCLRSettings.num_experts,
+        location_gain=DrasCLRSettings.location_gain,
+        generator=generator,
+    ).eval()
+    represent = PatchRepresentation(module, encoder_of(plain.module).output_channels[-1])
     return replace(plain, module=module, represent=represent, conditional=True)
 
 

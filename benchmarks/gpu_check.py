@@ -204,7 +204,9 @@ def check(row: Row, args: argparse.Namespace) -> Result:
         result.images = len(batches[0].views if row.pretrains else batches[0]["data"])
         if row.pretrains:
             with torch.compiler.set_stance("force_eager"):
-                result.loss_single, result.loss_half = (loss_of_batch(trainer, batches[0], half) for half in (0, 1))
+                result.loss_single, result.loss_half = (
+                    loss_of_batch(trainer, batches[0], half) for half in (False, True)
+                )
         begin = time.perf_counter()
         made = [step(trainer, batches[0])]
         result.first_step_s = time.perf_counter() - begin
@@ -244,7 +246,9 @@ def make_trainer(row: Row, device, compiled: bool = False):
     if module:
         found = getattr(importlib.import_module(f"nnunet_alice.trainers.{module}"), name)
     else:
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as found
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+        found = nnUNetTrainer
     base = Path(os.environ["nnUNet_preprocessed"]) / row.dataset
     plans, dataset = (json.loads((base / f"{file}.json").read_text()) for file in (PLANS, "dataset"))
     trainer = found(plans | {"continue_training": False}, CONFIGURATION, "all", dataset, device)
@@ -311,9 +315,10 @@ def verdict(row: Row, result: Result) -> str:
     wrong = []
     if not all(map(math.isfinite, result.losses)):
         wrong.append("a loss is not finite")
-    if result.loss_single is not None and abs(result.loss_half / result.loss_single - 1) > TOLERANCE:
-        wrong.append(f"half precision {result.loss_half:.4g}, single {result.loss_single:.4g}")
-    if result.skipped > MOST_SKIPPED:
+    single, half = result.loss_single, result.loss_half
+    if single is not None and half is not None and abs(half / single - 1) > TOLERANCE:
+        wrong.append(f"half precision {half:.4g}, single {single:.4g}")
+    if result.skipped is not None and result.skipped > MOST_SKIPPED:
         wrong.append(f"{result.skipped} steps skipped")
     if result.waits is not None and result.waits > row.waits:
         wrong.append(f"{result.waits} waits a step instead of {row.waits}")
@@ -331,7 +336,7 @@ def compare_with_stock(results: list[Result]) -> None:
     """Fill in the time an image, as a multiple of stock nnU-Net's."""
     stock = next((result for result in results if result.name.startswith("stock") and result.step_ms), None)
     for result in results:
-        if stock is not None and result.step_ms:
+        if stock and stock.step_ms and stock.images and result.step_ms and result.images:
             result.ratio = result.step_ms / result.images / (stock.step_ms / stock.images)
 
 

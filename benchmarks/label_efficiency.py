@@ -46,9 +46,9 @@ def on_cpu(device: str, variables: dict[str, str]) -> None:
 
 def call(*words) -> None:
     """Run a command, shown as one would type it; stop where it fails."""
-    words = [str(word) for word in words]
-    print("$", shlex.join(words), flush=True)
-    subprocess.run(words, check=True)
+    command = [str(word) for word in words]
+    print("$", shlex.join(command), flush=True)
+    subprocess.run(command, check=True)
 
 
 def pretrain(dataset: str, plans: str, trainers: Sequence[str], seeds: Sequence[str], device: str) -> None:

@@ -139,6 +139,7 @@ def prepare(args: argparse.Namespace) -> PreprocessedDataset:
 def make_phantoms(args: argparse.Namespace, data: Data) -> None:
     """Phantoms as unlabelled volumes."""
     volumes = args.o / args.data
+    assert data.cut_share is not None  # only phantoms have it
     if not (volumes / "truth.json").is_file():
         write_subjects(
             volumes,
@@ -210,7 +211,7 @@ def measure(args: argparse.Namespace, dataset: PreprocessedDataset, checkpoint: 
     known = [case for case in held_out if case in atlas.cases]
     print(f"\n{len(held_out)} held-out cases; the atlas refuses {len(held_out) - len(known)} of them.")
     if DATA[args.data].cut_share is None:
-        ask = CentroidQuestions(PreparedCases(dataset))
+        ask: CentroidQuestions | PhantomQuestions = CentroidQuestions(PreparedCases(dataset))
     else:
         subjects = load_subjects(args.o / args.data)
         ask = PhantomQuestions(PreparedCases(dataset), subjects, relative.body_points, args.points)

@@ -13,6 +13,7 @@ does not confuse with another, so that a few hundred steps get somewhere, and ha
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from label_efficiency import arguments, call, compare, prepare, pretrain
 
@@ -38,7 +39,7 @@ def main() -> int:
     make_labelled(folders["nnUNet_raw"] / ALL, TEST, None, args.spacing_mm)
     make_labelled(folders["nnUNet_raw"] / UNPAIRED, TEST[:20], ORGANS, args.spacing_mm)
     if not (unlabelled / "truth.json").is_file():
-        form = {"images_folder": ".", "labels_folder": None}
+        form: dict[str, Any] = {"images_folder": ".", "labels_folder": None}
         write_subjects(unlabelled, make_population([*TRAIN, *FURTHER], cut_share=0), spacing_mm=args.spacing_mm, **form)
     call("nnunet_alice", "plan", "-d", 803, "-pl", "AlicePlannerSmall", "-np", args.np)
     done = folders["nnUNet_preprocessed"] / UNPAIRED / "preprocessed.done"
@@ -61,7 +62,12 @@ def make_labelled(folder: Path, test: Sequence[int], organs: Sequence[str] | Non
     """A labelled dataset in nnU-Net's form, with its list of test cases."""
     if (folder / "dataset.json").is_file():
         return
-    form = {"images_folder": "imagesTr", "labels_folder": "labelsTr", "image_suffix": "_0000", "organs": organs}
+    form: dict[str, Any] = {
+        "images_folder": "imagesTr",
+        "labels_folder": "labelsTr",
+        "image_suffix": "_0000",
+        "organs": organs,
+    }
     population = make_population([*TRAIN, *test], cut_share=0)
     write_subjects(folder, population, spacing_mm=spacing_mm, **form)
     write_json(folder / "test_cases.json", list(population)[len(TRAIN) :])

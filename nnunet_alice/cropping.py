@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def crop_bounds(centre_vox: Sequence[float], patch_size: Sequence[int]) -> np.ndarray:
+def crop_bounds(centre_vox: Sequence[float] | np.ndarray, patch_size: Sequence[int] | np.ndarray) -> np.ndarray:
     """First voxel of the crop on every axis; voxel ``patch // 2`` of the crop is the voxel nearest to the centre.
 
     Args:
@@ -15,7 +15,7 @@ def crop_bounds(centre_vox: Sequence[float], patch_size: Sequence[int]) -> np.nd
     return np.floor(np.asarray(centre_vox, dtype=float) + 0.5).astype(int) - np.asarray(patch_size) // 2
 
 
-def crop_centred(image, centre_vox: Sequence[float], patch_size: Sequence[int]) -> np.ndarray:
+def crop_centred(image, centre_vox: Sequence[float] | np.ndarray, patch_size: Sequence[int] | np.ndarray) -> np.ndarray:
     """Crop ``patch_size`` voxels around a point; only the blocks touched are read from a lazily opened image.
 
     Args:

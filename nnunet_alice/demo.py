@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,7 @@ class Demo:
             [next(seeds) for _ in range(count)] for count in (size.unlabelled, size.training, size.test)
         )
         dataset = self.raw / LABELLED_NAME
-        options = {"spacing_mm": size.spacing_mm, "num_processes": os.cpu_count() or 1}
+        options: dict[str, Any] = {"spacing_mm": size.spacing_mm, "num_processes": os.cpu_count() or 1}
         write_subjects(
             self.folder / "unlabelled",
             make_population(unlabelled, cut_share=0.1),

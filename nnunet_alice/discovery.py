@@ -10,6 +10,8 @@ from pathlib import Path
 def package_folder(package: str) -> Path:
     """Folder of a package, without importing it."""
     spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"There is no package {package}.")
     return Path(next(iter(spec.submodule_search_locations)))
 
 

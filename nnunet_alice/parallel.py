@@ -5,7 +5,7 @@ import itertools
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
@@ -87,6 +87,7 @@ def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any
             suspects = yield from _drain(pool, function, shared, waiting, 2 * num_processes)
             if not suspects:
                 return
+            assert pool is not None
             broken = True
             pool.shutdown(wait=False)
             for case in suspects:
@@ -114,9 +115,9 @@ def _abandon(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:
         process.terminate()
 
 
-def _drain(pool, function, shared, waiting, in_flight) -> Iterator[tuple[Any, Any]]:
+def _drain(pool, function, shared, waiting, in_flight) -> Generator[tuple[Any, Any], None, list]:
     """Yield outcomes until ``waiting`` is used up; returns the cases that were in work when a process died."""
-    running = {}
+    running: dict[concurrent.futures.Future, Any] = {}
     while True:
         for case in itertools.islice(waiting, in_flight - len(running)):
             try:

@@ -56,7 +56,7 @@ def pasteable(*words: object) -> str:
 
 def mend(error: OSError) -> str:
     """Return what can be done about something that the system refused."""
-    return _MENDS.get(error.errno, "see permissions and space")
+    return _MENDS.get(error.errno or 0, "see permissions and space")
 
 
 def telling(error: BaseException) -> str:

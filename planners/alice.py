@@ -79,6 +79,14 @@ class PairPlanning:
 
     minimum_pairs = 4
     standard_plans_name: str
+    # nnU-Net's, which declares no types
+    dataset_name: str
+    dataset_json: dict
+    dataset: dict
+    plans_identifier: str
+    UNet_reference_val_3d: float
+    UNet_reference_val_corresp_bs_3d: int
+    UNet_reference_val_corresp_GB: float
     standard_gigabytes: float = 8
 
     def __init__(
@@ -95,7 +103,7 @@ class PairPlanning:
         with warnings.catch_warnings():
             # nnU-Net warns about every memory target but its own; here it is a plain option.
             warnings.simplefilter("ignore")
-            super().__init__(
+            super().__init__(  # type: ignore[call-arg]  # of the planner that this is mixed into
                 dataset_name_or_id,
                 gpu_memory_target_in_gb or self.standard_gigabytes,
                 preprocessor_name,
@@ -113,7 +121,7 @@ class PairPlanning:
 
     def cost(self, architecture: dict, patch_size: Sequence[int]) -> NetworkCost:
         """Size of a network of this dataset's channels at a patch size."""
-        channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
+        channels = self.dataset_json["channel_names" if "channel_names" in self.dataset_json else "modality"]
         return network_cost(architecture, patch_size, len(channels), len(self.dataset_json["labels"]))
 
     def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:

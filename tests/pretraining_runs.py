@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,12 +120,12 @@ def phantom_images(count: int, channels: int = 1, spacing_mm=16.0) -> dict[str, 
     return images
 
 
-def with_settings(base: type, changes: Mapping[str, object], name: str | None = None, **attributes) -> type:
+def with_settings(base: type[Any], changes: Mapping[str, object], name: str | None = None, **attributes) -> type:
     """A trainer with some settings changed, by their dotted paths."""
     return type(name or base.__name__, (base,), {"settings": changed(base.settings, changes), **attributes})
 
 
-def with_method(base: type, **overrides) -> type:
+def with_method(base: type[Any], **overrides) -> type:
     """The same trainer with a method some of whose members are others: functions of the method, by name."""
     method_class = type(base.method_class.__name__, (base.method_class,), overrides)
     return type(base.__name__, (base,), {"method_class": method_class})

@@ -20,6 +20,7 @@ COMMON = {
     "nnunet_folders",
     "parallel",
     "parts",
+    "triples",
     "words",
 }
 

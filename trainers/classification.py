@@ -6,6 +6,7 @@ What is to be predicted is stored by ``nnunet_alice targets``; no segmentation i
 """
 
 import os
+import secrets
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from time import time
@@ -58,6 +59,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
     """
 
     settings: ClassVar[TargetTrainerSettings] = TargetTrainerSettings()
+    _best_ema: float | None  # nnU-Net's, which declares no types
 
     @property
     @abstractmethod
@@ -79,7 +81,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         self.history = MetricsHistory()
         self._epoch_metrics: dict[str, float] = {}
         seed = self.settings.run.seed
-        self._batch_seed = np.random.SeedSequence().entropy % 2**31 if seed is None else seed
+        self._batch_seed = secrets.randbits(31) if seed is None else seed
 
     # --------------------------------------------------------------------------------------------- building
 
@@ -281,7 +283,8 @@ class TargetTrainer(FineTuneTrainer, ABC):
             CheckpointError: targets or folds are not those that the checkpoint was trained for.
         """
         super().load_checkpoint(filename_or_checkpoint)
-        checkpoint = load_checkpoint(filename_or_checkpoint)
+        given = filename_or_checkpoint
+        checkpoint = given if isinstance(given, dict) else load_checkpoint(given)
         if checkpoint.get("targets", {}).get("task") != self.task.record():
             raise CheckpointError(
                 f"{filename_or_checkpoint} was trained for other targets or training cases than {self.targets.path} "

@@ -4,7 +4,8 @@
 read but never convolved. Variants as of `nnunet_alice.trainers.finetuning`, and ``_<N>experts``.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -121,7 +122,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
                 f"{filename}: the encoder takes them for other places. Run nnunet_alice locate --atlas {filename}."
             )
 
-    def _say_how_tiles_differ(self, own: dict) -> None:
+    def _say_how_tiles_differ(self, own: Mapping[str, Any]) -> None:
         crop, patch = (" x ".join(map(str, size)) for size in (own["crop_size"], self.configuration_manager.patch_size))
         self.print_to_log_file(f"The encoder saw crops of {crop} voxels and now sees tiles of {patch}, one place each.")
 

@@ -8,7 +8,7 @@ scratch. All exist as ``<Trainer>_<N>epochs``, and with the other endings of
 import os
 import random
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from nnunet_alice.finetuning.parts import (
 from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.finetuning.settings import FineTuneSettings
+from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.training.continuing import told_when_interrupted
 from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
 from nnunet_alice.training.cpu_threads import keep_thread_limit
@@ -65,6 +66,9 @@ class FineTuneTrainer(nnUNetTrainer):
     """
 
     settings: ClassVar[FineTuneSettings] = FineTuneSettings()
+    # nnU-Net's, which declares no types
+    network: nn.Module
+    output_folder: str
 
     def __init__(
         self,
@@ -270,7 +274,7 @@ class FineTuneTrainer(nnUNetTrainer):
             self._switch_encoder(learns)
         super().on_train_epoch_start()
         if not learns:
-            self.bare_network.encoder.eval()
+            encoder_of(self.bare_network).eval()
         self._step = self.current_epoch * self.num_iterations_per_epoch
 
     def _switch_encoder(self, learns: bool) -> None:
@@ -281,7 +285,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self._encoder_learns(learns)
         self.print_to_log_file("The encoder learns from now on." if learns else "The encoder stands still.")
         if self.is_ddp:
-            self.network = OwnDeviceDDP(self.network.module)
+            self.network = OwnDeviceDDP(cast(DDP, self.network).module)
 
     def train_step(self, batch: dict) -> dict:
         """nnU-Net's, with the learning rates of this step; no weight changes where a gradient is not finite.
@@ -343,7 +347,8 @@ class FineTuneTrainer(nnUNetTrainer):
         try:
             super().load_checkpoint(filename_or_checkpoint)
         except Exception:
-            explain_failed_resume(filename_or_checkpoint, self.bare_network.state_dict())
+            if not isinstance(filename_or_checkpoint, dict):
+                explain_failed_resume(filename_or_checkpoint, self.bare_network.state_dict())
             raise  # the file is sound: no memory on the GPU, for example
         self._resumed = True
 

@@ -3,6 +3,7 @@
 A method is a :class:`nnunet_alice.pretraining.method.Method`; docs/how-to/add-your-own-method.md says how to add one.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -62,6 +63,9 @@ class PretrainingTrainer(nnUNetTrainer):
 
     method_class: ClassVar[type[Method]]
     settings: ClassVar[PretrainingSettings]
+    # nnU-Net's, which declares no types
+    current_epoch: int
+    was_initialized: bool
 
     def __init__(
         self,
@@ -222,7 +226,8 @@ class PretrainingTrainer(nnUNetTrainer):
         if absent:
             where = f"fold {self.fold} of {self.dataset.base / 'splits_final.json'}"
             self.print_to_log_file(f"WARNING: {sentence_on_absent_cases(absent, where)}: left out.")
-        return tuple([case for case in part if case not in set(absent)] for part in split)
+        training, validation = ([case for case in part if case not in set(absent)] for part in split)
+        return training, validation
 
     # --------------------------------------------------------------------------------------------- training
 
@@ -280,6 +285,7 @@ class PretrainingTrainer(nnUNetTrainer):
 
     def _report_skipped(self, outcome: StepOutcome) -> None:
         """Warn of a skipped step; give up after too many in a row."""
+        assert outcome.skipped is not None
         if outcome.skipped == "gradients" and self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1:
             return  # the scaler looks for its scale
         cases = names_of_all_ranks(outcome.cases)
@@ -415,7 +421,7 @@ class PretrainingTrainer(nnUNetTrainer):
         state = self.model.state_dict(keep_vars=True)
         return {name: value.detach() for name, value in state.items() if id(value) not in own}
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: str | os.PathLike) -> None:
         """Continue a run (``--c``).
 
         Raises:

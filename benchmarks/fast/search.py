@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
         inside, outside = folds(len(cases))[fold]
         training, test = [cases[i] for i in inside], [cases[i] for i in outside]
         for seed in args.seeds:
-            started, weights, losses = time.time(), None, {}
+            started, weights = time.time(), None
+            losses: dict = {}
             if objective is not None:
                 weights, losses = pretrain(training, atlas, objective, before, seed)
             seconds = time.time() - started

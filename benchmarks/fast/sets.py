@@ -46,7 +46,8 @@ def prepare(name: str, data: Path, out: Path) -> None:
     """Write every case of a set as ``OUT/NAME/CASE.npz``: image, label, affine map to the atlas; and ``set.json``."""
     settings, folder = SETS[name], out / name
     folder.mkdir(parents=True, exist_ok=True)
-    images, labels = {}, {}
+    images: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
     for path in sorted((data / settings.folder / "labelsTr").glob("*.nii.gz")):
         case = path.name.removesuffix(".nii.gz")
         image = data / settings.folder / "imagesTr" / f"{case}_0000.nii.gz"
@@ -59,9 +60,9 @@ def prepare(name: str, data: Path, out: Path) -> None:
             np.zeros(values.shape, np.uint8),
         )
     inside = np.concatenate([image[image > np.percentile(image, 30)][::50] for image in images.values()])
-    for case, image in images.items():
-        mean, std = (image.mean(), image.std()) if settings.scale_by_case else (inside.mean(), inside.std())
-        images[case] = (image - mean) / std
+    for case, values in images.items():
+        mean, std = (values.mean(), values.std()) if settings.scale_by_case else (inside.mean(), inside.std())
+        images[case] = (values - mean) / std
     spacing = (settings.spacing_mm,) * 3
     geometries = {case: compute_geometry(case, image[None], spacing) for case, image in images.items()}
     atlas = most_typical(list(geometries), geometries.__getitem__)

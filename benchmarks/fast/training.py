@@ -86,7 +86,7 @@ def pretrain(
         first = rng.integers(GRID_STEP, size=3)
         seen, clean, masks, labels = [], [], [], []
         for _ in range(length.views // 2):
-            case = cases[rng.integers(len(cases))]
+            case = cases[int(rng.integers(len(cases)))]
             place = case.geometry.body_points(1, rng)[0]
             for ratio in (objective.query_mask, objective.anchor_mask):
                 centre = place + rng.uniform(-1 / 8, 1 / 8, 3) * length.size
@@ -143,7 +143,7 @@ def finetune(
         _set_rate(optimizer, step, length)
         views, labels = [], []
         for number in range(length.views):
-            case = training[rng.integers(len(training))]
+            case = training[int(rng.integers(len(training)))]
             if number % 2 == 0 and case.organs:  # as nnU-Net oversamples foreground
                 voxels = case.organs[rng.choice(list(case.organs))]
                 centre = voxels[rng.integers(len(voxels))] + rng.uniform(-8, 8, 3)

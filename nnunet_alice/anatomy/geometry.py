@@ -9,6 +9,7 @@ import math
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from nnunet_alice.anatomy.orientation import axial_axis_of_plans
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
+from nnunet_alice.triples import triple
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class CaseGeometry:
 
     def contains(self, points_vox: np.ndarray) -> np.ndarray:
         """Which points (N, 3) lie in the array: bool (N,). A voxel reaches half a voxel to each side."""
-        return ((points_vox >= -0.5) & (points_vox <= np.asarray(self.shape) - 0.5)).all(axis=1)
+        return np.all((points_vox >= -0.5) & (points_vox <= np.asarray(self.shape) - 0.5), axis=1)
 
     def in_body(self, points_vox: np.ndarray, tolerance_cells: int = 1) -> np.ndarray:
         """Which points lie in the array and in the body or within ``tolerance_cells`` grid cells of it.
@@ -131,7 +133,7 @@ class CaseGeometry:
         return found
 
 
-def grid_factors(shape: tuple[int, ...], spacing: tuple[float, ...], max_cells: int = MAX_GRID_CELLS) -> tuple:
+def grid_factors(shape: Sequence[int], spacing: Sequence[float], max_cells: int = MAX_GRID_CELLS) -> tuple:
     """Voxels a grid cell, per axis: cells about cubic in mm, about ``max_cells`` of them, none finer than the data."""
     cell_mm = (math.prod(shape) * math.prod(spacing) / max_cells) ** (1 / 3)
     return tuple(min(n, max(1, round(cell_mm / s))) for n, s in zip(shape, spacing, strict=True))
@@ -167,7 +169,7 @@ def block_mean(image, factors: tuple[int, int, int]) -> np.ndarray:
     return result
 
 
-def compute_geometry(case: str, image, spacing: tuple[float, float, float], axial_axis: int = 0) -> CaseGeometry:
+def compute_geometry(case: str, image, spacing: Sequence[float], axial_axis: int = 0) -> CaseGeometry:
     """Geometry of a case from its image.
 
     Args:
@@ -181,21 +183,23 @@ def compute_geometry(case: str, image, spacing: tuple[float, float, float], axia
     """
     if len(image.shape) != 4 or len(spacing) != 3:
         raise InputError(f"Case {case}: anatomy needs a 3D configuration, but its image has shape {image.shape}.")
-    shape = tuple(int(n) for n in image.shape[1:])
+    shape = triple(int(n) for n in image.shape[1:])
     factors = grid_factors(shape, spacing)
     coarse = block_mean(image, factors)
     if not np.isfinite(coarse).all():
         raise InputError(
             f"Case {case}: the preprocessed image holds NaN or Inf; mend the raw file and preprocess again."
         )
-    grid_spacing = tuple(f * s for f, s in zip(factors, spacing, strict=True))
+    grid_spacing = triple(f * s for f, s in zip(factors, spacing, strict=True))
     body = np.asarray(body_mask(coarse, grid_spacing, axial_axis=axial_axis), dtype=bool)
     if not body.any() or coarse[0].min() == coarse[0].max():
         raise InputError(f"Case {case}: no body found in the preprocessed image; look at it, or leave the case out.")
     low, high = np.percentile(coarse[0][body], [0.5, 99.5])
     scaled = (coarse[0] - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
     window = np.clip(np.round(scaled), 0, 255).astype(np.uint8)
-    return CaseGeometry(case, shape, tuple(spacing), factors, body.shape, window, np.packbits(body), axial_axis)
+    return CaseGeometry(
+        case, shape, triple(spacing), factors, triple(body.shape), window, np.packbits(body), axial_axis
+    )
 
 
 def geometry_file(dataset: PreprocessedDataset, case: str) -> Path:

@@ -126,5 +126,5 @@ def _grid(geometry: CaseGeometry, spacing: np.ndarray, shape: np.ndarray, step_m
     return BodyGrid(_triple(origin), _triple(step), _triple(counts), np.argwhere(chosen).astype(np.int16))
 
 
-def _triple(values: Sequence) -> tuple:
+def _triple(values: Sequence | np.ndarray) -> tuple:
     return tuple(np.asarray(values).tolist())

@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.triples import triple
 
 #: Raised when the stored form changes.
 VERSION = 1
@@ -155,8 +156,8 @@ class Landmarks:
             points_mm = np.asarray(content["points_mm"], dtype=float)
             landmarks = cls(
                 points_mm,
-                tuple(int(n) for n in content["atlas_shape"]),
-                tuple(float(s) for s in content["atlas_spacing"]),
+                triple(int(n) for n in content["atlas_shape"]),
+                triple(float(s) for s in content["atlas_spacing"]),
                 float(content["patch_mm"]),
                 float(content["step_mm"]),
             )

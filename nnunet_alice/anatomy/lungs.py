@@ -15,6 +15,7 @@ from skimage.morphology import isotropic_closing, isotropic_dilation, isotropic_
 from nnunet_alice.anatomy.body import body_mask
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.errors import InputError
+from nnunet_alice.triples import triple
 
 #: Lungs are found on a grid of about this size.
 _CELL_MM = 4.0
@@ -50,7 +51,7 @@ def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int
     factors = [max(1, round(_CELL_MM / step)) for step in spacing_mm]
     thin = tuple(slice(min(f // 2, n - 1), None, f) for f, n in zip(factors, image.shape, strict=True))
     values = np.asarray(image[thin], dtype=np.float32)
-    body = body_mask(image, tuple(spacing_mm), axial_axis=axial_axis)[thin]
+    body = body_mask(image, triple(spacing_mm), axial_axis=axial_axis)[thin]
     lungs = _lungs(values, body, np.multiply(factors, spacing_mm), axial_axis)
     for axis, (factor, size) in enumerate(zip(factors, image.shape, strict=True)):
         nearest = np.minimum(np.arange(size) // factor, lungs.shape[axis] - 1)

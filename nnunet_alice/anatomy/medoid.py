@@ -35,7 +35,8 @@ def most_typical(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry
         InputError: no candidate has a usable image.
     """
     order = np.random.default_rng(_SEED).permutation(len(cases))
-    names, descriptors = [], []
+    names: list[str] = []
+    descriptors: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for index in order:
         if len(names) == MAX_CANDIDATES:
             break

@@ -5,10 +5,11 @@ The letters are those of DICOM and ITK: ``LPS`` says that x runs to the patient'
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel
 import SimpleITK as sitk
+from nibabel.spatialimages import SpatialImage
 
 #: Key of plans that says how the images lie that nnU-Net's reader gives; absent in plans that stock nnU-Net made.
 ORIENTATION = "orientation"
@@ -40,7 +41,7 @@ def file_orientation(path: str | Path) -> str | None:
     except RuntimeError:
         pass  # nibabel reads some that SimpleITK does not, and nnU-Net may read by it
     try:
-        return "".join(map(str, nibabel.aff2axcodes(nibabel.load(path).affine)))
+        return "".join(map(str, nibabel.aff2axcodes(cast(SpatialImage, nibabel.load(path)).affine)))
     except Exception:  # nibabel raises whatever its parsers raise
         return None
 

@@ -41,7 +41,7 @@ class AtlasRegions:
         self,
         affine: np.ndarray,
         case: CaseGeometry,
-        first_vox: Sequence[float],
+        first_vox: Sequence[float] | np.ndarray,
         step_vox: Sequence[float],
         size: Sequence[int],
     ) -> np.ndarray:

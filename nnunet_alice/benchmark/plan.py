@@ -70,7 +70,7 @@ def test_cells(settings: Settings, divisions: Sequence[Partition]) -> list[Cell]
     ]
 
 
-test_cells.__test__ = False  # not a test of pytest
+test_cells.__test__ = False  # type: ignore[attr-defined]  # says to pytest that it is no test
 
 
 def splits(settings: Settings, divisions: Sequence[Partition], cells: Sequence[Cell]) -> Iterator[tuple[str, dict]]:

@@ -89,10 +89,10 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
         else:
             tables[job] = outcome.assign(**keys_of(runner, cell), percent=percent)
     # of a run that cannot be used, what it had on the way is not used either
-    tables = [table for job, table in tables.items() if owners[job][0].name not in unusable]
-    if not tables:
+    usable = [table for job, table in tables.items() if owners[job][0].name not in unusable]
+    if not usable:
         return pd.DataFrame(columns=[*KEYS, "percent", "case", "class", *METRICS]), unusable
-    table = pd.concat(tables, ignore_index=True)
+    table = pd.concat(usable, ignore_index=True)
     position = {arm.name: number for number, arm in enumerate(runner.settings.arms)}  # arms as the settings name them
     table = table.sort_values(
         [*KEYS, "percent", "case"],
@@ -151,8 +151,8 @@ def _evaluate_case(truth: Truth, predictions: Path, case: str) -> pd.DataFrame:
     rows = []
     names = {_key(value): name for name, value in dataset["labels"].items()}
     for label in labels.foreground_regions if labels.has_regions else labels.foreground_labels:
-        masks = [region_or_label_to_mask(array[0], label) & keep for array in (predicted, true)]
-        found = agreement(*masks, properties["spacing"], truth.tolerance_mm)
+        predicted_mask, true_mask = (region_or_label_to_mask(array[0], label) & keep for array in (predicted, true))
+        found = agreement(predicted_mask, true_mask, properties["spacing"], truth.tolerance_mm)
         rows.append({"case": case, "class": names.get(_key(label), str(label)), **vars(found)})
     table = pd.DataFrame(rows)
     mean = {metric: table[metric].mean() for metric in METRICS}  # over the classes that the case has

@@ -167,8 +167,10 @@ class Runner:
         for cell in self.tuning_cells():
             if (cell.arm, cell.partition) == (arm, partition):
                 dice = validation_dice(self.summaries(cell)[100]) if self.is_done(cell) else None
+                assert cell.learning_rate is not None  # rates are what is tuned
                 found.setdefault(cell.learning_rate, []).append(dice)
-        return {rate: float(np.mean(values)) for rate, values in found.items() if None not in values}
+        known = {rate: [dice for dice in values if dice is not None] for rate, values in found.items()}
+        return {rate: float(np.mean(known[rate])) for rate, values in found.items() if None not in values}
 
     def results_folder(self, cell: Cell) -> Path:
         """``nnUNet_results`` of a cell: one for each start, so that equal trainers do not meet."""

@@ -49,7 +49,7 @@ def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Map
             raise InputError(f"The split names {unknown[0]}, which is not among the {len(cases)} preprocessed cases.")
         if not partition.test or not partition.pool or set(partition.pool) & set(partition.test):
             raise InputError(f"Split '{partition.name}' has no test case, none to train on, or one that is both.")
-        largest = max((count for count in settings.labels if count != ALL), default=0)
+        largest = max((count for count in settings.labels if isinstance(count, int)), default=0)
         if largest > len(partition.pool):
             raise InputError(
                 f"'labels' asks for {largest} cases; split '{partition.name}' has {len(partition.pool)} to train on."
@@ -65,7 +65,9 @@ def labelled_number(count: int | str, divisions: Sequence[Partition]) -> int:
 
     Folds differ by a case or so; one number keeps their runs together.
     """
-    return round(float(np.mean([len(partition.pool) for partition in divisions]))) if count == ALL else count
+    if isinstance(count, str):
+        return round(float(np.mean([len(partition.pool) for partition in divisions])))
+    return count
 
 
 def labelled(partition: Partition, count: int | str, draw: int, seed: int) -> list[str]:
@@ -77,7 +79,7 @@ def labelled(partition: Partition, count: int | str, draw: int, seed: int) -> li
         draw: number of the draw.
         seed: of all draws.
     """
-    return sorted(_shuffled(partition, draw, seed)[: len(partition.pool) if count == ALL else count])
+    return sorted(_shuffled(partition, draw, seed)[: len(partition.pool) if isinstance(count, str) else count])
 
 
 def tuning_split(partition: Partition, settings: Settings, draw: int) -> tuple[list[str], list[str]]:
@@ -108,7 +110,7 @@ def _fixed_test(settings: Settings, cases: list[str]) -> tuple[str, ...]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{test.file} has to be a JSON list of case names.")
         return tuple(sorted(set(names)))
-    if not 0 < test.cases < len(cases):
+    if test.cases is None or not 0 < test.cases < len(cases):
         raise InputError(f"'test' asks for {test.cases} cases of {len(cases)}.")
     return tuple(sorted(map(str, np.random.default_rng(settings.seed).choice(cases, test.cases, replace=False))))
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import adaptive_avg_pool3d
 
+from nnunet_alice.triples import triple
+
 
 class Adapted(NamedTuple):
     """A source tensor made to fit.
@@ -95,7 +97,7 @@ def adapt_upsampling(weight: torch.Tensor, kernel: tuple[int, ...]) -> torch.Ten
     """
     missing = 3 - len(kernel)
     taps = weight.reshape(weight.shape[0], weight.shape[1], *(1,) * missing, *weight.shape[2:])
-    taps = adaptive_avg_pool3d(taps, (*(1,) * missing, *kernel))
+    taps = adaptive_avg_pool3d(taps, triple((*(1,) * missing, *kernel)))
     return taps.reshape(weight.shape[0], weight.shape[1], *kernel)
 
 
@@ -189,7 +191,7 @@ def adapt(
         if adapted is None:
             return _no("kernel of even size")
         rules.append(f"{'stride' if transposed else 'kernel'} {old} to {'x'.join(map(str, kernel))}")
-    if other_inputs:
+    if image_channels is not None and other_inputs:
         return _fit_inputs(adapted[:, :source_image_channels], fresh, image_channels, rules)
     if transposed:
         fitted = _fit_width(adapted.transpose(0, 1), fresh.transpose(0, 1), 1, rules)

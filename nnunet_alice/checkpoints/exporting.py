@@ -187,7 +187,7 @@ def find_trainer(name: str) -> type:
 
 
 def _network(
-    trainer: type, weights: dict, path: Path, plans: dict, configuration: str, dataset_json: dict
+    trainer: type[Any], weights: dict, path: Path, plans: dict, configuration: str, dataset_json: dict
 ) -> nn.Module:
     """The network that a predictor would build by this trainer's class, with the weights."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -197,7 +197,7 @@ def _network(
     settings = manager.get_configuration(configuration)
     check_architecture(path, settings)
     build = trainer.build_network_architecture
-    described = (manager, settings)
+    described: tuple[Any, ...] = (manager, settings)
     if "plans_manager" not in inspect.signature(build).parameters:  # nnU-Net's predictor takes older trainers, too
         described = (
             settings.network_arch_class_name,

@@ -91,9 +91,12 @@ def _plain(value: Any, name: str, copies: dict[tuple, tuple[torch.Tensor, torch.
         value = value.item()
     if value is None or isinstance(value, bool):
         return value
-    for kind in (str, int, float, bytes):  # subclasses (enums, numpy.float64, numpy.str_) would be pickled by class
+    if isinstance(value, str):  # subclasses (enums, numpy.float64, numpy.str_) would be pickled by class
+        return str.__str__(value)
+    kinds: tuple[type[Any], ...] = (int, float, bytes)
+    for kind in kinds:
         if isinstance(value, kind):
-            return kind.__str__(value) if kind is str else kind(value)
+            return kind(value)
     if isinstance(value, torch.Tensor):
         return _plain_tensor(value, name, copies)
     if isinstance(value, np.ndarray):

@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.d is not None:
         plans = args.p or encoder.run["plans_name"]
-        images = DatasetImages(PreprocessedDataset.find(args.d, plans, encoder.run["configuration"]), encoder.run)
+        images: DatasetImages | RawImages = DatasetImages(
+            PreprocessedDataset.find(args.d, plans, encoder.run["configuration"]), encoder.run
+        )
     else:
         images = RawImages(args.i, encoder.run)
         if images.others:

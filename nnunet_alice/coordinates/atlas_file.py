@@ -222,7 +222,7 @@ def _open_file(path: Path) -> Atlas:
             arrays = {name: file[name] for name in _ARRAYS}
         if content["version"] != VERSION:
             raise InputError(f"{path} is of another version; run nnunet_alice locate -d again, which writes it.")
-        described = {k: tuple(v) if isinstance(v, list) else v for k, v in content["geometry"].items()}
+        described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["geometry"].items()}
         geometry = CaseGeometry(**described, **arrays)
         others = content.get("registered_by", BODY), content.get("predicts", "")
         return Atlas(geometry, content["plans"], content["configuration"], content["dataset_json"], *others)

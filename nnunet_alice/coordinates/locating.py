@@ -192,8 +192,8 @@ def locate_cases(
         (folder / _UNFINISHED).rmdir()
     report.save(report_file)
     if not report.located:
-        case, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))
-        raise InputError(f"No case could be located; case {case}: {reason} (all in {report_file}).")
+        name, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))
+        raise InputError(f"No case could be located; case {name}: {reason} (all in {report_file}).")
     return report
 
 

@@ -21,9 +21,10 @@ from nnunet_alice.coordinates.atlas_file import geometry_of_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, NotPreparedError
 from nnunet_alice.matching.atlas_landmarks import open_landmarks
-from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, LocationGroups, UnconditionedEncoder
+from nnunet_alice.methods.drasclr.conditional import LocatedEncoder, LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
+from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.views.landmark_crops import crop_size
 
 
@@ -43,7 +44,7 @@ class TrainedEncoder:
         registered_by: what new images are registered to the atlas by, ``body`` or ``lungs``.
     """
 
-    module: nn.Module
+    module: LocatedEncoder
     represent: PatchRepresentation
     run: dict[str, Any]
     landmarks: Landmarks | None
@@ -117,15 +118,15 @@ def open_encoder(
         if any(name.startswith("encoder.") for name in missing.missing_keys):
             raise CheckpointError(f"{path} holds no weights for the encoder of its own plans.")
     conditional = own is not None and own["settings"]["conditional"] and not plain and not untrained
-    if conditional:
-        module: nn.Module = to_conditional(network.encoder, own["settings"]["num_experts"])
+    module: LocatedEncoder
+    if own is not None and conditional:
+        module = to_conditional(encoder_of(network), own["settings"]["num_experts"])
         state = query_encoder_state(checkpoint)
         check_finite(state, path)
         module.load_state_dict(state)
-        assert isinstance(module, ConditionalEncoder)
     else:
-        module = UnconditionedEncoder(network.encoder)
-    strides = np.cumprod([np.broadcast_to(stride, 3) for stride in network.encoder.strides], axis=0)
+        module = UnconditionedEncoder(encoder_of(network))
+    strides = np.cumprod([np.broadcast_to(stride, 3) for stride in encoder_of(network).strides], axis=0)
     try:
         landmarks, atlas, registered_by = _anatomy(run, own)
     except NotPreparedError:
@@ -139,7 +140,7 @@ def open_encoder(
         size = crop_size(landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), patch_size)
     return TrainedEncoder(
         module.to(device).eval(),
-        PatchRepresentation(module, network.encoder.output_channels[-1]),
+        PatchRepresentation(module, encoder_of(network).output_channels[-1]),
         run,
         landmarks,
         atlas,
@@ -166,7 +167,9 @@ def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry
     if own is None:
         dataset = PreprocessedDataset.find(run["dataset_name"], run["plans_name"], run["configuration"])
         files = AtlasFiles(dataset)
-        return open_landmarks(dataset), load_geometry(dataset, files.atlas_case()), files.region()
+        landmarks, atlas_case = open_landmarks(dataset), files.atlas_case()
+        assert atlas_case is not None  # landmarks lie on it
+        return landmarks, load_geometry(dataset, atlas_case), files.region()
     laid = own["landmarks"]
     landmarks = Landmarks(
         laid["points_mm"].numpy(),

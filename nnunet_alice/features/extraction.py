@@ -145,13 +145,13 @@ def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int]
         stride: (3,) voxels of the preprocessed array a cell.
         world_affine: (4, 4), (z, y, x) voxels of the preprocessed array -> world mm, LPS.
     """
-    stride = np.asarray(stride, dtype=float)
+    steps = np.asarray(stride, dtype=float)
     image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(maps, 0, -1)), isVector=True)
-    columns = (world_affine[:3, :3] * stride)[:, ::-1]
+    columns = (world_affine[:3, :3] * steps)[:, ::-1]
     spacing = np.linalg.norm(columns, axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetDirection((columns / spacing).ravel().tolist())
-    image.SetOrigin((world_affine[:3, :3] @ ((stride - 1) / 2) + world_affine[:3, 3]).tolist())
+    image.SetOrigin((world_affine[:3, :3] @ ((steps - 1) / 2) + world_affine[:3, 3]).tolist())
     with atomic_write(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
@@ -182,19 +182,26 @@ def extract(
 
         _check(sum(1 for _ in _each(images, write, failed)), failed)
         return failed
-    cases, rows = [], []
+    cases: list[str] = []
+    patches: list[PatchFeatures] = []
+    means: list[np.ndarray] = []
+    seen: list[int] = []
     for case, found in _each(images, lambda opened: patch_features(encoder, opened), failed):
         cases.append(case)
-        rows.append(found if level == "patch" else (found.features.mean(axis=0), len(found.landmarks)))
+        if level == "patch":
+            patches.append(found)
+        else:  # no more than this is kept of a case
+            means.append(found.features.mean(axis=0))
+            seen.append(len(found.landmarks))
     _check(len(cases), failed)
     content = {"level": level, "cases": np.array(cases), "method": encoder.run["method"]}
     if level == "case":
-        content |= {"features": np.stack([row[0] for row in rows]), "landmarks_seen": np.array([r[1] for r in rows])}
+        content |= {"features": np.stack(means), "landmarks_seen": np.array(seen)}
     else:
-        content["case"] = np.repeat(np.arange(len(rows)), [len(row.landmarks) for row in rows])
+        content["case"] = np.repeat(np.arange(len(patches)), [len(row.landmarks) for row in patches])
         for name, attribute in (("landmark", "landmarks"), ("location", "locations"), ("point_vox", "points_vox")):
-            content[name] = np.concatenate([getattr(row, attribute) for row in rows])
-        content["features"] = np.concatenate([row.features for row in rows])
+            content[name] = np.concatenate([getattr(row, attribute) for row in patches])
+        content["features"] = np.concatenate([row.features for row in patches])
     with atomic_write(output) as temporary:
         np.savez_compressed(temporary, **content)
     return failed

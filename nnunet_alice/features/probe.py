@@ -204,6 +204,7 @@ def _survive(data: ProbeData, folds: int, seed: int):
         from sksurv.util import Surv
     except ImportError:
         raise InputError('Survival needs scikit-survival; run: pip install "nnunet_alice[survival]"') from None
+    assert data.event is not None
     event = data.event
     needed = max(MIN_EVENTS, 3 * folds)
     if event.sum() < needed:

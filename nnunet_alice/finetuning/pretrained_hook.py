@@ -37,5 +37,5 @@ def load_pretrained_weights_by(trainer: LoadsItself) -> None:
         else:
             stock(network, fname, verbose)
 
-    load.stock = stock
+    load.stock = stock  # type: ignore[attr-defined]  # marks the function, so that nobody hooks it twice
     run_training.load_pretrained_weights = load

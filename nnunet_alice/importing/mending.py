@@ -8,10 +8,12 @@ they are.
 import math
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.spatialimages import SpatialImage
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
@@ -52,7 +54,7 @@ def read_another_way(path: Path) -> tuple[sitk.Image, str] | None:
 
 def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
     try:
-        found = nibabel.load(path)
+        found = cast(SpatialImage, nibabel.load(path))
         values = np.asanyarray(found.dataobj)
         affine = np.asarray(found.affine, dtype=float)
     except MemoryError:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         if compressed and path.suffix.lower() != ".gz":
             raise InputError(f"is compressed by gzip, but its name does not say so; rename it to {path.name}.gz.")
         try:
-            yield gzip.GzipFile(fileobj=raw) if compressed else raw
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"truncated or damaged ({str(error).rstrip('.')}).") from None
 

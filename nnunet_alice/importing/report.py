@@ -55,7 +55,7 @@ class ImportReport:
     outliers: dict[str, str] = field(default_factory=dict)
     unlistable: dict[str, str] = field(default_factory=dict)
     other_files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    folder: Path | None = None
+    folder: Path = Path()
     checked: int = 0
     gone: list[str] = field(default_factory=list)
     part: Part | None = None
@@ -213,7 +213,8 @@ def signature(files: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 def turning_command(folder: Path, letters: str) -> str:
     """Return a sentence that says how to import a dataset again so that its images lie as these letters say."""
-    number, name = int(folder.name[7:10]), folder.name[11:]
+    number: int | str = int(folder.name[7:10])
+    name = folder.name[11:]
     try:
         report = read_json(folder / REPORT_FILE)
         source, channels = report["source"], report["channels"]

@@ -71,11 +71,11 @@ class Describer:
         passes = [windows[first : first + per_pass] for first in range(0, len(windows), per_pass)]
         # One pass ahead: the next windows are read and unpacked while the network works.
         with ThreadPoolExecutor(1) as reader:
-            following = reader.submit(self._read, image, passes[0]) if passes else None
+            following = [reader.submit(self._read, image, passes[0])] if passes else []
             for number, current in enumerate(passes):
-                crops = following.result()
+                crops = following.pop().result()
                 if number + 1 < len(passes):
-                    following = reader.submit(self._read, image, passes[number + 1])
+                    following.append(reader.submit(self._read, image, passes[number + 1]))
                 self._add(sums, crops, current, points)
         fine, coarse = torch.nn.functional.normalize(sums, dim=2).cpu().numpy()
         return fine, coarse

@@ -54,7 +54,7 @@ class LandmarkPlaces:
     def visible(self, landmark: int) -> np.ndarray:
         """Which cases show a landmark, its point lying in their array: bool (N,)."""
         points = self.points_vox(landmark)
-        return ((points >= -0.5) & (points <= self._last_vox)).all(axis=1)
+        return np.all((points >= -0.5) & (points <= self._last_vox), axis=1)
 
     def seen(self) -> np.ndarray:
         """How many cases show each landmark: (L,) int64."""

@@ -24,7 +24,7 @@ class RegionLabels:
         self._registered = frozenset(atlas.cases)
 
     def on_grid(
-        self, case: str, first_vox: Sequence[float], step_vox: Sequence[float], size: Sequence[int]
+        self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]
     ) -> np.ndarray:
         """Return the regions at a regular grid of points, see :meth:`AtlasRegions.on_grid`; 0 for "not known"."""
         if case not in self._registered:

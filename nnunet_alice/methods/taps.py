@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnunet_alice.methods.unets import decoder_of, encoder_of
+
 
 class UNetMaps(NamedTuple):
     """Feature maps of one pass.
@@ -53,8 +55,8 @@ class TappedUNet(nn.Module):
             x: (B, C, *patch).
             decoder_stages: 0 runs the encoder alone.
         """
-        decoder = self.network.decoder
-        skips = self.network.encoder(x)
+        decoder = decoder_of(self.network)
+        skips = encoder_of(self.network)(x)
         stages = len(decoder.stages) if decoder_stages is None else decoder_stages
         below, maps = skips[-1], []
         for stage in range(stages):
@@ -72,7 +74,7 @@ def freeze_unused_decoder(network: nn.Module, decoder_stages: int | None = None)
     last is ever used here. Left trainable, such parts would make DistributedDataParallel wait for gradients that
     never come.
     """
-    decoder = network.decoder
+    decoder = decoder_of(network)
     used = len(decoder.stages) if decoder_stages is None else decoder_stages
     output_layers = decoder.seg_layers[:-1] if decoder_stages is None else decoder.seg_layers
     for module in (*decoder.stages[used:], *decoder.transpconvs[used:], *output_layers):

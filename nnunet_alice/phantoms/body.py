@@ -9,6 +9,7 @@ from nnunet_alice.phantoms import anatomy
 from nnunet_alice.phantoms.anatomy import FAT, LABELS, WALL, tubes
 from nnunet_alice.phantoms.disease import Disease
 from nnunet_alice.phantoms.geometry import Ellipsoid, SmoothNoise, Tube
+from nnunet_alice.triples import triple
 
 AIR_HU = -1000.0
 
@@ -89,9 +90,9 @@ class _Canvas:
             inside &= (p > low[axis] - self.edge_mm) & (p < high[axis] + self.edge_mm)
         return np.flatnonzero(inside)
 
-    def at(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
+    def at(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """z, y, x of some points."""
-        return tuple(p[index] for p in self.points_mm)
+        return triple(p[index] for p in self.points_mm)
 
     def distance(self, shape: Ellipsoid | Tube, index: np.ndarray) -> np.ndarray:
         """Signed distances of some points; tubes are searched no further than blending reaches."""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from nnunet_alice.files import atomic_write
 
 #: one colour an arm or a class, in their order
-_COLOURS = colormaps["tab10"].colors
+_COLOURS = [colormaps["tab10"](number)[:3] for number in range(10)]
 
 
 def draw_label_efficiency(summary: pd.DataFrame, path: str | os.PathLike) -> None:

@@ -17,7 +17,7 @@ _PLANES = (("axial", 0, (1, 2)), ("coronal", 1, (0, 2)), ("sagittal", 2, (0, 1))
 def draw_landmarks(
     atlas: CaseGeometry,
     points_mm: np.ndarray,
-    seen: Sequence[int],
+    seen: Sequence[int] | np.ndarray,
     cases: int,
     patch_mm: float,
     path: str | os.PathLike,
@@ -36,8 +36,8 @@ def draw_landmarks(
         path: PNG to write.
         title: above the picture.
     """
-    seen = np.asarray(seen)
-    share = seen / max(cases, 1)
+    counts = np.asarray(seen)
+    share = counts / max(cases, 1)
     extent_mm = np.asarray(atlas.grid_shape) * atlas.grid_spacing_mm
     first_mm = np.asarray(atlas.grid_origin_mm) - np.asarray(atlas.grid_spacing_mm) / 2
     figure = Figure(figsize=(15, 4.6), layout="constrained")

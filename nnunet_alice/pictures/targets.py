@@ -76,7 +76,7 @@ def draw_occlusion(
         full = np.repeat(full, size, axis=axis)
     full = full[tuple(map(slice, image.shape))]
     low, high = np.percentile(image, [1, 99])
-    most = max(float(np.abs(known).max()), np.finfo(np.float32).tiny)
+    most = max(float(np.abs(known).max()), float(np.finfo(np.float32).tiny))
     for axis, panel in enumerate(axes[0]):
         panel.imshow(image.take(middle[axis], axis), cmap="gray", vmin=low, vmax=high)
         shown = panel.imshow(full.take(middle[axis], axis), cmap="seismic", vmin=-most, vmax=most, alpha=0.35)

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -104,11 +105,12 @@ def network_cost(architecture: Mapping, patch_size: Sequence[int], input_channel
 def cost_of(network: torch.nn.Module, patch_size: Sequence[int]) -> NetworkCost:
     """Count what one of nnU-Net's U-Nets needs at a patch size, voxels."""
     patch_size = [int(length) for length in patch_size]
+    unet: Any = network  # torch leaves open what a network of nnU-Net's has
     return NetworkCost(
-        int(network.compute_conv_feature_map_size(patch_size)),
-        int(network.encoder.compute_conv_feature_map_size(patch_size)),
-        sum(parameter.numel() for parameter in network.parameters()),
-        sum(parameter.numel() for parameter in network.encoder.parameters()),
+        int(unet.compute_conv_feature_map_size(patch_size)),
+        int(unet.encoder.compute_conv_feature_map_size(patch_size)),
+        sum(parameter.numel() for parameter in unet.parameters()),
+        sum(parameter.numel() for parameter in unet.encoder.parameters()),
     )
 
 

@@ -19,6 +19,7 @@ from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import retrieval_accuracy, token_index_information
 from nnunet_alice.methods.distributed import world_size
 from nnunet_alice.methods.schedules import cosine, linear
+from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.pictures.views import draw_views
 from nnunet_alice.planning.plans import view_size
 from nnunet_alice.pretraining.cases import cases_with_bodies
@@ -109,7 +110,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
     def modules_to_compile(self) -> list[nn.Module]:
         """The networks of student and teacher."""
         teacher = self.model.teacher
-        return [self.model.student.backbone] + ([] if teacher is None else [teacher.backbone])
+        return [self.model.student.backbone, *([] if teacher is None else [teacher.backbone])]
 
     # ------------------------------------------------------------------------------------------------ the views
 
@@ -119,8 +120,8 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         """Open the matcher, and prepare the atlas where no anatomy was prepared; without pairs find bodies alone."""
         context, name = self.context, self.settings.matcher or matching
         if not self.settings.paired:
-            self._bodies, *cases = cases_with_bodies(context.dataset, training, validation, context.log)
-            return tuple(cases)
+            self._bodies, training, validation = cases_with_bodies(context.dataset, training, validation, context.log)
+            return training, validation
         if self.matcher is None:
             self.matcher = on_one_rank_first(lambda: open_or_prepare_matcher(context.dataset, name, context.log))
         if self.settings.regions and self.regions is None:
@@ -133,6 +134,10 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
                 "different atlas."
             )
         return training, cases_to_validate_on(self.matcher, training, validation, context.log)
+
+    def _opened_matcher(self) -> Matcher:
+        assert self.matcher is not None, "prepare() opens the matcher"
+        return self.matcher
 
     def _open_atlas(self, matcher: Matcher) -> AtlasMatcher:
         """Return the atlas, whose regions are learned whichever matcher pairs the views.
@@ -154,9 +159,9 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         if not self.settings.paired:
             pairs = RandomPairs(self._bodies, cases)
         elif self.settings.same_volume and training:
-            pairs = SameVolumePairs(self.matcher, cases, patch_size)
+            pairs = SameVolumePairs(self._opened_matcher(), cases, patch_size)
         else:
-            pairs = MatchedPairs(self.matcher, cases, patch_size, dataset.shape)
+            pairs = MatchedPairs(self._opened_matcher(), cases, patch_size, dataset.shape)
         if training:
             self._warn_of_large_views(pairs)
         return MatchedViews(
@@ -179,7 +184,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         if not shapes:
             return
         patch, volume = (tuple(int(n) for n in size) for size in (self.context.patch_size, np.median(shapes, axis=0)))
-        smaller = view_size(patch, volume, self.network.encoder.strides)
+        smaller = view_size(patch, volume, encoder_of(self.network).strides)
         if smaller != patch:
             patch_text, volume_text, smaller_text = ("x".join(map(str, size)) for size in (patch, volume, smaller))
             self.context.log(

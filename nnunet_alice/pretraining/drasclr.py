@@ -14,16 +14,23 @@ from torch import Tensor, nn
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.anatomy.subjects import load_subjects
 from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.atlas_landmarks import open_landmarks, prepare_landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.methods.distributed import rank
-from nnunet_alice.methods.drasclr.conditional import LocationGroups, UnconditionedEncoder
+from nnunet_alice.methods.drasclr.conditional import (
+    ConditionalEncoder,
+    LocatedEncoder,
+    LocationGroups,
+    UnconditionedEncoder,
+)
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 from nnunet_alice.methods.drasclr.difference import feature_difference
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
 from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
+from nnunet_alice.methods.unets import UNetEncoder, encoder_of
 from nnunet_alice.pictures.landmark_views import draw_landmark_views
 from nnunet_alice.planning.memory import cost_of, live_bytes_of_pairs, live_bytes_of_subjects, subjects_in_memory
 from nnunet_alice.planning.plans import total_stride
@@ -69,6 +76,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
     name = "DrasCLR"
     static_shapes = False  # batches are smaller where few cases show a landmark
     model: DrasCLRModel
+    matcher: AtlasMatcher
     landmarks: Landmarks
     places: LandmarkPlaces
     subject_of: dict[str, str]
@@ -86,7 +94,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         self._open_anatomy()
         seen = self.places.seen()
         self.training_locations = torch.from_numpy(self.landmarks.locations[seen >= min(2, int(seen.max()))])
-        self.crop_size = self._choose_crop_size(network.encoder)
+        self.crop_size = self._choose_crop_size(encoder_of(network))
         self.batch_size = self._choose_batch_size(network)
         subjects = len({self.subject_of.get(case, case) for case in self.places.cases})
         self.context.log(
@@ -94,8 +102,8 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             f"{len(self.places.cases)} registered cases, which count as {subjects} subjects."
         )
         embedder = PatchEmbedder(
-            self._make_encoder(network.encoder),
-            network.encoder.output_channels[-1],
+            self._make_encoder(encoder_of(network)),
+            encoder_of(network).output_channels[-1],
             dim=self.settings.dim,
             cells=self.settings.cells,
         )
@@ -105,7 +113,9 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
     def _open_anatomy(self) -> None:
         """Open the atlas, on which landmarks lie, whichever other matchers were prepared; make what is missing."""
         dataset, log = self.context.dataset, self.context.log
-        self.matcher = on_one_rank_first(lambda: open_or_prepare_matcher(dataset, "atlas", log))
+        matcher = on_one_rank_first(lambda: open_or_prepare_matcher(dataset, "atlas", log))
+        assert isinstance(matcher, AtlasMatcher)
+        self.matcher = matcher
         self.landmarks = on_one_rank_first(self._open_landmarks)
         self.places = LandmarkPlaces.of_registered(self.landmarks, self.matcher)
         self.subject_of = load_subjects(dataset)
@@ -120,7 +130,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             )
             return prepare_landmarks(self.context.dataset).landmarks
 
-    def _make_encoder(self, plain: nn.Module) -> nn.Module:
+    def _make_encoder(self, plain: nn.Module) -> LocatedEncoder:
         """The query encoder, starting from the weights of a plain one; the same for the same weights."""
         if not self.settings.conditional:
             return UnconditionedEncoder(copy.deepcopy(plain))
@@ -128,7 +138,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         gain = self.settings.location_gain
         return to_conditional(plain, self.settings.num_experts, location_gain=gain, generator=generator)
 
-    def _choose_crop_size(self, encoder: nn.Module) -> tuple[int, ...]:
+    def _choose_crop_size(self, encoder: UNetEncoder) -> tuple[int, ...]:
         strides, spacing = total_stride(encoder.strides), self.context.spacing
         size = crop_size(self.landmarks.patch_mm, spacing, strides, self.context.patch_size)
         shown_mm = (n * step for n, step in zip(size, spacing, strict=True))
@@ -145,7 +155,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         cost = cost_of(network, self.context.patch_size)
         # The paper's number of crops with gradient, and all experts, in all variants: ablations see the same batches.
         crops, experts = 1 + DrasCLRSettings.neighbours, self.settings.num_experts
-        elements = network.encoder.compute_conv_feature_map_size(self.crop_size)
+        elements = encoder_of(network).compute_conv_feature_map_size(self.crop_size)
         fitting = subjects_in_memory(cost, pairs, experts, elements, crops)
         if fitting < 2:
             needed = live_bytes_of_subjects(cost, experts, elements, crops, 2)
@@ -202,7 +212,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     def before_training(self) -> None:
         """Start from the network's weights."""
-        fresh = self._make_encoder(self.network.encoder)
+        fresh = self._make_encoder(encoder_of(self.network))
         for embedder in (self.model.query, self.model.key):
             embedder.encoder.load_state_dict(fresh.state_dict())
 
@@ -257,7 +267,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             self.places, self.places.cases, context.dataset.image, self.crop_size, context.spacing, self.batch_size,
             neighbours=0, seed=context.seed, longest_stay=1, affine=None, min_subjects=1,
         )  # fmt: skip
-        channels = self.network.encoder.output_channels[-1]
+        channels = encoder_of(self.network).output_channels[-1]
         plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels)
         pairs = []
         for number in range(batches):
@@ -288,7 +298,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     def recorded_settings(self) -> dict[str, Any]:
         """Return the settings, and which landmarks and subjects: the queued keys belong to them."""
-        layout = hashlib.sha256(np.ascontiguousarray(self.landmarks.points_mm)).hexdigest()[:16]
+        layout = hashlib.sha256(np.ascontiguousarray(self.landmarks.points_mm).data).hexdigest()[:16]
         return super().recorded_settings() | {
             "landmarks": f"{len(self.landmarks)} ({layout})",
             "registered_cases": len(self.places.cases),
@@ -299,11 +309,13 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
     def plain_encoder(self) -> nn.Module:
         """Return the query encoder as the plans build it, experts mixed at the mean routing over training locations."""
         encoder = self.model.query.encoder
-        return to_plain(encoder, self.training_locations) if self.settings.conditional else encoder.encoder
+        if isinstance(encoder, ConditionalEncoder):
+            return to_plain(encoder, self.training_locations)
+        return encoder.encoder
 
     def network_weights(self) -> dict[str, Tensor]:
         """Return the plans' network: its encoder is the trained one made plain, its decoder as it was initialised."""
-        self.network.encoder.load_state_dict(self.plain_encoder().state_dict())
+        encoder_of(self.network).load_state_dict(self.plain_encoder().state_dict())
         return self.network.state_dict()
 
     def checkpoint_extras(self) -> dict[str, Any]:

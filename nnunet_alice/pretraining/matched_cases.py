@@ -30,7 +30,7 @@ def record_of_views(matcher: Matcher | None, cases: Sequence[str]) -> dict[str, 
     """
     seen = sorted(cases if matcher is None else set(cases) & set(matcher.cases))
     prepared = getattr(matcher, "fingerprint", None)
-    prepared = asdict(prepared) if is_dataclass(prepared) else prepared
+    prepared = asdict(prepared) if is_dataclass(prepared) and not isinstance(prepared, type) else prepared
     return {
         "matching": None if matcher is None else matcher.name,
         "anatomy": _digest([prepared, None if matcher is None else float(matcher.threshold)]),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import distributed as dist
@@ -19,7 +19,7 @@ PATIENCE = timedelta(days=7)
 @lru_cache(maxsize=1)
 def _patient_group(_of: object) -> dist.ProcessGroup:
     """A group of all ranks whose members wait as long as it takes, made once for each default group."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def wait_for_all_ranks() -> None:
@@ -60,7 +60,7 @@ def on_one_rank(work: Callable[[], Result]) -> Result:
         return work()
     box = [work() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0, group=_patient_group(dist.group.WORLD))
-    return box[0]
+    return cast(Result, box[0])
 
 
 def number_of_each_rank(number: int, device: torch.device) -> tuple[int, ...]:

@@ -83,9 +83,9 @@ def draw_affine(
         turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ turn
     matrix = matrix * (1 + rng.uniform(-limits.scale, limits.scale, size=3))
-    spacing = np.asarray(spacing, dtype=float)
+    steps = np.asarray(spacing, dtype=float)
     shift = rng.uniform(-limits.translation, limits.translation, size=3) * np.asarray(size)
-    return np.concatenate([matrix * spacing / spacing[:, None], shift[:, None]], axis=1)
+    return np.concatenate([matrix * steps / steps[:, None], shift[:, None]], axis=1)
 
 
 def apply_affine_to_crops(crops: Tensor, affines: np.ndarray) -> Tensor:
@@ -107,7 +107,7 @@ def apply_affine_to_crops(crops: Tensor, affines: np.ndarray) -> Tensor:
     return functional.grid_sample(crops, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def crop_with_border(image, centre_vox: Sequence[float], size: Sequence[int]) -> np.ndarray:
+def crop_with_border(image, centre_vox: Sequence[float] | np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
     """Crop ``size`` voxels around a point of the volume; beyond its end its outermost voxels are repeated.
 
     Unlike zeros, that does not draw an edge where a field of view happens to end, by which subjects could be told

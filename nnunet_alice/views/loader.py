@@ -5,6 +5,7 @@ delivers what the uninterrupted run would have had, with any number of worker pr
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ class _Workers(MultiThreadedAugmenter):
         return fields.pop(_KIND)(**fields)
 
 
-Loader = SingleThreadedAugmenter | MultiThreadedAugmenter
+Loader: TypeAlias = SingleThreadedAugmenter | MultiThreadedAugmenter
 
 
 def start_loader(batches: NumberedBatches, num_processes: int, pin_memory: bool) -> Loader:

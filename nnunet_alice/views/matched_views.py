@@ -48,7 +48,7 @@ class LabelsRegions(Protocol):
     """Anything that knows the regions of the atlas in cases, as ``matching.region_labels.RegionLabels`` does."""
 
     def on_grid(
-        self, case: str, first_vox: Sequence[float], step_vox: Sequence[float], size: Sequence[int]
+        self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]
     ) -> np.ndarray: ...
 
 

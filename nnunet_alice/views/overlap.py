@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_alice.cropping import crop_centred
+from nnunet_alice.triples import triple
 
 #: a voxel that lies less than this outside the volume is inside
 _ROUNDING_VOX = 1e-6
@@ -63,7 +64,7 @@ class Crop:
     def in_volume(self, points_mm: np.ndarray) -> np.ndarray:
         """Which positions (N, 3) lie between the first and the last voxel centre of the volume: bool (N,)."""
         rounding_mm = _ROUNDING_VOX * np.abs(np.diag(self.affine)[:3])
-        return ((points_mm >= -rounding_mm) & (points_mm <= self.extent_mm + rounding_mm)).all(axis=1)
+        return np.all((points_mm >= -rounding_mm) & (points_mm <= self.extent_mm + rounding_mm), axis=1)
 
 
 class OverlapSampler:
@@ -112,7 +113,7 @@ class OverlapSampler:
         start = np.asarray(point_vox, dtype=float) - rng.uniform(self.margin, 1 - self.margin, size=3) * reach
         slack = np.asarray(shape) - 1 - reach
         start = np.where(slack >= 0, np.clip(start, 0, np.maximum(slack, 0)), np.clip(start, np.minimum(slack, 0), 0))
-        return CropPlace(tuple(start.tolist()), (step,) * 3, self.size)
+        return CropPlace(triple(start.tolist()), (step,) * 3, triple(self.size))
 
 
 def cut(image, place: CropPlace, spacing_mm: Sequence[float]) -> Crop:

@@ -213,7 +213,8 @@ class RandomPairs:
         for case in (case_a, case_b):
             with self.readings.of(case):
                 points.append(self.bodies.body_points(case, 1, rng)[0])
-        return PointPair(case_a, case_b, *points, score=float("nan"), draws=1, accepted=False)
+        point_a, point_b = points
+        return PointPair(case_a, case_b, point_a, point_b, score=float("nan"), draws=1, accepted=False)
 
 
 def matching_metrics(pairs: Sequence[PointPair]) -> dict[str, float]:

@@ -18,7 +18,7 @@ def geometry(body: np.ndarray, spacing=(5.0, 1.0, 0.8), factors=(1, 2, 2), shape
 
 def ellipsoid(shape) -> np.ndarray:
     axes = [np.linspace(-1, 1, n) for n in shape]
-    return sum(g**2 for g in np.meshgrid(*axes, indexing="ij")) < 0.8
+    return np.sum([g**2 for g in np.meshgrid(*axes, indexing="ij")], axis=0) < 0.8
 
 
 def test_grid_uses_the_budget_and_lies_in_the_body():

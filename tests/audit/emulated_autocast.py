@@ -25,8 +25,9 @@ def cuda_lists() -> dict[str, set[str]]:
     header = (Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h").read_text()
     lists = {}
     for kind in _LISTS:
-        body = re.search(rf"#define AT_FORALL_{kind}\(_\)(.*?)\n\n", header, re.DOTALL)[1]
-        entries = re.findall(r"_\((\w+)(?:, (\w+))?\)", body)
+        body = re.search(rf"#define AT_FORALL_{kind}\(_\)(.*?)\n\n", header, re.DOTALL)
+        assert body is not None
+        entries = re.findall(r"_\((\w+)(?:, (\w+))?\)", body[1])
         lists[kind] = {f"aten::{name}" + (f".{overload}" if overload else "") for name, overload in entries}
     lists["PROMOTE"] |= set(_PROMOTE_TOO)
     lists["FP32"] |= set(_FP32_TOO)
@@ -58,12 +59,13 @@ def cuda_autocast(half: bool = True) -> Iterator[None]:
         for name, kernel in _kernels().items():
             library.impl(name, kernel, _KEY)
     before = torch.autocast, stock.autocast
-    torch.autocast = torch.amp.autocast = stock.autocast = _Autocast if half else _NoAutocast
+    chosen = _Autocast if half else _NoAutocast
+    torch.autocast = torch.amp.autocast = stock.autocast = chosen  # type: ignore[misc]  # replaced on purpose
     try:
         yield
     finally:
-        torch.autocast, stock.autocast = before
-        torch.amp.autocast = before[0]
+        torch.autocast, stock.autocast = before  # type: ignore[misc]
+        torch.amp.autocast = before[0]  # type: ignore[misc]
         library._destroy()
 
 

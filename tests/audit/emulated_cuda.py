@@ -45,7 +45,9 @@ class MixedDevicesError(AssertionError):
 
 
 class CudaTensor(torch.Tensor):
-    """A tensor that says it lies on ``cuda:0``; its numbers are in ``inner``, on the CPU or on ``meta``."""
+    """A tensor that says it lies on ``cuda:0``; its numbers are in ``held``, on the CPU or on ``meta``."""
+
+    held: torch.Tensor
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor):
@@ -55,16 +57,16 @@ class CudaTensor(torch.Tensor):
             strides=inner.stride(),
             storage_offset=inner.storage_offset(),
             dtype=inner.dtype,
-            device="cpu",  # autograd would ask a CUDA device for its stream
+            device=torch.device("cpu"),  # autograd would ask a CUDA device for its stream
         )
-        label.inner = inner
+        label.held = inner
         return label
 
     def __init__(self, inner: torch.Tensor) -> None:
         pass
 
-    def __repr__(self, *, tensor_contents=None) -> str:
-        return f"CudaTensor({self.inner})"
+    def __repr__(self, *, tensor_contents=None) -> str:  # type: ignore[override]  # nameless in torch's stub
+        return f"CudaTensor({self.held})"
 
     device = property(lambda self: CUDA)
     is_cuda = property(lambda self: True)
@@ -140,7 +142,7 @@ class EmulatedCuda(TorchDispatchMode):
         self._check_devices(func, labelled, plain, kwargs)
         self._note_wait(func, labelled, plain, device, args, kwargs)
         if func is _aten._local_scalar_dense.default:
-            return func(args[0].inner) if self.inner.type == "cpu" else args[0].dtype.is_floating_point * 0.0
+            return func(args[0].held) if self.inner.type == "cpu" else args[0].dtype.is_floating_point * 0.0
         to_host = device is not None and device.type != "cuda"
         if to_host and self.inner.type == "meta":
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
@@ -176,7 +178,7 @@ class EmulatedCuda(TorchDispatchMode):
 
     def _unwrap(self, x):
         if isinstance(x, CudaTensor):
-            return x.inner
+            return x.held
         if isinstance(x, torch.Tensor) and self.inner.type == "meta":
             return x.to("meta")
         return x

@@ -107,7 +107,7 @@ def stu_net_base() -> dict[str, tuple]:
 
 
 def segresnet(filters=32) -> dict[str, tuple]:
-    shapes = {"convInit.conv.weight": (filters, 1, 3, 3, 3)}
+    shapes: dict[str, tuple] = {"convInit.conv.weight": (filters, 1, 3, 3, 3)}
     for stage, blocks in enumerate((1, 2, 2, 4)):
         width = filters * 2**stage
         if stage:

@@ -18,6 +18,7 @@ HOW_TO = EXAMPLES.parent / "docs" / "how-to" / "add-your-own-method.md"
 def example(name: str):
     """An example as a module."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -11,7 +11,7 @@ from nnunet_alice.trainers import drasclr_finetuning, finetuning
 SETTINGS = ((12, 12, 12), (-0.5, 0.5), [[1, 1, 1]], (0, 1, 2), False)
 
 
-def blurred(trainer: type, fft_is_faster: bool, monkeypatch) -> torch.Tensor:
+def blurred(trainer: type[nnUNetTrainer], fft_is_faster: bool, monkeypatch) -> torch.Tensor:
     """Augmented images of a trainer on a machine where FFT is faster, or slower."""
     times = iter(range(10**9))
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,9 +86,10 @@ def test_unanswered_queries_count_as_lost():
 
 
 def test_what_was_measured_is_kept_for_its_checkpoint_only(tmp_path: Path):
-    store = SimpleNamespace(trust_file=tmp_path / "trust.json")
+    store: Any = SimpleNamespace(trust_file=tmp_path / "trust.json")
+    halves: Any = Halves()
     assert read_trust(store, "a") is None
-    trust = measure_trust(Halves(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    trust = measure_trust(halves, (1.0, 1.0, 1.0), tolerance_mm=5.0)
     write_trust(store, trust, "a")
     assert read_trust(store, "a") == trust and read_trust(store, "b") is None
     nothing = replace(trust, threshold=np.inf)

@@ -117,7 +117,10 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.break_after, self.asked, self.listed, self.ranges = folder, {}, [], [], True
+        self.folder, self.ranges = folder, True
+        self.break_after: dict = {}
+        self.asked: list = []
+        self.listed: list = []
 
     @property
     def address(self) -> str:

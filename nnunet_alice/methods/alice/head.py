@@ -73,8 +73,8 @@ class AliceHead(nn.Module):
         return HeadOutputs(self.mlp.cls_logits(embedding), embedding, encoder_tokens, decoder_tokens)
 
     def _token_logits(self, features: Tensor, lift: nn.Linear) -> Tensor:
-        size = [min(length, self.max_tokens) for length in features.shape[2:]]
-        tokens = functional.adaptive_avg_pool3d(features, size).flatten(2).transpose(1, 2)
+        z, y, x = (min(length, self.max_tokens) for length in features.shape[2:])
+        tokens = functional.adaptive_avg_pool3d(features, (z, y, x)).flatten(2).transpose(1, 2)
         return self.mlp.token_logits(self.mlp.embed(lift(self.token_norm(tokens))))
 
 

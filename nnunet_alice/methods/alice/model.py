@@ -22,6 +22,7 @@ from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import conditional_entropy, embedding_spread, marginal_entropy
 from nnunet_alice.methods.ema import frozen_copy, update_ema
 from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
+from nnunet_alice.methods.unets import decoder_of, encoder_of
 
 
 class StudentOutputs(NamedTuple):
@@ -84,10 +85,10 @@ class AliceStudent(nn.Module):
         super().__init__()
         self.settings = settings
         self.backbone = TappedUNet(network)
-        self.decoder_stages = settings.decoder_stages(len(network.decoder.stages))
+        self.decoder_stages = settings.decoder_stages(len(decoder_of(network).stages))
         freeze_unused_decoder(network, self.decoder_stages)
         self.head = self.casa = self.region_head = None
-        channels = network.encoder.output_channels
+        channels = encoder_of(network).output_channels
         if settings.regions:
             self.region_head = RegionHead(channels[-2::-1], settings.num_regions)
         if settings.distils:
@@ -123,6 +124,8 @@ class AliceTeacher(nn.Module):
 
     def __init__(self, student: AliceStudent) -> None:
         super().__init__()
+        if student.head is None:
+            raise ValueError("A teacher needs a student that distils: this one has no head.")
         self.backbone = frozen_copy(student.backbone)
         self.head = frozen_copy(student.head)
         self.settings = student.settings
@@ -138,6 +141,7 @@ class AliceTeacher(nn.Module):
     def follow(self, student: AliceStudent, momentum: float) -> None:
         """theta_t <- m theta_t + (1 - m) theta_s, for network and head."""
         update_ema(self.backbone, student.backbone, momentum)
+        assert student.head is not None
         update_ema(self.head, student.head, momentum)
 
 
@@ -194,11 +198,13 @@ class Alice(nn.Module):
             target, bottleneck = self.teacher(views)
             descriptors = view_descriptors(bottleneck)
             if settings.contrast:
+                assert outputs.cls is not None
                 targets = self._targets(target.cls, self.centre_cls, teacher_temperature)
                 cls = cross_view_loss(targets, outputs.cls, settings.student_temperature)
                 parts |= _signs_of_life("cls", targets)
                 parts["spread"] = embedding_spread(target.embedding)
             if settings.alignment:
+                assert outputs.encoder_tokens is not None and outputs.aligned is not None
                 aligned = self._aligned_target(outputs.encoder_tokens, target)
                 targets = self._targets(aligned, self.centre_alignment, teacher_temperature)
                 alignment = alignment_loss(targets, outputs.aligned, settings.student_temperature)
@@ -211,6 +217,7 @@ class Alice(nn.Module):
                     self.centre_alignment.update(aligned)
             parts["centre_norm"] = self.centre_cls.value.norm()
         if settings.reconstruction:
+            assert outputs.reconstruction is not None
             masked = len(views) // 2 if settings.unmasked_anchors else len(views)
             reconstruction = reconstruction_loss(outputs.reconstruction[:masked], views[:masked])
         if outputs.regions is not None and regions is not None:
@@ -235,6 +242,7 @@ class Alice(nn.Module):
     @torch.no_grad()
     def _aligned_target(self, student_tokens: Tensor, target: HeadOutputs) -> Tensor:
         """``T~``: the teacher's decoder tokens gathered by encoder tokens; no gradient passes."""
+        assert target.encoder_tokens is not None
         if self.student.casa is None:
             return target.encoder_tokens
         query = student_tokens if self.settings.shared_query else target.encoder_tokens

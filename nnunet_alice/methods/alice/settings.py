@@ -136,15 +136,20 @@ class AliceSettings:
 
     def paper(self) -> "AliceSettings":
         """These settings with the paper's literal pooling, targets, queries, gain, temperatures and weights."""
-        switches = {
-            "regions": False,
-            "grid_pooling": False,
-            "batch_norm": False,
-            "sinkhorn": False,
-            "unmasked_anchors": False,
-        }
-        numbers = {"alignment_gain": 1.0, "teacher_temperature": (0.008, 0.01), "cls_weight": 1.0, "mask_ratio": 0.75}
-        return replace(self, **switches, shared_query=True, **numbers, alignment_weight=1.0)
+        return replace(
+            self,
+            regions=False,
+            grid_pooling=False,
+            batch_norm=False,
+            sinkhorn=False,
+            unmasked_anchors=False,
+            shared_query=True,
+            alignment_gain=1.0,
+            teacher_temperature=(0.008, 0.01),
+            cls_weight=1.0,
+            mask_ratio=0.75,
+            alignment_weight=1.0,
+        )
 
 
 def along(course: Course, share: float) -> float:

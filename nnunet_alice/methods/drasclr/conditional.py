@@ -266,6 +266,10 @@ class UnconditionedEncoder(nn.Module):
         return self.encoder(x)
 
 
+#: both take a batch and its locations, and hold the encoder of the plans
+LocatedEncoder = ConditionalEncoder | UnconditionedEncoder
+
+
 def _check_points(points: Tensor) -> None:
     if points.ndim != 2 or points.shape[0] == 0 or points.shape[1] != 3:
         raise ValueError(f"Locations must be (B, 3) with B > 0, got {tuple(points.shape)}.")

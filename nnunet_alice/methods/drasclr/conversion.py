@@ -152,7 +152,7 @@ def _conditional_layer(
     layer.experts.copy_(kernel / (num_experts * initial_routing) + spread * deviation * noise)
     layer.routing_bias.zero_()
     layer.routing_weight.mul_(location_gain)
-    if plain.bias is not None:
+    if plain.bias is not None and layer.bias is not None:
         layer.bias.copy_(plain.bias)
     for parameter in layer.parameters():
         parameter.requires_grad_(plain.weight.requires_grad)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_alice.methods.drasclr.conversion import to_conditional
+from nnunet_alice.methods.unets import decoder_of, encoder_of
 
 #: Channels of coordinates, behind those of the image: the weight, then z, y and x.
 COORDINATE_CHANNELS = 4
@@ -121,8 +122,10 @@ class LocatedUNet(nn.Module):
         super().__init__()
         if not (hasattr(network, "encoder") and hasattr(network, "decoder")):
             raise ValueError(f"{type(network).__name__} has no encoder and decoder; take plans of one of the U-Nets.")
-        self.encoder = to_conditional(network.encoder, num_experts, location_gain=location_gain, generator=generator)
-        self.decoder = network.decoder
+        self.encoder = to_conditional(
+            encoder_of(network), num_experts, location_gain=location_gain, generator=generator
+        )
+        self.decoder = decoder_of(network)
         # The decoder remembers the encoder that it was built for, under which all weights would appear again.
         self.decoder.encoder = None
 

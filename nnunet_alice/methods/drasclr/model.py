@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_alice.methods.distributed import gather_rows
-from nnunet_alice.methods.drasclr.conditional import LocationGroups
+from nnunet_alice.methods.drasclr.conditional import LocatedEncoder, LocationGroups
 from nnunet_alice.methods.drasclr.losses import DrasCLRLoss, drasclr_loss
 from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.methods.drasclr.representation import LandmarkStandardisation, PatchRepresentation
@@ -33,7 +33,13 @@ class PatchEmbedder(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, num_channels: int, *, dim: int = 128, hidden_dim: int | None = None, cells: int = 2
+        self,
+        encoder: LocatedEncoder,
+        num_channels: int,
+        *,
+        dim: int = 128,
+        hidden_dim: int | None = None,
+        cells: int = 2,
     ) -> None:
         super().__init__()
         hidden_dim = num_channels if hidden_dim is None else hidden_dim

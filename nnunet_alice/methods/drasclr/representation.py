@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunet_alice.methods.distributed import gather_rows
-from nnunet_alice.methods.drasclr.conditional import LocationGroups
+from nnunet_alice.methods.drasclr.conditional import LocatedEncoder, LocationGroups
 
 _EPS = 1e-5
 
@@ -38,7 +38,7 @@ class PatchRepresentation:
         width: numbers a patch: ``C * cells ** 3``, and 3 for every channel of the watched norms.
     """
 
-    def __init__(self, encoder: nn.Module, num_channels: int, cells: int = 1) -> None:
+    def __init__(self, encoder: LocatedEncoder, num_channels: int, cells: int = 1) -> None:
         self.encoder = encoder
         self.cells = cells
         self._taken = _Taken()
@@ -100,6 +100,9 @@ class LandmarkStandardisation(nn.Module):
         momentum: share of the old variance that stays; the first batches are averaged evenly.
     """
 
+    variance: Tensor
+    batches: Tensor
+
     def __init__(self, width: int, momentum: float = 0.95) -> None:
         super().__init__()
         self.momentum = momentum
@@ -125,7 +128,8 @@ class LandmarkStandardisation(nn.Module):
 
 def _first_norms(encoder: nn.Module) -> Iterator[_InstanceNorm]:
     """First instance norm of stem and stages; of an encoder without stages, its first."""
-    parts = [encoder] if not hasattr(encoder, "stages") else [getattr(encoder, "stem", None), *encoder.stages]
+    stages = getattr(encoder, "stages", None)
+    parts = [encoder] if stages is None else [getattr(encoder, "stem", None), *stages]
     for part in parts:
         norms = [module for module in part.modules() if isinstance(module, _InstanceNorm)] if part is not None else []
         yield from norms[:1]

@@ -336,10 +336,10 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     Squares are summed by axis. ``torch.cdist`` by matrix product loses millimetres to cancellation, and its exact form
     starts one CUDA block a distance: a hundred million at crops of 128 voxels.
     """
-    total = None
-    for axis in range(a.shape[-1]):
-        square = (a[..., :, None, axis] - b[..., None, :, axis]).square_()
-        total = square if total is None else total.add_(square)
+    squares = ((a[..., :, None, axis] - b[..., None, :, axis]).square_() for axis in range(a.shape[-1]))
+    total = next(squares)
+    for square in squares:
+        total.add_(square)
     return total.sqrt_()
 
 

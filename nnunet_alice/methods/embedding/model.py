@@ -18,6 +18,7 @@ from nnunet_alice.methods.embedding.losses import (
 )
 from nnunet_alice.methods.embedding.positions import feature_affine, map_positions_mm, sample_map
 from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
+from nnunet_alice.methods.unets import decoder_of, encoder_of
 
 
 class EmbeddingNetwork(nn.Module):
@@ -36,11 +37,12 @@ class EmbeddingNetwork(nn.Module):
     def __init__(self, network: nn.Module, dimension: int = DIMENSION) -> None:
         super().__init__()
         self.backbone = TappedUNet(network)
-        strides = [(stride,) * 3 if isinstance(stride, int) else tuple(stride) for stride in network.encoder.strides]
+        encoder = encoder_of(network)
+        strides = [(stride,) * 3 if isinstance(stride, int) else tuple(stride) for stride in encoder.strides]
         coarse_stride, fine_stride = embedding_strides(strides)
-        self.decoder_stages = len(network.decoder.stages) - 1
+        self.decoder_stages = len(decoder_of(network).stages) - 1
         freeze_unused_decoder(network, self.decoder_stages)
-        channels = network.encoder.output_channels
+        channels = encoder.output_channels
         self.heads = EmbeddingHeads(channels[-1], channels[1], coarse_stride, fine_stride, dimension)
 
     def forward(self, crops: Tensor) -> Descriptors:
