@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "methods": set(),
     "phantoms": set(),
     "anatomy": set(),
-    "checkpoints": set(),
+    "checkpoints": {"methods"},
     "importing": {"anatomy"},
     "matching": {"anatomy", "checkpoints", "methods", "phantoms"},
     "planning": {"anatomy", "importing", "matching"},

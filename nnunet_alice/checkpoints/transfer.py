@@ -22,6 +22,7 @@ from nnunet_alice.checkpoints.adapting import Adapted, adapt
 from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, adaptation_plan, unet_weights
 from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.checkpoints.teacher import STUDENT, TEACHER, teacher_weights
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, refusals_told
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
@@ -117,6 +118,7 @@ def transfer_checkpoint(
     parts: str = "all",
     trust: bool = False,
     seed: int = 0,
+    weights: str = STUDENT,
 ) -> Transfer:
     """Make of a checkpoint one that ``nnUNetv2_train -pretrained_weights`` accepts for the given plans.
 
@@ -131,9 +133,11 @@ def transfer_checkpoint(
         parts: ``all`` or ``encoder``.
         trust: see ``load_checkpoint``.
         seed: for what stays fresh.
+        weights: ``student``, or ``teacher`` for the moving average that the pretraining learned from.
 
     Raises:
-        CheckpointError: unreadable, of another family, nothing fits, or ``output`` cannot be written.
+        CheckpointError: unreadable, without a teacher that was asked for, of another family, nothing fits, or
+            ``output`` cannot be written.
         InputError: unknown configuration, ``output`` would overwrite ``checkpoint``, or the table cannot be written.
         NotPreparedError: the target dataset has no plans.
     """
@@ -142,6 +146,8 @@ def transfer_checkpoint(
         raise InputError(f"{output} cannot be the output; name a new .pth file.")
     plans, dataset_json = _target(dataset, plans_name, configuration)
     loaded = load_checkpoint(checkpoint, trust)
+    if weights == TEACHER:
+        loaded[WEIGHTS_KEY] = teacher_weights(loaded, checkpoint)
     source = unet_weights(loaded, checkpoint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -158,6 +164,7 @@ def transfer_checkpoint(
         "transferred_from": {
             "file": Path(checkpoint).name,
             "trainer_name": loaded.get("trainer_name"),
+            "weights": weights,
             "share": result.share(),
             "share_of_encoder": result.share("encoder"),
         },

@@ -53,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --target: keep its patch; without this, a patch larger than two thirds of the median volume shrinks",
     )
+    parser.add_argument(
+        "--window",
+        nargs="+",
+        metavar="WINDOW",
+        help="without --target: keep these intensities of CT instead of the percentiles of the body: lungs "
+        "(-1024 to 240 HU), or two numbers",
+    )
     parser.add_argument("--no_preprocess", action="store_true", help="write the plans and stop")
     parser.add_argument("-np", type=_positive(int), metavar="N", help="processes [as nnU-Net, at most one a processor]")
 
@@ -62,14 +69,21 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.planning.fingerprint import ensure_fingerprint
     from nnunet_alice.planning.plans import default_processes
     from nnunet_alice.planning.preprocessing import preprocess_cases
+    from nnunet_alice.planning.window import parse_window, set_window
 
     if args.target is not None and args.pl is not None:
         raise InputError("--target brings its own plans and -pl makes new ones; give only one of them.")
+    if args.target is not None and args.window is not None:
+        raise InputError("--target brings its own intensities; plan without --target to choose a --window.")
+    window = None if args.window is None else parse_window(args.window)
     name = dataset_name(args.d)
     processes = args.np or default_processes()
     _check_before_work(args, name)
     ensure_fingerprint(name, processes)
     planned = _plan(args, name)
+    if window is not None:
+        set_window(name, planned.plans_name, window)
+        print(f"CT is clipped to {window.low:g} to {window.high:g} and scaled to -1 to 1, also in moved plans.")
     print(
         f"Plans {planned.plans_name}, {args.c}: patch {'x'.join(map(str, planned.patch_size))} voxels of "
         f"{' x '.join(f'{s:.3g}' for s in planned.spacing)} mm (z, y, x), {planned.pairs} pairs of views a step, "

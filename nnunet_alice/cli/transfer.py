@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parts", choices=("all", "encoder"), default="all", help="what to carry (default: %(default)s)"
     )
+    parser.add_argument(
+        "--weights",
+        choices=("student", "teacher"),
+        default="student",
+        help="teacher: the moving average that Alice and DrasCLR learn from (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="for what stays fresh (default: %(default)s)")
     parser.add_argument(
         "--trust", action="store_true", help="open a checkpoint that holds more than data; this may run any code in it"
@@ -38,7 +44,15 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_alice.nnunet_folders import dataset_name
 
     result = transfer_checkpoint(
-        args.input, args.dataset, args.plans, args.configuration, args.output, args.parts, args.trust, args.seed
+        args.input,
+        args.dataset,
+        args.plans,
+        args.configuration,
+        args.output,
+        args.parts,
+        args.trust,
+        args.seed,
+        args.weights,
     )
     table = result.table[["tensor", "source_shape", "target_shape", "status", "how"]]
     widths = [max(len(name), int(table[name].str.len().max())) for name in table]

@@ -315,6 +315,20 @@ def test_the_command_writes_checkpoint_and_table(target_dataset, tmp_path, make_
     assert all(torch.equal(w, again[name]) for name, w in checkpoint["network_weights"].items())
 
 
+def test_the_teachers_weights_go_where_the_students_would(target_dataset, tmp_path, make_plans, make_network):
+    student, teacher = (make_network(make_plans("plain", 4)) for _ in range(2))
+    source_of(teacher)
+    state = {f"teacher.backbone.network.{name}": value for name, value in teacher.state_dict().items()}
+    save_checkpoint({"network_weights": student.state_dict(), "model_state": state}, tmp_path / "in.pth")
+    save_checkpoint({"network_weights": teacher.state_dict()}, tmp_path / "teacher.pth")
+    arguments = ("900", "nnUNetPlans", "3d_fullres")
+    transfer_checkpoint(tmp_path / "in.pth", *arguments, tmp_path / "one.pth", weights="teacher")
+    transfer_checkpoint(tmp_path / "teacher.pth", *arguments, tmp_path / "two.pth")
+    one, two = (load_checkpoint(tmp_path / f"{name}.pth") for name in ("one", "two"))
+    assert all(torch.equal(value, two["network_weights"][name]) for name, value in one["network_weights"].items())
+    assert one["transferred_from"]["weights"] == "teacher" and two["transferred_from"]["weights"] == "student"
+
+
 def test_an_output_that_cannot_be_written_is_one_sentence(target_dataset, tmp_path, make_plans, make_network, capsys):
     save_checkpoint({"network_weights": make_network(make_plans()).state_dict()}, tmp_path / "in.pth")
     command = ["transfer", "-i", str(tmp_path / "in.pth"), "-d", "900", "-o"]

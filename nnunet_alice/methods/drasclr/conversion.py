@@ -6,7 +6,7 @@ convolution under two names) stays one layer.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,25 @@ def to_plain(conditional: ConditionalEncoder, locations: Tensor) -> nn.Module:
     return _replace_layers(conditional.encoder, convert).train(conditional.training)
 
 
+def plain_state(state: Mapping[str, Tensor], locations: Tensor) -> dict[str, Tensor]:
+    """As `to_plain`, of the tensors of a conditional encoder by their names.
+
+    Args:
+        state: of the encoder that a `ConditionalEncoder` wraps.
+        locations: (N, 3), the training locations that the routing is averaged over.
+    """
+    plain = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "experts":
+            weight, bias = state[f"{layer}.routing_weight"], state[f"{layer}.routing_bias"]
+            routing = torch.sigmoid(locations.to(weight) @ weight.T + bias)
+            plain[f"{layer}.weight"] = _mixed(value, routing)
+        elif kind not in ("routing_weight", "routing_bias"):
+            plain[name] = value
+    return plain
+
+
 def plain_state_dict(conditional: ConditionalEncoder, locations: Tensor) -> dict[str, Tensor]:
     """State dict of `to_plain`, detached: what an nnU-Net checkpoint holds of the encoder."""
     return {name: value.detach() for name, value in to_plain(conditional, locations).state_dict().items()}
@@ -155,9 +174,13 @@ def _plain_layer(layer: ConditionalConv3d, locations: Tensor) -> nn.Conv3d:
         device=layer.experts.device,
         dtype=layer.experts.dtype,
     )
-    routing = layer.routing(locations.to(layer.experts.device)).double().mean(dim=0).to(layer.experts.dtype)
-    plain.weight.copy_(torch.einsum("e,eoizyx->oizyx", routing, layer.experts))
+    plain.weight.copy_(_mixed(layer.experts, layer.routing(locations.to(layer.experts.device))))
     if layer.bias is not None:
         plain.bias.copy_(layer.bias)
     plain.requires_grad_(layer.experts.requires_grad)
     return plain.train(layer.training)
+
+
+def _mixed(experts: Tensor, routing: Tensor) -> Tensor:
+    """Experts (E, ...) weighted by their routing (N, E), averaged over N locations."""
+    return torch.einsum("e,eoizyx->oizyx", routing.double().mean(dim=0).to(experts.dtype), experts)
