@@ -84,6 +84,19 @@ class PreparedCases:
                 f"Case {case}: its properties hold no {error}, so voxels cannot be told in world mm."
             ) from None
 
+    def file_grid(self, case: str) -> tuple[np.ndarray, tuple[int, ...]]:
+        """`file_grid` of a case.
+
+        Raises:
+            InputError: nnU-Net's reader kept no geometry of the file.
+        """
+        try:
+            return file_grid(self._loader.load_case(case)[3], self.dataset.plans["transpose_forward"])
+        except KeyError as error:
+            raise InputError(
+                f"Case {case}: its properties hold no {error}, so its file's voxels are not known."
+            ) from None
+
     def shape(self, case: str) -> tuple[int, ...]:
         """(3,) shape of the preprocessed array."""
         return tuple(int(n) for n in self.dataset.image(case).shape[1:])
@@ -150,6 +163,25 @@ def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: S
     for axis, source in enumerate(transpose_forward):
         to_file[source, axis] = 1
     return _file_affine(properties) @ to_file @ to_transposed
+
+
+def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Where the voxels of a case's file lie, as nnU-Net's reader gave them.
+
+    Args:
+        properties: what nnU-Net stored beside the case.
+        transpose_forward: of the plans.
+
+    Returns:
+        (4, 4) affine from (z, y, x) voxels of the file to (x, y, z) world mm, LPS; shape (z, y, x) of the file's array.
+
+    Raises:
+        KeyError: the properties lack what is needed.
+    """
+    shape = [0, 0, 0]
+    for axis, source in enumerate(transpose_forward):
+        shape[source] = int(properties["shape_before_cropping"][axis])
+    return _file_affine(properties), tuple(shape)
 
 
 def to_world(affine: np.ndarray, points_vox: np.ndarray) -> np.ndarray:

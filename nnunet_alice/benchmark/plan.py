@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nnunet_alice.benchmark.settings import FINE_TUNER, Arm, Settings
+from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, labelled, tuning_split
 
 
@@ -98,7 +98,7 @@ def trainer_name(settings: Settings, arm: Arm, cell: Cell, learning_rate: float 
         cell: the run.
         learning_rate: a number, a placeholder text, or None for the trainer's own.
     """
-    if not arm.trainer.startswith(FINE_TUNER):
+    if not arm.fine_tunes:
         return arm.trainer
     rate = f"{learning_rate:g}" if isinstance(learning_rate, float) else learning_rate
     endings = [

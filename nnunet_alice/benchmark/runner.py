@@ -18,7 +18,7 @@ import numpy as np
 from nnunet_alice.benchmark import plan
 from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.plan import Cell
-from nnunet_alice.benchmark.settings import FINE_TUNER, Arm, Settings
+from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition
 from nnunet_alice.benchmark.weights import Weights
 from nnunet_alice.benchmark.workspace import Workspace
@@ -178,9 +178,10 @@ class Runner:
 
     def fold_folder(self, cell: Cell) -> Path:
         """nnU-Net's folder of the cell's run."""
-        trainer = plan.trainer_name(self.settings, self.settings.arm(cell.arm), cell, self.learning_rate(cell))
-        model = f"{trainer}__{self.settings.plans}__{self.settings.configuration}"
-        return self.results_folder(cell) / self.workspace.dataset / model / f"fold_{self.folds[cell.split]}"
+        arm = self.settings.arm(cell.arm)
+        trainer = plan.trainer_name(self.settings, arm, cell, self.learning_rate(cell))
+        model = f"{trainer}__{arm.plans or self.settings.plans}__{self.settings.configuration}"
+        return self.results_folder(cell) / self.workspace.dataset_of(arm) / model / f"fold_{self.folds[cell.split]}"
 
     def lock_file(self, cell: Cell) -> Path:
         """Held while the cell runs; named by its weights, as another's settings may list them in another order."""
@@ -211,7 +212,7 @@ class Runner:
     def wrong_start(self, cell: Cell) -> str | None:
         """What is wrong with the weights or cases that a finished cell started from; None if nothing is."""
         record = self.fold_folder(cell) / "start.json"
-        if not self.settings.arm(cell.arm).trainer.startswith(FINE_TUNER):
+        if not self.settings.arm(cell.arm).fine_tunes:
             return None
         start, wanted = read_json(record) if record.is_file() else {}, cell.checkpoint is not None
         remedy = f"delete {record.parent} and run the benchmark again"
@@ -242,9 +243,10 @@ class Runner:
             learning_rate: as :func:`plan.trainer_name` takes it.
             resume: go on from the last checkpoint of the run.
         """
-        trainer = plan.trainer_name(self.settings, self.settings.arm(cell.arm), cell, learning_rate)
-        words = ["nnUNetv2_train", self.workspace.dataset, self.settings.configuration, str(self.folds[cell.split])]
-        words += ["-tr", trainer, "-p", self.settings.plans, "-device", self.settings.device]
+        arm = self.settings.arm(cell.arm)
+        trainer, dataset = plan.trainer_name(self.settings, arm, cell, learning_rate), self.workspace.dataset_of(arm)
+        words = ["nnUNetv2_train", dataset, self.settings.configuration, str(self.folds[cell.split])]
+        words += ["-tr", trainer, "-p", arm.plans or self.settings.plans, "-device", self.settings.device]
         if resume:  # nnU-Net refuses both at once; the weights are in the checkpoint
             words += ["--c"]
         elif cell.checkpoint is not None:

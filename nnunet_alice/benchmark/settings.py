@@ -16,6 +16,8 @@ from nnunet_alice.finetuning.parts import kept_epoch
 
 #: trainers of this family take settings by endings of their names
 FINE_TUNER = "FineTuneTrainer"
+#: the same with DrasCLR's encoder; it trains on a dataset that ``nnunet_alice locate`` wrote
+LOCATED_FINE_TUNER = "DrasCLRFineTuneTrainer"
 ALL = "all"
 #: of ``nnUNetv2_train -device``
 DEVICES = ("cuda", "cpu", "mps")
@@ -28,11 +30,14 @@ class Arm:
     Attributes:
         name: in file names and tables.
         trainer: class for ``nnUNetv2_train``; endings for length, learning rate and so on are added to those of the
-            ``FineTuneTrainer`` family.
+            ``FineTuneTrainer`` and ``DrasCLRFineTuneTrainer`` families.
         checkpoints: pretrained weights, one a pretraining seed; none for training from scratch.
         learning_rates: one is used as it is; of several the best on the validation cases; none for the trainer's own.
         parts: what ``nnunet_alice transfer`` carries: ``all`` or ``encoder``.
         saw_test_images: whether pretraining saw images of the test cases, where the checkpoint cannot tell.
+        dataset: where the arm trains, if not on the benchmark's dataset: the one that ``nnunet_alice locate`` made of
+            it, with the same cases. Checkpoints are then loaded as they are.
+        plans: of that dataset; None for the name of the benchmark's.
     """
 
     name: str
@@ -41,6 +46,13 @@ class Arm:
     learning_rates: tuple[float, ...] = ()
     parts: str = "all"
     saw_test_images: bool | None = None
+    dataset: str | None = None
+    plans: str | None = None
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the trainer takes settings by endings of its name."""
+        return self.trainer.startswith((FINE_TUNER, LOCATED_FINE_TUNER))
 
 
 @dataclass(frozen=True)
@@ -230,11 +242,22 @@ def _arm(name: str, content: Mapping[str, Any] | None) -> Arm:
     content["learning_rates"] = tuple(sorted(set(rates)))
     if not content["checkpoints"]:
         content.setdefault("trainer", f"{FINE_TUNER}_scratch")
+    if "dataset" in content:
+        content["dataset"] = str(content["dataset"])
     arm = Arm(name=str(name), **content)
     if not arm.name.replace("_", "").replace("-", "").isalnum():
         raise InputError(f"Arm '{name}': names are letters, digits, - and _, for they become folders.")
-    if arm.learning_rates and (not arm.trainer.startswith(FINE_TUNER) or min(arm.learning_rates) <= 0):
+    if arm.learning_rates and (not arm.fine_tunes or min(arm.learning_rates) <= 0):
         raise InputError(f"Arm '{name}': learning rates are above 0, and only {FINE_TUNER}s take them.")
+    if arm.trainer.startswith(LOCATED_FINE_TUNER) != (arm.dataset is not None):
+        raise InputError(
+            f"Arm '{name}': {LOCATED_FINE_TUNER} needs 'dataset', the one that nnunet_alice locate -d "
+            "wrote, and no other trainer takes it."
+        )
+    if arm.dataset is not None and arm.parts != "all":
+        raise InputError(f"Arm '{name}': {LOCATED_FINE_TUNER} takes a checkpoint as it is; leave out parts.")
+    if arm.plans is not None and arm.dataset is None:
+        raise InputError(f"Arm '{name}': plans are those of an arm's own dataset; leave them out.")
     if arm.parts not in ("all", "encoder"):
         raise InputError(f"Arm '{name}': parts is 'all' or 'encoder', not '{arm.parts}'.")
     return arm
@@ -304,7 +327,7 @@ def _check(settings: Settings) -> None:
         raise InputError("'keep_at' holds per cent between 1 and 99.")
     if not isinstance(settings.mirroring, bool):
         raise InputError(f"'mirroring' is true or false, not {settings.mirroring!r}.")
-    others = [arm.name for arm in settings.arms if not arm.trainer.startswith(FINE_TUNER)]
+    others = [arm.name for arm in settings.arms if not arm.fine_tunes]
     if others and (settings.epochs or settings.iterations or settings.keep_at or not settings.mirroring):
         raise InputError(
             f"Arm '{others[0]}' does not use a {FINE_TUNER}: its length and mirroring cannot be set here and no "

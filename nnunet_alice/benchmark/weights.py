@@ -75,7 +75,9 @@ class Weights:
         return self.digest(cell.arm, cell.checkpoint) + ("" if parts == "all" else f"_{parts}")
 
     def file(self, arm: str, checkpoint: int) -> Path:
-        """The transferred checkpoint."""
+        """The transferred checkpoint; of an arm with a dataset of its own the checkpoint itself."""
+        if self.settings.arm(arm).dataset is not None:
+            return self.source(arm, checkpoint)
         identity = self.identity(Cell("test", arm, checkpoint, "", 0, 0, 0))
         return self.workspace.folder / "weights" / f"{arm}_{identity}.pth"
 

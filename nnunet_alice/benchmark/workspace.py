@@ -5,11 +5,11 @@
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnunet_alice.benchmark.locks import held
-from nnunet_alice.benchmark.settings import Settings
+from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
@@ -61,18 +61,52 @@ class Workspace:
             if not (source.base / name).is_file():
                 raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
         self._check_unchanged(source.base, target)
+        self._link(source, files)
+        self._check_truth(source, target / "gt_segmentations")
+        for arm in self.settings.arms:
+            if arm.dataset is not None:
+                self._link_located(source, arm)
+        write_json(self.folder / "settings.json", self.settings.plain())
+        return divisions
+
+    def _link(self, source: PreprocessedDataset, files: Sequence[str]) -> None:
+        """Links to preprocessed cases and truth of a dataset, and copies of its small files."""
+        target = self.preprocessed / source.name
         link_files(source.folder, target / source.folder.name)
         link_files(source.base / "gt_segmentations", target / "gt_segmentations")
         for name in files:
             write_json(target / name, read_json(source.base / name))
-        self._check_truth(source, target / "gt_segmentations")
-        write_json(self.folder / "settings.json", self.settings.plain())
-        return divisions
+
+    def _link_located(self, source: PreprocessedDataset, arm: Arm) -> None:
+        """Link the dataset with coordinates that an arm trains on.
+
+        Raises:
+            InputError: it lacks cases of the benchmark's dataset.
+        """
+        plans = arm.plans or self.settings.plans
+        located = PreprocessedDataset.find(arm.dataset, plans, self.settings.configuration)
+        missing = sorted(set(source.cases()) - set(located.cases()))
+        if missing:
+            raise InputError(
+                f"{located.name} of arm '{arm.name}' lacks {len(missing)} cases of {source.name}, the first is "
+                f"{missing[0]}; run nnunet_alice locate -d {source.number} and preprocess what it writes."
+            )
+        self._link(located, (f"{plans}.json", "dataset.json", "dataset_fingerprint.json"))
 
     @property
     def dataset(self) -> str:
         """Full name of the dataset."""
-        return next(path.name for path in self.preprocessed.iterdir() if path.name.startswith("Dataset"))
+        return self._linked(self.settings.dataset)
+
+    def dataset_of(self, arm: Arm) -> str:
+        """Full name of the dataset that an arm trains on."""
+        return self._linked(self.settings.dataset if arm.dataset is None else arm.dataset)
+
+    def _linked(self, dataset: str) -> str:
+        """Full name of a linked dataset, given by number or name."""
+        names = sorted(path.name for path in self.preprocessed.glob("Dataset*"))
+        number = int(dataset) if dataset.isdigit() else None
+        return next(name for name in names if name == dataset or int(name[7:10]) == number)
 
     @property
     def dataset_folder(self) -> Path:
@@ -111,7 +145,8 @@ class Workspace:
                     )
             if len(names) > known:
                 # splits first: a kill in between leaves a split without a name, which the next call writes again
-                write_json(splits_file, splits)
+                for folder in self.preprocessed.glob("Dataset*"):
+                    write_json(folder / splits_file.name, splits)
                 write_json(names_file, names)
         return {name: fold for fold, name in enumerate(names)}
 

@@ -81,12 +81,42 @@ def patch_features(encoder: TrainedEncoder, opened: OpenedImage) -> PatchFeature
     if not len(seen.landmarks):
         raise InputError(f"Case {geometry.case} shows none of the {counted(len(landmarks), 'landmark')}.")
     locations = landmarks.locations[seen.landmarks]
+    features = encode_patches(encoder, opened.image, seen.points_vox, locations)
+    return PatchFeatures(seen.landmarks, locations, seen.points_vox, features)
+
+
+def point_features(encoder: TrainedEncoder, opened: OpenedImage, points_vox: np.ndarray) -> np.ndarray:
+    """Features of the patches around any points of a case, each at its location in the atlas: (M, C) float32.
+
+    Args:
+        encoder: the encoder.
+        opened: the case.
+        points_vox: (M, 3) voxels of the preprocessed array, (z, y, x).
+
+    Raises:
+        InputError: the registration of the case is poor.
+    """
+    locations = locations_of(encoder, case_to_atlas(encoder, opened), points_vox)
+    return encode_patches(encoder, opened.image, points_vox, locations)
+
+
+def locations_of(encoder: TrainedEncoder, case_to_atlas_mm: np.ndarray, points_vox: np.ndarray) -> np.ndarray:
+    """Atlas coordinates of points (M, 3) of a preprocessed array: (M, 3) float32 in [-1, 1], (z, y, x)."""
+    if encoder.atlas is None:
+        raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
+    points_mm = apply_affine(case_to_atlas_mm, np.asarray(points_vox) * np.asarray(encoder.spacing))
+    found = to_locations(points_mm, encoder.atlas.shape, encoder.atlas.spacing)
+    return np.clip(found, -1, 1).astype(np.float32)
+
+
+def encode_patches(encoder: TrainedEncoder, image: Any, points_vox: np.ndarray, locations: np.ndarray) -> np.ndarray:
+    """Features (M, C) float32 of the patches around points (M, 3) at locations (M, 3), a few at a time."""
     found = []
     for first in range(0, len(locations), _BATCH):
-        points = seen.points_vox[first : first + _BATCH]
-        crops = np.stack([crop_with_border(opened.image, point, encoder.size) for point in points])
-        found.append(encoder.features(torch.from_numpy(crops), torch.from_numpy(locations[first : first + _BATCH])))
-    return PatchFeatures(seen.landmarks, locations, seen.points_vox, np.concatenate(found))
+        part = slice(first, first + _BATCH)
+        crops = np.stack([crop_with_border(image, point, encoder.size) for point in points_vox[part]])
+        found.append(encoder.features(torch.from_numpy(crops), torch.from_numpy(locations[part])))
+    return np.concatenate(found)
 
 
 def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1) -> np.ndarray:
@@ -122,8 +152,7 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
         crops = np.stack([crop_with_border(opened.image, corner + size // 2, size) for corner in part])
         where = np.zeros((len(part), 3))
         if affine is not None and encoder.atlas is not None:
-            middle_mm = apply_affine(affine, (part + (size - 1) / 2) * np.asarray(encoder.spacing))
-            where = np.clip(to_locations(middle_mm, encoder.atlas.shape, encoder.atlas.spacing), -1, 1)
+            where = locations_of(encoder, affine, part + (size - 1) / 2)
         maps = encoder.stages(torch.from_numpy(crops), torch.from_numpy(where))[stage].float().cpu().numpy()
         if total is None:
             total = np.zeros((maps.shape[1], *cells), dtype=np.float32)
@@ -146,14 +175,27 @@ def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int]
         world_affine: (4, 4), (z, y, x) voxels of the preprocessed array -> world mm, LPS.
     """
     steps = np.asarray(stride, dtype=float)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(maps, 0, -1)), isVector=True)
-    columns = (world_affine[:3, :3] * steps)[:, ::-1]
+    to_array = np.diag([*steps, 1.0])
+    to_array[:3, 3] = (steps - 1) / 2
+    image = image_in_world(np.moveaxis(maps, 0, -1), world_affine @ to_array)
+    with atomic_write(path) as temporary:
+        sitk.WriteImage(image, str(temporary), useCompression=True)
+
+
+def image_in_world(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
+    """Array as an image that lies where it belongs.
+
+    Args:
+        array: (z, y, x), or (z, y, x, C) for an image of vectors.
+        affine: (4, 4), (z, y, x) voxels of the array -> (x, y, z) world mm, LPS.
+    """
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=array.ndim == 4)
+    columns = affine[:3, 2::-1]  # SimpleITK counts x first
     spacing = np.linalg.norm(columns, axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetDirection((columns / spacing).ravel().tolist())
-    image.SetOrigin((world_affine[:3, :3] @ ((steps - 1) / 2) + world_affine[:3, 3]).tolist())
-    with atomic_write(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+    image.SetOrigin(affine[:3, 3].tolist())
+    return image
 
 
 def extract(

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ, is_orientation, reader_that_gives
-from nnunet_alice.anatomy.world import PreparedCases, array_orientation, world_affine
+from nnunet_alice.anatomy.world import PreparedCases, array_orientation, file_grid, world_affine
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
@@ -30,15 +31,17 @@ class OpenedImage(Protocol):
 
     def world_affine(self) -> np.ndarray: ...
 
+    def file_grid(self) -> tuple[np.ndarray, tuple[int, ...]]: ...
+
     def known_affine(self, atlas_case: str) -> np.ndarray | None: ...
 
 
 class _Opened:
     """An image with its geometry; the rest is asked for when needed."""
 
-    def __init__(self, image, geometry: CaseGeometry, world, known) -> None:
+    def __init__(self, image, geometry: CaseGeometry, world, grid, known) -> None:
         self.image, self.geometry = image, geometry
-        self.world_affine, self.known_affine = world, known
+        self.world_affine, self.file_grid, self.known_affine = world, grid, known
 
 
 class DatasetImages:
@@ -87,8 +90,9 @@ class DatasetImages:
             record = files.read_record(case, files.fingerprint(atlas_case))
             return None if record is None or record.affine is None else record.matrix
 
-        world = lambda: self._prepared.world_affine(case)  # noqa: E731
-        return _Opened(self.dataset.image(case), load_geometry(self.dataset, case), world, known)
+        prepared = self._prepared
+        world, grid = partial(prepared.world_affine, case), partial(prepared.file_grid, case)
+        return _Opened(self.dataset.image(case), load_geometry(self.dataset, case), world, grid, known)
 
 
 class RawImages:
@@ -148,5 +152,5 @@ class RawImages:
             )
         forward, axial_axis = list(self._plans.transpose_forward), axial_axis_of_plans(self.run["plans"])
         geometry = compute_geometry(case, data, tuple(self._configuration.spacing), axial_axis)
-        world = lambda: world_affine(properties, forward, data.shape[1:])  # noqa: E731
-        return _Opened(data, geometry, world, lambda _: None)
+        world = partial(world_affine, properties, forward, data.shape[1:])
+        return _Opened(data, geometry, world, partial(file_grid, properties, forward), lambda _: None)

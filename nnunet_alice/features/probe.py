@@ -7,8 +7,9 @@ staying as they are.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,11 +48,13 @@ class ProbeResult:
         predictions: a row a case: ``case``, ``fold``, ``target`` (``event``, ``group``), and out-of-fold ``predicted``,
             with ``score_CLASS`` for each class; for survival ``risk``, the rank of the risk within the fold in (0, 1].
         penalties: (folds,) strength chosen in each fold (C of the logistic model, alpha of the others).
+        models: the fitted model of each fold, in the order of ``fold``.
     """
 
     metrics: pd.DataFrame
     predictions: pd.DataFrame
     penalties: np.ndarray
+    models: Sequence[Any] = ()
 
 
 def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeResult:
@@ -79,14 +82,14 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
         raise InputError(f"{there} {_kind(data)} are too few for {folds} folds; use fewer folds or more cases.")
     # Matrices are small: more threads would only wait for each other.
     with threadpool_limits(1):
-        predicted, fold, penalties, metrics = _TASKS[task](data, folds, seed)
+        predicted, fold, penalties, models, metrics = _TASKS[task](data, folds, seed)
         intervals = _with_intervals(metrics, data, seed)
     table = pd.DataFrame({"case": data.cases, "fold": fold, "target": data.target})
     if data.groups is not None:
         table["group"] = data.groups
     if data.event is not None:
         table["event"] = data.event.astype(int)
-    return ProbeResult(intervals, table.assign(**predicted), penalties)
+    return ProbeResult(intervals, table.assign(**predicted), penalties, models)
 
 
 def area_under_curve(positive: np.ndarray, score: np.ndarray) -> float:
@@ -119,9 +122,10 @@ def _classify(data: ProbeData, folds: int, seed: int):
             "use fewer folds, or leave the class out of the table."
         )
     scores = np.zeros((len(target), len(classes)))
-    excess, fold, penalties = np.zeros_like(scores), np.zeros(len(target), dtype=int), []
+    excess, fold, penalties, models = np.zeros_like(scores), np.zeros(len(target), dtype=int), [], []
     for number, (train, test) in enumerate(make_folds(len(target), data.groups, target, folds, seed)):
         model = fit_classifier(data.features[train], target[train], data.groups_of(train), seed)
+        models.append(model)
         penalties.append(model.best_params_["model__C"])
         scores[test], fold[test] = model.predict_proba(data.features[test]), number
         excess[test] = scores[test] / np.bincount(target[train])
@@ -139,7 +143,7 @@ def _classify(data: ProbeData, folds: int, seed: int):
         return float((right / there).mean()) if there.all() else np.nan
 
     predicted = {"predicted": classes[choice]} | {f"score_{name}": scores[:, i] for i, name in enumerate(classes)}
-    return predicted, fold, np.array(penalties), {"auc": area, "balanced_accuracy": balanced}
+    return predicted, fold, np.array(penalties), models, {"auc": area, "balanced_accuracy": balanced}
 
 
 def fit_classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray | None, seed: int) -> GridSearchCV:
@@ -162,10 +166,8 @@ def fit_classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray 
     return GridSearchCV(model, {"model__C": LOGISTIC_C}, scoring="neg_log_loss", cv=inner).fit(features, target)
 
 
-def _fit_ridge(
-    features: np.ndarray, target: np.ndarray, groups: np.ndarray | None, seed: int
-) -> tuple[Pipeline, float]:
-    """Ridge regression, and the strength of its penalty."""
+def fit_ridge(features: np.ndarray, target: np.ndarray, groups: np.ndarray | None, seed: int) -> tuple[Pipeline, float]:
+    """Ridge regression and the strength of its penalty, chosen by cross-validation; arguments as `fit_classifier`."""
     if groups is None:  # the inner search leaves out one case at a time, which ridge does in closed form
         model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(features, target)
         return model, model[-1].alpha_
@@ -178,9 +180,10 @@ def _fit_ridge(
 
 def _regress(data: ProbeData, folds: int, seed: int):
     target = data.target
-    predicted, fold, penalties = np.zeros(len(target)), np.zeros(len(target), dtype=int), []
+    predicted, fold, penalties, models = np.zeros(len(target)), np.zeros(len(target), dtype=int), [], []
     for number, (train, test) in enumerate(make_folds(len(target), data.groups, None, folds, seed)):
-        model, penalty = _fit_ridge(data.features[train], target[train], data.groups_of(train), seed)
+        model, penalty = fit_ridge(data.features[train], target[train], data.groups_of(train), seed)
+        models.append(model)
         penalties.append(penalty)
         predicted[test], fold[test] = model.predict(data.features[test]), number
     ranks, true_ranks = rank_within(predicted, fold), rank_within(target, fold)
@@ -194,7 +197,7 @@ def _regress(data: ProbeData, folds: int, seed: int):
         return float(np.corrcoef(one, other)[0, 1]) if np.ptp(one) > 0 and np.ptp(other) > 0 else np.nan
 
     metrics = {"r2": explained, "mae": lambda at: float(np.abs(target - predicted)[at].mean()), "spearman": correlation}
-    return {"predicted": predicted}, fold, np.array(penalties), metrics
+    return {"predicted": predicted}, fold, np.array(penalties), models, metrics
 
 
 def _survive(data: ProbeData, folds: int, seed: int):
@@ -214,13 +217,14 @@ def _survive(data: ProbeData, folds: int, seed: int):
         )
     outcome = Surv.from_arrays(event, data.target)
     model = _rotated(CoxPHSurvivalAnalysis(n_iter=100, tol=1e-6))
-    risk, fold, penalties = np.zeros(len(event)), np.zeros(len(event), dtype=int), []
+    risk, fold, penalties, models = np.zeros(len(event)), np.zeros(len(event), dtype=int), [], []
     for number, (train, test) in enumerate(make_folds(len(event), data.groups, event.astype(int), folds, seed)):
         inner = make_folds(len(train), data.groups_of(train), event[train].astype(int), INNER_FOLDS, seed)
         # A penalty too weak for the optimum to be found counts as chance.
         search = GridSearchCV(model, {"model__alpha": COX_ALPHAS}, cv=inner, error_score=0.5)
         with np.errstate(over="ignore"):
             search.fit(data.features[train], outcome[train])
+        models.append(search)
         penalties.append(search.best_params_["model__alpha"])
         risk[test], fold[test] = search.predict(data.features[test]), number
     ranks = rank_within(risk, fold)
@@ -231,7 +235,7 @@ def _survive(data: ProbeData, folds: int, seed: int):
         except ValueError:  # no pair to compare in a bootstrap sample
             return np.nan
 
-    return {"risk": ranks}, fold, np.array(penalties), {"c_index": concordance}
+    return {"risk": ranks}, fold, np.array(penalties), models, {"c_index": concordance}
 
 
 def _kind(data: ProbeData) -> str:

@@ -120,10 +120,10 @@ def load_table(
             f"; {counted(unused, 'row')} of the table are of no such case" if unused else "",
         )  # fmt: skip
     table = table.iloc[[row_of[case] for case in cases[known]]]
-    values = table[target].to_numpy(dtype=str) if task == "classification" else _numbers(table[target], path)
+    values = table[target].to_numpy(dtype=str) if task == "classification" else numbers(table[target], path)
     events = None
     if task == "survival":
-        events = _numbers(table[event], path)
+        events = numbers(table[event], path)
         if not np.isin(events, (0, 1)).all():
             raise InputError(f"Column '{event}' of {path} must hold 0 and 1 only.")
         if (values <= 0).any():
@@ -164,7 +164,16 @@ def _check_spelling(path: str | os.PathLike, cases: np.ndarray, ids: pd.Series, 
         )
 
 
-def _numbers(column: pd.Series, path: str | os.PathLike) -> np.ndarray:
+def numbers(column: pd.Series, path: str | os.PathLike) -> np.ndarray:
+    """A column of text as numbers (N,).
+
+    Args:
+        column: of a table.
+        path: of the table, for messages.
+
+    Raises:
+        InputError: there is something else in it.
+    """
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
     bad = ~np.isfinite(values)
     if bad.any():

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import SimpleITK as sitk
-from benchmark_runs import make_runner, settings, write_dataset
-from labelled_runs import DATASET
+from benchmark_runs import CASES, make_runner, settings, write_dataset
+from labelled_runs import DATASET, write_labelled
 
 from nnunet_alice.benchmark.locks import held
+from nnunet_alice.benchmark.results import collect
 from nnunet_alice.benchmark.runner import Command, run_command, validation_dice
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import CheckpointError, InputError
@@ -76,6 +77,46 @@ def test_killed_at_any_cell_it_goes_on(base, how):
     assert len(done.run().done) == CELLS and not idle.calls
     summaries = list((base / "bench" / "results").rglob("fold_*/validation/summary.json"))
     assert len(summaries) == CELLS
+
+
+def with_located_arm(base, **changes) -> dict:
+    """A third arm, whose encoder knows the location, on a dataset of its own."""
+    located = {"trainer": "DrasCLRFineTuneTrainer", "dataset": 505, "checkpoints": str(base / "pretrained.pth")}
+    own = content(base)
+    return own | {"arms": own["arms"] | {"drasclr": located | {"learning_rates": [2e-3]} | changes}}
+
+
+def test_an_arm_may_train_on_the_located_dataset(base):
+    write_labelled(base / "preprocessed", CASES, "Dataset505_Located")
+    runner, pretender = make_runner(base, with_located_arm(base))
+    outcome = runner.run()
+    assert len(outcome.done) == CELLS + CELLS // 2 and not outcome.failed
+    located = [words for words in pretender.trainings if words[1] == "Dataset505_Located"]
+    assert len(located) == CELLS // 2
+    for words in located:
+        assert words[words.index("-tr") + 1].startswith(
+            "DrasCLRFineTuneTrainer_4epochs_2iterations_lr0.002_keep50_seed"
+        )
+        assert words[words.index("-pretrained_weights") + 1] == str(base / "pretrained.pth")  # nothing is transferred
+    splits = [
+        json.loads((runner.workspace.preprocessed / name / "splits_final.json").read_text())
+        for name in (DATASET, "Dataset505_Located")
+    ]
+    assert splits[0] == splits[1] and runner.workspace.dataset == DATASET
+    assert sum(words[0] == "nnunet_alice" for words in pretender.calls) == 1  # the other arm's
+    again, idle = make_runner(base, with_located_arm(base))
+    assert len(again.run().done) == CELLS + CELLS // 2 and not idle.calls
+    table, unusable = collect(runner, 1)
+    assert set(table["arm"]) == {"scratch", "alice", "drasclr"} and not unusable
+
+
+def test_a_located_dataset_without_all_cases_and_senseless_arms_are_refused(base):
+    write_labelled(base / "preprocessed", CASES - 1, "Dataset505_Located")
+    with pytest.raises(InputError, match=r"lacks 1 cases .* case7"):
+        make_runner(base, with_located_arm(base))[0].prepare()
+    for changes in ({"dataset": None}, {"parts": "encoder"}, {"trainer": "FineTuneTrainer"}):
+        with pytest.raises(InputError, match="drasclr"):
+            make_runner(base, with_located_arm(base, **changes))
 
 
 def test_killed_in_tuning_it_goes_on(base):

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
@@ -312,3 +313,35 @@ def test_a_published_folder_gives_the_same_where_its_dataset_is_not(folders, tmp
     assert features(capsys, "-i", images, "--checkpoint", model, "-o", tmp_path / "here.npz")[0] == 0
     there, here = np.load(tmp_path / "there.npz"), np.load(tmp_path / "here.npz")
     np.testing.assert_array_equal(here["features"], there["features"])
+
+
+def test_the_command_probes_patches_and_writes_maps(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    places = rng.uniform(40, 180, (36, 3))
+    rows = [f"case{n % 3},{x},{y},{z},{'low' if z < 110 else 'high'},g{n}" for n, (x, y, z) in enumerate(places)]
+    (tmp_path / "patches.csv").write_text("case,x_mm,y_mm,z_mm,height,own\n" + "\n".join(rows))
+    command = ["probe", "--checkpoint", folders / "drasclr.pth", "-i", folders / "images", "--table", "patches.csv"]
+    command += ["--target", "height", "--task", "classification", "--group", "own", "--folds", 2]
+    assert main([*map(str, command), "--maps", "maps", "--step_mm", "48", "--region", "body"]) == 0
+    printed = capsys.readouterr().out
+    assert "of 36 patches" in printed and "36 groups by 'own'" in printed and "Maps of 3 of 3 cases" in printed
+    assert len(pd.read_csv("probe_height_predictions.csv")) == 36
+    names = {f"case{n}{end}" for n in range(3) for end in ("_low.nii.gz", "_high.nii.gz", ".png")}
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == names
+    image, one, other = (
+        sitk.ReadImage(str(path))
+        for path in (folders / "images" / "case0_0000.nii.gz", "maps/case0_low.nii.gz", "maps/case0_high.nii.gz")
+    )
+    assert one.GetSize() == image.GetSize() and one.GetSpacing() == image.GetSpacing()
+    total = sitk.GetArrayFromImage(one) + sitk.GetArrayFromImage(other)
+    assert set(np.unique(total.round(4))) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-d", "900"], ["-d", "900", "-i", "x", "--table", "t"], ["-d", "900", "--table", "t", "--label_images", "x"]],
+)
+def test_patches_need_images_and_labels(words, capsys):
+    assert main(["probe", "--checkpoint", "c.pth", "--task", "classification", *words]) == 1
+    assert "one of each" in capsys.readouterr().err
