@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
 
     folder = fetch(args.source, args.sha256, args.cache).resolve()
     print(f"Fetched and checked: {folder}")
-    weights, trainer = folder, ("-tr", "FineTuneTrainer")
+    weights: object = folder
+    trainer: tuple[str, ...] = ("-tr", "FineTuneTrainer")
     if args.pth:
         save_checkpoint(load_checkpoint(folder), args.pth)
         weights, trainer = args.pth, ()
