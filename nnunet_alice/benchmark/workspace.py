@@ -84,6 +84,8 @@ class Workspace:
             InputError: it lacks cases of the benchmark's dataset.
         """
         plans = arm.plans or self.settings.plans
+        if arm.dataset is None:
+            raise ValueError(f"The arm {arm.name} names no dataset with coordinates.")
         located = PreprocessedDataset.find(arm.dataset, plans, self.settings.configuration)
         missing = sorted(set(source.cases()) - set(located.cases()))
         if missing:

@@ -89,7 +89,8 @@ def _probe_patches(args: argparse.Namespace) -> int:
     if args.task == "survival":
         raise InputError("Survival is a matter of cases; probe their --features.")
     encoder = open_encoder(args.checkpoint, plain=args.plain, untrained=args.untrained, device=args.device)
-    subjects = {}
+    subjects: dict[str, str] = {}
+    images: DatasetImages | RawImages
     if args.d is not None:
         dataset = PreprocessedDataset.find(args.d, args.p or encoder.run["plans_name"], encoder.run["configuration"])
         images, subjects = DatasetImages(dataset, encoder.run), load_subjects(dataset)

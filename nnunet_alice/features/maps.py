@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from nnunet_alice.anatomy.landmarks import apply_affine
 from nnunet_alice.anatomy.lungs import lung_mask
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.extraction import case_to_atlas, encode_patches, image_in_world, locations_of
 from nnunet_alice.features.images import OpenedImage
@@ -107,6 +107,8 @@ def _in_region(
     if region == "lungs":
         mask = lung_mask(np.asarray(opened.image[0]), encoder.spacing, axial_axis=geometry.axial_axis)
         return mask[tuple(points_vox.T)]
+    if encoder.landmarks is None:
+        raise NotPreparedError("This encoder was opened without its landmarks; choose the region body or lungs.")
     points_mm = apply_affine(affine, points_vox * np.asarray(encoder.spacing))
     distance = cKDTree(encoder.landmarks.points_mm).query(points_mm, p=np.inf)[0]
     return distance <= encoder.landmarks.patch_mm / 2

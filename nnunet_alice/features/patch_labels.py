@@ -127,7 +127,9 @@ def sample_label_images(
     Raises:
         InputError: no case has a label image with a label in it, or one cannot be read.
     """
-    found_cases, points, labels = [], [], []
+    found_cases: list[str] = []
+    points: list[Sequence[float]] = []
+    labels: list[str] = []
     for case in cases:
         path = next((path for path in sorted(Path(folder).glob(f"{case}.*")) if path.is_file()), None)
         if path is None:
