@@ -97,7 +97,7 @@ def _ball(radius: Sequence[float]) -> np.ndarray:
     """Ellipsoid of the radius in cells, per axis; at least a cross along each axis whose cells are no slabs."""
     reach = [min(max(1, int(r)), MAX_REACH) if r >= 0.5 else 0 for r in radius]
     grid = np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij")
-    return sum((g / max(r, 1)) ** 2 for g, r in zip(grid, reach, strict=True)) <= 1.0
+    return np.sum([(g / max(r, 1)) ** 2 for g, r in zip(grid, reach, strict=True)], axis=0) <= 1.0
 
 
 def _channel_mask(values: np.ndarray, ball: np.ndarray, axial_axis: int) -> np.ndarray | None:

@@ -36,7 +36,8 @@ def file_orientation(path: str | Path) -> str | None:
     except RuntimeError:
         pass  # nibabel reads some that SimpleITK does not, and nnU-Net may read by it
     try:
-        return "".join(map(str, nibabel.aff2axcodes(nibabel.load(path).affine)))
+        image: Any = nibabel.load(path)
+        return "".join(map(str, nibabel.aff2axcodes(image.affine)))
     except Exception:  # nibabel raises whatever its parsers raise
         return None
 

@@ -213,12 +213,15 @@ def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
 
 def _check_all(images: Path, labels: Path, num_workers: int) -> tuple[dict[str, _Case], dict[str, str]]:
     """Usable cases, and why the others are not."""
-    files, problems = {}, {}
+    files: dict[str, _Case] = {}
+    problems: dict[str, str] = {}
     with ThreadPoolExecutor(max(1, num_workers)) as pool:  # SimpleITK reads outside of Python's lock
         results = pool.map(lambda number: _check_case(images, labels, number), CASE_NUMBERS)
         for number, result in zip(tqdm(CASE_NUMBERS, "Checking", unit="case", disable=None), results, strict=True):
-            target = files if isinstance(result, _Case) else problems
-            target[case_name(number)] = result
+            if isinstance(result, _Case):
+                files[case_name(number)] = result
+            else:
+                problems[case_name(number)] = result
     endings = {_ending(case.image) for case in files.values()} | {_ending(case.label) for case in files.values()}
     if len(endings) > 1:
         raise InputError(f"{images.parent} mixes .nii and .nii.gz files; nnU-Net needs one kind: compress the others.")

@@ -95,8 +95,10 @@ def check_grid(image: sitk.Image | sitk.ImageFileReader) -> None:
         raise InputError(f"is zero-sized: {_times(size)} voxels.")
     if min(size) == 1:
         raise InputError(f"is not 3D: it is a single slice, size {_times(size)}.")
-    is_read = isinstance(image, sitk.Image)
-    components = image.GetNumberOfComponentsPerPixel() if is_read else image.GetNumberOfComponents()
+    if isinstance(image, sitk.Image):
+        components = image.GetNumberOfComponentsPerPixel()
+    else:
+        components = image.GetNumberOfComponents()
     if components != 1 or "complex" in sitk.GetPixelIDValueAsString(image.GetPixelID()):
         raise InputError(f"holds {components} numbers per voxel (colour, vectors or complex).")
     if not all(math.isfinite(s) and s > 0 for s in spacing):

@@ -105,7 +105,8 @@ def _is_wrapped_signed(values: np.ndarray) -> bool:
     if values.min() < -end or values.max() >= end or min(ends) < max(2, _WRAPPED_SHARE[16] / 10 * values.size):
         return False
     negative = np.count_nonzero(values < -_AT_THE_END / 4)
-    return np.count_nonzero((values < -_AT_THE_END / 4) & (values > -2 * _AT_THE_END)) <= _GAP_SHARE * negative
+    close = np.count_nonzero((values < -_AT_THE_END / 4) & (values > -2 * _AT_THE_END))
+    return bool(close <= _GAP_SHARE * negative)
 
 
 def _unit_hints(found: Intensities, channel: str) -> list[str]:

@@ -8,6 +8,7 @@ they are.
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -52,9 +53,9 @@ def read_another_way(path: Path) -> tuple[sitk.Image, str] | None:
 
 def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
     try:
-        found = nibabel.load(path)
+        found: Any = nibabel.load(path)
         values = np.asanyarray(found.dataobj)
-        affine = np.asarray(found.affine, dtype=float)
+        affine = np.asarray(found.affine, dtype=np.float64)
     except MemoryError:
         raise
     except Exception as error:  # nibabel raises whatever its parsers raise

@@ -51,7 +51,7 @@ class ImportReport:
     outliers: dict[str, str] = field(default_factory=dict)
     unlistable: dict[str, str] = field(default_factory=dict)
     other_files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    folder: Path | None = None
+    folder: Path = Path()
     checked: int = 0
     gone: list[str] = field(default_factory=list)
 
@@ -188,7 +188,7 @@ def signature(files: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 def turning_command(folder: Path, letters: str) -> str:
     """Return a sentence that says how to import a dataset again so that its images lie as these letters say."""
-    number, name = int(folder.name[7:10]), folder.name[11:]
+    number, name = str(int(folder.name[7:10])), folder.name[11:]
     try:
         report = read_json(folder / REPORT_FILE)
         source, channels = report["source"], report["channels"]

@@ -165,7 +165,7 @@ def _split(name: str) -> tuple[str, int | None]:
 
 def _case_name(path: Path, folder: Path, endings: tuple[str, ...]) -> str:
     relative = path.relative_to(folder)
-    stem = relative.name[: -len(volume_ending(path, endings))]
+    stem = relative.name[: -len(volume_ending(path, endings) or "")]
     return "__".join([*relative.parts[:-1], stem])
 
 
