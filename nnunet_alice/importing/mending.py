@@ -56,7 +56,7 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
     try:
         found = cast(SpatialImage, nibabel.load(path))
         values = np.asanyarray(found.dataobj)
-        affine = np.asarray(found.affine, dtype=float)
+        affine = np.asarray(found.affine, dtype=np.float64)
     except MemoryError:
         raise
     except Exception as error:  # nibabel raises whatever its parsers raise

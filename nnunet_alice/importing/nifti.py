@@ -65,7 +65,7 @@ def check_length(path: Path, expected: int) -> None:
         _finish(sum(map(len, iter(lambda: file.read(_BLOCK), b""))), expected)
 
 
-def _check_voxels(file: BinaryIO, header: "_NiftiHeader", length: int) -> None:
+def _check_voxels(file: BinaryIO | gzip.GzipFile, header: "_NiftiHeader", length: int) -> None:
     # To the end even beyond the voxels: the checksum is there.
     while block := file.read(_BLOCK):
         voxels = block[: max(0, header.bytes - length)]
@@ -82,7 +82,7 @@ def _finish(length: int, expected: int) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     """Open a file that may be compressed, and say in one sentence what is wrong with what is read from it."""
     with open(path, "rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
@@ -110,7 +110,7 @@ class _NiftiHeader:
     float_type: np.dtype | None
 
     @classmethod
-    def read(cls, file: BinaryIO, single: bool = True) -> "_NiftiHeader":
+    def read(cls, file: BinaryIO | gzip.GzipFile, single: bool = True) -> "_NiftiHeader":
         """Read the header and, where the voxels are in the same file, go on to the first of them."""
         start = file.read(352)
         for order in "<>" if len(start) >= (352 if single else 348) else "":

@@ -197,7 +197,7 @@ def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]
     """
     present = {candidate.name for candidate in scan.cases}
     for case in sorted(report.cases.keys() - present):
-        folder = _blocked_by(report.cases[case], scan.unlistable)
+        folder = _blocked_by(report, case)
         if folder is not None:
             report.cases[case]["kept"] = folder
         else:
@@ -234,11 +234,13 @@ def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]
         logger.warning("%s", sentence)
 
 
-def _blocked_by(record: dict[str, Any], unlistable: dict[str, str]) -> str | None:
-    """The folder that cannot be listed in which a case's files lie; None if there is none."""
-    for file in record["files"]:
-        for folder in unlistable:
-            if Path(folder) in Path(file["path"]).parents:
+def _blocked_by(report: ImportReport, case: str) -> str | None:
+    """The folder that cannot be listed in which a case's files may lie; None if there is none."""
+    for file in report.cases[case]["files"]:
+        above = Path(file["path"]).parents
+        for folder in report.unlistable:
+            # What was made of files (DICOM series) lies elsewhere, and nothing says in which folders they were.
+            if Path(folder) in above or Path(report.source) not in above:
                 return folder
     return None
 

@@ -106,6 +106,26 @@ def test_a_folder_that_cannot_be_listed_is_reported_and_its_cases_stay(raw, tmp_
     assert again.checked == 0 and not again.unlistable and not again.kept
 
 
+def test_volumes_made_of_dicom_stay_while_a_folder_cannot_be_listed(raw, tmp_path, monkeypatch):
+    """They lie in the dataset, so that nothing says in which folder their series is."""
+    scans = tmp_path / "scans"
+    for name in ("open/a", "locked/b"):
+        write(scans / f"{name}.nii.gz")
+    report = run(scans)
+    content = json.loads(report.file.read_text())
+    made = report.folder / "volumes_from_dicom" / "dicom_00001.nii.gz"
+    write(made)
+    content["cases"]["dicom_00001"] = content["cases"]["open__a"] | {
+        "files": [{"path": str(made), "bytes": 1, "modified_ns": 1}]
+    }
+    report.file.write_text(json.dumps(content))
+    unreadable(monkeypatch, scans / "locked")
+    assert "dicom_00001" in run(scans).kept
+    monkeypatch.undo()
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    assert run(scans).gone == ["dicom_00001"]
+
+
 def test_a_link_to_a_disk_that_is_gone_is_a_folder_that_cannot_be_listed(raw, tmp_path):
     write(tmp_path / "disk" / "b.nii.gz")
     write(tmp_path / "scans" / "a.nii.gz")

@@ -202,10 +202,11 @@ def test_other_files_are_counted_named_and_recognised(raw, scans, caplog):
     assert "2 .dcm files (ct/a.dcm, ct/b.DCM): DICOM" in caplog.text and "2 .json" in caplog.text
 
 
-def test_a_folder_of_dicom_alone_says_what_to_do(raw, tmp_path):
+def test_a_folder_without_volumes_says_what_it_holds_and_what_to_do(raw, tmp_path):
     (tmp_path / "scans").mkdir()
-    (tmp_path / "scans" / "a.dcm").touch()
-    with pytest.raises(InputError, match=r"holds no volume.*1 \.dcm \(DICOM; "):
+    for name in ("a.tif", "b.csv"):
+        (tmp_path / "scans" / name).touch()
+    with pytest.raises(InputError, match=r"holds no volume.*1 \.csv; 1 \.tif \(keeps no voxel size|1 \.tif.*1 \.csv"):
         run(tmp_path / "scans")
 
 
