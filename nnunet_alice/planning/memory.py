@@ -6,7 +6,7 @@ planner 560e6 elements at batch 2 take 8 GB. Live tensors of that step add up to
 fragmentation, CUDA itself) is taken to grow in proportion for any method's step.
 
 Live bytes of a step follow from the network's parameters and feature maps (:class:`StepBytes`). The numbers were fitted
-to steps of the real modules on tensors without memory, in mixed precision; ``tests/audit/test_memory.py`` holds them.
+to steps of the real modules on tensors without memory, in mixed precision; ``tests/audit/test_live_bytes.py`` holds them.
 """
 
 import functools
