@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable, Iterable
 
+from nnunet_alice.parts import Part
+
 #: Exit status of a command that did its work, but not for all cases; the others are named.
 SOME_FAILED = 3
 #: Exit status after Ctrl-C, and of a command whose reader went away (``| head``), as shells have them.
@@ -23,6 +25,12 @@ def name_some(status: str, reasons: Iterable[tuple[str, str]]) -> None:
         print(f"  {status}: {case}: {reason}")
     if len(reasons) > _NAMED:
         print(f"  ... and {len(reasons) - _NAMED} more")
+
+
+def end_of_part(part: Part, failed: bool) -> int:
+    """Print what is left to do after a part; return the exit status."""
+    print(f"Part {part} is done. When all {part.of} are, run the same without --part (and without --overwrite).")
+    return SOME_FAILED if failed else 0
 
 
 def positive(kind: type) -> Callable[[str], int | float]:

@@ -10,10 +10,11 @@ import contextlib
 from pathlib import Path
 
 from nnunet_alice.anatomy.orientation import ORIENTATION
+from nnunet_alice.cli.common import end_of_part
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
-from nnunet_alice.parts import add_part_argument, end_of_part
+from nnunet_alice.parts import add_part_argument
 
 EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
 RESUMES = True

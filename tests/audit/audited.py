@@ -17,7 +17,7 @@ def rows(*names: str) -> list[Row]:
     return [row for row in ROWS if not names or row.name in names]
 
 
-def short_trainer(row: Row, device: torch.device, steps: int = STEPS, scale: float = 256.0):
+def short_trainer(row: Row, device: torch.device, steps: int = STEPS, scale: float = 1.0):
     """The trainer of a row with a run of one epoch; ``scale`` is the gradient scaler's first one."""
     trainer = make_trainer(row, device)
     if trainer.grad_scaler is not None:

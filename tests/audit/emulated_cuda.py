@@ -84,7 +84,9 @@ class CudaTensor(torch.Tensor):
         return self.to("cpu").tolist()
 
     def to(self, *args, copy: bool = False, **kwargs) -> torch.Tensor:
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*map(_like_plain, args), **kwargs)
+        if args and isinstance(args[0], torch.Tensor):  # torch's parser would read a label's device from C++
+            args = (args[0].device, args[0].dtype, *args[1:])
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         dtype = dtype or self.dtype
         if device is not None and device.type == "cpu":
             return _aten._to_copy(self, dtype=dtype, device=_HOST, non_blocking=non_blocking)
@@ -93,11 +95,6 @@ class CudaTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         raise AssertionError(f"{func} outside of emulated_cuda()")
-
-
-def _like_plain(argument):
-    """``x.to(other)``: the device and type of ``other``, which torch's parser reads from C++."""
-    return argument.device if isinstance(argument, CudaTensor) else argument
 
 
 class EmulatedCuda(TorchDispatchMode):

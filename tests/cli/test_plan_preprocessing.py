@@ -77,6 +77,7 @@ def test_running_again_does_only_what_is_missing_or_changed(datasets, capsys, ca
 
 
 def test_parts_preprocess_all_cases_and_a_last_run_finds_them(datasets, capsys, caplog):
+    (datasets / UNLABELLED / "dataset_fingerprint.json").unlink(missing_ok=True)
     assert plan("--target", "4", "--part", "1/2") == 1
     assert "not planned yet" in capsys.readouterr().err
     assert plan("--target", "4", "--no_preprocess") == 0
