@@ -42,9 +42,3 @@ class Part:
 def add_part_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--part`` to a command."""
     parser.add_argument("--part", type=Part.parse, metavar="I/N", help=HELP)
-
-
-def end_of_part(part: Part, failed: bool) -> int:
-    """Print what is left after a part; returns the exit status of its command."""
-    print(f"Part {part} is done. When all {part.of} are, run the same without --part (and without --overwrite).")
-    return int(failed)

@@ -11,8 +11,8 @@ prepared, views are matched by the one whose matches look more alike in the imag
 
 import argparse
 
-from nnunet_alice.cli.common import SOME_FAILED, name_some, positive
-from nnunet_alice.parts import add_part_argument, end_of_part
+from nnunet_alice.cli.common import SOME_FAILED, end_of_part, name_some, positive
+from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres -np 8"

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable, Iterable
 
+from nnunet_alice.parts import Part
+
 #: Exit status of a command that did its work, but not for all cases; the others are named.
 SOME_FAILED = 3
 #: Exit status after Ctrl-C, and of a command whose reader went away (``| head``), as shells have them.
@@ -40,3 +42,14 @@ def positive(kind: type) -> Callable[[str], int | float]:
 
     parse.__name__ = f"positive {kind.__name__}"
     return parse
+
+
+def end_of_part(part: Part, failed: bool) -> int:
+    """Print what is left after a part; returns the exit status of its command.
+
+    Args:
+        part: that was done.
+        failed: whether some of its cases were not.
+    """
+    print(f"Part {part} is done. When all {part.of} are, run the same without --part (and without --overwrite).")
+    return SOME_FAILED if failed else 0

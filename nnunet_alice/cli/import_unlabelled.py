@@ -10,7 +10,8 @@ only what is new is read."""
 
 import argparse
 
-from nnunet_alice.parts import add_part_argument, end_of_part
+from nnunet_alice.cli.common import end_of_part
+from nnunet_alice.parts import add_part_argument
 
 EXAMPLE = "nnunet_alice import -i /data/scans -d 900 -n Torso --channel CT -np 8"
 RESUMES = True
