@@ -37,6 +37,21 @@ def plain_name(name: str, what: str) -> str:
     return name
 
 
+def plans_identifier(name: str, what: str) -> str:
+    """Return a name for plans, if nnU-Net can find what is trained with them.
+
+    Args:
+        name: the name.
+        what: what it names, for the message.
+
+    Raises:
+        InputError: it is no plain name, or holds two underscores, at which nnU-Net splits names of models.
+    """
+    if "__" in plain_name(name, what):
+        raise InputError(f"{what} is '{name}': nnU-Net splits names of models at two underscores; use one.")
+    return name
+
+
 def dataset_name(dataset: int | str) -> str:
     """Full name (``Dataset900_NAME``) of a dataset given by its number or name, looked up in nnU-Net's folders.
 

@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
         "views",
     },
     "benchmark": {"anatomy", "checkpoints", "finetuning", "importing", "pictures"},
-    "publishing": {"checkpoints", "planning"},
+    "publishing": {"anatomy", "checkpoints", "planning"},
     "demo": {"phantoms", "pictures"},
     "planners": {"anatomy", "planning", "views"},
     "trainers": {

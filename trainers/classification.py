@@ -21,6 +21,7 @@ from torch import distributed as dist
 from torch import nn
 
 from nnunet_alice.anatomy.geometry import load_geometry
+from nnunet_alice.anatomy.world import dataset_orientation
 from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
@@ -32,7 +33,6 @@ from nnunet_alice.targets.batches import TargetBatch, TargetCrops
 from nnunet_alice.targets.definitions import load_targets
 from nnunet_alice.targets.network import pooled_encoder
 from nnunet_alice.targets.occlusion import draw_case
-from nnunet_alice.targets.orientation import common_orientation
 from nnunet_alice.targets.settings import TargetTrainerSettings
 from nnunet_alice.targets.splits import SPLITS, check_no_leak, check_training_cases, make_splits
 from nnunet_alice.targets.tasks import learn_task
@@ -101,7 +101,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
             raise InputError(f"No validation case of {where} has the target '{self.definition.name}'.")
         self._training_cases = self.splits[0].index.tolist()
         self.task = learn_task(self.definition, self.splits[0], self.settings.target)
-        self.orientation = common_orientation(self.dataset, self._training_cases)
+        self.orientation = dataset_orientation(self.dataset)
         self.print_to_log_file(
             f"{self.definition.task} of '{self.definition.name}': {len(self.splits[0])} training and "
             f"{len(self.splits[1])} validation cases have it."

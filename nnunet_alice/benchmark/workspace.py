@@ -85,7 +85,9 @@ class Workspace:
         """
         plans = arm.plans or self.settings.plans
         if arm.dataset is None:
-            raise ValueError(f"The arm {arm.name} names no dataset with coordinates.")
+            raise InputError(
+                f"The arm '{arm.name}' names no dataset with coordinates; add its dataset to the settings."
+            )
         located = PreprocessedDataset.find(arm.dataset, plans, self.settings.configuration)
         missing = sorted(set(source.cases()) - set(located.cases()))
         if missing:

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     configuration = load_checkpoint(folder)["pretraining"]["configuration"]
     given = give_plans(folder, args.dataset, configuration)
     number = int(given.dataset[7:10])
+    if given.note:
+        print(given.note)
     print(f"Plans: {given.file}; next:")
     print(pasteable("nnUNetv2_extract_fingerprint", "-d", number))
     print(pasteable("nnUNetv2_preprocess", "-d", number, "-plans_name", given.plans_name, "-c", configuration))

@@ -10,11 +10,12 @@ import contextlib
 from pathlib import Path
 
 from nnunet_alice.anatomy.orientation import ORIENTATION
-from nnunet_alice.cli.common import end_of_part
+from nnunet_alice.cli.common import SOME_FAILED, end_of_part, positive
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name, plans_identifier
 from nnunet_alice.parts import add_part_argument
+from nnunet_alice.words import pasteable
 
 EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
 RESUMES = True
@@ -35,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-gpu_memory_target",
-        type=_positive(float),
+        type=positive(float),
         metavar="GB",
         help="GPU memory of a step, on each GPU [the target's, or the planner's]",
     )
     parser.add_argument(
         "-num_gpus",
-        type=_positive(int),
+        type=positive(int),
         default=1,
         metavar="N",
         help="GPUs that will train together: as many pairs of views on each, at least one [%(default)s]",
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(-1024 to 240 HU), or two numbers",
     )
     parser.add_argument("--no_preprocess", action="store_true", help="write the plans and stop")
-    parser.add_argument("-np", type=_positive(int), metavar="N", help="processes [as nnU-Net, at most one a processor]")
+    parser.add_argument("-np", type=positive(int), metavar="N", help="processes [as nnU-Net, at most one a processor]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     fingerprint = nnunet_folder("nnUNet_preprocessed") / name / "dataset_fingerprint.json"
     if args.part is not None and not fingerprint.is_file():
         raise InputError(f"{name} was not planned yet: run the same with --no_preprocess in place of --part, once.")
-    ensure_fingerprint(name, processes)
+    failed = ensure_fingerprint(name, processes)  # named as they failed
     planned = _plan(args, name)
     if window is not None:
         set_window(name, planned.plans_name, window)
@@ -105,21 +106,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_preprocess:
         outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part)
         print(f"Preprocessed: {outcome.done} now, {outcome.kept} before, {len(outcome.failed)} failed.")
+        failed = outcome.failed
     if args.part is not None:
         return end_of_part(args.part, bool(outcome.failed))
     _print_next(args, name, planned.plans_name)
-    return 0
-
-
-def _positive(kind: type):
-    def parse(text: str):
-        value = kind(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"
-    return parse
+    return SOME_FAILED if failed else 0
 
 
 def _planners() -> dict[str, type]:
@@ -132,6 +123,11 @@ def _planners() -> dict[str, type]:
 
 def _check_before_work(args: argparse.Namespace, name: str) -> None:
     """Wrong names are said before the fingerprint takes its hours."""
+    if args.overwrite_plans_name is not None:
+        plans_identifier(args.overwrite_plans_name, "-overwrite_plans_name")
+    plain_name(args.target_plans, "--target_plans")
+    if not args.c.startswith("3d") or "cascade" in args.c:
+        raise InputError(f"-c {args.c} cannot be pretrained: take 3d_fullres, or 3d_lowres where nnU-Net plans one.")
     if args.pl is not None and args.pl not in _planners():
         raise InputError(f"There is no planner '{args.pl}'; -pl takes: {', '.join(_planners())}.")
     if args.target is not None:
@@ -170,6 +166,8 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
     """The commands that follow, ready to be pasted."""
     number = int(name[7:10])
     checkpoint = _results_folder() / name / f"AliceTrainer__{plans}__{args.c}" / "fold_all" / "checkpoint_final.pth"
+    known = not str(checkpoint).startswith("$")  # the shell is to put in the folder
+    weights = pasteable("-pretrained_weights", checkpoint) if known else f"-pretrained_weights {checkpoint}"
     print("\nNext:")
     if args.no_preprocess:
         print("  # the same command without --no_preprocess preprocesses; nnUNetv2_preprocess would stop at a bad case")
@@ -185,8 +183,8 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
         moved = f"{plans}_from{number:03d}"
         print(f"  nnUNetv2_move_plans_between_datasets -s {number} -t T -sp {plans} -tp {moved}")
         print(f"  nnUNetv2_preprocess -d T -plans_name {moved} -c {args.c}")
-        print(f"  nnUNetv2_train T {args.c} 0 -p {moved} -pretrained_weights {checkpoint}")
+        print(f"  nnUNetv2_train T {args.c} 0 -p {moved} {weights}")
     else:
         print("  # then fine-tune with the target's own plans")
         target = int(dataset_name(args.target)[7:10])
-        print(f"  nnUNetv2_train {target} {args.c} 0 -p {args.target_plans} -pretrained_weights {checkpoint}")
+        print(f"  nnUNetv2_train {target} {args.c} 0 -p {args.target_plans} {weights}")

@@ -1,8 +1,8 @@
 """Predict classes, numbers or risks of new raw images with what ClassificationTrainer or RegressionTrainer trained.
 
-Images are named as for nnUNetv2_predict (CASE_0000.nii.gz). Several folds are averaged. An image that is oriented
-unlike those of the training is turned first. A case that cannot be predicted is named with the reason; the others go
-on.
+Images are named as for nnUNetv2_predict (CASE_0000), in any format that import reads. Several folds are averaged. An
+image that is oriented unlike those of the training is turned first. A case that cannot be predicted is named with the
+reason; the others go on.
 """
 
 import argparse
@@ -30,25 +30,30 @@ def run(args: argparse.Namespace) -> int:
 
     import pandas as pd
 
+    from nnunet_alice.cli.common import SOME_FAILED, name_some
     from nnunet_alice.errors import AliceError, InputError
+    from nnunet_alice.features.images import RawImages
     from nnunet_alice.files import atomic_write
-    from nnunet_alice.targets.prediction import TargetModel, new_images, predict_images
+    from nnunet_alice.importing.scan import passed_over
+    from nnunet_alice.targets.prediction import TargetModel, predict_images
+    from nnunet_alice.words import counted
 
     model = TargetModel.open(args.m, args.f, args.chk, args.device)
-    images = new_images(args.i, model)
+    images = RawImages(args.i, model.run)
+    if images.others:
+        print(f"Passed over: {passed_over(images.others)}.")
     rows, failed = {}, {}
     for case, outcome in predict_images(model, images, None if args.explain is None else Path(args.explain)):
         if isinstance(outcome, AliceError):
             failed[case] = str(outcome)
         else:
             rows[case] = outcome
-    for case, reason in failed.items():
-        print(f"Left out {case}: {reason}")
+    name_some("left out", failed.items())
     if not rows:
-        raise InputError(f"None of the {len(failed)} cases in {args.i} could be predicted.")
+        raise InputError(f"Nothing in {args.i} could be predicted, of {counted(len(failed), 'case')}.")
     table = pd.concat(rows.values(), ignore_index=True)
     table.insert(0, "case", list(rows))
     with atomic_write(args.o) as temporary:
         table.to_csv(temporary, index=False)
-    print(f"{len(rows)} of {len(images.cases)} cases, mean of {len(model.folds)} fold(s): {args.o}")
-    return 0
+    print(f"{len(rows)} of {counted(len(images.cases), 'case')}, mean of {counted(len(model.folds), 'fold')}: {args.o}")
+    return SOME_FAILED if failed else 0

@@ -67,7 +67,22 @@ def run(args: argparse.Namespace) -> None:
         f"Carried: {result.share():.1%} of all parameters, {result.share('encoder'):.1%} of the encoder's, "
         f"{result.share('decoder'):.1%} of the decoder's."
     )
+    _compare_orientation(args)
     print(f"Written: {args.output} and {Path(args.output).with_suffix('.csv')}")
     number = int(dataset_name(args.dataset)[7:10])
     words = ["nnUNetv2_train", number, args.configuration, 0, "-p", args.plans, "-pretrained_weights", args.output]
     print(f"Fine-tune: {pasteable(*words)}")
+
+
+def _compare_orientation(args: argparse.Namespace) -> None:
+    """Say it where the target lies unlike what was pretrained on; stock trainers will not."""
+    from nnunet_alice.checkpoints.loading import load_checkpoint
+    from nnunet_alice.checkpoints.pretraining import pretrained_orientation
+    from nnunet_alice.files import read_json
+    from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+    from nnunet_alice.planning.orientations import unlike_pretraining
+
+    trained, target = pretrained_orientation(load_checkpoint(args.output)), dataset_name(args.dataset)
+    plans = read_json(nnunet_folder("nnUNet_preprocessed") / target / f"{args.plans}.json")
+    if note := unlike_pretraining(trained, target, plans.get("image_reader_writer", "")):
+        print(note)

@@ -89,7 +89,7 @@ def find_cases(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDIN
     return scan_folder(folder, num_channels, endings).cases
 
 
-def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS) -> Scan:
+def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS, more: str = "") -> Scan:
     """Group the volumes of a folder and its sub-folders into cases.
 
     Hidden files and folders and folders of labels are passed over, files of other endings are counted.
@@ -99,6 +99,7 @@ def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDI
         num_channels: channels of a case. With one, a name may be plain or end in ``_0000``; with more, it has to end in
             ``_0000``, ``_0001``, ...
         endings: what counts as a volume.
+        more: what can be done about a case that has more channels, for the message.
     """
     found = Scan()
     volumes, others = _list_files(folder, endings, found.unlistable)
@@ -111,19 +112,27 @@ def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDI
         base, number = _split(name)
         if number is not None:
             numbers[base].add(number)
+    suffixed = {path.parent for name, path in named if _are_channels(numbers[_split(name)[0]])}
     channels: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for name, path in named:
         base, number = _split(name)
-        if number is not None and (num_channels > 1 or (0 in numbers[base] and len(numbers[base]) <= MAX_CHANNELS)):
+        # where others have channel suffixes, x_0001 without x_0000 is half a case and no case called x_0001
+        lone = path.parent in suffixed and max(numbers[base], default=0) < MAX_CHANNELS
+        if number is not None and (num_channels > 1 or _are_channels(numbers[base]) or lone):
             channels[base][number].append(path)
         else:
             channels[name][0 if num_channels == 1 else -1].append(path)
-    found.cases = [_candidate(name, files, num_channels, data) for name, files in sorted(channels.items())]
+    found.cases = [_candidate(name, files, num_channels, data, more) for name, files in sorted(channels.items())]
     return found
 
 
+def _are_channels(numbers: set[int]) -> bool:
+    """Whether the numbers of a name are its channels and no series of cases."""
+    return 0 in numbers and len(numbers) <= MAX_CHANNELS
+
+
 def _candidate(
-    name: str, files: dict[int, list[Path]], num_channels: int, data: dict[Path, tuple[Path, ...]]
+    name: str, files: dict[int, list[Path]], num_channels: int, data: dict[Path, tuple[Path, ...]], more: str
 ) -> Candidate:
     everything = tuple(path for number in sorted(files) for path in sorted(files[number]))
     behind = tuple(voxels for path in everything for voxels in data[path])
@@ -139,7 +148,8 @@ def _candidate(
     elif missing:
         problem = f"missing channel: no file {', '.join(name + suffix for suffix in missing)}."
     elif extra:
-        problem = f"has channels {', '.join(extra)} that were not named; name every channel with --channel."
+        wanted = counted(num_channels, "channel")
+        problem = f"has channels {', '.join(extra)} besides the {wanted} wanted{more and f'; {more}'}."
     elif gone:
         problem = f"its header points to {gone[0]}, which is missing."
     elif name.endswith("_seg"):

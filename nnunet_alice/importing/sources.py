@@ -30,7 +30,7 @@ def scan_source(
     Raises:
         InputError: it is a BIDS folder without such channels.
     """
-    scan = scan_folder(source, len(channels), ENDINGS_OF_IMPORT)
+    scan = scan_folder(source, len(channels), ENDINGS_OF_IMPORT, more="name every channel with --channel")
     if is_bids(source):
         scan.cases = bids_cases(source, channels)
         logger.info(

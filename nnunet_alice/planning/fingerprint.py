@@ -43,10 +43,13 @@ _SPOILED = 3.0
 Statistics = dict[str, float]
 
 
-def ensure_fingerprint(dataset: str, num_processes: int) -> None:
+def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     """Extract the fingerprint unless there is one of these very files.
 
     One of stock nnU-Net counts as well, if it has as many cases and is newer than all files.
+
+    Returns:
+        reason for each case that it does not cover.
 
     Raises:
         InputError: fewer than two cases can be read.
@@ -59,7 +62,7 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> None:
     made_from = _basis(cases, dataset_json)
     if _is_current(path, cases, made_from):
         logger.info("Fingerprint of %d cases found: %s.", len(cases), path)
-        return
+        return read_json(path).get(LEFT_OUT, {})
     analysed, failed = _analyse(dataset, cases, num_processes)
     if len(analysed) < 2:
         few = "; ".join(f"{case}: {reason}" for case, reason in list(failed.items())[:3])
@@ -75,6 +78,7 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> None:
         "median_relative_size_after_cropping": float(np.median([found[3] for found in analysed.values()])),
     }
     write_json(path, fingerprint | {MADE_FROM: made_from, LEFT_OUT: failed, OUTLIERS: unlike})
+    return failed
 
 
 def _basis(cases: dict[str, dict], dataset_json: dict) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from nnunet_alice.anatomy.orientation import (
     TURNING_READERS,
     UNKNOWN,
     axes_after_turning,
+    differ,
     file_orientation,
 )
 from nnunet_alice.errors import InputError, NotPreparedError
@@ -95,6 +96,27 @@ def fit_orientation(dataset: str, target: str, target_plans: dict) -> Fit:
         f"{dataset} lies {ours} when nnU-Net reads it, but {target} lies {theirs}: the target's spacing and patch, and "
         f'left and right, would be on other axes. {command} (or write "overwrite_image_reader_writer": '
         f'"{TURNING_READERS[0]}" into dataset.json of {target} and plan it again with nnU-Net: then both are turned)'
+    )
+
+
+def unlike_pretraining(trained: str, target: str, reader: str) -> str:
+    """Return what a user has to know where a target lies unlike the images of a pretraining; empty if nothing.
+
+    Args:
+        trained: letters of the images that were pretrained on, or empty.
+        target: full name of the target.
+        reader: name of nnU-Net's reader for the target.
+    """
+    try:
+        lies = array_orientation(target, reader)
+    except InputError:  # its raw images are not here
+        return ""
+    if not differ(trained, lies):
+        return ""
+    return (
+        f"The pretraining saw images that lie {trained}, and those of {target} lie {lies}: to the network bodies are "
+        f"turned round or mirrored. Better weights come from a pool that lies like {target}: import it with "
+        f"--orient {lies} and pretrain on that."
     )
 
 

@@ -17,7 +17,7 @@ from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import note_gpus
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import nnunet_folder, plans_identifier
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
 from nnunet_alice.planning.moved_plans import rename_plans
 from nnunet_alice.planning.orientations import fit_orientation
@@ -79,6 +79,8 @@ def plan_from_data(
     Raises:
         InputError: the plans have no such 3D configuration, or nothing fits the memory target.
     """
+    if plans_name is not None:
+        plans_identifier(plans_name, "-overwrite_plans_name")
     planner = planner_class(dataset, gpu_memory_target_in_gb=gpu_memory_gb, plans_name=plans_name, num_gpus=num_gpus)
     plans = _quietly(planner.plan_experiment)
     check_configuration(plans, configuration, f"{dataset}/{planner.plans_identifier}.json")
@@ -123,7 +125,7 @@ def move_target_plans(
             other plans.
     """
     plans = plans_of_target(dataset, target, target_plans, configuration)
-    name = plans_name or f"{target_plans}_from{target[7:10]}"
+    name = plans_identifier(plans_name or f"{target_plans}_from{target[7:10]}", "-overwrite_plans_name")
     path = nnunet_folder("nnUNet_preprocessed") / dataset / f"{name}.json"
     origin = {"dataset": target, "plans_name": target_plans}
     if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:
@@ -237,7 +239,8 @@ def _check_channels(dataset: str, target: str) -> None:
     if len(ours) != len(theirs):
         raise InputError(
             f"{dataset} has {len(ours)} channel(s) ({', '.join(ours)}), but {target} has {len(theirs)} "
-            f"({', '.join(theirs)}); import volumes with the same channels as the target."
+            f"({', '.join(theirs)}); import volumes with the same channels, or plan without --target and "
+            "fit the pretrained weights to the target's plans with nnunet_alice transfer."
         )
     if ours == theirs:
         return

@@ -24,9 +24,10 @@ import numpy as np
 from nnunet_alice.dataset import PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.importing.checks import read_case
 from nnunet_alice.importing.report import changed_since_import
 from nnunet_alice.matching.invalidation import forget_all, forget_case
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
 from nnunet_alice.parallel import map_cases
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, telling
@@ -85,6 +86,8 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
     cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
     if not cases:
         raise InputError(f"{folder / 'dataset.json'} names no case; import volumes into it first.")
+    for case in cases:
+        plain_name(case, f"a case in {folder / 'dataset.json'}")
     return cases
 
 
@@ -143,7 +146,7 @@ def preprocess_cases(
     failed = {}
     for case, outcome in map_cases(_preprocess_case, job, missing, num_processes, "Preprocessing"):
         if isinstance(outcome, Exception):
-            failed[case] = telling(outcome)
+            failed[case] = _why(outcome, cases[case])
             stays = _stays(prepared, case, cases[case], outcome)
             kept_as = "stays as it was preprocessed before" if stays else "is left out"
             logger.warning("Case %s could not be preprocessed and %s: %s.", case, kept_as, failed[case])
@@ -153,6 +156,17 @@ def preprocess_cases(
         case, reason = next(iter(failed.items()))
         raise AliceError(f"No case of {dataset} could be preprocessed; case {case}: {reason} (all in {report}).")
     return Preprocessed(len(missing) - len(failed), kept, failed)
+
+
+def _why(error: Exception, files: dict[str, Any]) -> str:
+    """What an error tells; nnU-Net raises some without a word, where the files of a case do not fit each other."""
+    if str(error).strip():
+        return telling(error)
+    try:
+        read_case([*map(Path, files["images"])])
+    except (InputError, OSError) as found:
+        return telling(found)
+    return f"{telling(error)} in nnU-Net; compare the grids of its files"
 
 
 def _copy_labels(dataset: str, cases: dict[str, dict[str, Any]], folder: Path) -> None:

@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_alice.anatomy.orientation import reader_that_gives
+from nnunet_alice.checkpoints.loading import load_checkpoint
+from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.checkpoints.weights_folder import SUMS
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, sha256_of, write_json
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
 from nnunet_alice.planning.moved_plans import reader_of, rename_plans
+from nnunet_alice.planning.orientations import unlike_pretraining
 from nnunet_alice.words import pasteable
 
 #: fewest patches a step in fine-tuning, as in nnU-Net; plans of ours count pairs of views
@@ -23,19 +27,21 @@ class GivenPlans:
         plans_name: of the plans.
         configuration: the one that was pretrained.
         file: where the plans lie.
+        note: what a user has to know about how the dataset's images lie; empty if nothing.
     """
 
     dataset: str
     plans_name: str
     configuration: str
     file: Path
+    note: str
 
 
 def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPlans:
     """Write the plans of a published model for a dataset, as nnU-Net moves plans between datasets.
 
     Their name holds the first digits of the model's checksum: the same model always gives the same name, and no other
-    plans are replaced.
+    plans are replaced. Where nnU-Net turned the images that the model was trained on, it turns those of the dataset.
 
     Args:
         folder: from ``fetch``.
@@ -58,8 +64,10 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
         )
     plans["dataset_name"] = name
     rename_plans(plans, f"fetched_{sha256_of(folder / SUMS)[:8]}")
-    plans["image_reader_writer"] = reader_of(name, dataset_json)
+    trained = pretrained_orientation(load_checkpoint(folder))
+    plans["image_reader_writer"] = reader_that_gives(trained, reader_of(name, dataset_json))
     settings["batch_size"] = max(MINIMUM_BATCH, settings["batch_size"])
     file = nnunet_folder("nnUNet_preprocessed") / name / f"{plans['plans_name']}.json"
     write_json(file, plans)
-    return GivenPlans(name, plans["plans_name"], configuration, file)
+    note = unlike_pretraining(trained, name, plans["image_reader_writer"])
+    return GivenPlans(name, plans["plans_name"], configuration, file, note)

@@ -1,6 +1,5 @@
 """Predictions of new raw images by a trained model folder, whatever happens to single cases."""
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from nnunet_alice.targets.network import pooled_encoder
 from nnunet_alice.targets.occlusion import draw_case
 from nnunet_alice.targets.tasks import Task, task_of_record
 from nnunet_alice.targets.windows import CasePredictor
-
-logger = logging.getLogger(__name__)
+from nnunet_alice.words import telling
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,12 @@ class TargetModel:
 
     Attributes:
         folds: at least one, all of the same target.
-        run: ``plans``, ``configuration``, ``dataset_json`` and ``num_input_channels``.
-        orientation: of the training images (``targets.orientation``).
+        run: ``plans``, ``configuration``, ``dataset_json``, ``num_input_channels``, and ``orientation`` of the training
+            images, by which ``RawImages`` prepares new ones.
     """
 
     folds: list[FoldModel]
     run: dict[str, Any]
-    orientation: str | None
 
     @classmethod
     def open(
@@ -89,8 +86,8 @@ class TargetModel:
         if len({model.task.definition for model in models}) > 1:
             raise CheckpointError(f"The folds of {folder} were trained for different targets; name one with -f.")
         run = {"plans": plans, "dataset_json": dataset_json}
-        run |= {key: records[0][key] for key in ("configuration", "num_input_channels")}
-        return cls(models, run, records[0]["orientation"])
+        run |= {key: records[0][key] for key in ("configuration", "num_input_channels", "orientation")}
+        return cls(models, run)
 
     @property
     def task(self) -> Task:
@@ -108,16 +105,6 @@ class TargetModel:
             outputs = model.predictor.outputs(model.predictor.case_features(image, geometry).mean)
             said.append(model.task.predictions(outputs))
         return mean_of_folds(pd.concat(said, ignore_index=True))
-
-
-def new_images(folder: str | Path, model: TargetModel) -> RawImages:
-    """Open raw images that nobody has looked at yet: each is checked, and turned as the training images were.
-
-    Args:
-        folder: where the files lie, named ``CASE_0000.nii.gz``.
-        model: whose plans prepare them.
-    """
-    return RawImages(folder, {**model.run, "orientation": model.orientation or ""})
 
 
 def predict_images(
@@ -143,7 +130,7 @@ def predict_images(
 
     for case, outcome in map_cases(predict, None, images.cases, 1, "Predicting cases"):
         if isinstance(outcome, Exception) and not isinstance(outcome, AliceError):
-            outcome = InputError(f"Case {case}: {type(outcome).__name__}: {outcome}")
+            outcome = InputError(f"Case {case}: {telling(outcome)}.")
         yield case, outcome
 
 

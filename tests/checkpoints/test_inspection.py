@@ -22,6 +22,7 @@ def test_a_configuration_that_inherits_is_described(make_plans, make_network, tm
         fold="all",
     )
     network = make_network(plans)
+    plans["orientation"] = "PIR"  # of the plans, where the run itself does not say it
     save_checkpoint({"network_weights": network.state_dict(), **run}, tmp_path / "c.pth")
     described = describe_checkpoint(tmp_path / "c.pth")
     encoder = sum(parameter.numel() for parameter in network.encoder.parameters())
@@ -30,3 +31,10 @@ def test_a_configuration_that_inherits_is_described(make_plans, make_network, tm
         assert f"({count:,} parameters)" in line
     assert described["network"] == "ResidualEncoderUNet" and described["normalisation"] == "CTNormalization"
     assert described["patch size"].startswith("64 x 64 x 64 voxels") and described["spacing"].startswith("3 x 1 x 1 mm")
+    assert described["orientation"] == "PIR" and "weights" not in described
+    weights = network.state_dict()
+    weights["encoder.stages.0.0.convs.0.conv.weight"][0] = float("nan")
+    run["pretraining"]["orientation"] = "LAS"
+    save_checkpoint({"network_weights": weights, **run}, tmp_path / "c.pth")
+    described = describe_checkpoint(tmp_path / "c.pth")
+    assert described["orientation"] == "LAS" and described["weights"].startswith("NaN or infinity in 1 of")

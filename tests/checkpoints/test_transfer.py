@@ -9,9 +9,11 @@ import re
 import pandas as pd
 import pytest
 import torch
+from raw_volumes import write
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, unet_weights
+from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.checkpoints.transfer import transfer_checkpoint, transfer_weights
 from nnunet_alice.cli.main import main
@@ -327,6 +329,26 @@ def test_the_teachers_weights_go_where_the_students_would(target_dataset, tmp_pa
     one, two = (load_checkpoint(tmp_path / f"{name}.pth") for name in ("one", "two"))
     assert all(torch.equal(value, two["network_weights"][name]) for name, value in one["network_weights"].items())
     assert one["transferred_from"]["weights"] == "teacher" and two["transferred_from"]["weights"] == "student"
+
+
+def test_how_images_lay_goes_along_and_is_compared(target_dataset, tmp_path, make_plans, make_network, capsys):
+    """A stock trainer will not compare it, so the command does."""
+    raw = tmp_path / "raw" / target_dataset.name
+    for channel in range(3):
+        write(raw / f"x_{channel:04d}.nii.gz", turn="LPS")
+    content = json.loads((target_dataset / "dataset.json").read_text())
+    files = {"images": [f"x_{channel:04d}.nii.gz" for channel in range(3)], "label": "x.nii.gz"}
+    content |= {"file_ending": ".nii.gz", "numTraining": 1, "dataset": {"x": files}}
+    (raw / "dataset.json").write_text(json.dumps(content))
+    plans = make_plans("plain", 5, anisotropic=True)
+    (target_dataset / "nnUNetPlans.json").write_text(json.dumps(plans | {"image_reader_writer": "SimpleITKIO"}))
+    run = {"trained": {"encoder": True, "decoder": True}, "hyper_parameters": {}}
+    for letters, told in (("LPS", False), ("LAS", True)):
+        content = {"network_weights": make_network(plans).state_dict(), "pretraining": run | {"orientation": letters}}
+        save_checkpoint(content, tmp_path / "in.pth")
+        assert main(["transfer", "-i", str(tmp_path / "in.pth"), "-d", "900", "-o", str(tmp_path / "o.pth")]) == 0
+        assert (f"saw images that lie {letters}" in capsys.readouterr().out) is told
+        assert pretrained_orientation(load_checkpoint(tmp_path / "o.pth")) == letters
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(target_dataset, tmp_path, make_plans, make_network, capsys):

@@ -23,7 +23,7 @@ def balls(tmp_path, monkeypatch):
 
 
 def test_it_says_how_it_went_where_the_picture_is_and_what_comes_next(balls, capsys):
-    assert main(["anatomy", "-d", "900", "-np", "1", "--atlas", "b"]) == 0
+    assert main(["anatomy", "-d", "900", "-np", "1", "--atlas", "b"]) == SOME_FAILED
     shown = capsys.readouterr().out
     assert "registered to the atlas b: 3 ok, 1 poor, 1 failed" in shown
     assert "poor: noise: quality" in shown
@@ -62,6 +62,24 @@ def test_errors_are_one_sentence(balls, capsys):
     shown = capsys.readouterr().err.strip().splitlines()
     assert len(shown) == 2
     assert "'nobody'" in shown[0] and "OtherPlans" in shown[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--roi", "no_such_mask.nii.gz"], "no_such_mask.nii.gz"),
+        (["--roi", "label:liver"], "label:liver"),
+        (["--checkpoint", "a.pth"], "--checkpoint"),
+        (["--method", "embedding", "--roi", "lungs"], "--roi"),
+        (["--subjects", "no_such_table.csv"], "no_such_table.csv"),
+        (["--subjects", "("], "("),
+        (["--atlas", "nobody"], "nobody"),
+    ],
+)
+def test_options_are_checked_before_hours_of_registration(balls, capsys, arguments, named):
+    assert main(["anatomy", "-d", "900", "-np", "1", *arguments]) == 1
+    assert named in capsys.readouterr().err
+    assert not [path for path in balls.anatomy_folder.rglob("*") if path.is_file()]
 
 
 def test_help_shows_an_example(capsys):

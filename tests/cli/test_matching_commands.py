@@ -1,11 +1,14 @@
 """The commands match and evaluate_matching, on indices whose right answers are known."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 from small_datasets import FourierField, ball, write_preprocessed
 
 from nnunet_alice.anatomy.geometry import load_geometry
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 
@@ -88,6 +91,22 @@ def test_match_takes_world_points_and_named_cases():
 def test_match_refuses_what_it_cannot_match_in_one_sentence(capsys, arguments, message):
     assert match(*arguments) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", ["c.pkl", "c.b2nd"])
+def test_a_damaged_case_is_named_and_the_others_are_matched(base, tmp_path, monkeypatch, capsys, damaged):
+    copy = tmp_path / "copy"
+    shutil.copytree(base, copy)
+    monkeypatch.setenv("nnUNet_preprocessed", str(copy))
+    path = copy / "Dataset900_Small" / "nnUNetPlans_3d_fullres" / damaged
+    path.write_bytes(path.read_bytes()[:40])
+    assert match("--point", *CENTRE_VOX, "--csv", "table.csv") == SOME_FAILED
+    out = capsys.readouterr().out
+    assert "case c" in out.lower() and "preprocess" in out
+    table = pd.read_csv("table.csv").set_index("case")
+    assert table.loc["b", "trusted"] and ("c" in table.index) == (damaged == "c.b2nd")
+    assert (tmp_path / "match_a.png").is_file()
+    assert match("--point", *CENTRE_VOX, "--to", "b", "-o", "b.png") == 0
 
 
 def test_evaluate_matching_measures_centroids(tmp_path, capsys):

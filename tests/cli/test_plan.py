@@ -1,6 +1,7 @@
 """`plan`, end to end by `main`: a target's plans on unlabelled data, plans of one's own, and what goes wrong."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset, write_image
 
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.files import read_json, write_json
@@ -66,12 +68,12 @@ def test_fingerprint_is_extracted_and_a_bad_case_left_out(datasets, caplog):
     path.write_text("{ half a file")
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
     write_image(raw / "c.nii.gz", np.ones((3, 3, 3), np.uint8))
-    assert plan("--no_preprocess") == 0
+    assert plan("--no_preprocess") == SOME_FAILED
     fingerprint = read_json(path)
     assert len(fingerprint["spacings"]) == 2 and list(fingerprint["left_out"]) == ["c"]
     assert "Case c is left out of the fingerprint" in caplog.text
     before = path.stat().st_mtime_ns
-    assert plan("--no_preprocess") == 0
+    assert plan("--no_preprocess") == SOME_FAILED
     assert path.stat().st_mtime_ns == before
 
 
@@ -209,10 +211,12 @@ def nothing(base):
     ("prepare", "arguments", "sentence"),
     [
         (target_channels("CT", "PET"), (), "has 1 channel(s) (ct), but Dataset004_Target has 2 (ct, pet)"),
+        (target_channels("CT", "PET"), (), "without --target and fit the pretrained weights to the target's plans"),
         (target_channels("MRI"), (), "which nnU-Net normalises differently; import with --channel mri"),
         (only_2d, (), "Dataset004_Target/nnUNetPlans.json has no 3D configuration, only 2d"),
-        (nothing, ("-c", "2d"), "'2d' cannot be pretrained; -c must be one of: 3d_fullres"),
-        (add_cascade, ("-c", "3d_cascade_fullres"), "'3d_cascade_fullres' cannot be pretrained"),
+        (nothing, ("-c", "2d"), "-c 2d cannot be pretrained: take 3d_fullres"),
+        (add_cascade, ("-c", "3d_cascade_fullres"), "-c 3d_cascade_fullres cannot be pretrained"),
+        (nothing, ("--target_plans", "../nnUNetPlans"), "--target_plans is '../nnUNetPlans'"),
         (nothing, ("--target_plans", "Other"), "Other.json does not exist; run: nnUNetv2_plan_and_preprocess -d 4"),
         (nothing, ("-pl", "AlicePlanner"), "give only one of them"),
         (one_case, (), "has one case only"),
@@ -251,6 +255,21 @@ def test_wrong_names_are_said(datasets, capsys):
     with pytest.raises(SystemExit):
         plan("-gpu_memory_target", "-1")
     assert "is not above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [(), ("--target", "4")], ids=["own", "target's"])
+@pytest.mark.parametrize("name", ["../Mine", "a/b", "Mine__2", "..", ""])
+def test_names_of_plans_that_nnunet_could_not_find_are_refused_and_nothing_is_written(datasets, name, arguments):
+    before = sorted(datasets.rglob("*"))
+    assert plan("-overwrite_plans_name", name, "--no_preprocess", *arguments) == 1
+    assert sorted(datasets.rglob("*")) == before
+
+
+def test_printed_commands_can_be_pasted_where_folders_have_spaces(datasets, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_results", str(datasets.parent / "my results"))
+    assert plan("--target", "4", "--no_preprocess") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "-pretrained_weights" in line)
+    assert shlex.split(line)[-1].startswith(str(datasets.parent / "my results" / UNLABELLED))
 
 
 def test_a_dataset_that_was_not_imported(datasets, capsys):

@@ -14,6 +14,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_image
 
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.planning import preprocessing
@@ -151,7 +152,7 @@ def test_what_is_known_of_all_cases_goes_when_all_are_preprocessed_anew(datasets
 def test_a_bad_case_is_named_and_stops_no_other(datasets, capsys, caplog):
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
     (raw / "b_0000.nii.gz").write_bytes(b"not an image")
-    assert plan("--target", "4") == 0
+    assert plan("--target", "4") == SOME_FAILED
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["a", "c"]
     assert "Case b could not be preprocessed" in caplog.text
     report = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres_preprocessing.json"
@@ -167,7 +168,7 @@ def test_a_case_that_is_constant_after_normalisation_is_left_out_by_name(dataset
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "b_0000.nii.gz")))
     write_image(raw / "b_0000.nii.gz", image + np.float32(5000))
-    assert plan("--target", "4") == 0
+    assert plan("--target", "4") == SOME_FAILED
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["a", "c"]
     assert "Case b could not be preprocessed and is left out: its channel 0 is constant after CTNormal" in caplog.text
 
@@ -182,7 +183,7 @@ def test_a_case_that_has_gone_bad_does_not_stay_as_it_was(datasets, caplog, read
     else:
         (raw / "b_0000.nii.gz").unlink()
     os.utime(raw / "b.nii.gz", (time.time() + 10,) * 2)
-    assert plan("--target", "4") == 0
+    assert plan("--target", "4") == SOME_FAILED
     there = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases()
     assert there == (["a", "c"] if readable else ["a", "b", "c"])
     assert ("and is left out" if readable else "stays as it was preprocessed before") in caplog.text
@@ -191,7 +192,7 @@ def test_a_case_that_has_gone_bad_does_not_stay_as_it_was(datasets, caplog, read
 def test_failures_that_are_mended_are_forgotten(datasets):
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
     (raw / "b_0000.nii.gz").write_bytes(b"not an image")
-    assert plan("--target", "4") == 0
+    assert plan("--target", "4") == SOME_FAILED
     content = read_json(raw / "dataset.json")
     del content["dataset"]["b"]
     write_json(raw / "dataset.json", content)
@@ -214,7 +215,7 @@ def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(preprocessing.os, "replace", fail_at_the_second)
-        assert plan("--target", "4") == 0
+        assert plan("--target", "4") == SOME_FAILED
     assert len(PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases()) == len(CASES) - 1
     assert not list((datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres").glob(".partial*"))
     assert plan("--target", "4") == 0

@@ -111,7 +111,10 @@ def test_bad_volume_is_left_out_and_named(kind, raw, scans):
 
 BAD_CHANNELS = {
     "missing": (lambda f: write(f / "bad_0001.nii.gz"), r"missing channel: no file bad_0000"),
-    "too many": (lambda f: [write(f / f"bad_000{i}.nii.gz") for i in range(3)], "_0002 that were not named"),
+    "too many": (
+        lambda f: [write(f / f"bad_000{i}.nii.gz") for i in range(3)],
+        "_0002 besides the 2 channels wanted; name every channel with --channel",
+    ),
     "plain": (lambda f: write(f / "bad.nii.gz"), "no channel suffix"),
     "shape": (
         lambda f: [write(f / "bad_0000.nii.gz"), write(f / "bad_0001.nii.gz", volume(shape=(20, 24, 27)))],
@@ -320,7 +323,15 @@ def test_names_of_cases(tmp_path):
 def test_numbered_series_are_not_channels(tmp_path):
     assert set(names(tmp_path, 1, *[f"s_{i:04d}.nii.gz" for i in range(12)]).values()) == {None}
     found = names(tmp_path / "two", 1, "s_0000.nii.gz", "s_0001.nii.gz")
-    assert list(found) == ["s"] and "were not named" in found["s"]
+    assert list(found) == ["s"] and "besides the 1 channel wanted" in found["s"]
+
+
+def test_a_channel_without_its_first_is_no_case_where_others_have_suffixes(tmp_path):
+    found = names(tmp_path / "a", 1, "x_0000.nii.gz", "y_0001.nii.gz", "z_2024.nii.gz", "elsewhere/t_0001.nii.gz")
+    assert "no file y_0000" in found.pop("y")
+    assert found == {"x": None, "z_2024": None, "elsewhere__t_0001": None}
+    series = [f"s_{number:04d}.nii.gz" for number in range(1, 40)]
+    assert set(names(tmp_path / "b", 1, "x_0000.nii.gz", *series).values()) == {None}
 
 
 def test_links_in_circles_end(tmp_path):

@@ -11,7 +11,7 @@ from raw_volumes import write
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.unlabelled import import_unlabelled
-from nnunet_alice.planning.orientations import MIXED, array_orientation, fit_orientation
+from nnunet_alice.planning.orientations import MIXED, array_orientation, fit_orientation, unlike_pretraining
 
 
 def lie(raw, *letters):
@@ -134,3 +134,25 @@ def test_axes_of_the_fingerprint_follow_the_reader(folder):
 
     prepared = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres")
     assert prepared.shape(prepared.cases()[0]) == (16, 40, 64)
+
+
+@pytest.mark.parametrize(
+    ("trained", "reader", "said"),
+    [
+        ("LPS", "SimpleITKIO", False),
+        ("LAS", "SimpleITKIO", True),
+        ("RAS", "SimpleITKIOWithReorient", False),
+        ("LPS", "SimpleITKIOWithReorient", True),
+        ("", "SimpleITKIO", False),
+        (MIXED, "SimpleITKIO", False),
+    ],
+)
+def test_a_target_that_lies_unlike_the_pretraining_is_told(folder, trained, reader, said):
+    dataset(folder, TARGET, "LPS")
+    assert bool(unlike_pretraining(trained, TARGET, reader)) is said
+
+
+def test_where_no_raw_images_are_nothing_is_told(folder, monkeypatch):
+    assert not unlike_pretraining("LAS", TARGET, "SimpleITKIO")
+    monkeypatch.delenv("nnUNet_raw")
+    assert not unlike_pretraining("LAS", TARGET, "SimpleITKIO")

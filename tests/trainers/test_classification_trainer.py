@@ -16,6 +16,7 @@ from small_datasets import set_folders
 from target_runs import bright_volume, start, store, write_raw, write_target_dataset
 
 from nnunet_alice.checkpoints.saving import save_checkpoint
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import CheckpointError, InputError
@@ -91,14 +92,17 @@ def test_a_run_writes_predictions_metrics_and_pictures_and_predicts_new_images_a
     write_raw(images, "flat", np.ones((1, 20, 20, 20), np.float32))
     write_raw(images, "two", np.concatenate([bright_volume(0)[0]] * 2))
     (images / "cut_0000.nii.gz").write_bytes((images / f"{chosen[0]}_0000.nii.gz").read_bytes()[:300])
+    (images / "second_0001.nii.gz").write_bytes((images / f"{chosen[0]}_0000.nii.gz").read_bytes())
     model = folder.parent
     words = ["predict_targets", "-i", str(images), "-o", str(tmp_path / "out.csv"), "-m", str(model)]
-    assert main([*words, "--explain", str(tmp_path / "why")]) == 0
+    assert main([*words, "--explain", str(tmp_path / "why")]) == SOME_FAILED
     said = capsys.readouterr().out
-    for case, why in (("flat", "constant"), ("two", "channel"), ("cut", "truncated")):
-        assert any(line.startswith(f"Left out {case}:") and why in line for line in said.splitlines()), (case, said)
+    for case, why in (
+        ("flat", "constant"), ("two", "_0001 besides"), ("cut", "truncated"), ("second", "second_0000"),
+    ):  # fmt: skip
+        assert any(line.startswith(f"  left out: {case}:") and why in line for line in said.splitlines()), case
     new = pd.read_csv(tmp_path / "out.csv")
-    assert new["case"].tolist() == chosen and f"4 of {len(chosen) + 3} cases" in said
+    assert new["case"].tolist() == chosen and f"4 of {len(chosen) + 4} cases" in said
     np.testing.assert_allclose(new["predicted_value"], predictions["predicted_value"], rtol=2e-4)
     assert (tmp_path / "why" / f"{chosen[0]}.png").is_file()
 
