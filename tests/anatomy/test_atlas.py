@@ -96,7 +96,7 @@ def test_an_atlas_that_fits_few_cases_says_so_and_so_does_what_matches_by_it(bal
         found = assess(np.eye(4), case, atlas)
         return found if case.case in good else dataclasses.replace(found, correlation=0.1)
 
-    monkeypatch.setattr("nnunet_alice.anatomy.atlas.register", poor)
+    monkeypatch.setattr("nnunet_alice.anatomy.registration.register", poor)
     report = prepare_atlas(dataset, 1, "b")
     assert "Only 3 of 7 cases (43%)" in report.shortfall and "--atlas CASE" in report.shortfall
     assert report.shortfall in caplog.text
