@@ -139,7 +139,7 @@ def test_an_image_that_cannot_be_opened_costs_no_other_case(balls, registered, m
 def test_an_unfinished_change_of_the_atlas_counts_as_nothing_prepared(balls, registered):
     prepare_atlas(balls, 1, "b")
     AtlasMatcher(balls)
-    AtlasFiles(balls).write_atlas("c", (2.0, 2.0, 2.0))
+    AtlasFiles(balls).write_atlas("c", (2.0, 2.0, 2.0), "body")
     with pytest.raises(NotPreparedError, match="anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
         AtlasMatcher(balls)
 

@@ -33,7 +33,7 @@ def test_a_configuration_that_inherits_is_described(make_plans, make_network, tm
     assert described["patch size"].startswith("64 x 64 x 64 voxels") and described["spacing"].startswith("3 x 1 x 1 mm")
     assert described["orientation"] == "PIR" and "weights" not in described
     weights = network.state_dict()
-    weights["encoder.stages.0.0.convs.0.conv.weight"][0] = float("nan")
+    next(iter(weights.values())).fill_(float("nan"))
     run["pretraining"]["orientation"] = "LAS"
     save_checkpoint({"network_weights": weights, **run}, tmp_path / "c.pth")
     described = describe_checkpoint(tmp_path / "c.pth")

@@ -1,5 +1,6 @@
 """The commands match and evaluate_matching, on indices whose right answers are known."""
 
+import os
 import shutil
 
 import numpy as np
@@ -99,7 +100,9 @@ def test_a_damaged_case_is_named_and_the_others_are_matched(base, tmp_path, monk
     shutil.copytree(base, copy)
     monkeypatch.setenv("nnUNet_preprocessed", str(copy))
     path = copy / "Dataset900_Small" / "nnUNetPlans_3d_fullres" / damaged
-    path.write_bytes(path.read_bytes()[:40])
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:40].ljust(before.st_size, b"-"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # the index takes the image for the old one
     assert match("--point", *CENTRE_VOX, "--csv", "table.csv") == SOME_FAILED
     out = capsys.readouterr().out
     assert "case c" in out.lower() and "preprocess" in out

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from raw_volumes import cut, run, volume, write
 
 from nnunet_alice.errors import InputError
-from nnunet_alice.importing import cases
+from nnunet_alice.importing import cases, turning
 
 
 def contents(folder):
@@ -151,7 +151,7 @@ def test_a_source_that_cannot_be_listed_is_called_that(raw, scans, monkeypatch):
 def test_a_file_that_cannot_be_read_now_stays_imported(raw, scans, monkeypatch, error):
     write(scans / "other.nii.gz", volume(1))
     run(scans)
-    read_case = cases.read_case
+    read_case = turning.read_case
 
     def read(files, *more):
         if files[0].name == "good.nii.gz":
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read_now_stays_imported(raw, scans, monkeypatch, 
         return read_case(files, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cases, "read_case", read)
+        patch.setattr(turning, "read_case", read)
         patch.setattr(cases, "VERSION", 99)
         report = run(scans)
         assert report.imported == ["good", "other"] and list(report.kept) == ["good"]

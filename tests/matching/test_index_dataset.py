@@ -9,6 +9,7 @@ import torch
 from pretraining_runs import make_trainer, phantom_images, with_settings, write_run
 from small_datasets import set_folders
 
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, NotPreparedError
@@ -186,7 +187,7 @@ def test_another_checkpoint_replaces_the_indices_and_what_was_measured(dataset):
 
 def test_a_bad_case_is_named_and_does_not_stop_the_others(dataset, capsys):
     (dataset.folder / "case3.b2nd").write_bytes(b"no image")
-    assert main([*COMMAND, "-device", "cpu"]) == 0
+    assert main([*COMMAND, "-device", "cpu"]) == SOME_FAILED
     shown = capsys.readouterr().out
     assert "3 cases indexed, 0 kept, 1 failed" in shown and "failed: case3" in shown
     assert IndexStore(dataset).cases() == ["case0", "case1", "case2"]
