@@ -2,10 +2,15 @@
 
 import copy
 import math
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+if "gpu_check" not in sys.modules:  # a process of its own, which does not read conftest.py
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from gpu_check import ROWS, Row, make_trainer
 
 #: One epoch of so many steps, and so many batches of validation.

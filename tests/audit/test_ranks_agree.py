@@ -20,7 +20,7 @@ def run(row, compiled: bool) -> dict[str, torch.Tensor]:
     place(trainer, torch.device("cpu"))
     trainer._do_i_compile = lambda: compiled
     trainer.initialize()
-    trainer.num_val_iterations_per_epoch = 1
+    trainer.num_val_iterations_per_epoch = 2  # retrieval needs two pairs
     trainer.run_training()
     model = trainer.model if row.pretrains else trainer.bare_network
     return {name: value.clone() for name, value in model.state_dict().items()}
