@@ -14,12 +14,14 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
 
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json
+from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.trainers.alice import AliceTrainer
 from nnunet_alice.training.settings import changed
 from nnunet_alice.views.matched_views import AliceBatch
@@ -48,7 +50,7 @@ def main() -> None:
     batches = [next(trainer.dataloader_train) for _ in range(max(2, args.repeats))]
     loading = (time.perf_counter() - start) / len(batches)
 
-    passes: dict[str, Callable[[AliceBatch], None]] = {
+    passes: dict[str, Callable[[AliceBatch], object]] = {
         "bare: student forward + backward, teacher forward": lambda batch: bare_passes(trainer, batch, None),
         "barest: the same, teacher only as far as it is read": lambda batch: bare_passes(trainer, batch, 1),
         "AliceTrainer step": trainer.train_step,
@@ -87,15 +89,16 @@ def make_trainer(args: argparse.Namespace) -> AliceTrainer:
 
 def bare_passes(trainer: AliceTrainer, batch: AliceBatch, teacher_stages: int | None) -> None:
     """The network passes that no implementation of Alice can avoid."""
-    batch = batch.to(trainer.device)
+    batch, model = batch.to(trainer.device), cast(Alice, trainer.model)
     views, mask = batch.views, batch.mask
     trainer.network.zero_grad(set_to_none=True)
     with trainer.autocast():
-        output = trainer.model.student.backbone(views.masked_fill(mask.unsqueeze(1), 0)).output
+        output = model.student.backbone(views.masked_fill(mask.unsqueeze(1), 0)).output
         loss = 0.5 * (output.float() - views).square().mean()
     loss.backward()
     with torch.no_grad(), trainer.autocast():
-        trainer.model.teacher.backbone(views, teacher_stages)
+        if model.teacher is not None:  # MIM has none
+            model.teacher.backbone(views, teacher_stages)
 
 
 def measure(passes: dict, batches: list[AliceBatch], repeats: int, device: torch.device) -> dict[str, float]:

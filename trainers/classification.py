@@ -10,7 +10,7 @@ import secrets
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from time import time
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from nnunet_alice.finetuning.parts import is_encoder, load_tensors
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.targets.batches import TargetBatch, TargetCrops
 from nnunet_alice.targets.definitions import load_targets
-from nnunet_alice.targets.network import pooled_encoder
+from nnunet_alice.targets.network import PooledEncoder, pooled_encoder
 from nnunet_alice.targets.occlusion import draw_case
 from nnunet_alice.targets.settings import TargetTrainerSettings
 from nnunet_alice.targets.splits import SPLITS, check_no_leak, check_training_cases, make_splits
@@ -127,6 +127,11 @@ class TargetTrainer(FineTuneTrainer, ABC):
         check_no_leak(self.targets, {"train": training, "val": validation}, path)
         return training, validation
 
+    @property
+    def bare_network(self) -> PooledEncoder:
+        """As FineTuneTrainer's."""
+        return cast(PooledEncoder, super().bare_network)
+
     def build_network_architecture(
         self,
         plans_manager,
@@ -198,9 +203,9 @@ class TargetTrainer(FineTuneTrainer, ABC):
         super().on_train_epoch_start()
         self.loss.train()
 
-    def train_step(self, batch: TargetBatch) -> dict:
-        """As FineTuneTrainer's."""
-        return super().train_step({"data": batch.views, "target": batch.target})
+    def train_step(self, batch: Any) -> dict:
+        """As FineTuneTrainer's; ``batch`` is a `TargetBatch`."""
+        return super().train_step({"data": batch.views, "target": batch.target, "keys": batch.cases})
 
     def validation_step(self, batch: TargetBatch) -> dict:
         """Outputs and truth of the middle crops of some cases."""

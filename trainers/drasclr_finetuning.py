@@ -5,7 +5,7 @@ read but never convolved. Variants as of `nnunet_alice.trainers.finetuning`, and
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -72,6 +72,11 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
     def get_training_transforms(cls, *args, **kwargs) -> ComposeTransforms:
         """FineTuneTrainer's augmentation, coordinates hidden from what changes intensities."""
         return hide_from_intensities(super().get_training_transforms(*args, **kwargs), COORDINATE_CHANNELS)
+
+    @property
+    def bare_network(self) -> LocatedUNet:
+        """As FineTuneTrainer's."""
+        return cast(LocatedUNet, super().bare_network)
 
     def initialize(self) -> None:
         """As FineTuneTrainer's.
