@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from small_datasets import write_preprocessed
+from support.small_datasets import write_preprocessed
 
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError

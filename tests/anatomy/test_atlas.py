@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_datasets import ball, replace_image, write_preprocessed
+from support.small_datasets import ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles

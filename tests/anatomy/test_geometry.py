@@ -6,7 +6,7 @@ import zipfile
 import blosc2
 import numpy as np
 import pytest
-from small_datasets import ball, replace_image, write_preprocessed
+from support.small_datasets import ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.geometry import (
     CaseGeometry,

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from atlas_phantoms import SPACING, Phantoms
 from scipy import ndimage
+from support.atlas_phantoms import SPACING, Phantoms
 
 from nnunet_alice.anatomy import registration
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry

@@ -8,7 +8,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWit
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 from scipy import ndimage
-from small_datasets import write_preprocessed
+from support.small_datasets import write_preprocessed
 
 from nnunet_alice.anatomy.world import (
     PreparedCases,

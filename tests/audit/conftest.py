@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_datasets import set_folders
+from support.small_datasets import set_folders
 
 
 def _gpu_check():

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from audited import begin, losses, rows, short_trainer
+from support.audited import begin, losses, rows, short_trainer
 
 COMPILED = ("Alice", "Alice noContrast", "DrasCLR", "Embedding")
 

@@ -4,8 +4,8 @@ import itertools
 import math
 
 import pytest
-from audited import begin, losses, rows, short_trainer
-from emulated_cuda import CUDA, emulated_cuda
+from support.audited import begin, losses, rows, short_trainer
+from support.emulated_cuda import CUDA, emulated_cuda
 
 STEPS = 40
 METHODS = ("Alice", "Embedding")

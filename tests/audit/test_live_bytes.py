@@ -6,11 +6,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from emulated_cuda import CUDA, emulated_cuda
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from support.emulated_cuda import CUDA, emulated_cuda
 
 from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.methods.alice.settings import AliceSettings

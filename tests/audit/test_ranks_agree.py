@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-from audited import rows, short_trainer
-from gloo_ranks import needs_distributed, on_ranks
+from support.audited import rows, short_trainer
+from support.gloo_ranks import needs_distributed, on_ranks
 
 from nnunet_alice.training.devices import place
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from audited import rows, short_trainer
-from emulated_cuda import CUDA, MixedDevicesError, emulated_cuda
+from support.audited import rows, short_trainer
+from support.emulated_cuda import CUDA, MixedDevicesError, emulated_cuda
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:

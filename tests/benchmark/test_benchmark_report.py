@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from benchmark_runs import make_runner, settings, write_dataset
-from labelled_runs import DATASET
 from scipy import stats
+from support.benchmark_runs import make_runner, settings, write_dataset
+from support.labelled_runs import DATASET
 
 from nnunet_alice.benchmark.exposure import exposure
 from nnunet_alice.benchmark.report import summarise, write_report

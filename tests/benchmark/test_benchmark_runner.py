@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import SimpleITK as sitk
-from benchmark_runs import CASES, make_runner, settings, write_dataset
-from labelled_runs import DATASET, write_labelled
+from support.benchmark_runs import CASES, make_runner, settings, write_dataset
+from support.labelled_runs import DATASET, write_labelled
 
 from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.results import collect

@@ -5,8 +5,8 @@ import os
 from collections import Counter
 
 import pytest
-from benchmark_runs import CASES, settings, write_dataset
-from labelled_runs import DATASET
+from support.benchmark_runs import CASES, settings, write_dataset
+from support.labelled_runs import DATASET
 
 from nnunet_alice.benchmark import plan
 from nnunet_alice.benchmark.settings import parse_settings

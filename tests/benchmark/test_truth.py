@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from labelled_runs import DATASET, PLANS, write_labelled
+from support.labelled_runs import DATASET, PLANS, write_labelled
 
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset

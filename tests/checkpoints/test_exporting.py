@@ -11,10 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled_runs import labelled_volume, make_finetuner, stay_in_process, write_images, write_labelled, write_splits
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from small_datasets import set_folders
+from support.labelled_runs import (
+    labelled_volume,
+    make_finetuner,
+    stay_in_process,
+    write_images,
+    write_labelled,
+    write_splits,
+)
+from support.small_datasets import set_folders
 
 from nnunet_alice.checkpoints import exporting
 from nnunet_alice.checkpoints.exporting import export_model

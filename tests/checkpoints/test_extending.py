@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pretraining_runs import make_trainer, phantom_images, run, same_content, without_times, write_run
-from small_datasets import set_folders
+from support.pretraining_runs import make_trainer, phantom_images, run, same_content, without_times, write_run
+from support.small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.extending import extend_run

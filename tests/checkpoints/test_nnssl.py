@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from upstream_reader import network_with_weights, pretrain_info
+from support.upstream_reader import network_with_weights, pretrain_info
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, adaptation_plan, unet_weights

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_networks import tiny_unet
+from support.tiny_networks import tiny_unet
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.saving import save_checkpoint

@@ -9,7 +9,7 @@ import re
 import pandas as pd
 import pytest
 import torch
-from raw_volumes import write
+from support.raw_volumes import write
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, unet_weights

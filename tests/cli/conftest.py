@@ -2,7 +2,7 @@
 
 import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from planned_datasets import TARGET, UNLABELLED, write_dataset
+from support.planned_datasets import TARGET, UNLABELLED, write_dataset
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_datasets import ball, write_preprocessed
+from support.small_datasets import ball, write_preprocessed
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.cli.common import SOME_FAILED

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from small_datasets import FourierField, ball, write_preprocessed
+from support.small_datasets import FourierField, ball, write_preprocessed
 
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.cli.common import SOME_FAILED

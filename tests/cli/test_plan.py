@@ -10,7 +10,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset, write_image
+from support.planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset, write_image
 
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.dataset import PreprocessedDataset, planned_gpus

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_image
+from support.planned_datasets import CASES, TARGET, UNLABELLED, plan, write_image
 
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.dataset import PreprocessedDataset

@@ -1,8 +1,8 @@
 """`nnunet_alice targets` as it is typed: what it says, and what it refuses."""
 
 import pytest
-from small_datasets import set_folders
-from target_runs import store, write_target_dataset
+from support.small_datasets import set_folders
+from support.target_runs import store, write_target_dataset
 
 
 @pytest.fixture

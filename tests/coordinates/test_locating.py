@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from small_datasets import set_folders
+from support.small_datasets import set_folders
 
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations

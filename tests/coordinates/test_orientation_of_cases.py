@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from small_datasets import set_folders
+from support.small_datasets import set_folders
 from test_locating import TO_ATLAS, bright_ball, make_atlas, write
 
 from nnunet_alice.anatomy.registration import Registration

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import run_training
-from pretraining_runs import DATASET, finished_rows, make_trainer, phantom_images, write_run
-from small_datasets import set_folders
+from support.pretraining_runs import DATASET, finished_rows, make_trainer, phantom_images, write_run
+from support.small_datasets import set_folders
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HOW_TO = EXAMPLES.parent / "docs" / "how-to" / "add-your-own-method.md"

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, with_settings, write_run
-from small_datasets import set_folders
+from support.pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, with_settings, write_run
+from support.small_datasets import set_folders
 from torch import nn
 from torch.nn import functional
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_networks import tiny_unet
+from support.tiny_networks import tiny_unet
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.finetuning.parts import (

@@ -1,7 +1,7 @@
 """nnU-Net's folders, and a folder of scans, for all tests of importing."""
 
 import pytest
-from raw_volumes import write
+from support.raw_volumes import write
 
 
 @pytest.fixture

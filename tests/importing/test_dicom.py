@@ -11,9 +11,9 @@ import pytest
 import SimpleITK as sitk
 
 pytest.importorskip("pydicom")
-from dicom_files import volume, write_series
 from pydicom import dcmread
 from pydicom.uid import MPEG4HP41, JPEG2000Lossless, RLELossless
+from support.dicom_files import volume, write_series
 
 from nnunet_alice.importing.dicom_names import NameTable
 from nnunet_alice.importing.unlabelled import import_unlabelled

@@ -1,7 +1,7 @@
 """Parts of an import: together, and after a last run, the same as one import."""
 
 import pytest
-from raw_volumes import run, write
+from support.raw_volumes import run, write
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from raw_volumes import run, volume, write
+from support.raw_volumes import run, volume, write
 
 from nnunet_alice.importing.intensities import (
     LOOKS_LIKE_HU,

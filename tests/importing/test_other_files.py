@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from raw_volumes import cut, run, volume, write
+from support.raw_volumes import cut, run, volume, write
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.mending import straighten

@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from raw_volumes import SHAPE, cut, run, volume, write
+from support.raw_volumes import SHAPE, cut, run, volume, write
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.checks import read_volume

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from labelled_runs import make_finetuner
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from small_datasets import set_folders
-from target_runs import bright_volume, store, write_raw, write_target_dataset
+from support.labelled_runs import make_finetuner
+from support.small_datasets import set_folders
+from support.target_runs import bright_volume, store, write_raw, write_target_dataset
 
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.discovery import package_folder

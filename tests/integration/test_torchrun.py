@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from gloo_ranks import needs_distributed
 from nnunetv2.run.run_training import find_free_network_port
-from pretraining_runs import DATASET, PLANS, finished_rows, phantom_images, same_content, training_log, write_run
-from small_datasets import set_folders
+from support.gloo_ranks import needs_distributed
+from support.pretraining_runs import (
+    DATASET,
+    PLANS,
+    finished_rows,
+    phantom_images,
+    same_content,
+    training_log,
+    write_run,
+)
+from support.small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.dataset import PreprocessedDataset

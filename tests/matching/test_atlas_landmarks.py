@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from atlas_phantoms import Phantoms
+from support.atlas_phantoms import Phantoms
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.landmarks import Landmarks
@@ -84,7 +84,7 @@ def test_landmarks_of_another_atlas_do_not_count(dataset):
 
 def test_body_region_is_the_body(tmp_path, monkeypatch):
     """On fine anisotropic voxels, several to a cell of the coarse grid that does not divide the array."""
-    from small_datasets import ball, write_preprocessed
+    from support.small_datasets import ball, write_preprocessed
 
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     shape, spacing = (61, 50, 33), (2.0, 3.0, 4.0)
@@ -97,7 +97,7 @@ def test_body_region_is_the_body(tmp_path, monkeypatch):
 
 def test_a_mask_file_comes_through_crop_transposition_and_resampling(tmp_path, monkeypatch):
     """A ball in world mm, as a file of another geometry, lands where the ball is in the preprocessed array."""
-    from small_datasets import write_preprocessed
+    from support.small_datasets import write_preprocessed
 
     from nnunet_alice.anatomy.world import PreparedCases
 
@@ -135,7 +135,7 @@ def test_a_mask_file_comes_through_crop_transposition_and_resampling(tmp_path, m
 
 
 def test_a_label_as_region(tmp_path, monkeypatch):
-    from small_datasets import write_preprocessed
+    from support.small_datasets import write_preprocessed
 
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     labels = np.zeros((1, 8, 8, 8))

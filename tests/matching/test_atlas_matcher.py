@@ -4,8 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
-from atlas_phantoms import SPACING, Phantoms
-from small_datasets import write_preprocessed
+from support.atlas_phantoms import SPACING, Phantoms
+from support.small_datasets import write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_networks import tiny_unet
+from support.tiny_networks import tiny_unet
 from torch import nn
 
 from nnunet_alice.matching import describing

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from small_datasets import write_preprocessed
+from support.small_datasets import write_preprocessed
 
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.errors import InputError, NotPreparedError

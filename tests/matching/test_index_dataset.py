@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretraining_runs import make_trainer, phantom_images, with_settings, write_run
-from small_datasets import set_folders
+from support.pretraining_runs import make_trainer, phantom_images, with_settings, write_run
+from support.small_datasets import set_folders
 
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main

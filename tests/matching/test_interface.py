@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from small_datasets import ball, write_preprocessed
+from support.small_datasets import ball, write_preprocessed
 
 from nnunet_alice.matching.interface import GeometryMatcher, RelativePositionMatcher, SameVolumeMatcher
 

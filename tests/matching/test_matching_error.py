@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
-from small_datasets import write_preprocessed
+from support.small_datasets import write_preprocessed
 
 from nnunet_alice.anatomy.world import PreparedCases
 from nnunet_alice.errors import InputError, NotPreparedError

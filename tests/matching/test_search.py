@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_datasets import FourierField, ball, replace_image, write_preprocessed
+from support.small_datasets import FourierField, ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.geometry import load_geometry

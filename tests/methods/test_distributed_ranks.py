@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gloo_ranks import RANKS, needs_distributed, on_ranks
+from support.gloo_ranks import RANKS, needs_distributed, on_ranks
 
 from nnunet_alice.methods.alice.losses import Centre, sinkhorn_targets
 from nnunet_alice.methods.alice.norms import BatchNormBatchStatistics, TokenBatchNorm

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_networks import tiny_unet
+from support.tiny_networks import tiny_unet
 from torch import nn
 
 from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from scipy import ndimage
-from small_datasets import ball, write_preprocessed
+from support.small_datasets import ball, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles, AtlasRecord

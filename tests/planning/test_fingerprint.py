@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor as extractor
 import numpy as np
 import pytest
-from planned_datasets import UNLABELLED, write_dataset, write_image
+from support.planned_datasets import UNLABELLED, write_dataset, write_image
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset
-from raw_volumes import write
+from support.planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset
+from support.raw_volumes import write
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from labelled_runs import write_labelled
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from small_datasets import set_folders
+from support.labelled_runs import write_labelled
+from support.small_datasets import set_folders
 
 from nnunet_alice.checkpoints.pretraining import describe_run
 from nnunet_alice.checkpoints.saving import save_checkpoint

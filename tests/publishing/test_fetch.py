@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from raw_volumes import write
+from support.raw_volumes import write
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.saving import save_checkpoint

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
-from small_datasets import set_folders
-from upstream_reader import network_with_weights
+from support.labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
+from support.small_datasets import set_folders
+from support.upstream_reader import network_with_weights
 
 from nnunet_alice.benchmark.exposure import pretraining_cases
 from nnunet_alice.benchmark.weights import Weights

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_datasets import ball, set_folders, write_preprocessed
-from tiny_networks import tiny_unet
+from support.small_datasets import ball, set_folders, write_preprocessed
+from support.tiny_networks import tiny_unet
 from torch import nn
 
 from nnunet_alice.anatomy.geometry import compute_geometry

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from small_datasets import set_folders
+from support.small_datasets import set_folders
 
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.targets.definitions import DatasetTargets, TargetDefinition, load_targets

@@ -1,7 +1,7 @@
 """What tests of several trainers share."""
 
 import pytest
-from small_datasets import set_folders
+from support.small_datasets import set_folders
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from pretraining_runs import (
+from support.pretraining_runs import (
     finished_rows,
     make_trainer,
     phantom_images,

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from labelled_runs import make_finetuner, stay_in_process, write_splits
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from pretraining_runs import with_settings
-from small_datasets import set_folders
-from target_runs import bright_volume, start, store, write_raw, write_target_dataset
+from support.labelled_runs import make_finetuner, stay_in_process, write_splits
+from support.pretraining_runs import with_settings
+from support.small_datasets import set_folders
+from support.target_runs import bright_volume, start, store, write_raw, write_target_dataset
 
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.cli.common import SOME_FAILED

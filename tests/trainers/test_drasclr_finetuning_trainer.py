@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from labelled_runs import stay_in_process, write_splits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
-from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, with_settings, write_run
-from small_datasets import set_folders
+from support.labelled_runs import stay_in_process, write_splits
+from support.pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, with_settings, write_run
+from support.small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles

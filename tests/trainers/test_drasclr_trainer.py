@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from pretraining_runs import (
+from support.pretraining_runs import (
     DATASET,
     PLANS,
     finished_rows,
@@ -26,7 +26,7 @@ from pretraining_runs import (
     without_times,
     write_run,
 )
-from small_datasets import set_folders
+from support.small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.subjects import save_subjects

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
-from pretraining_runs import same_content, training_log
+from support.labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
+from support.pretraining_runs import same_content, training_log
 
 from nnunet_alice.errors import NonFiniteLossError
 from nnunet_alice.trainers import finetuning

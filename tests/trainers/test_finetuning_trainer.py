@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
 from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from pretraining_runs import with_settings
-from small_datasets import set_folders
+from support.labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
+from support.pretraining_runs import with_settings
+from support.small_datasets import set_folders
 
 from nnunet_alice.checkpoints.saving import STALE_AFTER_SECONDS, save_checkpoint
 from nnunet_alice.discovery import package_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretraining_runs import make_trainer, phantom_images, training_log, with_method, with_settings, write_run
+from support.pretraining_runs import make_trainer, phantom_images, training_log, with_method, with_settings, write_run
 
 from nnunet_alice.errors import InputError, NonFiniteLossError
 from nnunet_alice.files import read_json, write_json

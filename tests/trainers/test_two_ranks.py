@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gloo_ranks import RANKS, needs_distributed, on_ranks
-from pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, training_log, write_run
-from small_datasets import set_folders
+from support.gloo_ranks import RANKS, needs_distributed, on_ranks
+from support.pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, training_log, write_run
+from support.small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.pretraining import read_for_resume

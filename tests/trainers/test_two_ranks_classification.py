@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 import torch
-from gloo_ranks import needs_distributed, on_ranks
-from labelled_runs import make_finetuner, stay_in_process
-from pretraining_runs import with_settings
-from small_datasets import set_folders
-from target_runs import store, write_target_dataset
+from support.gloo_ranks import needs_distributed, on_ranks
+from support.labelled_runs import make_finetuner, stay_in_process
+from support.pretraining_runs import with_settings
+from support.small_datasets import set_folders
+from support.target_runs import store, write_target_dataset
 
 from nnunet_alice.trainers import classification
 from nnunet_alice.training.devices import place

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from gloo_ranks import needs_distributed, on_ranks
-from labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from small_datasets import set_folders
+from support.gloo_ranks import needs_distributed, on_ranks
+from support.labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
+from support.small_datasets import set_folders
 
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.trainers import finetuning

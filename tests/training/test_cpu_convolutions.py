@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_networks import tiny_unet
+from support.tiny_networks import tiny_unet
 from torch import nn
 
 from nnunet_alice.training.cpu_convolutions import SMALL_IMAGE, channels_last_on_cpu, small_images_twice_on_cpu

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from gloo_ranks import needs_distributed, on_ranks
+from support.gloo_ranks import needs_distributed, on_ranks
 
 from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank, on_one_rank_first, wait_for_all_ranks
 

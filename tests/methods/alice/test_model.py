@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_networks import tiny_unet
+from support.tiny_networks import tiny_unet
 from torch.nn import functional
 
 from nnunet_alice.methods.alice.head import AliceHead, pool_view

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gloo_ranks import RANKS, needs_distributed, on_ranks
-from tiny_networks import tiny_unet
+from support.gloo_ranks import RANKS, needs_distributed, on_ranks
+from support.tiny_networks import tiny_unet
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_alice.methods.alice.model import Alice, ViewRegions

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_networks import tiny_unet
+from support.tiny_networks import tiny_unet
 
 from nnunet_alice.methods.alice.model import Alice, ViewRegions
 from nnunet_alice.methods.alice.regions import GRID_STEP, RegionHead, grid_size, region_accuracy, region_loss

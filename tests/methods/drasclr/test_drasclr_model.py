@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from gloo_ranks import needs_distributed, on_ranks
+from support.gloo_ranks import needs_distributed, on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from skimage.transform import resize
-from tiny_networks import tiny_unet
+from support.tiny_networks import tiny_unet
 
 from nnunet_alice.methods.drasclr.conditional import LocationGroups
 from nnunet_alice.methods.drasclr.located import (

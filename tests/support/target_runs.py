@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
-from labelled_runs import DATASET, SPACING, make_finetuner, write_labelled
 from nnunetv2.run import run_training
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_alice.cli.main import main
+from support.labelled_runs import DATASET, SPACING, make_finetuner, write_labelled
 
 SHAPE = (22, 24, 20)
 

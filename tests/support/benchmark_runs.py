@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from labelled_runs import DATASET, write_labelled
 
 from nnunet_alice.benchmark.runner import Command, Runner
 from nnunet_alice.benchmark.settings import parse_settings
+from support.labelled_runs import DATASET, write_labelled
 
 CASES = 8
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from pretraining_runs import architecture
+
+from support.pretraining_runs import architecture
 
 DATASET = "Dataset901_Labelled"
 PLANS = "nnUNetPlans"

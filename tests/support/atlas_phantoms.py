@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from small_datasets import write_preprocessed
 
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.phantoms import Phantom, Subject, corresponding_point, make_subject, render
+from support.small_datasets import write_preprocessed
 
 SPACING = (10.0, 10.0, 10.0)
 FIELDS = {"p0": "torso", "p1": "torso", "p2": "abdomen_pelvis", "p3": "torso", "p4": "chest"}

@@ -1,0 +1,1 @@
+"""What several test files build on: small data, small networks, finished runs. Imported as ``support.NAME``."""
