@@ -1,7 +1,8 @@
 """A CUDA device without a GPU: CPU tensors that say they lie on ``cuda:0``, and what they would have cost there.
 
 Within :func:`emulated_cuda` trainers run as they would on a GPU: their tensors are labelled, mixed devices raise,
-``torch.autocast("cuda")`` takes CUDA's lists of operations (:mod:`support.emulated_autocast`), the gradient scaler scales.
+``torch.autocast("cuda")`` takes CUDA's lists of operations
+(:mod:`support.emulated_autocast`), and the gradient scaler scales.
 Counted are the places where the host would wait for the device, and the bytes of all labelled tensors that are alive.
 
 Underneath, every operation runs on the CPU; on the ``meta`` device, where no number is computed, networks of full size
