@@ -22,6 +22,7 @@ RENDERERS: dict[str, Callable[..., str]] = {
     "trainers": reference_tables.trainers,
     "endings": reference_tables.endings,
     "planners": reference_tables.planners,
+    "front_door": reference_tables.front_door,
     "api": reference_tables.api,
     "report": result_tables.report,
     "means": result_tables.means,

@@ -10,30 +10,24 @@ from pathlib import Path
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+import nnunet_alice
 from nnunet_alice.cli import plan as plan_command
 from nnunet_alice.cli import trainers as trainers_command
 from nnunet_alice.cli.main import COMMANDS, build_parser
 from nnunet_alice.discovery import classes_in, summary
 from nnunet_alice.training.variants import endings_table
 
-#: what a program may rely on; module -> names
-API = {
+#: what lies behind the front door and is of use to programs, too; module -> names
+FURTHER = {
     "nnunet_alice.dataset": ["PreprocessedDataset"],
-    "nnunet_alice.importing.unlabelled": ["import_unlabelled"],
-    "nnunet_alice.planning.plans": ["move_target_plans", "plan_from_data"],
+    "nnunet_alice.planning.plans": ["plan_from_data", "move_target_plans"],
     "nnunet_alice.planning.preprocessing": ["preprocess_cases"],
-    "nnunet_alice.anatomy.atlas": ["prepare_atlas"],
-    "nnunet_alice.matching.index_dataset": ["index_dataset"],
-    "nnunet_alice.matching.registry": ["open_matcher"],
-    "nnunet_alice.matching.interface": ["Matcher"],
+    "nnunet_alice.matching.interface": ["Matcher", "Matches"],
     "nnunet_alice.matching.match_table": ["match_point"],
-    "nnunet_alice.features.encoders": ["open_encoder"],
+    "nnunet_alice.matching.index_dataset": ["index_dataset"],
     "nnunet_alice.features.extraction": ["extract"],
     "nnunet_alice.checkpoints.loading": ["load_checkpoint", "network_weights"],
-    "nnunet_alice.checkpoints.inspection": ["describe_checkpoint"],
-    "nnunet_alice.checkpoints.transfer": ["transfer_checkpoint"],
-    "nnunet_alice.methods.alice.settings": ["AliceSettings"],
-    "nnunet_alice.methods.drasclr.settings": ["DrasCLRSettings"],
+    "nnunet_alice.pretraining.method": ["Method"],
 }
 
 
@@ -71,9 +65,14 @@ def planners(_folder: Path) -> str:
     return _classes("Planner", classes_in(plan_command.PACKAGE, ExperimentPlanner))
 
 
+def front_door(_folder: Path) -> str:
+    """Return one section a name of the package itself: how to import and call it, and its docstring."""
+    return "\n\n".join(_entry(nnunet_alice.__name__, name) for name in nnunet_alice.FRONT_DOOR)
+
+
 def api(_folder: Path) -> str:
-    """Return one section an entry of :data:`API`: how to import and call it, and its docstring."""
-    return "\n\n".join(_entry(module, name) for module, names in API.items() for name in names)
+    """Return one section an entry of :data:`FURTHER`, likewise."""
+    return "\n\n".join(_entry(module, name) for module, names in FURTHER.items() for name in names)
 
 
 def table_line(cells: Iterable) -> str:
@@ -143,5 +142,6 @@ def _entry(module: str, name: str) -> str:
 
 def _call(name: str, value: Callable) -> str:
     """Name and parameters with their defaults; types stand in the docstring or the source."""
-    parameters = inspect.signature(value).parameters.values()
-    return f"{name}({', '.join(str(part.replace(annotation=part.empty)) for part in parameters)})"
+    signature = inspect.signature(value)
+    bare = [part.replace(annotation=part.empty) for part in signature.parameters.values()]
+    return f"{name}{signature.replace(parameters=bare, return_annotation=signature.empty)}"

@@ -12,13 +12,9 @@ import numpy as np
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
+from nnunet_alice import AliceMethod, AlicePretrainingSettings, Optimisation, RunContext, pretrain
 from nnunet_alice.matching.interface import Matches
 from nnunet_alice.phantoms import make_subject, render
-from nnunet_alice.pretraining.alice import AliceMethod, AlicePretrainingSettings
-from nnunet_alice.pretraining.method import Progress, RunContext
-from nnunet_alice.pretraining.optimisation import Optimisation
-from nnunet_alice.pretraining.step import TrainingStep
-from nnunet_alice.views.loader import NumberedBatches
 
 SPACING_MM = 12.0
 
@@ -26,7 +22,7 @@ SPACING_MM = 12.0
 class Volumes:
     """Volumes by name, (C, z, y, x) float32 each, normalised; and where the same anatomy is in two of them."""
 
-    name, threshold = "share of the volume", 0.0
+    name, threshold, why = "share of the volume", 0.0, ""
 
     def __init__(self, images: dict[str, np.ndarray]) -> None:
         self.images = images
@@ -65,16 +61,19 @@ def main(steps: int) -> list[float]:
         **{"nonlin": torch.nn.LeakyReLU, "nonlin_kwargs": {"inplace": True}},
     )
     context = RunContext(volumes, patch_size=(16, 16, 16), spacing=(SPACING_MM,) * 3, batch_size=4)
-    method = AliceMethod(AlicePretrainingSettings(prototypes=64, hidden_dim=64), context, matcher=volumes)
-    method.build(network)
-    optimisation = Optimisation(learning_rate=3e-3)
-    take_step = TrainingStep(method, optimisation.optimizer(method.trained_module), optimisation)
-    batches = NumberedBatches(method.batches(list(volumes.cases), training=True), seed=0)
+    settings = AlicePretrainingSettings(prototypes=64, hidden_dim=64, regions=False)  # regions need an atlas
+    method = AliceMethod(settings, context, matcher=volumes)
     losses = []
-    for step, batch in zip(range(steps), batches, strict=False):
-        outcome = take_step(batch, Progress(epoch=step // 10, step=step, total_steps=steps))
-        losses.append(float(outcome.metrics["loss"]))
-        print(f"step {step:3d}  loss {losses[-1]:.3f}")
+    for step in pretrain(
+        method,
+        network,
+        cases=volumes.cases,
+        steps=steps,
+        optimisation=Optimisation(learning_rate=3e-3),
+        steps_per_epoch=10,
+    ):
+        losses.append(step["loss"])
+        print(f"step {len(losses):3d}  loss {losses[-1]:.3f}")
     return losses  # network.state_dict() holds the trained weights
 
 

@@ -196,3 +196,29 @@ class PreprocessedDataset:
     def shape(self, case: str) -> tuple[int, ...]:
         """Shape of a case's preprocessed array without channels, (z, y, x) voxels."""
         return tuple(self.image(case).shape[1:])
+
+
+def open_dataset(
+    dataset: int | str, plans_name: str = "nnUNetPlans", *, configuration: str = "3d_fullres"
+) -> PreprocessedDataset:
+    """Return a preprocessed dataset, once plans, configuration and cases are found.
+
+    >>> import nnunet_alice
+    >>> dataset = nnunet_alice.open_dataset(900)
+    >>> dataset.cases()
+    ['case0', 'case1', 'case2']
+    >>> dataset.image("case0")[:].shape  # channels, z, y, x
+    (1, 25, 14, 21)
+    >>> dataset.spacing
+    (16.0, 16.0, 16.0)
+
+    Args:
+        dataset: number, or name such as ``Dataset900_NAME``.
+        plans_name: identifier of the plans.
+        configuration: a 3D configuration of the plans.
+
+    Raises:
+        NotPreparedError: plans or preprocessed cases are missing; the message names the command to run.
+        InputError: the configuration is not in the plans, or their name is a path.
+    """
+    return PreprocessedDataset.find(dataset, plans_name, configuration)

@@ -11,7 +11,6 @@ TOP = Path(__file__).resolve().parents[1]
 PACKAGE = "nnunet_alice"
 #: modules at the top of the package that every room may import
 COMMON = {
-    "__init__",
     "cropping",
     "dataset",
     "discovery",
@@ -66,6 +65,8 @@ ARROWS: dict[str, set[str]] = {
         *("importing", "matching", "phantoms", "pictures", "planning", "publishing", "targets", "training"),
     },
     "train": {"cli"},
+    # the package itself: names that are loaded when they are used
+    "__init__": {"anatomy", "checkpoints", "features", "importing", "matching", "pretraining"},
 }
 
 

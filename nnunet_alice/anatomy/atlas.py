@@ -20,12 +20,18 @@ logger = logging.getLogger(__name__)
 def prepare_atlas(
     dataset: PreprocessedDataset,
     num_processes: int,
+    *,
     atlas_case: str | None = None,
     overwrite: bool = False,
     region: str | None = None,
     part: Part | None = None,
 ) -> AtlasReport:
     """Register every preprocessed case to one atlas case and store the outcome under ``dataset.anatomy_folder``.
+
+    >>> import nnunet_alice
+    >>> report = nnunet_alice.prepare_atlas(nnunet_alice.open_dataset(900), 1)
+    >>> sorted(report.records)
+    ['case0', 'case1', 'case2']
 
     Resumable: registrations to the same atlas that are there already are kept; failed ones are tried again. A case
     that fails never stops the others.

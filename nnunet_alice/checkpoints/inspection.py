@@ -15,6 +15,10 @@ from nnunet_alice.words import counted, pasteable
 def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Description of one of our pretraining checkpoints: name -> text, number or list of lines.
 
+    >>> import nnunet_alice
+    >>> nnunet_alice.describe_checkpoint("checkpoint_final.pth")["spacing"]
+    '16 x 16 x 16 mm (z, y, x)'
+
     Raises:
         CheckpointError: the file is damaged or was not written by a pretraining trainer of this package.
     """

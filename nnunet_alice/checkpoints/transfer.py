@@ -60,6 +60,7 @@ class Transfer:
 def transfer_weights(
     source: Mapping[str, torch.Tensor],
     target: nn.Module,
+    *,
     image_channels: int | None = None,
     parts: str = "all",
     source_image_channels: int | None = None,
@@ -67,8 +68,16 @@ def transfer_weights(
 ) -> Transfer:
     """Put the pretrained tensors into a freshly built network, in place, wherever they fit or can be made to fit.
 
+    >>> import nnunet_alice, torch
+    >>> from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    >>> weights = torch.load("checkpoint_final.pth", weights_only=True)["network_weights"]
+    >>> target = PlainConvUNet(2, 3, (4, 6, 8), torch.nn.Conv3d, 3, (1, 2, 2), 1, 5, 1, conv_bias=True)
+    >>> transfer = nnunet_alice.transfer_weights(weights, target)
+    >>> transfer.table["status"].value_counts().to_dict()
+    {'loaded': 13, 'fresh': 4, 'adapted': 1}
+
     Args:
-        source: from ``unet_weights``.
+        source: name -> tensor of one of nnU-Net's U-Nets, each tensor once or more often.
         target: one of nnU-Net's U-Nets, as initialised.
         image_channels: how many of the target's input channels are images (all by default; fewer in a cascade).
         parts: ``all``, or ``encoder`` to leave the decoder fresh.
@@ -113,9 +122,10 @@ def transfer_weights(
 def transfer_checkpoint(
     checkpoint: str | os.PathLike,
     dataset: int | str,
-    plans_name: str,
-    configuration: str,
+    *,
     output: str | os.PathLike,
+    plans_name: str = "nnUNetPlans",
+    configuration: str = "3d_fullres",
     parts: str = "all",
     trust: bool = False,
     seed: int = 0,
@@ -123,14 +133,19 @@ def transfer_checkpoint(
 ) -> Transfer:
     """Make of a checkpoint one that ``nnUNetv2_train -pretrained_weights`` accepts for the given plans.
 
+    >>> import nnunet_alice
+    >>> transfer = nnunet_alice.transfer_checkpoint("checkpoint_final.pth", 900, output="adapted.pth", parts="encoder")
+    >>> transfer.share("encoder"), transfer.share("decoder")
+    (1.0, 0.0)
+
     Writes ``output`` and, beside it, the table as ``.csv``.
 
     Args:
         checkpoint: of ours, nnU-Net or nnssl.
         dataset: target dataset, number or name; it needs plans, not preprocessed cases.
-        plans_name: e.g. ``nnUNetPlans``.
-        configuration: e.g. ``3d_fullres``.
         output: file to write.
+        plans_name: identifier of the target's plans.
+        configuration: of these plans.
         parts: ``all`` or ``encoder``.
         trust: see ``load_checkpoint``.
         seed: for what stays fresh.
@@ -154,8 +169,14 @@ def transfer_checkpoint(
         torch.manual_seed(seed)
         network, channels = build_network(plans, configuration, dataset_json)
     try:
-        images = _images(dataset_json), _images(_dataset_of(loaded))
-        result = transfer_weights(source, network, images[0], parts, images[1], _untrained(loaded, source))
+        result = transfer_weights(
+            source,
+            network,
+            image_channels=_images(dataset_json),
+            parts=parts,
+            source_image_channels=_images(_dataset_of(loaded)),
+            untrained=_untrained(loaded, source),
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} cannot go to {plans_name} {configuration}: {error}") from None
     content = {

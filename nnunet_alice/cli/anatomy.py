@@ -144,7 +144,9 @@ def _register(args: argparse.Namespace) -> int:
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
     _note_subjects(args, dataset)
-    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by, args.part)
+    report = prepare_atlas(
+        dataset, args.np, atlas_case=args.atlas, overwrite=args.overwrite, region=args.register_by, part=args.part
+    )
     counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
     print(f"{dataset.name}: registered to the atlas {report.atlas_case}: {counts}.")
     for status in (POOR, FAILED):

@@ -56,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
     report = import_unlabelled(
         args.folder,
         args.dataset_id,
-        args.name,
-        args.channels,
-        args.num_processes,
-        args.strict,
-        args.orient,
-        args.derived,
-        args.part,
+        name=args.name,
+        channels=args.channels,
+        num_processes=args.num_processes,
+        strict=args.strict,
+        orient=args.orient,
+        derived=args.derived,
+        part=args.part,
     )
     print(
         f"{len(report.imported)} cases in {report.folder} ({report.checked} read now), "

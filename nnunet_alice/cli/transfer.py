@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> None:
     result = transfer_checkpoint(
         args.input,
         args.dataset,
-        args.plans,
-        args.configuration,
-        args.output,
-        args.parts,
-        args.trust,
-        args.seed,
-        args.weights,
+        output=args.output,
+        plans_name=args.plans,
+        configuration=args.configuration,
+        parts=args.parts,
+        trust=args.trust,
+        seed=args.seed,
+        weights=args.weights,
     )
     table = result.table[["tensor", "source_shape", "target_shape", "status", "how"]]
     widths = [max(len(name), int(table[name].str.len().max())) for name in table]

@@ -93,6 +93,11 @@ def open_encoder(
 ) -> TrainedEncoder:
     """Open the encoder of a checkpoint: DrasCLR's conditional one, or the network's own.
 
+    >>> import nnunet_alice
+    >>> encoder = nnunet_alice.open_encoder("checkpoint_final.pth", needs_landmarks=False)
+    >>> encoder.strides  # voxels a cell, (z, y, x), of every stage
+    [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
+
     Args:
         path: checkpoint of a pretraining trainer of ours.
         plain: take the plain network's encoder of a DrasCLR checkpoint, too.

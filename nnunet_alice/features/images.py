@@ -5,14 +5,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ, is_orientation, reader_that_gives
-from nnunet_alice.anatomy.world import PreparedCases, array_orientation, file_grid, world_affine
+from nnunet_alice.anatomy.world import NoWorldError, PreparedCases, array_orientation, file_grid, world_affine
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
@@ -42,6 +42,26 @@ class _Opened:
     def __init__(self, image, geometry: CaseGeometry, world, grid, known) -> None:
         self.image, self.geometry = image, geometry
         self.world_affine, self.file_grid, self.known_affine = world, grid, known
+
+
+def opened_array(name: str, image: np.ndarray, spacing: Sequence[float], axial_axis: int) -> OpenedImage:
+    """Return a preprocessed array as an image that no file knows: where it lay in the world cannot be asked.
+
+    Args:
+        name: of the image, for messages.
+        image: (C, z, y, x).
+        spacing: (3,) voxel size in mm, (z, y, x).
+        axial_axis: the axis along the body.
+
+    Raises:
+        InputError: the image is not finite, or shows no body.
+    """
+
+    def nowhere() -> NoReturn:
+        raise NoWorldError(f"{name} is an array without a file, so its place in the world is unknown.")
+
+    geometry = compute_geometry(name, image, spacing, axial_axis)
+    return _Opened(image, geometry, nowhere, nowhere, lambda _: None)
 
 
 class DatasetImages:

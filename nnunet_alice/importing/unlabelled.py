@@ -36,6 +36,7 @@ SAVE_EVERY_S = 30.0
 def import_unlabelled(
     folder: str | os.PathLike,
     dataset_id: int,
+    *,
     name: str,
     channels: Sequence[str],
     num_processes: int = 4,
@@ -45,6 +46,11 @@ def import_unlabelled(
     part: Part | None = None,
 ) -> ImportReport:
     """Make ``nnUNet_raw/Dataset<id>_<name>`` of a folder of unlabelled volumes.
+
+    >>> import nnunet_alice
+    >>> report = nnunet_alice.import_unlabelled("scans", 901, name="Scans", channels=["CT"], num_processes=1)
+    >>> report.imported
+    ['torso']
 
     Every file is read once and checked; a bad one never stops the others. Called again, it reads only what is new,
     changed, without label, or was judged by other checks: all else is in the report. The reader in ``dataset.json``

@@ -66,6 +66,13 @@ def open_matcher(dataset: PreprocessedDataset, *, name: str | None = None) -> Ma
     Where there are several, their answers are compared on the images once (``matching.evidence``); the outcome is kept
     until one of them is prepared again. The matcher's attribute ``why`` says it in words.
 
+    >>> import nnunet_alice
+    >>> matcher = nnunet_alice.open_matcher(nnunet_alice.open_dataset(900))
+    >>> points_vox = np.array([[12.0, 7.0, 10.0], [14.0, 6.0, 8.0]])  # (z, y, x) of the preprocessed array
+    >>> matches = matcher.match("case0", "case1", points_vox)
+    >>> matches.points_vox.shape, matches.scores >= matcher.threshold
+    ((2, 3), array([ True,  True]))
+
     Args:
         dataset: the preprocessed dataset.
         name: take the matcher of this name only.

@@ -41,7 +41,7 @@ def registered(monkeypatch) -> list[str]:
 
 def test_running_again_does_only_what_is_missing(balls, registered):
     files = AtlasFiles(balls)
-    first = prepare_atlas(balls, 1, "b")
+    first = prepare_atlas(balls, 1, atlas_case="b")
     assert sorted(registered) == ["a", "b", "c"]
     registered.clear()
     # Without a name the atlas stays what it was.
@@ -54,7 +54,7 @@ def test_running_again_does_only_what_is_missing(balls, registered):
 
 
 def test_plans_that_share_preprocessed_cases_share_the_registrations(balls, registered):
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     (balls.base / "OtherPlans.json").write_bytes((balls.base / "nnUNetPlans.json").read_bytes())
     other = PreprocessedDataset(balls.name, "OtherPlans", balls.configuration)
     registered.clear()
@@ -63,9 +63,9 @@ def test_plans_that_share_preprocessed_cases_share_the_registrations(balls, regi
 
 
 def test_another_atlas_and_overwrite_register_all_again(balls, registered):
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     registered.clear()
-    assert prepare_atlas(balls, 1, "c").fingerprint["atlas_case"] == "c"
+    assert prepare_atlas(balls, 1, atlas_case="c").fingerprint["atlas_case"] == "c"
     assert registered == ["a", "b", "c"]
     registered.clear()
     prepare_atlas(balls, 1, overwrite=True)
@@ -80,7 +80,7 @@ def test_failed_cases_are_tried_again(balls, registered, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("nnunet_alice.anatomy.registration.register", failing)
-        report = prepare_atlas(balls, 1, "b")
+        report = prepare_atlas(balls, 1, atlas_case="b")
     assert report.records["a"].status == "failed"
     assert "MemoryError: too little" in report.records["a"].reason
     assert prepare_atlas(balls, 1).records["a"].status == "ok"
@@ -97,14 +97,14 @@ def test_an_atlas_that_fits_few_cases_says_so_and_so_does_what_matches_by_it(bal
         return found if case.case in good else dataclasses.replace(found, correlation=0.1)
 
     monkeypatch.setattr("nnunet_alice.anatomy.registration.register", poor)
-    report = prepare_atlas(dataset, 1, "b")
+    report = prepare_atlas(dataset, 1, atlas_case="b")
     assert "Only 3 of 7 cases (43%)" in report.shortfall and "--atlas CASE" in report.shortfall
     assert report.shortfall in caplog.text
     caplog.clear()
     assert len(AtlasMatcher(dataset).cases) == 3 and report.shortfall in caplog.text
     good.add("d")
     caplog.clear()
-    assert not prepare_atlas(dataset, 1, "b", overwrite=True).shortfall and not caplog.text
+    assert not prepare_atlas(dataset, 1, atlas_case="b", overwrite=True).shortfall and not caplog.text
 
 
 def test_a_failure_here_leaves_what_another_machine_registered_meanwhile(balls, registered, monkeypatch):
@@ -118,13 +118,13 @@ def test_a_failure_here_leaves_what_another_machine_registered_meanwhile(balls, 
         return assess(np.eye(4), case, atlas)
 
     monkeypatch.setattr("nnunet_alice.anatomy.registration.register", meet)
-    assert prepare_atlas(balls, 1, "b").records["a"].status == "ok"
+    assert prepare_atlas(balls, 1, atlas_case="b").records["a"].status == "ok"
     assert AtlasFiles(balls).read_record("a", fingerprints[0]).status == "ok"
     assert "a" in AtlasMatcher(balls).cases
 
 
 def test_an_image_that_cannot_be_opened_costs_no_other_case(balls, registered, monkeypatch):
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
 
     def refused(path):
         if path.name.startswith("a."):
@@ -137,7 +137,7 @@ def test_an_image_that_cannot_be_opened_costs_no_other_case(balls, registered, m
 
 
 def test_an_unfinished_change_of_the_atlas_counts_as_nothing_prepared(balls, registered):
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     AtlasMatcher(balls)
     AtlasFiles(balls).write_atlas("c", (2.0, 2.0, 2.0), "body")
     with pytest.raises(NotPreparedError, match="anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
@@ -145,7 +145,7 @@ def test_an_unfinished_change_of_the_atlas_counts_as_nothing_prepared(balls, reg
 
 
 def test_a_case_that_came_later_is_left_out_with_a_warning(balls, registered, caplog):
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     images = {"new": ball((20, 20, 20), (2.0, 2.0, 2.0), 15)}
     grown = write_preprocessed(balls.base.parent, images, (2.0, 2.0, 2.0))
     assert AtlasMatcher(grown).cases == ("a", "b", "c")
@@ -153,7 +153,7 @@ def test_a_case_that_came_later_is_left_out_with_a_warning(balls, registered, ca
 
 
 def test_a_case_that_was_preprocessed_again_is_left_out_and_registered_anew(balls, registered, caplog):
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     replace_image(balls, "a", balls.image("a")[...] * 1.5)
     assert AtlasMatcher(balls).cases == ("b", "c")
     assert "1 of 3 cases (a) are missing, damaged or of other images" in caplog.text
@@ -164,19 +164,19 @@ def test_a_case_that_was_preprocessed_again_is_left_out_and_registered_anew(ball
 
 
 def test_an_atlas_that_was_preprocessed_again_is_another_atlas(balls, registered):
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     replace_image(balls, "b", balls.image("b")[...] * 1.5)
     with pytest.raises(NotPreparedError, match="No atlas was prepared"):
         AtlasMatcher(balls)
     registered.clear()
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     assert sorted(registered) == ["a", "b", "c"]
 
 
 @pytest.fixture
 def from_before_stamps(balls, registered):
     """An atlas as it was stored before anything knew of stamps."""
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     for path in sorted(balls.anatomy_folder.rglob("*.json")):
         content = read_json(path)
         content.pop("image", None)
@@ -218,13 +218,13 @@ def test_a_forgotten_case_is_registered_anew_and_a_forgotten_atlas_takes_all_wit
     registered.clear()
     forget_case(balls, "b")
     assert AtlasFiles(balls).read_report() is None
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     assert sorted(registered) == ["a", "b", "c"]
 
 
 def test_bad_arguments_get_one_sentence(balls, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no preprocessed case 'nobody'"):
-        prepare_atlas(balls, 1, "nobody")
+        prepare_atlas(balls, 1, atlas_case="nobody")
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "one"))
     image = ball((20, 20, 20), (2.0, 2.0, 2.0), 14)
     with pytest.raises(InputError, match="at least two"):

@@ -323,9 +323,8 @@ def test_the_teachers_weights_go_where_the_students_would(target_dataset, tmp_pa
     state = {f"teacher.backbone.network.{name}": value for name, value in teacher.state_dict().items()}
     save_checkpoint({"network_weights": student.state_dict(), "model_state": state}, tmp_path / "in.pth")
     save_checkpoint({"network_weights": teacher.state_dict()}, tmp_path / "teacher.pth")
-    arguments = ("900", "nnUNetPlans", "3d_fullres")
-    transfer_checkpoint(tmp_path / "in.pth", *arguments, tmp_path / "one.pth", weights="teacher")
-    transfer_checkpoint(tmp_path / "teacher.pth", *arguments, tmp_path / "two.pth")
+    transfer_checkpoint(tmp_path / "in.pth", "900", output=tmp_path / "one.pth", weights="teacher")
+    transfer_checkpoint(tmp_path / "teacher.pth", "900", output=tmp_path / "two.pth")
     one, two = (load_checkpoint(tmp_path / f"{name}.pth") for name in ("one", "two"))
     assert all(torch.equal(value, two["network_weights"][name]) for name, value in one["network_weights"].items())
     assert one["transferred_from"]["weights"] == "teacher" and two["transferred_from"]["weights"] == "student"
@@ -375,7 +374,7 @@ def test_a_decoder_that_was_not_trained_is_not_told_as_carried(
     for aligned in (False, True):
         run = {"trained": {"encoder": True, "decoder": False}, "hyper_parameters": {"alignment": aligned}}
         save_checkpoint({"network_weights": source.state_dict(), "pretraining": run}, tmp_path / "in.pth")
-        result = transfer_checkpoint(tmp_path / "in.pth", 900, "nnUNetPlans", "3d_fullres", tmp_path / "out.pth")
+        result = transfer_checkpoint(tmp_path / "in.pth", 900, output=tmp_path / "out.pth")
         decoder = result.table[result.table["part"] == "decoder"]
         first = decoder["tensor"].str.contains(r"decoder\.(?:stages|transpconvs)\.0\.")
         assert ((decoder["status"] == "loaded") == (first & aligned)).all() and result.share("encoder") > 0.9
@@ -389,8 +388,8 @@ def test_a_killed_transfer_leaves_no_table_of_other_weights(
     target_dataset, tmp_path, make_plans, make_network, monkeypatch
 ):
     save_checkpoint({"network_weights": make_network(make_plans()).state_dict()}, tmp_path / "in.pth")
-    arguments = (tmp_path / "in.pth", 900, "nnUNetPlans", "3d_fullres", tmp_path / "out.pth")
-    transfer_checkpoint(*arguments)
+    arguments = {"checkpoint": tmp_path / "in.pth", "dataset": 900, "output": tmp_path / "out.pth"}
+    transfer_checkpoint(**arguments)
 
     def killed(content, path):
         save_checkpoint(content, path)
@@ -398,7 +397,7 @@ def test_a_killed_transfer_leaves_no_table_of_other_weights(
 
     monkeypatch.setattr("nnunet_alice.checkpoints.transfer.save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
-        transfer_checkpoint(*arguments)
+        transfer_checkpoint(**arguments)
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -410,7 +409,7 @@ def test_a_cascade_is_known_by_the_dataset_of_its_training(
     source = make_network(make_plans("plain", 5, anisotropic=True), 3)
     weights = source_of(source)
     save_checkpoint({"network_weights": source.state_dict(), "init_args": {"dataset_json": entry}}, tmp_path / "i.pth")
-    transfer_checkpoint(tmp_path / "i.pth", 900, "nnUNetPlans", "3d_fullres", tmp_path / "o.pth")
+    transfer_checkpoint(tmp_path / "i.pth", 900, output=tmp_path / "o.pth")
     stem = "encoder.stages.0.0.convs.0.conv.weight"
     moved = load_checkpoint(tmp_path / "o.pth")["network_weights"][stem]
     expected = weights[stem][:, :1].expand(-1, 3, -1, -1, -1) / 3 if share else weights[stem]

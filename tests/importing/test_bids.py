@@ -87,5 +87,5 @@ def test_import_takes_it(bids, tmp_path, monkeypatch):
     array[3:-3, 4:-4, 4:-4] += 100
     for path in bids.glob("sub-*/**/*_T1w.nii.gz"):
         sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
-    report = import_unlabelled(bids, 900, "Test", ("T1",), 1)
+    report = import_unlabelled(bids, 900, name="Test", channels=("T1",), num_processes=1)
     assert report.imported == ["sub-01", "sub-02_ses-a_acq-mprage_run-1", "sub-02_ses-b"] and not report.left_out

@@ -37,7 +37,7 @@ def scans(tmp_path):
 
 
 def run(scans, channels=("CT",), **options):
-    return import_unlabelled(scans, 900, "Test", channels, 1, **options)
+    return import_unlabelled(scans, 900, name="Test", channels=channels, num_processes=1, **options)
 
 
 def table(raw) -> dict[str, dict]:

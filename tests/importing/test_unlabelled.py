@@ -283,9 +283,9 @@ def test_unusable_arguments(raw, scans, tmp_path):
     with pytest.raises(InputError, match="holds no volume"):
         run(tmp_path / "empty")
     with pytest.raises(InputError, match="not between 1 and 999"):
-        import_unlabelled(scans, 1000, "Test", ["CT"])
+        import_unlabelled(scans, 1000, name="Test", channels=["CT"])
     with pytest.raises(InputError, match="may hold only letters"):
-        import_unlabelled(scans, 900, "Te/st", ["CT"])
+        import_unlabelled(scans, 900, name="Te/st", channels=["CT"])
     with pytest.raises(InputError, match="Name the channels"):
         run(scans, [])
 

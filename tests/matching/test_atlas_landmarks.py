@@ -76,7 +76,7 @@ def test_landmarks_stay_unless_others_are_asked_for(dataset):
 def test_landmarks_of_another_atlas_do_not_count(dataset):
     prepare_landmarks(dataset, patch_mm=60, step_mm=50)
     other = next(case for case in ("p0", "p1") if case != AtlasMatcher(dataset).atlas_case)
-    prepare_atlas(dataset, 1, other)
+    prepare_atlas(dataset, 1, atlas_case=other)
     with pytest.raises(NotPreparedError, match=r"nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
         open_landmarks(dataset)
     assert not prepare_landmarks(dataset).kept

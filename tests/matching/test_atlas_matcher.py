@@ -30,7 +30,7 @@ def prepared(phantoms, tmp_path_factory):
         noise = np.random.default_rng(0).normal(size=(1, 30, 20, 30))
         dataset = phantoms.write(base, noise=noise, torn=noise)
         (dataset.folder / "torn.b2nd").write_bytes(b"torn")
-        yield dataset, prepare_atlas(dataset, 1, ATLAS)
+        yield dataset, prepare_atlas(dataset, 1, atlas_case=ATLAS)
 
 
 @pytest.fixture
@@ -132,6 +132,6 @@ def test_fewer_than_two_good_cases_are_no_atlas(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = {case: rng.normal(size=(1, 14, 14, 14)) for case in "abc"}
     dataset = write_preprocessed(tmp_path, images, (2.0, 2.0, 2.0))
-    prepare_atlas(dataset, 1, "a")
+    prepare_atlas(dataset, 1, atlas_case="a")
     with pytest.raises(NotPreparedError, match=r"Only 1 of 3 cases .* --atlas CASE"):
         AtlasMatcher(dataset)

@@ -53,7 +53,7 @@ def test_picture_is_drawn_also_from_a_report_read_from_disk(tmp_path, monkeypatc
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     images = {case: ball((20, 20, 20), (2.0, 2.0, 2.0), size) for case, size in zip("abc", (14, 15, 16), strict=True)}
     dataset = write_preprocessed(tmp_path, images, (2.0, 2.0, 2.0))
-    report = prepare_atlas(dataset, 1, "a")
+    report = prepare_atlas(dataset, 1, atlas_case="a")
     fresh = imread(draw_atlas(dataset, report))
     assert fresh.std() > 0.1
     again = imread(draw_atlas(dataset, AtlasFiles(dataset).read_report()))

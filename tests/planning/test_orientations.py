@@ -80,7 +80,7 @@ def test_headers_are_not_read_again_where_import_noted_them(folder, monkeypatch)
     for number, letters in enumerate(("RAS", "RAS")):
         write(folder / "scans" / f"{number}.nii.gz", turn=letters)
     (folder / "nnUNet_raw").mkdir(exist_ok=True)
-    import_unlabelled(folder / "scans", 901, "Imported", ["CT"], 1)
+    import_unlabelled(folder / "scans", 901, name="Imported", channels=["CT"], num_processes=1)
     monkeypatch.setattr("nnunet_alice.planning.orientations.file_orientation", lambda _: pytest.fail("read"))
     assert array_orientation("Dataset901_Imported", "SimpleITKIO") == "RAS"
 
@@ -92,14 +92,14 @@ def test_a_sagittal_pool_is_refused_before_any_work_and_fits_after_the_named_com
     for number in range(2):
         write(folder / "scans" / f"{number}.nii.gz", rng.normal(100, 20, (24, 28, 32)).astype(np.float32), turn="PIR")
     (folder / "nnUNet_raw").mkdir()
-    import_unlabelled(folder / "scans", 900, "Unlabelled", ["CT"], 1)
+    import_unlabelled(folder / "scans", 900, name="Unlabelled", channels=["CT"], num_processes=1)
     write_dataset(folder, TARGET)
     ExperimentPlanner(TARGET).plan_experiment()
     assert plan("--target", "4") == 1
     error = capsys.readouterr().err
     assert "lies PIR" in error and f"-i {folder / 'scans'} -d 900 -n Unlabelled --channel CT --orient LPS" in error
     assert not (folder / "nnUNet_preprocessed" / UNLABELLED / "dataset_fingerprint.json").exists()
-    import_unlabelled(folder / "scans", 900, "Unlabelled", ["CT"], 1, orient="LPS")
+    import_unlabelled(folder / "scans", 900, name="Unlabelled", channels=["CT"], num_processes=1, orient="LPS")
     assert plan("--target", "4") == 0 and "changed since import" not in caplog.text
     os.utime(folder / "scans" / "0.nii.gz", (1, 1))
     assert plan("--target", "4") == 0 and "1 case changed since import (0)" in caplog.text
@@ -118,7 +118,7 @@ def test_axes_of_the_fingerprint_follow_the_reader(folder):
             folder / "scans" / f"{number}.nii.gz", rng.normal(100, 20, (16, 40, 64)).astype(np.float32),
             spacing=(1.0, 1.0, 1.0), turn="PIR",
         )  # fmt: skip
-    import_unlabelled(folder / "scans", 900, "Unlabelled", ["CT"], 1)
+    import_unlabelled(folder / "scans", 900, name="Unlabelled", channels=["CT"], num_processes=1)
     lie(write_dataset(folder, TARGET), "RAS")
     ExperimentPlanner(TARGET).plan_experiment()
     path = folder / "nnUNet_preprocessed" / TARGET / "nnUNetPlans.json"

@@ -64,7 +64,7 @@ def test_fine_tuning_is_that_of_the_original_to_the_bit(published, checkpoint, s
 
 def test_transfer_takes_the_folder(published, checkpoint, elsewhere, tmp_path):
     tables = [
-        transfer_checkpoint(source, 901, "nnUNetPlans", "3d_fullres", tmp_path / f"{number}.pth")
+        transfer_checkpoint(source, 901, output=tmp_path / f"{number}.pth")
         for number, source in enumerate((published.folder, checkpoint))
     ]
     assert tables[0].share("encoder") == tables[1].share("encoder") == 1

@@ -33,4 +33,4 @@ def cut(path, keep=0.6):
 
 
 def run(scans, channels=("CT",), processes=1, **kwargs):
-    return import_unlabelled(scans, 900, "Test", channels, processes, **kwargs)
+    return import_unlabelled(scans, 900, name="Test", channels=channels, num_processes=processes, **kwargs)
