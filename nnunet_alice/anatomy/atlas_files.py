@@ -79,7 +79,7 @@ class AtlasReport:
     records: dict[str, AtlasRecord] = field(default_factory=dict)
 
     def named(self, status: str) -> list[AtlasRecord]:
-        """Records of one status, worst first."""
+        """Return records of one status, worst first."""
         chosen = [record for record in self.records.values() if record.status == status]
         return sorted(chosen, key=lambda record: (record.quality, record.case))
 
@@ -120,14 +120,14 @@ class AtlasFiles:
         return self.folder / "atlas.png"
 
     def region(self) -> str:
-        """What cases are registered by: ``body``, unless ``lungs`` were asked for."""
+        """Return what cases are registered by: ``body``, unless ``lungs`` were asked for."""
         try:
             return read_json(self.atlas_file).get("registered_by", BODY)
         except (InputError, AttributeError):
             return BODY
 
     def fingerprint(self, atlas_case: str, region: str | None = None) -> dict:
-        """What registrations to this atlas depend on: the preprocessed cases, which several plans may share.
+        """Return what registrations to this atlas depend on: the preprocessed cases, which several plans may share.
 
         Args:
             atlas_case: name of the atlas.
@@ -147,14 +147,14 @@ class AtlasFiles:
         return fingerprint if stamp is None else fingerprint | {"atlas_image": stamp}
 
     def named_case(self) -> str | None:
-        """Name of the atlas that was chosen before, whether it still fits or not; None if there is none."""
+        """Return the name of the atlas that was chosen before, whether it still fits or not; None if there is none."""
         try:
             return read_json(self.atlas_file)["atlas_case"]
         except (InputError, KeyError, TypeError):
             return None
 
     def atlas_case(self) -> str | None:
-        """Name of the atlas that was chosen before and still fits the dataset; None if there is none."""
+        """Return the name of the atlas that was chosen before and still fits the dataset; None if there is none."""
         if not self.atlas_file.is_file():
             return None
         content = read_json(self.atlas_file)
@@ -172,11 +172,11 @@ class AtlasFiles:
         write_json(self.atlas_file, content)
 
     def case_file(self, case: str) -> Path:
-        """Registration of one case."""
+        """Return the registration of one case."""
         return self.folder / "cases" / f"{case}.json"
 
     def read_record(self, case: str, fingerprint: dict) -> AtlasRecord | None:
-        """Registration of a case to the atlas of this fingerprint; None if missing, damaged, or of other images."""
+        """Return a case's registration to this atlas; None if missing, damaged, or of different images."""
         path = self.case_file(case)
         if not path.is_file():
             return None
@@ -203,7 +203,7 @@ class AtlasFiles:
         write_json(self.report_file, {**content, "cases": records})
 
     def read_report(self) -> AtlasReport | None:
-        """The report, if there is one that fits the dataset and the chosen atlas as they are now."""
+        """Return the report, if there is one that fits the dataset and the chosen atlas as they are now."""
         if not self.report_file.is_file():
             return None
         try:

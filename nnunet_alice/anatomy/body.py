@@ -35,7 +35,7 @@ MAX_REACH = 3
 
 
 def body_mask(image: np.ndarray, spacing_mm: tuple[float, float, float], *, axial_axis: int = 0) -> np.ndarray:
-    """Which voxels belong to the body, its air-filled organs included.
+    """Return which voxels belong to the body, its air-filled organs included.
 
     Per channel: padding is recognised as one exact value on the border, air by a threshold (Otsu's) whose dark side is
     uniform and touches the border. Table and tubes are opened away, the largest part is kept, and holes are filled in
@@ -81,7 +81,7 @@ def body_mask(image: np.ndarray, spacing_mm: tuple[float, float, float], *, axia
 
 
 def _cells(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> tuple[tuple[int, ...], np.ndarray]:
-    """Voxels a cell, per axis, and the ball of the opening: bool, cells."""
+    """Return voxels a cell, per axis, and the ball of the opening: bool, cells."""
     cell_mm = sorted(n * s for n, s in zip(shape, spacing_mm, strict=True))[1] / CELLS
     while True:
         factors = tuple(
@@ -94,7 +94,7 @@ def _cells(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> tuple[tuple
 
 
 def _ball(radius: Sequence[float]) -> np.ndarray:
-    """Ellipsoid of the radius in cells, per axis; at least a cross along each axis whose cells are no slabs."""
+    """Return ellipsoid of the radius in cells, per axis; at least a cross along each axis whose cells are no slabs."""
     reach = [min(max(1, int(r)), MAX_REACH) if r >= 0.5 else 0 for r in radius]
     grid = np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij")
     squares = [(g / max(r, 1)) ** 2 for g, r in zip(grid, reach, strict=True)]
@@ -102,7 +102,7 @@ def _ball(radius: Sequence[float]) -> np.ndarray:
 
 
 def _channel_mask(values: np.ndarray, ball: np.ndarray, axial_axis: int) -> np.ndarray | None:
-    """Body mask of one channel on the coarse grid, (z, y, x); None where there is no air around it."""
+    """Return the body mask of one channel on the coarse grid, (z, y, x); None where there is no air around it."""
     padding = _padding(values)
     inside = ~padding
     if inside.mean() < MIN_BODY:
@@ -122,7 +122,7 @@ def _channel_mask(values: np.ndarray, ball: np.ndarray, axial_axis: int) -> np.n
 
 
 def _padding(values: np.ndarray) -> np.ndarray:
-    """Voxels of the exact value that fills a good share of the border, if there is one: bool (z, y, x)."""
+    """Return voxels of the exact value that fills a good share of the border, if there is one: bool (z, y, x)."""
     border, counts = np.unique(np.concatenate([face.ravel() for face in _faces(values, range(3))]), return_counts=True)
     if counts.max() < PADDING_SHARE * counts.sum():
         return np.zeros(values.shape, dtype=bool)
@@ -130,12 +130,12 @@ def _padding(values: np.ndarray) -> np.ndarray:
 
 
 def _faces(values: np.ndarray, axes) -> list[np.ndarray]:
-    """First and last slice of each axis."""
+    """Return the first and last slice of each axis."""
     return [values.take(index, axis=axis) for axis in axes for index in (0, -1)]
 
 
 def _air_threshold(values: np.ndarray) -> float | None:
-    """Value between air and body; None where the dark side is no air."""
+    """Return the value between air and body; None where the dark side is no air."""
     low, high = np.percentile(values, [0.5, 99.0])
     clipped = np.clip(values, low, high)
     if not low < high:
@@ -154,12 +154,12 @@ def _air_threshold(values: np.ndarray) -> float | None:
 
 
 def _is_uniform(dark: np.ndarray, low: float, body_level: float) -> bool:
-    """Whether most of the dark side lies close to its darkest end, as air does."""
+    """Return whether most of the dark side lies close to its darkest end, as air does."""
     return bool(np.mean(dark < low + AIR_SPREAD * (body_level - low)) >= AIR_SHARE)
 
 
 def _otsu(values: np.ndarray, bins: int = 256) -> float:
-    """Otsu's threshold: the cut that makes the variance between the two sides largest."""
+    """Return Otsu's threshold: the cut that makes the variance between the two sides largest."""
     counts, edges = np.histogram(values, bins=bins)
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1].astype(np.float64)
@@ -171,7 +171,7 @@ def _otsu(values: np.ndarray, bins: int = 256) -> float:
 
 
 def _solid_body(bright: np.ndarray, ball: np.ndarray, axial_axis: int) -> np.ndarray:
-    """The body without what lies beside it, holes filled."""
+    """Return the body without what lies beside it, holes filled."""
     core = _opened(bright, ball)
     # The opening rounds the body off: take back what is bright within its reach.
     body = _fill(ndimage.binary_dilation(core, ball) & bright, axial_axis)
@@ -183,14 +183,14 @@ def _solid_body(bright: np.ndarray, ball: np.ndarray, axial_axis: int) -> np.nda
 
 
 def _opened(mask: np.ndarray, ball: np.ndarray) -> np.ndarray:
-    """Largest part of the opened mask. The border is continued outwards: a body that is cut there stays whole."""
+    """Return the largest part of the opened mask; the border is continued, so that a cut body stays whole."""
     reach = [n // 2 for n in ball.shape]
     opened = ndimage.binary_opening(np.pad(mask, [(r, r) for r in reach], mode="edge"), ball)
     return _largest(opened[tuple(slice(r, r + n) for r, n in zip(reach, mask.shape, strict=True))])
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    """Largest connected part."""
+    """Return the largest connected part."""
     parts, count = ndimage.label(mask)
     if count <= 1:
         return mask

@@ -107,11 +107,11 @@ class CaseGeometry:
         return np.clip(points[:count], 0, np.asarray(self.shape) - 1.0)
 
     def contains(self, points_vox: np.ndarray) -> np.ndarray:
-        """Which points (N, 3) lie in the array: bool (N,). A voxel reaches half a voxel to each side."""
+        """Return which points (N, 3) lie in the array: bool (N,). A voxel reaches half a voxel to each side."""
         return np.all((points_vox >= -0.5) & (points_vox <= np.asarray(self.shape) - 0.5), axis=1)
 
     def in_body(self, points_vox: np.ndarray, tolerance_cells: int = 1) -> np.ndarray:
-        """Which points lie in the array and in the body or within ``tolerance_cells`` grid cells of it.
+        """Return which points lie in the array and in the body or within ``tolerance_cells`` grid cells of it.
 
         Args:
             points_vox: (N, 3) voxels, (z, y, x).
@@ -134,7 +134,7 @@ class CaseGeometry:
 
 
 def grid_factors(shape: Sequence[int], spacing: Sequence[float], max_cells: int = MAX_GRID_CELLS) -> tuple:
-    """Voxels a grid cell, per axis: cells about cubic in mm, about ``max_cells`` of them, none finer than the data."""
+    """Return voxels a grid cell, per axis: about ``max_cells`` nearly cubic cells, none finer than the data."""
     cell_mm = (math.prod(shape) * math.prod(spacing) / max_cells) ** (1 / 3)
     return tuple(min(n, max(1, round(cell_mm / s))) for n, s in zip(shape, spacing, strict=True))
 
@@ -170,7 +170,7 @@ def block_mean(image, factors: tuple[int, int, int]) -> np.ndarray:
 
 
 def compute_geometry(case: str, image, spacing: Sequence[float], axial_axis: int = 0) -> CaseGeometry:
-    """Geometry of a case from its image.
+    """Return the geometry of a case from its image.
 
     Args:
         case: name of the case.
@@ -203,12 +203,12 @@ def compute_geometry(case: str, image, spacing: Sequence[float], axial_axis: int
 
 
 def geometry_file(dataset: PreprocessedDataset, case: str) -> Path:
-    """Where the geometry of a case is kept."""
+    """Return where the geometry of a case is kept."""
     return dataset.anatomy_folder / "cases" / f"{case}.npz"
 
 
 def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = False) -> CaseGeometry:
-    """Geometry of a case, read from disk, or computed and stored when it is missing, older or of another image.
+    """Return geometry of a case, read from disk, or computed and stored when it is missing, older or of another image.
 
     Args:
         dataset: the preprocessed dataset.
@@ -243,7 +243,7 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
 
 
 def geometry_stamp(dataset: PreprocessedDataset, case: str) -> str | None:
-    """Stamp of the image that :func:`load_geometry` answers for: what is made from the geometry is to remember it.
+    """Return the stamp of the image that :func:`load_geometry` read; what is made from it remembers it.
 
     None for a geometry from before stamps were kept, as long as it fits the image.
     """
@@ -262,7 +262,7 @@ def _stamp(file) -> str | None:
 
 
 def _fits(file, dataset: PreprocessedDataset, case: str) -> bool:
-    """Whether a stored geometry is of this version and belongs to the preprocessed image as it is now."""
+    """Return whether a stored geometry is of this version and belongs to the preprocessed image as it is now."""
     if int(file["version"]) != VERSION or not np.allclose(file["spacing"], dataset.spacing):
         return False
     if int(file["axial_axis"]) != axial_axis_of_plans(dataset.plans):
@@ -278,7 +278,7 @@ def _fits(file, dataset: PreprocessedDataset, case: str) -> bool:
 
 
 def _read(path: Path, dataset: PreprocessedDataset, case: str) -> CaseGeometry | None:
-    """Geometry in a file; None when the file is of another version or image, or unreadable."""
+    """Return the geometry in a file; None when the file is of another version or image, or unreadable."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if not _fits(file, dataset, case):

@@ -44,7 +44,7 @@ class BodyGrid:
         return rows
 
     def corners(self, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The eight grid points around each point and their trilinear weights.
+        """Return the eight grid points around each point and their trilinear weights.
 
         Args:
             points_vox: (Q, 3) voxels.
@@ -68,14 +68,14 @@ class BodyGrid:
         return rows, np.divide(weights, total, out=np.zeros_like(weights), where=total > 1e-9)
 
     def neighbours(self, rows: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Rows of the points at (K, 3) offsets in cells from those of ``rows`` (Q,): (Q, K), -1 where there is none."""
+        """Return rows of the points at (K, 3) offsets in cells from ``rows`` (Q,): (Q, K), -1 for none."""
         cells = self.cells[rows].astype(np.intp)[:, None] + offsets + 1
         # Anything beyond the border of -1 is no point either.
         cells = np.clip(cells, 0, np.asarray(self.shape) + 1)
         return self.lookup[tuple(np.moveaxis(cells, 2, 0))]
 
     def axis_neighbours(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of the neighbours before and behind on each axis: (Q, 3, 2), -1 where there is none."""
+        """Return rows of the neighbours before and behind on each axis: (Q, 3, 2), -1 where there is none."""
         cells = self.cells[rows].astype(np.intp) + 1
         found = np.empty((len(rows), 3, 2), dtype=np.int32)
         for axis in range(3):
@@ -87,7 +87,7 @@ class BodyGrid:
 
 
 def body_grid(geometry: CaseGeometry, max_points: int, finest_mm: float = 0.0) -> BodyGrid:
-    """The finest grid that needs at most ``max_points`` points to cover the body of a case.
+    """Return the finest grid that needs at most ``max_points`` points to cover the body of a case.
 
     Args:
         geometry: shape, spacing and body of the case.
@@ -105,7 +105,7 @@ def body_grid(geometry: CaseGeometry, max_points: int, finest_mm: float = 0.0) -
 
 
 def _grid(geometry: CaseGeometry, spacing: np.ndarray, shape: np.ndarray, step_mm: float) -> BodyGrid:
-    """All points of a grid of ``step_mm`` to which some place in the body is nearest; centred in the array.
+    """Return all points of a grid of ``step_mm`` to which some place in the body is nearest; centred in the array.
 
     So every body point lies within half a step of a grid point on each axis, at the skin too.
     """

@@ -26,7 +26,7 @@ _HUMAN = 8.0
 
 
 def to_locations(points_mm: np.ndarray, shape: Iterable[int], spacing: Iterable[float]) -> np.ndarray:
-    """Atlas coordinates that the networks see: the atlas array, border voxels included, spans [-1, 1] on each axis.
+    """Return atlas coordinates for networks: the atlas array with its border voxels spans [-1, 1] an axis.
 
     Args:
         points_mm: (N, 3) points of the atlas.
@@ -80,7 +80,7 @@ class Landmarks:
         return to_locations(self.points_mm, self.atlas_shape, self.atlas_spacing).astype(np.float32)
 
     def neighbours(self, k: int, seed: int = 0) -> np.ndarray:
-        """Numbers of the k landmarks nearest in mm to each: (L, k) int64, nearer ones first.
+        """Return numbers of the k landmarks nearest in mm to each: (L, k) int64, nearer ones first.
 
         Neighbours on a grid come in ties, six at one step, and each of them is as likely as the others: always taking
         the first would look to one side only. Grids lie on voxels, so distances within a fifth of each other are ties.
@@ -115,7 +115,7 @@ class Landmarks:
         return nearest
 
     def in_case(self, case_to_atlas: np.ndarray, shape: Iterable[int], spacing: Iterable[float]) -> CaseLandmarks:
-        """Landmarks that lie in a case's array; the others are dropped.
+        """Return landmarks that lie in a case's array; the others are dropped.
 
         Args:
             case_to_atlas: 4 x 4 affine, homogeneous case mm (z, y, x, 1) -> atlas mm, as registration gives it.
@@ -239,7 +239,7 @@ def lay_landmarks(
 
 
 def count_cases(seen: Iterable[CaseLandmarks], num_landmarks: int) -> np.ndarray:
-    """How many cases see each landmark: (L,) int64."""
+    """Return how many cases see each landmark: (L,) int64."""
     counts = np.zeros(num_landmarks, dtype=np.int64)
     for case in seen:
         counts[case.landmarks] += 1
@@ -252,7 +252,7 @@ def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def invert_affine(affine: np.ndarray) -> np.ndarray:
-    """Inverse of a 4 x 4 affine.
+    """Return the inverse of a 4 x 4 affine.
 
     Raises:
         InputError: it is not finite, not 4 x 4, its last row is not (0, 0, 0, 1), or it has no inverse.
@@ -266,7 +266,7 @@ def invert_affine(affine: np.ndarray) -> np.ndarray:
 
 
 def _starts(occupied: np.ndarray, patch: int, step: float) -> np.ndarray:
-    """First voxels of the patches along an axis that cover voxels ``occupied[0]`` to ``occupied[-1]``, centred."""
+    """Return first voxels of centred patches along an axis that cover ``occupied[0]`` to ``occupied[-1]``."""
     first, extent = occupied[0], occupied[-1] - occupied[0] + 1
     count = max(1, int(np.ceil((extent - patch) / step - 1e-9)) + 1)
     overhang = ((count - 1) * step + patch - extent) / 2
@@ -274,7 +274,7 @@ def _starts(occupied: np.ndarray, patch: int, step: float) -> np.ndarray:
 
 
 def _patch_sums(region: np.ndarray, starts: list[np.ndarray], patch: np.ndarray) -> np.ndarray:
-    """Voxels of the region in each patch of the grid, by a summed-area table; outside of the array there are none."""
+    """Return voxels of the region in each patch of the grid, by a summed-area table; none outside."""
     table = np.zeros(np.add(region.shape, 1), dtype=np.int32 if region.size < 2**31 else np.int64)
     table[1:, 1:, 1:] = region
     for axis in range(3):

@@ -31,7 +31,7 @@ _LEAST_L, _MOST_L = 0.25, 12.0
 
 
 def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int = 0) -> np.ndarray:
-    """Which voxels belong to the lungs, their vessels included.
+    """Return which voxels belong to the lungs, their vessels included.
 
     Voxels of the body that are nearer to air than to soft tissue are opened, so that airways and gas in thin layers
     fall off. The largest component is a lung, or both where they touch; the next one is the other lung if it is large
@@ -60,7 +60,7 @@ def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int
 
 
 def lung_geometry(geometry: CaseGeometry) -> CaseGeometry:
-    """What of a case registration by its lungs looks at: their shape instead of the image, their surroundings as body.
+    """Return a geometry for registration by the lungs: their shape as image, their surroundings as body.
 
     Args:
         geometry: of the case; its coarse image is searched.
@@ -80,7 +80,7 @@ def lung_geometry(geometry: CaseGeometry) -> CaseGeometry:
 
 
 def _lungs(values: np.ndarray, body: np.ndarray, cell_mm: np.ndarray, axial_axis: int) -> np.ndarray:
-    """Lungs on a coarse grid, see `lung_mask`."""
+    """Return lungs on a coarse grid, see `lung_mask`."""
     dark = body & (ndimage.gaussian_filter(values, 0.5) < _threshold(values, body))
     core = isotropic_opening(dark, _OPENING_MM, spacing=cell_mm)
     lungs = _lungs_among(core, axial_axis)
@@ -98,7 +98,7 @@ def _lungs(values: np.ndarray, body: np.ndarray, cell_mm: np.ndarray, axial_axis
 
 
 def _threshold(values: np.ndarray, body: np.ndarray) -> float:
-    """Value between air and soft tissue."""
+    """Return the value between air and soft tissue."""
     outside = values[~body]
     # Scanners fill what they did not see with one value far below air.
     outside = outside[outside > values.min()] if (values == values.min()).mean() > 0.05 else outside
@@ -109,7 +109,7 @@ def _threshold(values: np.ndarray, body: np.ndarray) -> float:
 
 
 def _lungs_among(core: np.ndarray, axial_axis: int) -> np.ndarray:
-    """The one or two components that are lungs."""
+    """Return the one or two components that are lungs."""
     parts, count = ndimage.label(core)
     if count == 0:
         return core

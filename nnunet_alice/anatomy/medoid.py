@@ -19,7 +19,7 @@ _ROUGH = 8
 
 
 def most_typical(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry]) -> str:
-    """The case whose size, body shape and intensities differ least from those of the others.
+    """Return the case whose size, body shape and intensities differ least from those of the others.
 
     A seeded choice of ``MAX_CANDIDATES`` cases stands for all of them. Each of the three kinds of difference is
     divided by its median, so that none outweighs the others.
@@ -59,7 +59,7 @@ def most_typical(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry
 
 
 def describe(geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Size (3,) as log mm, rough body mask (512,) in [0, 1] and rough intensities (512,) in [0, 1] of a case."""
+    """Return size (3,) as log mm, rough body mask (512,) in [0, 1] and rough intensities (512,) in [0, 1] of a case."""
     size = np.log(np.asarray(geometry.shape) * geometry.spacing)
     return size, _rough(geometry.body), _rough(geometry.image / np.float32(255))
 

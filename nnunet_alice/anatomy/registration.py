@@ -112,7 +112,7 @@ def register(case: CaseGeometry, atlas: CaseGeometry) -> Registration:
 
 
 def assess(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry, thin: int = 1) -> Registration:
-    """Quality figures of an affine map from a case to the atlas.
+    """Return quality figures of an affine map from a case to the atlas.
 
     Args:
         affine: (4, 4), case mm -> atlas mm, (z, y, x).
@@ -151,14 +151,14 @@ def warp_atlas(
 
 
 def cell_map(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix (3, 3) and offset (3,) from grid cells of the case to grid cells of the atlas, of a map between mm."""
+    """Return matrix (3, 3) and offset (3,) of a map between mm, from grid cells of the case to the atlas's."""
     linear, target = affine[:3, :3], np.asarray(atlas.grid_spacing_mm)
     matrix = linear * np.asarray(case.grid_spacing_mm) / target[:, None]
     return matrix, (linear @ case.grid_origin_mm + affine[:3, 3] - atlas.grid_origin_mm) / target
 
 
 def _starts(case: CaseGeometry, atlas: CaseGeometry) -> Iterator[np.ndarray]:
-    """Affine maps (shift and scale along the axes) from which one should be near enough to be refined."""
+    """Yield affine maps (shift and scale along the axes) from which one should be near enough to be refined."""
     (case_centre, case_spread), (atlas_centre, atlas_spread) = _moments(case), _moments(atlas)
     ratio = np.clip(atlas_spread / case_spread, 0.7, 1.4)
     # Same size; same thickness of the body, whatever field of view lies along the first axis; same size of everything.
@@ -182,7 +182,7 @@ def _scale_and_shift(scale: np.ndarray, shift_mm: np.ndarray) -> np.ndarray:
 
 
 def _best_shift(case: CaseGeometry, atlas: CaseGeometry, scale: np.ndarray) -> np.ndarray:
-    """The shift, of all shifts, at which the case (scaled) and the atlas correlate best; by FFT on a rough grid."""
+    """Return shift, of all shifts, at which the case (scaled) and the atlas correlate best; by FFT on a rough grid."""
     sizes_mm = [np.asarray(g.shape) * g.spacing * s for g, s in ((case, scale), (atlas, np.ones(3)))]
     cell_mm = float((np.prod(np.maximum(*sizes_mm)) / _SHIFT_CELLS) ** (1 / 3))
     fixed, moving = _rough(case, scale, cell_mm), _rough(atlas, np.ones(3), cell_mm)
@@ -199,13 +199,13 @@ def _best_shift(case: CaseGeometry, atlas: CaseGeometry, scale: np.ndarray) -> n
 
 
 def _padded(array: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Array with zeros added at the ends of its axes, and which elements are its own (bool)."""
+    """Return the array with zeros added at the ends of its axes, and which elements are its own (bool)."""
     widths = [(0, more) for more in (shape - array.shape).tolist()]
     return np.pad(array, widths), np.pad(np.ones(array.shape, bool), widths)
 
 
 def _rough(geometry: CaseGeometry, scale: np.ndarray, cell_mm: float) -> np.ndarray:
-    """Image (float32, 0 outside of the body) averaged onto cubes of ``cell_mm`` of the scaled case."""
+    """Return image (float32, 0 outside of the body) averaged onto cubes of ``cell_mm`` of the scaled case."""
     factor = cell_mm / (np.asarray(geometry.grid_spacing_mm) * scale)
     # Lungs are darker than the window and must not look like air.
     image = np.where(geometry.body, geometry.image + np.float32(64), np.float32(0))
@@ -257,7 +257,7 @@ def _refine(case_image: sitk.Image, case_mask: sitk.Image, atlas_image: sitk.Ima
 
 
 def _to_sitk(geometry: CaseGeometry, array: np.ndarray) -> sitk.Image:
-    """Array on the grid of a case as an image in mm: float32, or uint8 for a mask."""
+    """Return the array on the grid of a case as an image in mm: float32, or uint8 for a mask."""
     image = sitk.GetImageFromArray(array.astype(np.uint8 if array.dtype == bool else np.float32))
     image.SetSpacing([float(v) for v in geometry.grid_spacing_mm[::-1]])
     image.SetOrigin([float(v) for v in geometry.grid_origin_mm[::-1]])
@@ -266,7 +266,7 @@ def _to_sitk(geometry: CaseGeometry, array: np.ndarray) -> sitk.Image:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for ITK: cases run in parallel, and the order of summation must not change from run to run."""
+    """Give ITK one thread: cases run in parallel, and sums must not change from run to run."""
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:

@@ -23,7 +23,7 @@ _MOST_SCANS = 8
 
 
 def read_subjects(source: str | os.PathLike, cases: Sequence[str]) -> dict[str, str]:
-    """Subjects of cases.
+    """Read the subjects of cases.
 
     Args:
         source: a CSV file with the columns ``case`` and ``subject`` (or its first two columns), or a regular expression
@@ -54,7 +54,7 @@ def save_subjects(dataset: PreprocessedDataset, subjects: Mapping[str, str]) -> 
 
 
 def load_subjects(dataset: PreprocessedDataset) -> dict[str, str]:
-    """Case -> subject, as `save_subjects` kept them; empty where nobody named them.
+    """Return case -> subject, as `save_subjects` kept them; empty where nobody named them.
 
     Raises:
         InputError: the file is damaged.
@@ -69,12 +69,12 @@ def load_subjects(dataset: PreprocessedDataset) -> dict[str, str]:
 
 
 def subjects_file(dataset: PreprocessedDataset) -> Path:
-    """Where the subjects of a dataset's cases are kept."""
+    """Return where the subjects of a dataset's cases are kept."""
     return dataset.anatomy_folder / "subjects.json"
 
 
 def likely_repeats(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that look like two scans of one subject, where several names do; None where none or nearly all do."""
+    """Return two names that look like scans of one subject; None where no names or nearly all do."""
     groups: dict[str, list[str]] = {}
     for name in sorted(set(names)):
         groups.setdefault(_SCAN_ENDING.sub("", name), []).append(name)

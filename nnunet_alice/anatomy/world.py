@@ -41,7 +41,7 @@ class PreparedCases:
         return infer_dataset_class(str(self.dataset.folder))(str(self.dataset.folder))
 
     def segmentation(self, case: str) -> np.ndarray:
-        """Labels (z, y, x) of a case. For measuring only, never for training.
+        """Return labels (z, y, x) of a case. For measuring only, never for training.
 
         Raises:
             InputError: its files are missing or damaged.
@@ -50,7 +50,7 @@ class PreparedCases:
             return np.asarray(self._loader.load_case(case)[1][0])
 
     def properties(self, case: str) -> Mapping:
-        """What nnU-Net stored beside a case.
+        """Return what nnU-Net stored beside a case.
 
         Raises:
             InputError: its files are missing or damaged.
@@ -70,7 +70,7 @@ class PreparedCases:
             ) from error
 
     def world_affine(self, case: str) -> np.ndarray:
-        """(4, 4) affine from (z, y, x) voxels of the preprocessed array to (x, y, z) world mm of a case.
+        """Return (4, 4) affine from (z, y, x) voxels of the preprocessed array to (x, y, z) world mm of a case.
 
         Raises:
             InputError: its files are damaged.
@@ -85,7 +85,7 @@ class PreparedCases:
             ) from None
 
     def file_grid(self, case: str) -> tuple[np.ndarray, tuple[int, ...]]:
-        """`file_grid` of a case.
+        """Return `file_grid` of a case.
 
         Raises:
             InputError: nnU-Net's reader kept no geometry of the file.
@@ -98,7 +98,7 @@ class PreparedCases:
             ) from None
 
     def shape(self, case: str) -> tuple[int, ...]:
-        """(3,) shape of the preprocessed array."""
+        """Return (3,) shape of the preprocessed array."""
         return tuple(int(n) for n in self.dataset.image(case).shape[1:])
 
 
@@ -139,7 +139,7 @@ def dataset_orientation(dataset: PreprocessedDataset) -> str:
 
 
 def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Affine from voxels of a preprocessed array to world mm.
+    """Return the affine from voxels of a preprocessed array to world mm.
 
     Args:
         properties: what nnU-Net stored beside the case.
@@ -166,7 +166,7 @@ def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: S
 
 
 def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Where the voxels of a case's file lie, as nnU-Net's reader gave them.
+    """Return where the voxels of a case's file lie, as nnU-Net's reader gave them.
 
     Args:
         properties: what nnU-Net stored beside the case.
@@ -185,17 +185,17 @@ def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[np
 
 
 def to_world(affine: np.ndarray, points_vox: np.ndarray) -> np.ndarray:
-    """(N, 3) voxels (z, y, x) to (N, 3) world mm (x, y, z)."""
+    """Map (N, 3) voxels (z, y, x) to (N, 3) world mm (x, y, z)."""
     return points_vox @ affine[:3, :3].T + affine[:3, 3]
 
 
 def to_voxels(affine: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
-    """(N, 3) world mm (x, y, z) to (N, 3) voxels (z, y, x)."""
+    """Map (N, 3) world mm (x, y, z) to (N, 3) voxels (z, y, x)."""
     return np.linalg.solve(affine[:3, :3], (points_mm - affine[:3, 3]).T).T
 
 
 def _file_affine(properties: Mapping) -> np.ndarray:
-    """(4, 4) from (z, y, x) voxels of the array that the reader gave to LPS (x, y, z)."""
+    """Return (4, 4) from (z, y, x) voxels of the array that the reader gave to LPS (x, y, z)."""
     affine = np.eye(4)
     if "sitk_stuff" in properties:
         stuff = properties["sitk_stuff"]
