@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def example_cases(runner: Runner, cases: pd.DataFrame) -> list[Example]:
-    """Worst, median and best case of the first pretrained arm by Dice, with the fewest labels, in the first draw.
+    """Return worst, median and best case by Dice of the first pretrained arm, fewest labels, first draw.
 
     Args:
         runner: prepared.
@@ -56,7 +56,7 @@ def example_cases(runner: Runner, cases: pd.DataFrame) -> list[Example]:
 
 
 def _pair(runner: Runner, cases: pd.DataFrame) -> tuple[Cell, Cell] | None:
-    """The baseline's and a pretrained arm's usable run on one split: the first that are done, with fewest labels."""
+    """Return baseline's and a pretrained arm's usable run on one split: the first that are done, with fewest labels."""
     usable = set(cases[list(KEYS)].itertuples(index=False, name=None))
     finished = [cell for cell in runner.test_cells() if tuple(keys_of(runner, cell).values()) in usable]
     name = runner.settings.baseline_arm.name
@@ -83,13 +83,13 @@ class _Files:
         self.spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def segmentation(self, folder: Path, case: str) -> np.ndarray:
-        """(z, y, x) labels."""
+        """Return (z, y, x) labels."""
         array, properties = self.reader.read_seg(str(folder / f"{case}{self.dataset['file_ending']}"))
         self.spacing = tuple(float(value) for value in properties["spacing"])
         return array[0]
 
     def image(self, case: str) -> np.ndarray | None:
-        """(z, y, x) first channel; None if the raw data is not here."""
+        """Return (z, y, x) first channel; None if the raw data is not here."""
         from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
         try:

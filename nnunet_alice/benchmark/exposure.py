@@ -12,7 +12,7 @@ from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
 
 
 def exposure(arm: Arm, tests: Mapping[str, Sequence[str]]) -> str:
-    """One sentence on whether an arm's pretraining saw test images.
+    """Return one sentence on whether an arm's pretraining saw test images.
 
     What is compared: names of cases, paths of images, and the names of their files and folders (of ``s0001/ct.nii.gz``
     both; what several cases share, like ``ct``, names none of them).
@@ -45,7 +45,7 @@ def exposure(arm: Arm, tests: Mapping[str, Sequence[str]]) -> str:
 
 
 def pretraining_cases(path: str) -> dict[str, list[str]] | None:
-    """Case -> image files of the dataset that a checkpoint was pretrained on; None if it does not say."""
+    """Return case -> image files that a checkpoint was pretrained on; None if it does not say."""
     try:
         run = load_checkpoint(path).get("pretraining")
     except AliceError:
@@ -55,7 +55,7 @@ def pretraining_cases(path: str) -> dict[str, list[str]] | None:
 
 
 def names_of_cases(cases: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    """All names by which each case may be known elsewhere; none that several cases share.
+    """Return all names by which each case may be known elsewhere; none that several cases share.
 
     Args:
         cases: case -> its image files, one a channel.
@@ -66,7 +66,7 @@ def names_of_cases(cases: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
 
 
 def _names(images: Sequence[str], folders: bool) -> set[str]:
-    """Names of one case's files without ending and channel, of their folders, and their paths."""
+    """Return names of one case's files without ending and channel, of their folders, and their paths."""
     names = set()
     for channel, image in enumerate(images):
         path = Path(image)

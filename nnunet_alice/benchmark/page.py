@@ -24,7 +24,7 @@ def page(
     runs: int,
     pictures: Sequence[str],
 ) -> str:
-    """Text of ``report.md``.
+    """Return the text of ``report.md``.
 
     Args:
         runner: prepared.
@@ -111,7 +111,7 @@ def mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:
 
 
 def _mean_cell(row, metric: str) -> str:
-    """Mean of an arm and, below it, what it has more than the baseline."""
+    """Return the mean of an arm and, below it, what it has more than the baseline."""
     mean = _interval(row.mean, row.low, row.high, metric)
     if pd.isna(row.difference):
         return mean
@@ -137,7 +137,7 @@ def class_table(summary: pd.DataFrame) -> list[str]:
 
 
 def _tuning(runner: Runner) -> list[str]:
-    """How learning rates were chosen."""
+    """Return how learning rates were chosen."""
     settings = runner.settings
     lines = []
     for arm in settings.arms:

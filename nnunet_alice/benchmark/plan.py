@@ -45,7 +45,7 @@ class Cell:
 
 
 def tuning_cells(settings: Settings, divisions: Sequence[Partition]) -> list[Cell]:
-    """Runs that choose learning rates, for the arms that have several; with the first checkpoint only."""
+    """Return runs that choose learning rates, for the arms that have several; with the first checkpoint only."""
     return [
         Cell("tuning", arm.name, 0 if arm.checkpoints else None, partition.name, settings.tuning.labels, draw, 0, rate)
         for partition in divisions
@@ -57,7 +57,7 @@ def tuning_cells(settings: Settings, divisions: Sequence[Partition]) -> list[Cel
 
 
 def test_cells(settings: Settings, divisions: Sequence[Partition]) -> list[Cell]:
-    """Runs that are reported, ordered so that after each draw all arms can be compared."""
+    """Return runs that are reported, ordered so that after each draw all arms can be compared."""
     return [
         Cell("test", arm.name, checkpoint, partition.name, count, draw, seed)
         for draw in range(max(map(settings.draws_of, settings.labels)))
@@ -90,7 +90,7 @@ def splits(settings: Settings, divisions: Sequence[Partition], cells: Sequence[C
 
 
 def trainer_name(settings: Settings, arm: Arm, cell: Cell, learning_rate: float | str | None) -> str:
-    """Trainer for ``nnUNetv2_train -tr`` that has the cell's settings.
+    """Return the trainer for ``nnUNetv2_train -tr`` that has the cell's settings.
 
     Args:
         settings: of the benchmark.

@@ -88,7 +88,7 @@ def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, 
 
 
 def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 2000) -> pd.DataFrame:
-    """Means, intervals and tests of every arm, number of labels, share of the run, class and metric.
+    """Return means, intervals and tests of every arm, number of labels, share of the run, class and metric.
 
     Fine-tuning seeds of the same draw and checkpoint are averaged first. Intervals draw checkpoints (pretraining
     seeds), labelled draws and test cases anew, those of a difference the checkpoints of both arms; the Wilcoxon test
@@ -141,7 +141,7 @@ _COLUMNS += ["difference", "difference_low", "difference_high", "p", "p_holm", "
 
 
 def _table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A metric of one arm's runs: (checkpoint, draw) x case, averaged over fine-tuning seeds."""
+    """Return a metric of one arm's runs: (checkpoint, draw) x case, averaged over fine-tuning seeds."""
     return runs.pivot_table(index=["checkpoint", "draw"], columns="case", values=metric, aggfunc="mean", dropna=False)
 
 
@@ -150,13 +150,13 @@ def _draws_and_cases(table: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
 
 
 def _array(table: pd.DataFrame, draws: Sequence[int], cases: Sequence[str]) -> np.ndarray:
-    """(checkpoints, draws, cases) of a table; NaN where there is none."""
+    """Return (checkpoints, draws, cases) of a table; NaN where there is none."""
     index = pd.MultiIndex.from_product([table.index.unique("checkpoint").sort_values(), draws])
     return table.reindex(index=index, columns=cases).to_numpy().reshape(-1, len(draws), len(cases))
 
 
 def _comparison(own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng, resamples: int) -> dict:
-    """An arm's runs against the baseline's, in the draws and cases that both have.
+    """Return an arm's runs against the baseline's, in the draws and cases that both have.
 
     Of a class that the truth lacks, a run that does not invent it has no value. Against one that does it counts as
     perfect; a case in which neither does is left out.

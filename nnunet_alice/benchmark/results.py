@@ -53,7 +53,7 @@ class Truth:
 
 
 def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Metrics of all finished test cells; what was computed before is read from the disk.
+    """Return metrics of all finished test cells; what was computed before is read from the disk.
 
     Args:
         runner: prepared.
@@ -103,7 +103,7 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
 
 
 def keys_of(runner: Runner, cell: Cell) -> dict:
-    """Columns that name a cell in the table of all cases."""
+    """Return columns that name a cell in the table of all cases."""
     return {
         "arm": cell.arm,
         "checkpoint": -1 if cell.checkpoint is None else cell.checkpoint,
@@ -115,7 +115,7 @@ def keys_of(runner: Runner, cell: Cell) -> dict:
 
 
 def evaluate(truth: Truth, job: Job) -> pd.DataFrame:
-    """Metrics of one validation's predictions: rows ``case``, ``class`` and the metrics; kept as CSV beside them.
+    """Return metrics of one validation (``case``, ``class``, metrics), kept as CSV beside its predictions.
 
     Raises:
         InputError: a segmentation is missing, or is not as large as the truth.

@@ -45,7 +45,7 @@ class Command:
     log: Path
 
     def __str__(self) -> str:
-        """A line for a shell."""
+        """Return a line for a shell."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*settings, *map(shlex.quote, self.words)])
 
@@ -130,15 +130,15 @@ class Runner:
         self.folds = self.workspace.write_splits(self.splits.items())
 
     def tuning_cells(self) -> list[Cell]:
-        """Cells that choose learning rates."""
+        """Return cells that choose learning rates."""
         return plan.tuning_cells(self.settings, self.divisions)
 
     def test_cells(self) -> list[Cell]:
-        """Cells that are reported."""
+        """Return cells that are reported."""
         return plan.test_cells(self.settings, self.divisions)
 
     def learning_rate(self, cell: Cell) -> float | None:
-        """Learning rate of a cell; None for the trainer's own.
+        """Return the learning rate of a cell; None for the trainer's own.
 
         Raises:
             RateUnknown: the tuning runs that decide it are not all done.
@@ -158,11 +158,11 @@ class Runner:
 
     @staticmethod
     def _best_rate(arm: Arm, dice: dict[float, float]) -> float | None:
-        """The rate with the best validation Dice, of two equal ones the lower; None until all are known."""
+        """Return the rate with the best validation Dice, of two equal ones the lower; None until all are known."""
         return max(dice, key=lambda rate: (dice[rate], -rate)) if len(dice) == len(arm.learning_rates) else None
 
     def tuning_dice(self, arm: str, partition: str) -> dict[float, float]:
-        """Learning rate -> mean validation Dice, of those whose tuning runs are all done."""
+        """Return learning rate -> mean validation Dice, of those whose tuning runs are all done."""
         found: dict[float, list[float | None]] = {}
         for cell in self.tuning_cells():
             if (cell.arm, cell.partition) == (arm, partition):
@@ -173,31 +173,31 @@ class Runner:
         return {rate: float(np.mean(known[rate])) for rate, values in found.items() if None not in values}
 
     def results_folder(self, cell: Cell) -> Path:
-        """``nnUNet_results`` of a cell: one for each start, so that equal trainers do not meet."""
+        """Return ``nnUNet_results`` of a cell: one for each start, so that equal trainers do not meet."""
         return self.workspace.folder / "results" / cell.arm / self.weights.identity(cell) / f"seed{cell.seed}"
 
     def fold_folder(self, cell: Cell) -> Path:
-        """nnU-Net's folder of the cell's run."""
+        """Return nnU-Net's folder of the cell's run."""
         arm = self.settings.arm(cell.arm)
         trainer = plan.trainer_name(self.settings, arm, cell, self.learning_rate(cell))
         model = f"{trainer}__{arm.plans or self.settings.plans}__{self.settings.configuration}"
         return self.results_folder(cell) / self.workspace.dataset_of(arm) / model / f"fold_{self.folds[cell.split]}"
 
     def lock_file(self, cell: Cell) -> Path:
-        """Held while the cell runs; named by its weights, as another's settings may list them in another order."""
+        """Return the lock of a cell that runs, named by its weights: settings may list those in any order."""
         rate = "" if cell.learning_rate is None else f".lr{cell.learning_rate:g}"
         name = f"{cell.split}.{cell.arm}.{self.weights.identity(cell)}.seed{cell.seed}{rate}.lock"
         return self.workspace.folder / "locks" / name
 
     def summaries(self, cell: Cell) -> dict[int, Path]:
-        """Per cent of the run -> nnU-Net's ``summary.json`` of the validation there."""
+        """Return per cent of the run -> nnU-Net's ``summary.json`` of the validation there."""
         folder = self.fold_folder(cell)
         kept = self.settings.keep_at if cell.stage == "test" else ()
         found = {percent: folder / f"at_{percent}" / "validation" / "summary.json" for percent in kept}
         return {**found, 100: folder / "validation" / "summary.json"}
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether the cell's run ended and every validation of it has exactly its cases."""
+        """Return whether the cell's run ended and every validation of it has exactly its cases."""
         if not (self.fold_folder(cell) / "checkpoint_final.pth").is_file():
             return False
         expected = sorted(self.splits[cell.split]["val"])
@@ -205,12 +205,12 @@ class Runner:
         return all(_summarised(path, ending) == expected for path in self.summaries(cell).values())
 
     def is_begun(self, cell: Cell) -> bool:
-        """Whether the cell's run left a checkpoint to go on from."""
+        """Return whether the cell's run left a checkpoint to go on from."""
         folder = self.fold_folder(cell)
         return any((folder / f"checkpoint_{kind}.pth").is_file() for kind in ("final", "latest", "best"))
 
     def wrong_start(self, cell: Cell) -> str | None:
-        """What is wrong with the weights or cases that a finished cell started from; None if nothing is."""
+        """Return what is wrong with the weights or cases that a finished cell started from; None if nothing is."""
         record = self.fold_folder(cell) / "start.json"
         if not self.settings.arm(cell.arm).fine_tunes:
             return None
@@ -236,7 +236,7 @@ class Runner:
     # ------------------------------------------------------------------------------------------------ running
 
     def command(self, cell: Cell, learning_rate: float | str | None, resume: bool = False) -> Command:
-        """The command that runs a cell.
+        """Return the command that runs a cell.
 
         Args:
             cell: the run.
@@ -255,14 +255,14 @@ class Runner:
         return Command(tuple(words), environment, self.workspace.folder / "logs" / f"{cell.name}.log")
 
     def environment(self) -> dict[str, str]:
-        """nnU-Net's folders for all commands."""
+        """Return nnU-Net's folders for all commands."""
         trainers = str(package_folder("nnunet_alice.trainers"))
         others = [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path]
         paths = os.pathsep.join(dict.fromkeys([trainers, *others]))
         return {"nnUNet_preprocessed": str(self.workspace.preprocessed), "nnUNet_extTrainer": paths}
 
     def dry_run(self, part: tuple[int, int] = (1, 1)) -> Iterator[str]:
-        """Shell lines of all that is not done, in their order; the data and splits that they need are prepared."""
+        """Prepare data and splits, and yield shell lines of all that is not done, in their order."""
         self.prepare()
         for arm, checkpoint in self.weights.missing():
             words, log = self.weights.transfer(arm, checkpoint)
@@ -327,7 +327,7 @@ class Runner:
             outcome.done.append(cell.name)
 
     def _chosen_rates(self) -> dict[str, dict]:
-        """Arm -> division -> learning rate and the validation Dice of each candidate."""
+        """Return arm -> division -> learning rate and the validation Dice of each candidate."""
         chosen: dict[str, dict] = {}
         for arm in self.settings.arms:
             if len(arm.learning_rates) > 1:
@@ -342,7 +342,7 @@ class Runner:
 
 
 def _share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
-    """The i-th of n shares."""
+    """Return the i-th of n shares."""
     number, of = part
     if not 1 <= number <= of:
         raise InputError(f"--part {number}/{of}: the first number lies between 1 and the second.")
@@ -350,7 +350,7 @@ def _share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
 
 
 def validation_dice(summary: Path) -> float:
-    """Dice of a validation: mean over cases, then over the classes that the truth of any case has.
+    """Return the dice of a validation: mean over cases, then over the classes that the truth of any case has.
 
     nnU-Net's ``foreground_mean`` is NaN where one class is in no case, and a number where a model invents that class.
 
@@ -364,7 +364,7 @@ def validation_dice(summary: Path) -> float:
 
 
 def _summarised(path: Path, ending: str) -> list[str] | None:
-    """Sorted names of the cases in nnU-Net's summary; None if it is missing or not whole."""
+    """Return sorted names of the cases in nnU-Net's summary; None if it is missing or not whole."""
     try:
         entries = read_json(path)["metric_per_case"]
         return sorted(Path(entry["prediction_file"]).name.removesuffix(ending) for entry in entries)

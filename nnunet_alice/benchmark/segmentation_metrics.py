@@ -34,7 +34,7 @@ class Agreement:
 def agreement(
     prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float = 2.0
 ) -> Agreement:
-    """All metrics of a pair of masks.
+    """Return all metrics of a pair of masks.
 
     Args:
         prediction: (z, y, x) bool.
@@ -61,7 +61,7 @@ def agreement(
 
 
 def surface_distances(one: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Distance in mm of every surface voxel of each mask to the other's surface, in the order of the voxels.
+    """Return the distance in mm of every surface voxel of each mask to the other's surface, in the order of the voxels.
 
     Args:
         one: (z, y, x) bool, not empty.

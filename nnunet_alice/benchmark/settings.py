@@ -141,7 +141,7 @@ class Settings:
         return (named or [arm for arm in self.arms if not arm.checkpoints])[0]
 
     def against(self, baseline: str) -> "Settings":
-        """The same with another baseline.
+        """Return the settings with a different baseline.
 
         Raises:
             InputError: no arm has this name.
@@ -151,22 +151,22 @@ class Settings:
         return changed
 
     def draws_of(self, count: int | str) -> int:
-        """Number of draws of so many labelled cases, or of ``all``."""
+        """Return the number of draws of so many labelled cases, or of ``all``."""
         return self.draws_of_all if count == ALL and self.draws_of_all is not None else self.draws
 
     def arm(self, name: str) -> Arm:
-        """Arm by its name."""
+        """Return the arm by its name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def plain(self) -> dict[str, Any]:
-        """Plain types, as :func:`parse_settings` takes them."""
+        """Return plain types, as :func:`parse_settings` takes them."""
         content = asdict(self)
         content["arms"] = {arm.pop("name"): arm for arm in content["arms"]}
         return content
 
 
 def read_settings(path: str | os.PathLike) -> dict[str, Any]:
-    """Content of a YAML (or JSON) file of settings, unchecked; relative paths in it count from its folder.
+    """Return the content of a YAML (or JSON) file of settings, unchecked; relative paths in it count from its folder.
 
     Raises:
         InputError: the file is missing or is not a YAML mapping.
@@ -184,7 +184,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Settings, still unchecked, whose relative paths count from ``base``."""
+    """Return settings, still unchecked, whose relative paths count from ``base``."""
     content = copy.deepcopy(content)
     arms, test = content.get("arms"), content.get("test")
     for arm in arms.values() if isinstance(arms, dict) else ():
@@ -197,7 +197,7 @@ def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def parse_settings(content: Mapping[str, Any]) -> Settings:
-    """Checked settings.
+    """Return checked settings.
 
     Args:
         content: keys are the attributes of :class:`Settings`; ``arms`` maps names to the attributes of :class:`Arm`.
@@ -288,7 +288,7 @@ def _part(kind: type, content: Any, name: str):
 
 
 def _whole_numbers(part, name: str):
-    """A group of settings that are all numbers above 0."""
+    """Return a group of settings that are all numbers above 0."""
     values = {key: _integer(f"{name}: {key}")(value) for key, value in asdict(part).items()}
     for key, value in values.items():
         if value < 1:
@@ -364,7 +364,7 @@ def _integer(name: str):
 
 
 def _number(name: str, kind: str = "number"):
-    """Converter to a finite number; YAML takes 1e-3 for a text."""
+    """Return a converter to a finite number; YAML takes 1e-3 for a text."""
 
     def convert(value: Any) -> float:
         try:

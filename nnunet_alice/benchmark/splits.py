@@ -27,7 +27,7 @@ class Partition:
 
 
 def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Mapping] | None) -> list[Partition]:
-    """The divisions that the settings ask for.
+    """Return the divisions that the settings ask for.
 
     Args:
         settings: of the benchmark.
@@ -61,7 +61,7 @@ def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Map
 
 
 def labelled_number(count: int | str, divisions: Sequence[Partition]) -> int:
-    """Number of labelled cases that stands for a count in tables: of ``all`` the mean over folds, rounded.
+    """Return the number of labelled cases that stands for a count in tables: of ``all`` the mean over folds, rounded.
 
     Folds differ by a case or so; one number keeps their runs together.
     """
@@ -71,7 +71,7 @@ def labelled_number(count: int | str, divisions: Sequence[Partition]) -> int:
 
 
 def labelled(partition: Partition, count: int | str, draw: int, seed: int) -> list[str]:
-    """Labelled cases of a draw, sorted; those of a smaller count are among those of a larger one.
+    """Return labelled cases of a draw, sorted; those of a smaller count are among those of a larger one.
 
     Args:
         partition: division of the cases.
@@ -83,7 +83,7 @@ def labelled(partition: Partition, count: int | str, draw: int, seed: int) -> li
 
 
 def tuning_split(partition: Partition, settings: Settings, draw: int) -> tuple[list[str], list[str]]:
-    """Training and validation cases of a tuning run, all from the pool.
+    """Return training and validation cases of a tuning run, all from the pool.
 
     Raises:
         InputError: the pool is too small for both.

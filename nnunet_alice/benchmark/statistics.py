@@ -19,7 +19,7 @@ class Interval:
 def bootstrap_mean(
     values: np.ndarray, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
 ) -> Interval:
-    """Mean of values that vary in several ways, with a percentile bootstrap that draws all of them anew.
+    """Return the mean of values that vary in several ways, with a percentile bootstrap that draws all of them anew.
 
     The entries of each axis (pretraining seeds, draws of the labelled cases, test cases) are drawn with replacement,
     independently of the other axes; an axis of one entry does not vary. Drawing cases alone would take the luck of a
@@ -55,7 +55,7 @@ def _weighted_sums(values: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndar
 
 
 def paired_wilcoxon(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test on paired differences; NaN are left out.
+    """Return two-sided p of Wilcoxon's signed-rank test on paired differences; NaN are left out.
 
     Returns:
         1 if no difference is left but zeros, NaN if there is none at all.
@@ -70,7 +70,7 @@ def paired_wilcoxon(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction for several tests; NaN stay NaN and do not count."""
+    """Return Holm's step-down correction for several tests; NaN stay NaN and do not count."""
     p = np.asarray(p_values, dtype=float)
     adjusted = np.full(len(p), np.nan)
     order = [index for index in np.argsort(p) if np.isfinite(p[index])]

@@ -43,11 +43,11 @@ class Weights:
                 seen[digest] = source
 
     def source(self, arm: str, checkpoint: int) -> Path:
-        """The checkpoint as the settings name it."""
+        """Return the checkpoint as the settings name it."""
         return Path(self.settings.arm(arm).checkpoints[checkpoint])
 
     def digest(self, arm: str, checkpoint: int) -> str:
-        """Eight hexadecimal digits of the checkpoint's content.
+        """Return eight hexadecimal digits of the checkpoint's content.
 
         Raises:
             InputError: the file is gone and was never transferred.
@@ -68,26 +68,26 @@ class Weights:
         return self._digests[key]
 
     def identity(self, cell: Cell) -> str:
-        """What a cell starts from, as a folder's name."""
+        """Return what a cell starts from, as a folder's name."""
         if cell.checkpoint is None:
             return "scratch"
         parts = self.settings.arm(cell.arm).parts
         return self.digest(cell.arm, cell.checkpoint) + ("" if parts == "all" else f"_{parts}")
 
     def file(self, arm: str, checkpoint: int) -> Path:
-        """The transferred checkpoint; of an arm with a dataset of its own the checkpoint itself."""
+        """Return the transferred checkpoint; of an arm with a dataset of its own the checkpoint itself."""
         if self.settings.arm(arm).dataset is not None:
             return self.source(arm, checkpoint)
         identity = self.identity(Cell("test", arm, checkpoint, "", 0, 0, 0))
         return self.workspace.folder / "weights" / f"{arm}_{identity}.pth"
 
     def missing(self) -> list[tuple[str, int]]:
-        """Arms and numbers of the checkpoints that are still to be transferred."""
+        """Return arms and numbers of the checkpoints that are still to be transferred."""
         every = [(arm.name, number) for arm in self.settings.arms for number in range(len(arm.checkpoints))]
         return [(arm, number) for arm, number in every if not self.file(arm, number).is_file()]
 
     def transfer(self, arm: str, checkpoint: int) -> tuple[tuple[str, ...], Path]:
-        """Words of the command that transfers a checkpoint, and its log."""
+        """Return words of the command that transfers a checkpoint, and its log."""
         target = self.file(arm, checkpoint)
         words = ["nnunet_alice", "transfer", "-i", str(self.source(arm, checkpoint)), "-d", self.workspace.dataset]
         words += ["-p", self.settings.plans, "-c", self.settings.configuration, "-o", str(target)]

@@ -70,7 +70,7 @@ class Workspace:
         return divisions
 
     def _link(self, source: PreprocessedDataset, files: Sequence[str]) -> None:
-        """Links to preprocessed cases and truth of a dataset, and copies of its small files."""
+        """Link preprocessed cases and truth of a dataset, and copy its small files."""
         target = self.preprocessed / source.name
         link_files(source.folder, target / source.folder.name)
         link_files(source.base / "gt_segmentations", target / "gt_segmentations")
@@ -103,11 +103,11 @@ class Workspace:
         return self._linked(self.settings.dataset)
 
     def dataset_of(self, arm: Arm) -> str:
-        """Full name of the dataset that an arm trains on."""
+        """Return the full name of the dataset that an arm trains on."""
         return self._linked(self.settings.dataset if arm.dataset is None else arm.dataset)
 
     def _linked(self, dataset: str) -> str:
-        """Full name of a linked dataset, given by number or name."""
+        """Return the full name of a linked dataset, given by number or name."""
         names = sorted(path.name for path in self.preprocessed.glob("Dataset*"))
         number = int(dataset) if dataset.isdigit() else None
         return next(name for name in names if name == dataset or int(name[7:10]) == number)
@@ -166,7 +166,7 @@ class Workspace:
                 )
 
     def _check_unchanged(self, source: Path, target: Path) -> None:
-        """Finished runs are of the plans and labels that were linked: others would be counted beside them."""
+        """Refuse plans and labels other than those of the finished runs, which would be counted beside them."""
         plans = f"{self.settings.plans}.json"
         for name, relevant in ((plans, self._plan), ("dataset.json", _labels)):
             if (target / name).is_file() and relevant(target / name) != relevant(source / name):
@@ -175,7 +175,7 @@ class Workspace:
                 )
 
     def _check_truth(self, source: PreprocessedDataset, folder: Path) -> None:
-        """Finished runs learned from and were measured against the segmentations that were linked first."""
+        """Refuse segmentations other than those that the finished runs were trained and measured on."""
         record, ending, cases = self.folder / "truth.json", self.file_ending, source.cases()
         known = read_json(record) if record.is_file() else {}
         found = {case: file_stamp(folder / f"{case}{ending}") for case in cases}
@@ -190,7 +190,7 @@ class Workspace:
             write_json(record, known | found)
 
     def _plan(self, path: Path) -> dict:
-        """What of a plans file this benchmark's runs depend on: other configurations may come and go."""
+        """Return what of a plans file this benchmark's runs depend on: other configurations may come and go."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         content = read_json(path)
@@ -230,7 +230,7 @@ def _labels(path: Path) -> dict:
 
 
 def _comparable(value):
-    """Settings as they look after a trip through JSON."""
+    """Return settings as they look after a trip through JSON."""
     if isinstance(value, dict):
         return {key: _comparable(entry) for key, entry in value.items()}
     return [_comparable(entry) for entry in value] if isinstance(value, list | tuple) else value
