@@ -34,7 +34,7 @@ class Adapted(NamedTuple):
 
 
 def adapt_input_channels(weight: torch.Tensor, image_channels: int, extra_channels: int = 0) -> torch.Tensor:
-    """First convolution of a network for another number of input channels.
+    """Return the first convolution of a network for another number of input channels.
 
     Every new channel gets the sum of the old channels' kernels divided by the new number, so that equal channels give
     the old response. (For one old channel: repeated and rescaled. Which of several old channels means the same as a new
@@ -57,7 +57,7 @@ def adapt_input_channels(weight: torch.Tensor, image_channels: int, extra_channe
 
 
 def adapt_kernel(weight: torch.Tensor, kernel: tuple[int, ...]) -> torch.Tensor | None:
-    """Kernel of another (odd) size with the same response to constants.
+    """Return the kernel of another (odd) size with the same response to constants.
 
     Larger: the old kernel in the middle of zeros. Smaller: a tap that falls outside is added to the nearest one inside
     (to a size of 1: all taps of the axis summed; the average would make the response three times smaller).
@@ -83,7 +83,7 @@ def adapt_kernel(weight: torch.Tensor, kernel: tuple[int, ...]) -> torch.Tensor 
 
 
 def adapt_upsampling(weight: torch.Tensor, kernel: tuple[int, ...]) -> torch.Tensor:
-    """Transposed convolution (kernel = stride, as in nnU-Net's decoder) of another stride.
+    """Return transposed convolution (kernel = stride, as in nnU-Net's decoder) of another stride.
 
     Each tap makes one voxel of the upsampled image. Fewer taps: the average of those that fall together. More taps:
     repeated.
@@ -102,7 +102,7 @@ def adapt_upsampling(weight: torch.Tensor, kernel: tuple[int, ...]) -> torch.Ten
 
 
 def as_dimension(weight: torch.Tensor, axes: int) -> torch.Tensor | None:
-    """Kernel of a 2D network for a 3D one (one voxel deep) and back.
+    """Return the kernel of a 2D network for a 3D one (one voxel deep) and back.
 
     Args:
         weight: (a, b, *kernel).
@@ -202,7 +202,7 @@ def adapt(
 
 
 def _fit_inputs(source: torch.Tensor, fresh: torch.Tensor, image_channels: int, rules: list[str]) -> Adapted:
-    """Last steps of ``adapt`` for the first convolution; ``source`` holds the kernels of image channels alone."""
+    """Return the last steps of ``adapt`` for the first convolution, whose ``source`` holds images alone."""
     extra = fresh.shape[1] - image_channels
     if source.shape[1] != image_channels:
         rules = [*rules, f"{source.shape[1]} to {image_channels} input channels"]
@@ -214,7 +214,7 @@ def _fit_inputs(source: torch.Tensor, fresh: torch.Tensor, image_channels: int, 
 
 
 def _fit_width(source: torch.Tensor, fresh: torch.Tensor, groups: int, rules: list[str]) -> Adapted:
-    """Last step of ``adapt``: number of features."""
+    """Return the last step of ``adapt``: number of features."""
     if source.shape == fresh.shape:
         return Adapted(source, source.numel(), ", ".join(rules))
     if any(old > new for old, new in zip(source.shape[:2], fresh.shape[:2], strict=True)):

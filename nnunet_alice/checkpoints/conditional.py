@@ -35,13 +35,13 @@ class ConditionalWeights:
 
 
 def query_encoder_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """State of the `ConditionalEncoder` in a loaded checkpoint of a DrasCLRTrainer with locations."""
+    """Return the state of the `ConditionalEncoder` in a loaded checkpoint of a DrasCLRTrainer with locations."""
     state = checkpoint["model_state"]
     return {name.removeprefix(_QUERY): value for name, value in state.items() if name.startswith(_QUERY)}
 
 
 def conditional_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> ConditionalWeights:
-    """The location-conditioned encoder of a loaded checkpoint.
+    """Return the location-conditioned encoder of a loaded checkpoint.
 
     Args:
         checkpoint: from ``load_checkpoint``.

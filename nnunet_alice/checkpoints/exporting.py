@@ -121,7 +121,7 @@ def _read_model(model: Path) -> tuple[dict, dict]:
 
 
 def _checkpoints(model: Path, folds: Sequence[str] | None, name: str) -> dict[str, Path]:
-    """Fold -> its checkpoint."""
+    """Return fold -> its checkpoint."""
     if folds is None:
         names = [match[1] for path in model.iterdir() if (match := re.fullmatch(r"fold_(\d+|all)", path.name))]
         folds = sorted(fold for fold in names if (model / f"fold_{fold}" / name).is_file())
@@ -137,7 +137,7 @@ def _checkpoints(model: Path, folds: Sequence[str] | None, name: str) -> dict[st
 def _stock_checkpoint(
     checkpoint: dict[str, Any], path: Path, plans: dict, dataset_json: dict, seed: int
 ) -> tuple[dict[str, Any], float]:
-    """What stock nnU-Net needs of a checkpoint, and how far its logits are from those of its own trainer."""
+    """Return what stock nnU-Net needs of a checkpoint, and how far its logits are from those of its own trainer."""
     if "pretraining" in checkpoint:
         raise CheckpointError(f"{path} is a pretraining checkpoint and segments nothing; fine-tune from it first.")
     missing = [key for key in ("trainer_name", "init_args") if key not in checkpoint]
@@ -165,7 +165,7 @@ def _stock_checkpoint(
 
 
 def find_trainer(name: str) -> type:
-    """Class of a trainer: of this package, of stock nnU-Net or of the folders in ``nnUNet_extTrainer``.
+    """Return the class of a trainer: of this package, of stock nnU-Net or of the folders in ``nnUNet_extTrainer``.
 
     Raises:
         CheckpointError: there is none of this name.
@@ -189,7 +189,7 @@ def find_trainer(name: str) -> type:
 def _network(
     trainer: type[Any], weights: dict, path: Path, plans: dict, configuration: str, dataset_json: dict
 ) -> nn.Module:
-    """The network that a predictor would build by this trainer's class, with the weights."""
+    """Return the network that a predictor would build by this trainer's class, with the weights."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -218,7 +218,7 @@ def _network(
 
 
 def _largest_difference(one: nn.Module, other: nn.Module, configurations: dict, configuration: str, seed: int) -> float:
-    """Largest difference of the logits of one random patch; infinite if the shapes differ or a logit is not finite."""
+    """Return the largest difference of logits of a random patch; infinite for other shapes or values."""
     settings = configurations[configuration]
     while "patch_size" not in settings:
         settings = configurations[settings["inherits_from"]]
@@ -239,7 +239,7 @@ def _same_configuration(found: dict[str, dict], path: Path) -> None:
 
 
 def _check_free(target: Path, model: Path, dataset: str) -> None:
-    """An export may replace an export of the same model that nothing was put into, and nothing else."""
+    """Refuse to replace anything but an untouched export of the same model."""
     if target.resolve() == model.resolve():
         raise InputError(f"{target} is the model itself, and predicts with stock nnU-Net already; name another output.")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -255,7 +255,7 @@ def _check_free(target: Path, model: Path, dataset: str) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file of this path inside a model folder may be an export's."""
+    """Return whether a file of this path inside a model folder may be an export's."""
     if len(path.parts) == 1:
         return path.name in _NEEDED + _USEFUL or path.name.startswith(".")
     return (

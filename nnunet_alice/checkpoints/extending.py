@@ -87,5 +87,5 @@ def extend_run(run_folder: str | os.PathLike, epochs: int, learning_rate: float 
 
 
 def _without(trainer: str, endings: str) -> str:
-    """A trainer's name without some of its endings."""
+    """Return a trainer's name without some of its endings."""
     return "_".join(part for part in trainer.split("_") if not re.fullmatch(endings, part))

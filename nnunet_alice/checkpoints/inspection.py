@@ -13,7 +13,7 @@ from nnunet_alice.words import counted, pasteable
 
 
 def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Description of one of our pretraining checkpoints: name -> text, number or list of lines.
+    """Return the description of one of our pretraining checkpoints: name -> text, number or list of lines.
 
     >>> import nnunet_alice
     >>> nnunet_alice.describe_checkpoint("checkpoint_final.pth")["spacing"]
@@ -73,7 +73,7 @@ def _millimetres(size: list[float]) -> str:
 
 
 def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
-    """Commands that fine-tune from this checkpoint."""
+    """Return commands that fine-tune from this checkpoint."""
     if is_weights_folder(Path(path)):  # its dataset need not be here
         return [pasteable("nnunet_alice", "fetch", Path(path).resolve(), "-d", "TARGET")]
     origin = run["plans"].get("moved_from")
@@ -96,7 +96,7 @@ def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
 
 
 def _with_locations(path: str | os.PathLike, checkpoint: dict) -> list[str]:
-    """The command that starts fine-tuning with a location-conditioned encoder, if there is one."""
+    """Return the command that starts fine-tuning with a location-conditioned encoder, if there is one."""
     own = checkpoint.get("drasclr")
     if own is None or not own["settings"]["conditional"]:
         return []

@@ -67,7 +67,7 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
 
 
 def _read(path: Path, trust: bool) -> Any:
-    """Whatever the file holds, on the CPU."""
+    """Return whatever the file holds, on the CPU."""
     registered = torch.serialization.get_safe_globals()  # of the host program; leaving the block would take them away
     stock = torch.serialization.safe_globals([kind for kind in _stock_types() if kind not in registered])
     try:
@@ -94,14 +94,14 @@ def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether a sound file would fail in the same way: no memory, no permission, a disk that does not answer."""
+    """Return whether a sound file would fail in the same way: no memory, no permission, a disk that does not answer."""
     if isinstance(error, OSError):
         return error.errno not in (None, errno.EINVAL)  # a seek before the beginning of a truncated file
     return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors of the network in a loaded checkpoint, without the prefixes of DDP and ``torch.compile``.
+    """Return tensors of the network in a loaded checkpoint, without the prefixes of DDP and ``torch.compile``.
 
     They lie under ``network_weights``; in files of other projects under ``state_dict``, ``model``, or at the top.
 
@@ -162,7 +162,7 @@ def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
 def first_misfit(
     weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], names: Iterable[str]
 ) -> tuple[str, tuple | str, tuple | str] | None:
-    """The first of the names whose tensor is not of the same shape on both sides; None if all fit.
+    """Return the first of the names whose tensor is not of the same shape on both sides; None if all fit.
 
     Args:
         weights: tensors of a file.
@@ -186,7 +186,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _stock_types() -> list:
-    """What ``nnUNetTrainer.save_checkpoint`` writes beside plain data: numpy scalars, by numpy 1's and numpy 2's names.
+    """Return the numpy scalars (numpy 1's and 2's names) that ``nnUNetTrainer.save_checkpoint`` writes.
 
     Building these runs no foreign code: a scalar is made of a dtype and bytes.
     """
@@ -213,7 +213,7 @@ def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> CheckpointEr
 
 
 def _reason(error: BaseException) -> str:
-    """One short line of an error's text, without the advice on switching safety off that torch puts before it."""
+    """Return one short line of an error's text, without torch's advice to switch safety off."""
     text = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error).strip()
     line = "".join(filter(str.isprintable, text.partition("\n")[0]))  # it may quote the file, which may hold anything
     return line[:160].rstrip(". ") or type(error).__name__

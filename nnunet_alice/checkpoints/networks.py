@@ -12,7 +12,7 @@ _NETWORKS, _LAYERS = "dynamic_network_architectures.", "torch.nn."
 
 
 def network_of_file(path: Any, configuration, num_input_channels: int, num_outputs: int, **options) -> nn.Module:
-    """nnU-Net's ``get_network_from_plans``, once :func:`check_architecture` has passed.
+    """Return nnU-Net's ``get_network_from_plans``, once :func:`check_architecture` has passed.
 
     Args:
         path: file that holds the plans, for the error message.
@@ -63,7 +63,7 @@ def check_architecture(path: Any, configuration) -> None:
 
 
 def _is_module(name: str) -> bool:
-    """Whether nnU-Net will find a class of torch modules under this name (a prefix alone may lead anywhere)."""
+    """Return whether nnU-Net will find a class of torch modules under this name (a prefix alone may lead anywhere)."""
     found = pydoc.locate(name)
     if found is None:  # nnU-Net then looks for the last part among these
         import dynamic_network_architectures

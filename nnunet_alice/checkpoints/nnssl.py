@@ -28,7 +28,7 @@ def adaptation_plan(
     num_input_channels: int,
     recommended_patch_size: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
-    """The ``nnssl_adaptation_plan`` of a network that is built from nnU-Net plans, in plain Python types.
+    """Return the ``nnssl_adaptation_plan`` of a network that is built from nnU-Net plans, in plain Python types.
 
     Args:
         plans: nnU-Net's plans as pretraining used them.
@@ -84,7 +84,7 @@ def adaptation_plan(
 
 
 def unet_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors of a loaded checkpoint under the names of nnU-Net's U-Nets: ``encoder.*`` and ``decoder.*``, each once.
+    """Return tensors under the names of nnU-Net's U-Nets, ``encoder.*`` and ``decoder.*``, each once.
 
     The second names of the same tensor (``decoder.encoder.*``, ``*.all_modules.*``) are left out. An nnssl checkpoint
     whose encoder has another name (``online_encoder.stages``) is renamed by its own adaptation plan; what lies beside
@@ -119,7 +119,7 @@ def unet_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict
 
 
 def _encoder_prefix(checkpoint: Mapping[str, Any]) -> str:
-    """What stands before ``stages.`` in the names of the encoder's tensors."""
+    """Return what stands before ``stages.`` in the names of the encoder's tensors."""
     plan = checkpoint.get(PLAN_KEY)
     key = plan.get("key_to_encoder") if isinstance(plan, Mapping) else None
     if isinstance(key, str) and key.endswith(".stages"):

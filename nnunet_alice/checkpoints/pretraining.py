@@ -35,7 +35,7 @@ def describe_run(
     views: Mapping[str, Any] | None = None,
     orientation: str = "",
 ) -> dict[str, Any]:
-    """Entries that tell where weights come from: ``pretraining`` (ours) and ``nnssl_adaptation_plan`` (upstream's).
+    """Return what tells the weights' origin: ``pretraining`` (ours), ``nnssl_adaptation_plan`` (nnssl's).
 
     Args:
         method: e.g. ``Alice``.
@@ -90,7 +90,7 @@ def pretrained_orientation(checkpoint: Mapping[str, Any]) -> str:
 
 
 def pretrained_configuration(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that was pretrained, with what it inherits from others.
+    """Return the configuration that was pretrained, with what it inherits from others.
 
     Args:
         run: entry ``pretraining`` of a checkpoint.
@@ -182,7 +182,7 @@ def _check_network(
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equality that does not tell tuples from lists."""
+    """Return whether two values are equal, not telling tuples from lists."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, dict) and isinstance(other, dict):

@@ -64,7 +64,7 @@ def save_checkpoint(content: dict, path: str | os.PathLike) -> None:
 
 @contextmanager
 def whole_checkpoint(path: str | os.PathLike) -> Iterator[Path]:
-    """``atomic_write`` for checkpoints, which are large: removes what killed savers of the same file left.
+    """Give a path to write a large checkpoint to, as ``atomic_write``; remove what killed savers left.
 
     Yields:
         the temporary path to write to.
@@ -86,7 +86,7 @@ def _remove_stale_parts(path: Path) -> None:
 
 
 def _plain(value: Any, name: str, copies: dict[tuple, tuple[torch.Tensor, torch.Tensor]]) -> Any:
-    """Recursive part of ``plain``; ``copies`` maps a piece of memory to its tensor and the copy."""
+    """Do the recursive part of ``plain``; ``copies`` maps a piece of memory to its tensor and the copy."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool):

@@ -21,7 +21,7 @@ _ALICE, _DRASCLR = "teacher.backbone.network.", "key.encoder.encoder."
 
 
 def teacher_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Weights of the network with those of the teacher in their place; what has no teacher stays as it is.
+    """Return weights of the network with those of the teacher in their place; what has no teacher stays as it is.
 
     Args:
         checkpoint: from ``load_checkpoint``.
@@ -51,5 +51,5 @@ def teacher_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> d
 
 
 def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Tensors below a prefix, without it."""
+    """Return tensors below a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -51,7 +51,7 @@ class Transfer:
     table: pd.DataFrame
 
     def share(self, part: str | None = None) -> float:
-        """Share of the parameters of a part (all parts by default) that stem from the source, 0 to 1."""
+        """Return the share of the parameters of a part (all parts by default) that stem from the source, 0 to 1."""
         rows = self.table if part is None else self.table[self.table["part"] == part]
         total = int(rows["parameters"].sum())
         return int(rows["carried"].sum()) / total if total else 0.0
@@ -202,7 +202,7 @@ def transfer_checkpoint(
 
 
 def build_network(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]):
-    """The network that stock nnU-Net trains for these plans, freshly initialised, and its number of input channels."""
+    """Return the fresh network that stock nnU-Net trains for plans, and its number of input channels."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -222,7 +222,7 @@ def build_network(plans: Mapping[str, Any], configuration: str, dataset_json: Ma
 
 
 def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[dict, dict]:
-    """Plans and dataset.json of the target dataset."""
+    """Return plans and dataset.json of the target dataset."""
     name, plans_name = dataset_name(dataset), plain_name(plans_name, "-p")
     folder = nnunet_folder("nnUNet_preprocessed") / name
     if not (folder / f"{plans_name}.json").is_file():
@@ -240,7 +240,7 @@ def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[di
 
 
 def _untrained(checkpoint: Mapping[str, Any], source: Iterable[str]) -> set[str]:
-    """Tensors that one of our pretrainings did not train, as its checkpoint says."""
+    """Return tensors that one of our pretrainings did not train, as its checkpoint says."""
     run = checkpoint.get("pretraining") or {}
     if run.get("trained", {}).get("decoder", True):
         return set()
@@ -250,7 +250,7 @@ def _untrained(checkpoint: Mapping[str, Any], source: Iterable[str]) -> set[str]
 
 
 def _dataset_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The dataset.json of a checkpoint's training; empty if it does not say."""
+    """Return the dataset.json of a checkpoint's training; empty if it does not say."""
     for key in ("pretraining", "init_args"):  # ours, nnU-Net's
         entry = checkpoint.get(key)
         if isinstance(entry, Mapping) and isinstance(entry.get("dataset_json"), Mapping):
@@ -259,7 +259,7 @@ def _dataset_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _images(dataset_json: Mapping[str, Any]) -> int | None:
-    """Number of image channels; None if the dataset.json does not say."""
+    """Return the number of image channels; None if the dataset.json does not say."""
     return len(dataset_json.get("channel_names", dataset_json.get("modality", ()))) or None
 
 
@@ -275,7 +275,7 @@ def _check_families(source: Iterable[str], target: Iterable[str]) -> None:
 
 
 def _family(names: Iterable[str]) -> str | None:
-    """Kind of encoder, by the names of its tensors."""
+    """Return the kind of encoder, by the names of its tensors."""
     names = [name for name in names if name.startswith("encoder.stages.")]
     if any(re.match(r"encoder\.stages\.\d+\.blocks\.\d+\.conv3\.", name) for name in names):
         return "residual encoder with bottleneck blocks"
@@ -287,7 +287,7 @@ def _family(names: Iterable[str]) -> str | None:
 
 
 def _stages(names: Iterable[str]) -> int:
-    """Number of encoder stages."""
+    """Return the number of encoder stages."""
     found = (re.match(r"encoder\.stages\.(\d+)\.", name) for name in names)
     return 1 + max(int(match.group(1)) for match in found if match)
 
@@ -315,7 +315,7 @@ def _adapt_one(
     channels: tuple[int, int | None] | None,
     parts: str,
 ) -> Adapted:
-    """``channels``: for the first convolution, how many of the target's and the source's input channels are images."""
+    """Return a source tensor made to fit; ``channels``: images among target's and source's input channels."""
     if _HEAD in name:
         return Adapted(None, 0, "segmentation layers are trained anew")
     if parts == "encoder" and not name.startswith("encoder."):

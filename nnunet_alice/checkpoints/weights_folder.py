@@ -37,7 +37,7 @@ _PICKLES = (b"PK\x03\x04", b"\x80")
 
 
 def is_weights_folder(path: Path) -> bool:
-    """Whether ``path`` is such a folder, or claims to be."""
+    """Return whether ``path`` is such a folder, or claims to be."""
     return any((path / name).is_file() for name in (SUMS, DESCRIPTION, WEIGHTS))
 
 
@@ -91,7 +91,7 @@ def read_weights_folder(folder: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a ``.safetensors`` file, on the CPU.
+    """Return tensors of a ``.safetensors`` file, on the CPU.
 
     Raises:
         CheckpointError: the file is a pickle under this name.
@@ -123,7 +123,7 @@ def write_sums(folder: Path) -> str:
 
 
 def parse_sums(text: str, origin: str | os.PathLike) -> dict[str, str]:
-    """File name -> SHA-256 of a list of checksums.
+    """Return file name -> SHA-256 of a list of checksums.
 
     Args:
         text: of the list.
@@ -149,7 +149,7 @@ def parse_sums(text: str, origin: str | os.PathLike) -> dict[str, str]:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """The checksums that a folder brings; see ``parse_sums``.
+    """Return the checksums that a folder brings; see ``parse_sums``.
 
     Raises:
         CheckpointError: it brings none, or a wrong list.
@@ -193,7 +193,7 @@ class _Shelf:
         self._known: dict[int, str] = {}
 
     def put(self, value: Any, path: tuple[str, ...]) -> Any:
-        """The value as JSON, its tensors replaced by their names."""
+        """Return the value as JSON, its tensors replaced by their names."""
         if isinstance(value, torch.Tensor):
             return {_TENSOR: self._name(value, path)}
         if isinstance(value, tuple):
@@ -218,7 +218,7 @@ class _Shelf:
 
 
 def _take(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Inverse of ``_Shelf.put``."""
+    """Return the inverse of ``_Shelf.put``."""
     if isinstance(value, list):
         return [_take(entry, tensors) for entry in value]
     if not isinstance(value, dict):
