@@ -20,7 +20,7 @@ RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the command's arguments."""
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_before_work(args: argparse.Namespace) -> None:
-    """Wrong options are said before registration takes its hours."""
+    """Refuse wrong options before registration takes its hours."""
     from nnunet_alice.errors import InputError
     from nnunet_alice.matching.atlas_landmarks import check_region
 

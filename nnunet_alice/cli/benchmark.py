@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _flags(args: argparse.Namespace) -> dict:
-    """Settings that were given as flags."""
+    """Return settings that were given as flags."""
     names = (
         "dataset",
         "plans",

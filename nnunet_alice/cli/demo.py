@@ -10,7 +10,7 @@ EXAMPLE = "nnunet_alice demo -o nnunet_alice_demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the command's arguments."""
     parser.add_argument(
         "-o", default="nnunet_alice_demo", metavar="DIR", help="new folder for everything [%(default)s]"
     )

@@ -66,7 +66,7 @@ def _joined(overall, detailed):
 
 
 def _questions(args: argparse.Namespace, dataset, matchers, cases: list[str]):
-    """What to ask and of which cases: the truth of phantoms if there is one, else label centroids."""
+    """Return what to ask of which cases: the truth of phantoms if there is one, else label centroids."""
     from nnunet_alice.anatomy.world import PreparedCases
     from nnunet_alice.errors import InputError
     from nnunet_alice.files import read_json
@@ -91,7 +91,7 @@ def _questions(args: argparse.Namespace, dataset, matchers, cases: list[str]):
 
 
 def _raw_truth(dataset_name: str) -> Path | None:
-    """Truth file in the raw dataset, if there is one."""
+    """Return truth file in the raw dataset, if there is one."""
     from nnunet_alice.errors import InputError
     from nnunet_alice.nnunet_folders import nnunet_folder
     from nnunet_alice.phantoms import TRUTH_FILE

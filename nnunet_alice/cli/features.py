@@ -15,7 +15,7 @@ EXAMPLE = "nnunet_alice features -d 900 --checkpoint checkpoint_final.pth -o fea
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the command's arguments."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-d", metavar="DATASET", help="preprocessed dataset, number or name")
     source.add_argument("-i", metavar="FOLDER", help="folder of raw images (of several channels: _0000, ...)")

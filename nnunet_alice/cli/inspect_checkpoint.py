@@ -6,7 +6,7 @@ EXAMPLE = "nnunet_alice inspect fold_all/checkpoint_final.pth"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the command's arguments."""
     parser.add_argument("checkpoint", help="checkpoint (.pth) that a pretraining trainer of this package wrote")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 

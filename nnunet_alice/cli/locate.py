@@ -18,7 +18,7 @@ RESUMES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the command's arguments."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-d", metavar="DATASET", help="labelled dataset, number or name")
     source.add_argument("-i", metavar="FOLDER", help="folder of new images (of several channels: _0000, ...)")

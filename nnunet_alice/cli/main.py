@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def build_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
-    """Parser that knows the arguments of ``commands`` and the names of all others."""
+    """Return the parser that knows the arguments of ``commands`` and the names of all others."""
     parser = argparse.ArgumentParser(
         prog="nnunet_alice",
         description="Self-supervised pretraining inside stock nnU-Net v2.",

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open_matcher(dataset, method: str | None):
-    """The matcher that was asked for, or the best that was prepared, or the baseline."""
+    """Return the matcher that was asked for, or the best that was prepared, or the baseline."""
     from nnunet_alice.errors import NotPreparedError
     from nnunet_alice.matching.matchers import open_matchers
     from nnunet_alice.matching.registry import open_matcher
@@ -90,7 +90,7 @@ def _open_matcher(dataset, method: str | None):
 
 
 def _cut(dataset, case: str, point, caption: str):
-    """Slices of a case through a point.
+    """Return slices of a case through a point.
 
     Raises:
         InputError: its image is damaged.

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, preprocess what is missing, and print the next commands."""
+    """Return plan, preprocess what is missing, and print the next commands."""
     from nnunet_alice.planning.fingerprint import ensure_fingerprint
     from nnunet_alice.planning.plans import default_processes
     from nnunet_alice.planning.preprocessing import preprocess_cases
@@ -122,7 +122,7 @@ def _planners() -> dict[str, type]:
 
 
 def _check_before_work(args: argparse.Namespace, name: str) -> None:
-    """Wrong names are said before the fingerprint takes its hours."""
+    """Refuse wrong names before the fingerprint takes its hours."""
     if args.overwrite_plans_name is not None:
         plans_identifier(args.overwrite_plans_name, "-overwrite_plans_name")
     plain_name(args.target_plans, "--target_plans")
@@ -163,7 +163,7 @@ def _results_folder() -> Path:
 
 
 def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
-    """The commands that follow, ready to be pasted."""
+    """Print the commands that follow, ready to be pasted."""
     number = int(name[7:10])
     checkpoint = _results_folder() / name / f"AliceTrainer__{plans}__{args.c}" / "fold_all" / "checkpoint_final.pth"
     known = not str(checkpoint).startswith("$")  # the shell is to put in the folder

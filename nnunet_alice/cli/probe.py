@@ -13,7 +13,7 @@ EXAMPLE = "nnunet_alice probe --features features.npz --table labels.csv --targe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the command's arguments."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--features", metavar="NPZ", help="case features that nnunet_alice features wrote")
     source.add_argument("--checkpoint", metavar="FILE", help="a pretraining checkpoint: probe patches")
@@ -110,7 +110,7 @@ def _probe_patches(args: argparse.Namespace) -> int:
 
 
 def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
-    """A map a class and case, and a picture of each case; cases that fail are named."""
+    """Write a map a class and case and a picture of each case, and name cases that fail."""
     import numpy as np
     from tqdm import tqdm
 
