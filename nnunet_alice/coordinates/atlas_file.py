@@ -126,7 +126,7 @@ def open_atlas(path: str | os.PathLike, plans_name: str | None = None, configura
 
 
 def atlas_of_dataset(dataset: PreprocessedDataset) -> Atlas:
-    """The atlas that ``anatomy`` prepared for a dataset.
+    """Return the atlas that ``anatomy`` prepared for a dataset.
 
     Raises:
         NotPreparedError: there is none, or its preparation did not finish.
@@ -145,7 +145,7 @@ def atlas_of_dataset(dataset: PreprocessedDataset) -> Atlas:
 
 
 def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> Atlas:
-    """The atlas in a loaded checkpoint of DrasCLRTrainer.
+    """Return the atlas in a loaded checkpoint of DrasCLRTrainer.
 
     Args:
         checkpoint: from ``load_checkpoint``.
@@ -163,13 +163,13 @@ def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
 
 
 def geometry_of_checkpoint(own: Mapping[str, Any]) -> CaseGeometry:
-    """Geometry of the atlas case in what DrasCLRTrainer stores (``drasclr``)."""
+    """Return the geometry of the atlas case in what DrasCLRTrainer stores (``drasclr``)."""
     values = {field.name: own["atlas"][field.name] for field in fields(CaseGeometry) if field.name in own["atlas"]}
     return CaseGeometry(**values | {name: values[name].numpy() for name in _ARRAYS})
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
-    """Names of a dataset's channels, in the order of their numbers."""
+    """Return names of a dataset's channels, in the order of their numbers."""
     channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
     return [channels[key] for key in sorted(channels, key=int)]
 
@@ -180,7 +180,7 @@ def _atlas(geometry: CaseGeometry, plans: dict, configuration: str, dataset_json
 
 
 def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None) -> Atlas:
-    """From ``<dataset>/<data identifier>_anatomy/atlas/atlas.json``, which plans may share."""
+    """Open the atlas of ``<dataset>/<data identifier>_anatomy/atlas/atlas.json``, which plans may share."""
     try:
         identifier = read_json(path)["fingerprint"]["preprocessed"]
         base = path.resolve().parents[2]
@@ -204,7 +204,7 @@ def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None)
 
 
 def _preprocessed_by(base: Path, identifier: str) -> list[tuple[str, str]]:
-    """(plans, 3D configuration) of a dataset that preprocess into the folder ``identifier``."""
+    """Return (plans, 3D configuration) of a dataset that preprocess into the folder ``identifier``."""
     found = []
     for path in sorted(base.glob("*.json")):
         content = read_json(path)

@@ -147,7 +147,7 @@ def locate_folder(
 
 
 def _ending_to_predict(atlas: Atlas, cases: Sequence[RawCase]) -> str:
-    """The one ending of images that nnU-Net will look for."""
+    """Return the one ending of images that nnU-Net will look for."""
     endings = sorted({(volume_ending(case.files[0], ENDINGS_OF_IMPORT) or "").lower() for case in cases})
     if atlas.predicts:
         return atlas.predicts
@@ -162,7 +162,7 @@ def _ending_to_predict(atlas: Atlas, cases: Sequence[RawCase]) -> str:
 
 
 def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> dict[str, Any]:
-    """Plans of the located dataset ``name``: those that the pretrained encoder fits, with coordinate channels.
+    """Return plans of the located dataset ``name``: those that the pretrained encoder fits, with coordinate channels.
 
     Args:
         source: the dataset that was located.
@@ -212,7 +212,7 @@ def _check_channels(source: str, channels: list[str], atlas: Atlas) -> None:
 
 
 def _new_name(source: str, number: int | None) -> str:
-    """Full name of the located dataset: the one that was made before, or a new one."""
+    """Return the full name of the located dataset: the one that was made before, or a new one."""
     taken: dict[int, set[str]] = {}
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         place = os.environ.get(variable)
@@ -242,7 +242,7 @@ def _name(number: int, ending: str) -> str:
 
 
 def _is_of(name: str, source: str) -> bool:
-    """Whether a dataset was made by locating ``source``, perhaps not to its end."""
+    """Return whether a dataset was made by locating ``source``, perhaps not to its end."""
     folder = nnunet_folder("nnUNet_raw") / name
     if not (folder / "dataset.json").is_file():
         return not folder.is_dir() or (folder / ATLAS_FILE).is_file()
@@ -256,7 +256,7 @@ def _problem(files: dict) -> str | None:
 
 
 def _described(source: str, content: dict, cases: dict[str, dict], report: LocationReport) -> dict[str, Any]:
-    """``dataset.json`` of the located dataset."""
+    """Return ``dataset.json`` of the located dataset."""
     channels = [*channel_names(content), *[_CHANNEL] * COORDINATE_CHANNELS]
     kept = {key: value for key, value in content.items() if key not in ("modality", "name")}
     return kept | {
@@ -277,7 +277,7 @@ def _described(source: str, content: dict, cases: dict[str, dict], report: Locat
 
 
 def _copy_splits(source: str, preprocessed: Path, report: LocationReport) -> None:
-    """Same folds, less the cases that were left out, or that the dataset does not have."""
+    """Write the same folds without the cases that were left out or are missing."""
     splits = nnunet_folder("nnUNet_preprocessed") / source / "splits_final.json"
     if not splits.is_file():
         return

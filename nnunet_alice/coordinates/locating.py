@@ -94,7 +94,7 @@ class LocationReport:
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def named(self, status: str) -> dict[str, str]:
-        """Cases of a status, with the reasons."""
+        """Return cases of a status, with the reasons."""
         return {case: record["reason"] for case, record in sorted(self.cases.items()) if record["status"] == status}
 
     @property
@@ -108,16 +108,16 @@ class LocationReport:
         return {case: record["done"] for case, record in sorted(self.cases.items()) if record["images"]}
 
     def images(self, case: str) -> list[Path]:
-        """Copies of a case's images; empty where nnU-Net reads the originals."""
+        """Return copies of a case's images; empty where nnU-Net reads the originals."""
         return [self.folder / name for name in self.cases[case]["images"]]
 
     def label(self, case: str) -> Path | None:
-        """Turned segmentation of a case, where there is one."""
+        """Return turned segmentation of a case, where there is one."""
         name = self.cases[case]["label"]
         return None if name is None else self.folder / name
 
     def coordinates(self, case: str) -> list[Path]:
-        """The channels' files of a case."""
+        """Return the channels' files of a case."""
         return [self.folder / name for name in self.cases[case]["coordinates"]]
 
     def save(self, path: Path) -> None:
@@ -235,7 +235,7 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
 def coordinate_channels(
     voxel_to_location: np.ndarray | None, shape: Sequence[int], inside: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """The channels one after the other, weight first, (z, y, x) int16 each.
+    """Yield the channels one after the other, weight first, (z, y, x) int16 each.
 
     Args:
         voxel_to_location: (3, 4), see `case_to_locations`; None is the middle of the atlas everywhere.
@@ -294,18 +294,18 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
 
 
 def _written(record: dict[str, Any]) -> list[str]:
-    """Names of all files that were written for a case."""
+    """Return names of all files that were written for a case."""
     label = record.get("label")
     return [*record["coordinates"], *record.get("images", ()), *([] if label is None else [label])]
 
 
 def coordinate_names(case: str, image_channels: int, ending: str) -> list[str]:
-    """File names of the coordinate channels of a case, by nnU-Net's rule."""
+    """Return file names of the coordinate channels of a case, by nnU-Net's rule."""
     return [f"{case}_{image_channels + axis:04d}{ending}" for axis in range(COORDINATE_CHANNELS)]
 
 
 def _file_to_world(path: Path) -> np.ndarray:
-    """(4, 4) from (z, y, x) voxels of a file to (x, y, z) world mm, LPS."""
+    """Return (4, 4) from (z, y, x) voxels of a file to (x, y, z) world mm, LPS."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -324,14 +324,14 @@ def _file_to_world(path: Path) -> np.ndarray:
 
 
 def _location_map(to_atlas_mm: np.ndarray, atlas: CaseGeometry) -> np.ndarray:
-    """(3, 4) map to locations, of a (4, 4) map to mm of the atlas."""
+    """Return (3, 4) map to locations, of a (4, 4) map to mm of the atlas."""
     corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
     origin, *steps = to_locations(apply_affine(to_atlas_mm, corners), atlas.shape, atlas.spacing)
     return np.column_stack([*(step - origin for step in steps), origin])
 
 
 def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What tells whether files changed."""
+    """Return what tells whether files changed."""
     found = []
     for path in files:
         status = os.stat(path)
@@ -340,7 +340,7 @@ def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
-    """The case was located from these very files, and its channels are there."""
+    """Return whether a case was located from these very files, and its channels are there."""
     try:
         unchanged = record["files"] == _signature(case.files)
     except OSError:
@@ -349,7 +349,7 @@ def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
 
 
 def _read_known(path: Path, report: LocationReport) -> dict[str, dict]:
-    """Records of an earlier run with this atlas; records of another one only to remove their channels."""
+    """Return records of an earlier run with this atlas; records of another one only to remove their channels."""
     if not path.is_file():
         return {}
     try:
