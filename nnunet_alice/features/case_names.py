@@ -28,7 +28,7 @@ def written_otherwise(cases: Iterable[str], names: Iterable[str]) -> dict[str, s
 
 
 def _plain(name: str) -> str:
-    """What is left of a name without ending, channel, capitals, leading zeros and signs between words."""
+    """Return what is left of a name without ending, channel, capitals, leading zeros and signs between words."""
     text = _CHANNEL.sub("", _ENDING.sub("", name.strip().lower()))
     text = re.sub(r"[^0-9a-z]+", "_", text).strip("_")
     return re.sub(r"\d+", lambda number: str(int(number[0])), text)

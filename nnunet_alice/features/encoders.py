@@ -68,16 +68,16 @@ class TrainedEncoder:
 
     @torch.no_grad()
     def stages(self, patches: Tensor, locations: Tensor) -> list[Tensor]:
-        """Feature maps (B, C_s, ...) of patches (B, C, z, y, x) at locations (B, 3)."""
+        """Return feature maps (B, C_s, ...) of patches (B, C, z, y, x) at locations (B, 3)."""
         return self.module(*self._placed(patches, locations))
 
     @torch.no_grad()
     def features(self, patches: Tensor, locations: Tensor) -> np.ndarray:
-        """`PatchRepresentation.features` of patches (B, C, z, y, x) at locations (B, 3): (B, F) float32."""
+        """Return `PatchRepresentation.features` of patches (B, C, z, y, x) at locations (B, 3): (B, F) float32."""
         return self.represent.features(*self._placed(patches, locations)).float().cpu().numpy()
 
     def _placed(self, patches: Tensor, locations: Tensor) -> tuple[Tensor, LocationGroups]:
-        """Patches and the location of each, where the encoder computes."""
+        """Return patches and the location of each, where the encoder computes."""
         device = next(self.module.parameters()).device
         where = LocationGroups(locations.to(device, torch.float32), (1,) * len(patches))
         return patches.to(device), where
@@ -165,7 +165,7 @@ def _build_network(path: str | os.PathLike, run: Mapping) -> nn.Module:
 
 
 def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry, str]:
-    """Landmarks, atlas, and what cases are registered by.
+    """Return landmarks, atlas, and what cases are registered by.
 
     Out of a DrasCLR checkpoint, else from the dataset that the checkpoint was trained on.
     """

@@ -48,7 +48,7 @@ class PatchFeatures:
 
 
 def case_to_atlas(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
-    """(4, 4) map from mm of a case to mm of the encoder's atlas: the stored one, or a new registration.
+    """Return (4, 4) map from mm of a case to mm of the encoder's atlas: the stored one, or a new registration.
 
     Raises:
         InputError: the registration is poor.
@@ -69,7 +69,7 @@ def case_to_atlas(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
 
 
 def patch_features(encoder: TrainedEncoder, opened: OpenedImage) -> PatchFeatures:
-    """Features at all landmarks that a case shows.
+    """Return features at all landmarks that a case shows.
 
     Raises:
         InputError: its registration is poor, or it shows no landmark.
@@ -86,7 +86,7 @@ def patch_features(encoder: TrainedEncoder, opened: OpenedImage) -> PatchFeature
 
 
 def point_features(encoder: TrainedEncoder, opened: OpenedImage, points_vox: np.ndarray) -> np.ndarray:
-    """Features of the patches around any points of a case, each at its location in the atlas: (M, C) float32.
+    """Return features of the patches around any points of a case, each at its location in the atlas: (M, C) float32.
 
     Args:
         encoder: the encoder.
@@ -101,7 +101,7 @@ def point_features(encoder: TrainedEncoder, opened: OpenedImage, points_vox: np.
 
 
 def locations_of(encoder: TrainedEncoder, case_to_atlas_mm: np.ndarray, points_vox: np.ndarray) -> np.ndarray:
-    """Atlas coordinates of points (M, 3) of a preprocessed array: (M, 3) float32 in [-1, 1], (z, y, x)."""
+    """Return atlas coordinates of points (M, 3) of a preprocessed array: (M, 3) float32 in [-1, 1], (z, y, x)."""
     if encoder.atlas is None:
         raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
     points_mm = apply_affine(case_to_atlas_mm, np.asarray(points_vox) * np.asarray(encoder.spacing))
@@ -110,7 +110,7 @@ def locations_of(encoder: TrainedEncoder, case_to_atlas_mm: np.ndarray, points_v
 
 
 def encode_patches(encoder: TrainedEncoder, image: Any, points_vox: np.ndarray, locations: np.ndarray) -> np.ndarray:
-    """Features (M, C) float32 of the patches around points (M, 3) at locations (M, 3), a few at a time."""
+    """Return features (M, C) float32 of the patches around points (M, 3) at locations (M, 3), a few at a time."""
     found = []
     for first in range(0, len(locations), _BATCH):
         part = slice(first, first + _BATCH)
@@ -120,7 +120,7 @@ def encode_patches(encoder: TrainedEncoder, image: Any, points_vox: np.ndarray, 
 
 
 def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1) -> np.ndarray:
-    """Feature map of a whole case at the resolution of one stage of the encoder.
+    """Return feature map of a whole case at the resolution of one stage of the encoder.
 
     The case is covered by the encoder's crops, half a crop apart, each encoded at the location of its middle; where
     crops overlap, their features are averaged, weighted towards the middle of each.
@@ -183,7 +183,7 @@ def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int]
 
 
 def image_in_world(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    """Array as an image that lies where it belongs.
+    """Return array as an image that lies where it belongs.
 
     Args:
         array: (z, y, x), or (z, y, x, C) for an image of vectors.
@@ -252,7 +252,7 @@ def extract(
 def _each(
     images: DatasetImages | RawImages, work: Callable[[OpenedImage], Any], failed: dict[str, str]
 ) -> Iterator[tuple[str, Any]]:
-    """(case, result of ``work``) of the cases that succeed; the others get their reason in ``failed``."""
+    """Yield (case, result of ``work``) of the cases that succeed; the others get their reason in ``failed``."""
     for case in tqdm(images.cases, desc="Features", disable=None):
         try:
             result = work(images.open(case))

@@ -48,14 +48,14 @@ def make_folds(count: int, groups: np.ndarray | None, strata: np.ndarray | None,
 
 
 def count_groups(groups: np.ndarray | None, rows: np.ndarray) -> int:
-    """Number of groups among rows, given as (N,) bool; the number of rows where there are no groups."""
+    """Return the number of groups among rows, given as (N,) bool; the number of rows where there are no groups."""
     return int(rows.sum()) if groups is None else len(np.unique(groups[rows]))
 
 
 def bootstrap_samples(
     count: int, groups: np.ndarray | None, samples: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Samples of row numbers with replacement; of whole groups, if there are any."""
+    """Yield samples of row numbers with replacement; of whole groups, if there are any."""
     if groups is None:
         for _ in range(samples):
             yield rng.integers(count, size=count)

@@ -44,7 +44,7 @@ class DenseMap:
     step_vox: np.ndarray
 
     def on(self, to_voxels: np.ndarray, shape: Sequence[int], number: int) -> np.ndarray:
-        """One class' map on another grid, linear in between, 0 outside of the region.
+        """Return one class' map on another grid, linear in between, 0 outside of the region.
 
         Args:
             to_voxels: (4, 4) from voxels of that grid to voxels of the preprocessed array, both (z, y, x).
@@ -100,7 +100,7 @@ def dense_map(
 def _in_region(
     encoder: TrainedEncoder, opened: OpenedImage, affine: np.ndarray, points_vox: np.ndarray, region: str
 ) -> np.ndarray:
-    """Which points (N, 3) of a preprocessed array lie in the region: bool (N,)."""
+    """Return which points (N, 3) of a preprocessed array lie in the region: bool (N,)."""
     geometry = opened.geometry
     if region == "body":
         return geometry.in_body(points_vox.astype(float), 0)

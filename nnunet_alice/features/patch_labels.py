@@ -39,11 +39,11 @@ class PatchLabels:
     groups: np.ndarray
 
     def of_case(self, case: str) -> np.ndarray:
-        """Rows of a case."""
+        """Return rows of a case."""
         return np.flatnonzero(self.cases == case)
 
     def points_vox(self, rows: np.ndarray, opened: OpenedImage) -> np.ndarray:
-        """(M, 3) voxels of the preprocessed array, (z, y, x), of rows of one case.
+        """Return (M, 3) voxels of the preprocessed array, (z, y, x), of rows of one case.
 
         Raises:
             InputError: a point lies outside of the image.
@@ -69,7 +69,7 @@ def read_patch_table(
     group: str | None = None,
     subject_of: Mapping[str, str] | None = None,
 ) -> PatchLabels:
-    """Labels of a CSV table with one row a patch.
+    """Return labels of a CSV table with one row a patch.
 
     Args:
         path: columns of the case, of the point (``x_mm``, ``y_mm``, ``z_mm`` or ``x_vox``, ``y_vox``, ``z_vox``) and of
@@ -115,7 +115,7 @@ def sample_label_images(
     seed: int,
     subject_of: Mapping[str, str] | None = None,
 ) -> PatchLabels:
-    """Points drawn in label images, with the label at each.
+    """Return points drawn in label images, with the label at each.
 
     Args:
         folder: ``CASE`` and any ending that SimpleITK reads, in any geometry; 0 is no label.

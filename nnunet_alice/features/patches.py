@@ -41,12 +41,12 @@ class PatchProbe:
     seed: int
 
     def model_for(self, case: str) -> Any:
-        """The model that has not seen a case: of its fold, or one of all labels for a case without any."""
+        """Return the model that has not seen a case: of its fold, or one of all labels for a case without any."""
         rows = self.result.predictions.loc[self.result.predictions["case"] == case, "fold"]
         return self.result.models[rows.iloc[0]] if len(rows) else self._of_all
 
     def answers(self, model: Any, features: np.ndarray) -> np.ndarray:
-        """(M, K) probabilities of the classes, or (M, 1) predicted values, of (M, C) features."""
+        """Return (M, K) probabilities of the classes, or (M, 1) predicted values, of (M, C) features."""
         if self.classes == ("value",):
             return model.predict(features)[:, None]
         return model.predict_proba(features)

@@ -93,7 +93,7 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
 
 
 def area_under_curve(positive: np.ndarray, score: np.ndarray) -> float:
-    """Share of (positive, negative) pairs that the score orders rightly, ties counting half; NaN without pairs.
+    """Return share of (positive, negative) pairs that the score orders rightly, ties counting half; NaN without pairs.
 
     Args:
         positive: (N,) bool.
@@ -107,7 +107,7 @@ def area_under_curve(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Rank of each of (N,) values among those of its fold, divided by their number; in (0, 1]."""
+    """Return the rank of each of (N,) values among those of its fold, divided by their number; in (0, 1]."""
     return pd.Series(values).groupby(fold).rank(pct=True).to_numpy()
 
 
@@ -147,7 +147,7 @@ def _classify(data: ProbeData, folds: int, seed: int):
 
 
 def fit_classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray | None, seed: int) -> GridSearchCV:
-    """Logistic regression with the strength of its penalty chosen by cross-validation.
+    """Return a logistic regression whose penalty is chosen by cross-validation.
 
     Args:
         features: (N, C).
@@ -167,7 +167,7 @@ def fit_classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray 
 
 
 def fit_ridge(features: np.ndarray, target: np.ndarray, groups: np.ndarray | None, seed: int) -> tuple[Pipeline, float]:
-    """Ridge regression and the strength of its penalty, chosen by cross-validation; arguments as `fit_classifier`."""
+    """Return a ridge regression and its penalty, chosen by cross-validation; arguments as `fit_classifier`."""
     if groups is None:  # the inner search leaves out one case at a time, which ridge does in closed form
         model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(features, target)
         return model, model[-1].alpha_
@@ -239,7 +239,7 @@ def _survive(data: ProbeData, folds: int, seed: int):
 
 
 def _kind(data: ProbeData) -> str:
-    """What folds are made of, for messages."""
+    """Return what folds are made of, for messages."""
     return "cases" if data.groups is None else "groups"
 
 
@@ -248,7 +248,7 @@ TASKS = tuple(_TASKS)
 
 
 def _rotated(model) -> Pipeline:
-    """Standardise, rotate to principal axes, then the model.
+    """Return a pipeline: standardise, rotate to principal axes, then the model.
 
     All axes are kept, so that a model with an L2 penalty is the same; but it has no more numbers than cases to fit.
     """

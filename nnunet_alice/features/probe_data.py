@@ -34,12 +34,12 @@ class ProbeData:
     groups: np.ndarray | None = None
 
     def groups_of(self, rows: np.ndarray) -> np.ndarray | None:
-        """Groups of some rows, given by their indices; None where there are no groups."""
+        """Return groups of some rows, given by their indices; None where there are no groups."""
         return None if self.groups is None else self.groups[rows]
 
 
 def load_features(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Case names (N,) and case features (N, C) of what ``nnunet_alice features --level case`` wrote.
+    """Return case names (N,) and case features (N, C) of what ``nnunet_alice features --level case`` wrote.
 
     Raises:
         InputError: the file is missing, something else or of patches, or holds features that are not finite.
@@ -140,7 +140,7 @@ def load_table(
 
 
 def _warn_of_repeats(cases: np.ndarray) -> None:
-    """Scans of one person in different folds make useless features look useful."""
+    """Warn of scans of one person in different folds, which make useless features look useful."""
     alike = likely_repeats(cases)
     if alike is not None:
         logger.warning(
@@ -165,7 +165,7 @@ def _check_spelling(path: str | os.PathLike, cases: np.ndarray, ids: pd.Series, 
 
 
 def numbers(column: pd.Series, path: str | os.PathLike) -> np.ndarray:
-    """A column of text as numbers (N,).
+    """Return a column of text as numbers (N,).
 
     Args:
         column: of a table.
