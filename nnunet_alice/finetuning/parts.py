@@ -20,7 +20,7 @@ _STAGE = re.compile(r"encoder\.(?:encoder\.)?stages\.(\d+)\.")
 
 
 def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float = 0.9) -> float:
-    """Linear warm-up, then nnU-Net's polynomial decay.
+    """Return the linear warm-up, then nnU-Net's polynomial decay.
 
     ``peak * (step + 1) / warmup`` while ``step < warmup``, then
     ``peak * (1 - (step - warmup) / (total - warmup)) ** exponent``; 0 from ``total`` on. No step has rate 0, so that
@@ -39,7 +39,7 @@ def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float
 
 
 def kept_epoch(percent: int, epochs: int) -> int:
-    """Epoch (from 1) at whose end the checkpoint at so many per cent of a run is kept."""
+    """Return epoch (from 1) at whose end the checkpoint at so many per cent of a run is kept."""
     return max(1, round(percent / 100 * epochs))
 
 
@@ -62,7 +62,7 @@ class FineTuneSchedule:
     decoder_only: int = 0
 
     def __call__(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate of a step."""
         if step < self.decoder_only:
             return min(self.peak, self.peak * (step + 1) / max(1, self.warmup))
         whole = self.total - self.decoder_only
@@ -97,7 +97,7 @@ class GroupRates:
 
 
 def short_momentum(iterations: int) -> float:
-    """Momentum of SGD: nnU-Net's 0.99, but a memory of at most a twentieth of the run.
+    """Return the momentum of SGD: nnU-Net's 0.99, but a memory of at most a twentieth of the run.
 
     At 0.99 a step counts for a hundred; in a run of a few hundred that leaves networks, pretrained or not, predicting
     background alone. Never below 0.9.
@@ -109,12 +109,12 @@ def short_momentum(iterations: int) -> float:
 
 
 def is_encoder(name: str) -> bool:
-    """Whether a parameter, by its first name in the network, belongs to the encoder."""
+    """Return whether a parameter, by its first name in the network, belongs to the encoder."""
     return name.startswith("encoder.")
 
 
 def layer_groups(network: nn.Module, encoder_decay: float) -> list[dict]:
-    """Parameter groups with lower learning rates towards the input.
+    """Return parameter groups with lower learning rates towards the input.
 
     Encoder stage s of S (and the stem as stage 0) gets the scale ``encoder_decay ** (S - s)``, everything else 1. The
     group of scale 1 comes first: its rate is the one that nnU-Net logs.
@@ -151,7 +151,7 @@ def layer_groups(network: nn.Module, encoder_decay: float) -> list[dict]:
 def load_all_but_segmentation(
     network: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike, fix: str
 ) -> None:
-    """What nnU-Net's ``-pretrained_weights`` copies: every tensor but the segmentation layers', or nothing.
+    """Load what nnU-Net's ``-pretrained_weights`` copies: all tensors but the segmentation layers', or nothing.
 
     Args:
         network: nnU-Net's, without the wrappers of DDP and ``torch.compile``; changed in place.
@@ -195,7 +195,7 @@ def transfer_hint(path: str | os.PathLike, dataset: str, plans_name: str, config
 
 
 def fingerprints(network: nn.Module) -> dict[str, str]:
-    """Digest of each parameter that ``-pretrained_weights`` would replace (all but the segmentation layers')."""
+    """Return digest of each parameter that ``-pretrained_weights`` would replace (all but the segmentation layers')."""
     return {
         name: hashlib.blake2b(value.detach().float().cpu().numpy().tobytes(), digest_size=16).hexdigest()
         for name, value in network.named_parameters()
@@ -204,5 +204,5 @@ def fingerprints(network: nn.Module) -> dict[str, str]:
 
 
 def replaced(before: Mapping[str, str], network: nn.Module) -> list[str]:
-    """Names of the parameters that are not what they were when ``before`` was taken."""
+    """Return names of the parameters that are not what they were when ``before`` was taken."""
     return [name for name, digest in fingerprints(network).items() if before[name] != digest]

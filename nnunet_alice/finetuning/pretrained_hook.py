@@ -20,7 +20,7 @@ class LoadsItself(Protocol):
 
 
 def load_pretrained_weights_by(trainer: LoadsItself) -> None:
-    """From now on ``-pretrained_weights`` for ``trainer.network`` calls ``trainer.load_pretrained_weights(file)``.
+    """Make ``-pretrained_weights`` for ``trainer.network`` call ``trainer.load_pretrained_weights(file)``.
 
     The trainer is not kept alive.
     """
