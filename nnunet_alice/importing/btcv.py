@@ -86,12 +86,12 @@ class Conversion:
 
 
 def case_name(number: int) -> str:
-    """Name of a case in the nnU-Net dataset, e.g. ``BTCV_0001`` for img0001."""
+    """Return the name of a case in the nnU-Net dataset, e.g. ``BTCV_0001`` for img0001."""
     return f"BTCV_{number:04d}"
 
 
 def splits(name: str, cases: Sequence[str] | None = None) -> list[dict[str, list[str]]]:
-    """One of the common splits, in the form of nnU-Net's ``splits_final.json``.
+    """Return one of the common splits, in the form of nnU-Net's ``splits_final.json``.
 
     Args:
         name: ``nnunet`` (5 folds), ``monai`` (one fold, 24/6) or ``synapse`` (one fold, 18/12).
@@ -179,7 +179,7 @@ class _Case:
 
 
 def _layout(folder: Path) -> tuple[Path, Path, Path]:
-    """Root, image folder and label folder of the download."""
+    """Return root, image folder and label folder of the download."""
     for root in (folder, folder / "RawData", folder / "Abdomen" / "RawData"):
         for images, labels in _LAYOUTS:
             if (root / images).is_dir() and (root / labels).is_dir():
@@ -190,7 +190,7 @@ def _layout(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
-    """Folder of the new dataset; refused if its number or folder belongs to another dataset or to other labels."""
+    """Return the folder of the new dataset; refuse one that belongs to a different dataset or labels."""
     raw = nnunet_folder("nnUNet_raw")
     if not 1 <= dataset_id <= 999:
         raise InputError(f"Dataset number {dataset_id} is not between 1 and 999; choose another with -d.")
@@ -212,7 +212,7 @@ def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
 
 
 def _check_all(images: Path, labels: Path, num_workers: int) -> tuple[dict[str, _Case], dict[str, str]]:
-    """Usable cases, and why the others are not."""
+    """Return usable cases, and why the others are not."""
     files: dict[str, _Case] = {}
     problems: dict[str, str] = {}
     with ThreadPoolExecutor(max(1, num_workers)) as pool:  # SimpleITK reads outside of Python's lock
@@ -229,7 +229,7 @@ def _check_all(images: Path, labels: Path, num_workers: int) -> tuple[dict[str, 
 
 
 def _check_case(images: Path, labels: Path, number: int) -> _Case | str:
-    """The case's files, or what is wrong with them."""
+    """Return the case's files, or what is wrong with them."""
     image_file, label_file = _find(images, f"img{number:04d}"), _find(labels, f"label{number:04d}")
     if image_file is None or label_file is None:
         return f"{'img' if image_file is None else 'label'}{number:04d}.nii.gz is missing"
@@ -282,7 +282,7 @@ def _ending(path: Path) -> str:
 
 
 def _shape(image: sitk.Image) -> str:
-    """Size in voxels, (z, y, x)."""
+    """Return the size in voxels, (z, y, x)."""
     return "x".join(map(str, image.GetSize()[::-1]))
 
 

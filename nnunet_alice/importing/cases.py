@@ -47,15 +47,15 @@ class Job:
         return {"version": [VERSION, body.VERSION], "channels": len(self.channels)}
 
     def label(self, case: str) -> Path:
-        """Label of a case."""
+        """Return the label of a case."""
         return self.folder / LABEL_FOLDER / f"{case}{LABEL_ENDING}"
 
     def copies(self, case: str) -> list[Path]:
-        """Copies of a case's channels, where copies are read."""
+        """Return copies of a case's channels, where copies are read."""
         return [self.folder / COPY_FOLDER / f"{case}_{n:04d}{COPY_ENDING}" for n in range(len(self.channels))]
 
     def holds(self, case: str, record: dict[str, Any]) -> bool:
-        """Whether label and copies of an imported case are there."""
+        """Return whether label and copies of an imported case are there."""
         return all(path.is_file() for path in (self.label(case), *(self.copies(case) if record["copied"] else ())))
 
 

@@ -106,7 +106,7 @@ def check_grid(image: sitk.Image | sitk.ImageFileReader) -> None:
 
 
 def grid_difference(first: sitk.Image, second: sitk.Image | sitk.ImageFileReader) -> str | None:
-    """How the grid of ``second`` differs from that of ``first``, as nnU-Net compares them; None if it does not."""
+    """Return how the grid of ``second`` differs from that of ``first``, by nnU-Net's measure, or None."""
     if first.GetSize() != second.GetSize():
         return f"has shape {_times(second.GetSize())} and not {_times(first.GetSize())}"
     if not np.allclose(first.GetSpacing(), second.GetSpacing()):

@@ -148,7 +148,7 @@ def find_series(paths: Collection[Path], num_processes: int) -> dict[str, list[P
 
 
 def _series_in(_: None, folder: Folder) -> dict[str, list[str]]:
-    """Series -> names of its files in one folder; runs in a worker process."""
+    """Return series -> names of its files in one folder; runs in a worker process."""
     series: dict[str, list[str]] = defaultdict(list)
     for name in folder.names:
         if uid := series_of_file(folder.path / name):
@@ -157,7 +157,7 @@ def _series_in(_: None, folder: Folder) -> dict[str, list[str]]:
 
 
 def _state(files: list[Path], job: DicomJob) -> str:
-    """What a verdict depends on, in one line."""
+    """Return what a verdict depends on, in one line."""
     sizes, times = [], []
     for path in files:
         try:
@@ -205,13 +205,13 @@ def _convert(job: DicomJob, series: Series) -> dict[str, str]:
 
 
 def _described(slices: list[Slice]) -> dict[str, Any]:
-    """The table's words on a series."""
+    """Return the table's words on a series."""
     first = slices[0]
     told = {name: getattr(first, name) for name in ("patient", "date", "study", "number", "description", "modality")}
     return told | {"slices": str(len(slices)), "folder": str(first.path.parent)}
 
 
 def _check_modality(first: Slice, channel: str) -> None:
-    """CT and others are normalised differently and may not be mixed."""
+    """Refuse CT beside other modalities, which are normalised differently."""
     if (first.modality == "CT") != is_ct(channel):
         raise InputError(f"is {first.modality or 'of no named modality'}, and the channel is {channel}.")

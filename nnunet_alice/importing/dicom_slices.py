@@ -103,7 +103,7 @@ def series_of_file(path: Path) -> str | None:
 
 
 def _header(path: Path, tags: list[str]) -> Any:
-    """The named entries of a file's header; None if it is no DICOM file."""
+    """Return the named entries of a file's header; None if it is no DICOM file."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
@@ -121,7 +121,7 @@ def _header(path: Path, tags: list[str]) -> Any:
 
 
 def _numbers(dataset: Any, name: str, count: int) -> tuple[float, ...]:
-    """An entry of several numbers; empty if it is missing or not such a one."""
+    """Return an entry of several numbers; empty if it is missing or not such a one."""
     try:
         values = tuple(float(value) for value in dataset.get(name))
     except (TypeError, ValueError):

@@ -115,7 +115,7 @@ def read_stack(found: Stack, syntax: str) -> sitk.Image:
 
 
 def _check_kind(first: Slice, derived: bool) -> None:
-    """What the series is."""
+    """Refuse a series of an unsuitable kind."""
     kind = "\\".join(first.image_type)
     if first.modality not in VOLUMES:
         raise InputError(f"is no volume but {first.modality or 'of no named modality'}.")
@@ -130,7 +130,7 @@ def _check_kind(first: Slice, derived: bool) -> None:
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:
-    """Same size, voxels and orientation in every slice, and a place for each."""
+    """Refuse slices that differ in size, voxels or orientation, or have no place."""
     lacking = [
         f"{words} of {counted(count, 'slice')}"
         for words, count in (
@@ -155,7 +155,7 @@ def _check_alike(slices: Sequence[Slice]) -> None:
 
 
 def _check_doubled(slices: Sequence[Slice], depths: np.ndarray) -> None:
-    """One slice at each place; ``depths`` are sorted."""
+    """Refuse two slices at one place; ``depths`` are sorted."""
     places = np.round(depths / 0.01).astype(int).tolist()
     count = Counter(places)
     most = max(count.values())
@@ -169,7 +169,7 @@ def _check_doubled(slices: Sequence[Slice], depths: np.ndarray) -> None:
 
 
 def _check_even(depths: np.ndarray) -> None:
-    """Slices at equal distances, none missing."""
+    """Refuse slices at unequal distances, or missing ones."""
     gaps = np.diff(depths)
     usual = float(np.median(gaps))
     wide = np.flatnonzero(gaps >= _MISSING * usual)
@@ -185,7 +185,7 @@ def _check_even(depths: np.ndarray) -> None:
 
 
 def _check_straight(positions: np.ndarray, depths: np.ndarray, normal: np.ndarray, voxel_mm: float) -> None:
-    """Slices right behind each other, to a voxel over the whole stack."""
+    """Refuse slices that are shifted by more than a voxel over the whole stack."""
     aside = positions - depths[:, None] * normal
     aside -= aside[0]
     drift = aside[-1]
@@ -212,7 +212,7 @@ def _unreadable(syntax: str, number: int, error: RuntimeError) -> str:
 
 
 def _smaller(values: np.ndarray) -> np.ndarray:
-    """The same values as int16 where that keeps them."""
+    """Return the values as int16 where that keeps them."""
     limits = np.iinfo(np.int16)
     if values.min() < limits.min or values.max() > limits.max or not np.array_equal(values, np.rint(values)):
         return values

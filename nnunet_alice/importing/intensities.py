@@ -99,7 +99,7 @@ def is_wrapped(values: np.ndarray, channel: str) -> bool:
 
 
 def _is_wrapped_signed(values: np.ndarray) -> bool:
-    """Whether values reach both ends of 16 bits with sign, and hardly any negative one lies close to 0."""
+    """Return whether values reach both ends of 16 bits with sign, and hardly any negative one lies close to 0."""
     end = 2.0**15
     ends = [np.count_nonzero(group) for group in (values < _AT_THE_END - end, values >= end - _AT_THE_END)]
     if values.min() < -end or values.max() >= end or min(ends) < max(2, _WRAPPED_SHARE[16] / 10 * values.size):

@@ -144,7 +144,7 @@ def open_report(folder: Path, source: Path, channels: list[str], part: Part | No
 
 
 def _age(path: Path) -> float:
-    """When a file was written; one that another run has just removed comes first."""
+    """Return when a file was written; one that another run has just removed comes first."""
     return path.stat().st_mtime if path.exists() else 0.0
 
 

@@ -127,7 +127,7 @@ def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDI
 
 
 def _are_channels(numbers: set[int]) -> bool:
-    """Whether the numbers of a name are its channels and no series of cases."""
+    """Return whether the numbers of a name are its channels and no series of cases."""
     return 0 in numbers and len(numbers) <= MAX_CHANNELS
 
 
@@ -195,7 +195,7 @@ def _case_name(path: Path, folder: Path, endings: tuple[str, ...]) -> str:
 
 
 def _list_files(folder: Path, endings: tuple[str, ...], unlistable: dict[str, str]) -> tuple[list[Path], list[Path]]:
-    """Volumes and other files of a folder and those in it, in a fixed order; what cannot be listed is noted."""
+    """Return volumes and other files of a folder and those in it, in a fixed order; what cannot be listed is noted."""
     volumes, others = [], []
     seen = {os.path.realpath(folder)}
 

@@ -108,7 +108,7 @@ def import_unlabelled(
 
 
 def _dataset_folder(dataset_id: int, name: str) -> Path:
-    """Folder of the dataset in nnUNet_raw, after checking that number and name are free for it."""
+    """Return the folder of the dataset in nnUNet_raw, after checking that number and name are free for it."""
     if not 1 <= dataset_id <= 999:
         raise InputError(f"Dataset number {dataset_id} is not between 1 and 999.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -153,7 +153,7 @@ def _sort_out(report: ImportReport, job: Job, scan: Scan) -> list[Task]:
 
 
 def _is_settled(job: Job, case: str, record: dict[str, Any]) -> bool:
-    """Whether the same files would give the same again, and all that was written is there."""
+    """Return whether the same files would give the same again, and all that was written is there."""
     if record.get("basis") != job.basis:
         return False
     if record["status"] != IMPORTED:
@@ -181,7 +181,7 @@ def _check_and_label(report: ImportReport, job: Job, work: list[Task], num_proce
 
 
 def _verdict(job: Job, case: str, outcome: Any, files: list[dict], before: dict[str, Any]) -> dict[str, Any]:
-    """Record of a case that was tried; ``before`` is the one that it had."""
+    """Return the record of a case that was tried; ``before`` is the one that it had."""
     basis = {"files": files, "basis": job.basis}
     if not isinstance(outcome, Exception):
         return outcome | basis
@@ -241,7 +241,7 @@ def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]
 
 
 def _blocked_by(report: ImportReport, case: str) -> str | None:
-    """The folder that cannot be listed in which a case's files may lie; None if there is none."""
+    """Return the folder that cannot be listed in which a case's files may lie; None if there is none."""
     for file in report.cases[case]["files"]:
         above = Path(file["path"]).parents
         for folder in report.unlistable:
@@ -252,7 +252,7 @@ def _blocked_by(report: ImportReport, case: str) -> str | None:
 
 
 def _outliers(report: ImportReport, channels: Sequence[str]) -> dict[str, str]:
-    """Imported cases whose CT values are unlike those of all others."""
+    """Return imported cases whose CT values are unlike those of all others."""
     found: dict[str, str] = {}
     for number, channel in enumerate(channels):
         if is_ct(channel):
