@@ -61,7 +61,7 @@ class AtlasMatcher(GeometryMatcher):
         self._quality = {case: report.records[case].quality for case in good}
 
     def affine(self, case: str) -> np.ndarray:
-        """(4, 4) map from mm of a case to mm of the atlas, (z, y, x).
+        """Return (4, 4) map from mm of a case to mm of the atlas, (z, y, x).
 
         Raises:
             NotPreparedError: its registration is missing or of another atlas.
@@ -69,7 +69,7 @@ class AtlasMatcher(GeometryMatcher):
         return self._recent(("affine", case), lambda: self._read_affine(case))
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``: ``p_B = A_B^-1 A_A p``."""
+        """Return counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``: ``p_B = A_B^-1 A_A p``."""
         points_mm = np.asarray(points_vox, dtype=np.float64) * self.dataset.spacing
         to_b = np.linalg.solve(self.affine(case_b), self.affine(case_a))
         found = (points_mm @ to_b[:3, :3].T + to_b[:3, 3]) / self.dataset.spacing
@@ -82,12 +82,12 @@ class AtlasMatcher(GeometryMatcher):
         self.affine(case)
 
     def to_atlas_mm(self, case: str, points_vox: np.ndarray) -> np.ndarray:
-        """(N, 3) voxels of a case to (N, 3) mm of the atlas, (z, y, x)."""
+        """Map (N, 3) voxels of a case to (N, 3) mm of the atlas, (z, y, x)."""
         affine = self.affine(case)
         return np.asarray(points_vox, dtype=np.float64) * self.dataset.spacing @ affine[:3, :3].T + affine[:3, 3]
 
     def location(self, case: str, points_vox: np.ndarray) -> np.ndarray:
-        """Atlas coordinates of points, scaled so that the atlas array spans [-1, 1] on each axis.
+        """Return atlas coordinates of points, scaled so that the atlas array spans [-1, 1] on each axis.
 
         DrasCLR conditions on (x, y, z); ours stay in the order (z, y, x) of all arrays here. Points beyond the atlas
         are clipped to its border.

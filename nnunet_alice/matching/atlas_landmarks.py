@@ -50,12 +50,12 @@ class LandmarkReport:
 
 
 def landmarks_file(dataset: PreprocessedDataset) -> Path:
-    """Where the landmarks of a dataset's atlas are kept."""
+    """Return where the landmarks of a dataset's atlas are kept."""
     return AtlasFiles(dataset).folder / "landmarks.json"
 
 
 def landmarks_picture(dataset: PreprocessedDataset) -> Path:
-    """Where their picture belongs."""
+    """Return where the picture of the landmarks belongs."""
     return AtlasFiles(dataset).folder / "landmarks.png"
 
 
@@ -101,7 +101,7 @@ def prepare_landmarks(
 
 
 def open_landmarks(dataset: PreprocessedDataset) -> Landmarks:
-    """Landmarks that were laid on the present atlas.
+    """Return landmarks that were laid on the present atlas.
 
     Raises:
         NotPreparedError: there are none; the message names the command.
@@ -131,7 +131,7 @@ def check_region(region: str) -> None:
 
 
 def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: str) -> np.ndarray:
-    """Mask of the atlas case that landmarks are laid on.
+    """Return the mask of the atlas case that landmarks are laid on.
 
     Args:
         dataset: the preprocessed dataset.
@@ -168,7 +168,7 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
 
 
 def _read_mask(path: Path) -> sitk.Image:
-    """A mask as its file has it."""
+    """Return a mask as its file has it."""
     if not path.is_file():
         raise InputError(f"There is no mask {path}; --roi takes body, lungs, label:N or a mask file of the atlas case.")
     try:
@@ -183,7 +183,7 @@ def _read_mask(path: Path) -> sitk.Image:
 
 
 def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -> np.ndarray:
-    """A mask file resampled (nearest neighbour) to the preprocessed array of the atlas case, through world mm."""
+    """Return a mask file resampled (nearest neighbour) to the atlas case's array, through world mm."""
     image = _read_mask(path)
     cases = PreparedCases(dataset)
     affine = cases.world_affine(atlas_case)
@@ -211,7 +211,7 @@ def _report_file(dataset: PreprocessedDataset) -> Path:
 
 
 def _read_report(dataset: PreprocessedDataset) -> dict | None:
-    """The report, if it belongs to the present atlas and the landmarks are there."""
+    """Return the report, if it belongs to the present atlas and the landmarks are there."""
     files = AtlasFiles(dataset)
     atlas_case = files.atlas_case()
     if atlas_case is None or not _report_file(dataset).is_file() or not landmarks_file(dataset).is_file():

@@ -100,12 +100,12 @@ def trust_in(scores: np.ndarray, returned: np.ndarray, tolerance_mm: float) -> T
 
 
 def _low_score(scores: np.ndarray, returned: np.ndarray) -> float:
-    """Score that nearly all matches have which come back."""
+    """Return the score that nearly all matches have which come back."""
     return float(np.quantile(scores[returned], _TURNED_AWAY)) if returned.any() else math.inf
 
 
 def _reliable_score(scores: np.ndarray, returned: np.ndarray) -> float:
-    """Lowest score from which on most of the matches come back; infinite where there is none."""
+    """Return the lowest score from which on most of the matches come back; infinite where there is none."""
     order = np.argsort(-scores, kind="stable")
     reliable = np.cumsum(returned[order]) >= _RELIABLE * np.arange(1, len(scores) + 1)
     return float(scores[order[reliable][-1]]) if reliable.any() else math.inf
@@ -119,7 +119,7 @@ def write_trust(store: IndexStore, trust: Trust, checkpoint: str) -> None:
 
 
 def read_trust(store: IndexStore, checkpoint: str) -> Trust | None:
-    """What was measured with the indices of this checkpoint; None where nothing was, or otherwise."""
+    """Return what was measured with the indices of this checkpoint; None where nothing was, or otherwise."""
     path = store.trust_file
     if not path.is_file():
         return None

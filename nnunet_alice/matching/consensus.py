@@ -49,7 +49,7 @@ def agreed_matches(
 
 
 def _robust_affine(shifts: np.ndarray, answered: np.ndarray, steps: np.ndarray, scale_mm: float) -> np.ndarray:
-    """Value at the middle, (N, 3), of affine maps through (N, K, 3) samples at (K, 3) steps.
+    """Return the value at the middle, (N, 3), of affine maps through (N, K, 3) samples at (K, 3) steps.
 
     By reweighted least squares: a sample that lies ``scale_mm`` off counts half.
     """
@@ -66,7 +66,7 @@ def _robust_affine(shifts: np.ndarray, answered: np.ndarray, steps: np.ndarray, 
 
 
 def _median(shifts: np.ndarray, answered: np.ndarray) -> np.ndarray:
-    """Median of the samples that there are, (N, 3); 0 where there is none."""
+    """Return the median of the samples that there are, (N, 3); 0 where there is none."""
     known = np.where(answered[..., None], shifts, np.nan)
     known[~answered.any(axis=1)] = 0
     return np.nanmedian(known, axis=1)

@@ -55,7 +55,7 @@ class Describer:
 
     @torch.inference_mode()
     def describe(self, image, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Descriptors of points of a volume.
+        """Return descriptors of points of a volume.
 
         Args:
             image: (C, z, y, x), read window by window.
@@ -81,7 +81,7 @@ class Describer:
         return fine, coarse
 
     def _windows(self, shape: Sequence[int], points: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """First voxel of each window and the rows of the points in it, for windows that have any."""
+        """Yield the first voxel of each window and the rows of the points in it, for windows that have any."""
         patch = np.asarray(self.patch_size)
         for corner in itertools.product(*map(window_starts, shape, self.patch_size)):
             start = np.asarray(corner)
@@ -114,7 +114,7 @@ class Describer:
 
 
 def window_starts(size: int, window: int) -> list[int]:
-    """First voxels of windows along one axis: evenly spaced, neighbours overlap by half or more.
+    """Return the first voxels of windows along one axis: evenly spaced, neighbours overlap by half or more.
 
     A window that is larger than the volume starts before it, so that the volume lies in its middle.
     """
@@ -127,7 +127,7 @@ def window_starts(size: int, window: int) -> list[int]:
 def load_describer(
     path: str | os.PathLike, dataset: PreprocessedDataset, device: torch.device
 ) -> tuple[Describer, str]:
-    """A describer from a checkpoint of ``AnatomicalEmbeddingTrainer``, checked against the data.
+    """Return a describer from a checkpoint of ``AnatomicalEmbeddingTrainer``, checked against the data.
 
     The checkpoint may come from another dataset whose plans prepare images alike: spacing, order of axes and
     normalisation have to be the same.

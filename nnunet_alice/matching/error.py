@@ -57,7 +57,7 @@ class CentroidQuestions:
         self._centroids: dict[str, dict[int, np.ndarray]] = {}
 
     def __call__(self, case_a: str, case_b: str) -> Questions:
-        """Labels that both cases have."""
+        """Return labels that both cases have."""
         here, there = self.centroids(case_a), self.centroids(case_b)
         shared = [label for label in here if label in there]
         return Questions(
@@ -67,7 +67,7 @@ class CentroidQuestions:
         )
 
     def centroids(self, case: str) -> dict[int, np.ndarray]:
-        """Centroid of each label of a case in voxels, (z, y, x)."""
+        """Return the centroid of each label of a case in voxels, (z, y, x)."""
         if case not in self._centroids:
             self._centroids[case] = label_centroids(self.cases.segmentation(case), self.labels)
         return self._centroids[case]
@@ -99,7 +99,7 @@ class PhantomQuestions:
         self._order = {case: number for number, case in enumerate(sorted(subjects))}
 
     def __call__(self, case_a: str, case_b: str) -> Questions:
-        """Body points of A that B shows too."""
+        """Return body points of A that B shows too."""
         rng = np.random.default_rng([self.seed, self._order[case_a], self._order[case_b]])
         points = self.body_points(case_a, self.count, rng)
         truth = self.truth(case_a, case_b, points)
@@ -110,7 +110,7 @@ class PhantomQuestions:
         return Questions([name] * int(shown.sum()), points[shown], truth[shown])
 
     def truth(self, case_a: str, case_b: str, points_vox: np.ndarray) -> np.ndarray:
-        """True counterparts (N, 3), voxels of B's array, perhaps outside of it."""
+        """Return the true counterparts (N, 3), voxels of B's array, perhaps outside of it."""
         # The phantoms' own millimetres are the world's, axes reversed.
         here_mm = to_world(self.cases.world_affine(case_a), points_vox)[:, ::-1]
         there_mm = corresponding_point(here_mm, self.subjects[case_a], self.subjects[case_b])
@@ -118,7 +118,7 @@ class PhantomQuestions:
 
 
 def label_centroids(segmentation: np.ndarray, labels: Iterable[int] | None = None) -> dict[int, np.ndarray]:
-    """Centroids of the labels of a segmentation.
+    """Return centroids of the labels of a segmentation.
 
     Args:
         segmentation: (z, y, x) whole numbers; below 1 is background or ignored.
@@ -136,7 +136,7 @@ def label_centroids(segmentation: np.ndarray, labels: Iterable[int] | None = Non
 def ordered_pairs(
     cases: Sequence[str], count: int | None = None, seed: int = 0, partners: Iterable[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Ordered pairs of different cases: all of them, or ``count`` drawn without replacement.
+    """Return the ordered pairs of different cases: all of them, or ``count`` drawn without replacement.
 
     They come in tiles, so that neighbouring pairs share their cases and a matcher with a few open cases is enough.
 
@@ -223,7 +223,7 @@ def matching_errors(
 
 
 def summarise(errors: pd.DataFrame, by: Sequence[str] = ("matcher",)) -> pd.DataFrame:
-    """One row a group: number of points, share matched, mean, median and 90th percentile in mm, shares within.
+    """Return one row a group: number of points, share matched, mean, median and 90th percentile in mm, shares within.
 
     A match is what scores above ``-inf``. A question to which no point was given counts as infinitely wrong in median,
     percentile and shares; the mean is that of the others.
@@ -248,7 +248,7 @@ def summarise(errors: pd.DataFrame, by: Sequence[str] = ("matcher",)) -> pd.Data
 
 
 def _quantile(error: np.ndarray, share: float) -> float:
-    """Quantile by linear interpolation that knows infinities (numpy's gives NaN between two of them)."""
+    """Return the quantile by linear interpolation that knows infinities (numpy's gives NaN between two of them)."""
     place = share * (len(error) - 1)
     ordered = np.sort(error)
     below, above = ordered[int(np.floor(place))], ordered[int(np.ceil(place))]

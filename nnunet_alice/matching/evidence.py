@@ -95,7 +95,7 @@ def measure_evidence(
 
 
 def _is_answer(matches: Matches | None, count: int) -> np.ndarray:
-    """Which points got a counterpart in the body, (N,) bool; none of a matcher that does not know the cases."""
+    """Return which points got a counterpart in the body, (N,) bool; none of a matcher that does not know the cases."""
     if matches is None:
         return np.zeros(count, dtype=bool)
     return np.isfinite(matches.scores) & np.isfinite(matches.points_vox).all(axis=1)
@@ -130,7 +130,7 @@ def likeness_of_places(
 
 
 def _surroundings(case: CaseGeometry, points_vox: np.ndarray, offsets_mm: np.ndarray) -> np.ndarray:
-    """(N, K) picture at K offsets around N points, less its mean; beyond the array its border goes on."""
+    """Return (N, K) picture at K offsets around N points, less its mean; beyond the array its border goes on."""
     places_mm = (np.asarray(points_vox) * case.spacing)[:, None] + offsets_mm
     cells = (places_mm - case.grid_origin_mm) / case.grid_spacing_mm
     values = map_coordinates(case.image, cells.reshape(-1, 3).T, np.float32, order=1, mode="nearest")

@@ -55,7 +55,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, dataset: PreprocessedDataset, checkpoint: str, dimension: int) -> "Fingerprint":
-        """Fingerprint of indices of ``dataset`` made by a checkpoint with this SHA-256."""
+        """Return the fingerprint of indices of ``dataset`` made by a checkpoint with this SHA-256."""
         return cls(checkpoint, dataset.name, dataset.plans_name, dataset.configuration, dimension)
 
 
@@ -79,7 +79,7 @@ class CaseIndex:
 
 
 def checkpoint_fingerprint(path: str | os.PathLike) -> str:
-    """SHA-256 of a checkpoint file, by which indices remember what made them.
+    """Return SHA-256 of a checkpoint file, by which indices remember what made them.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -91,7 +91,7 @@ def checkpoint_fingerprint(path: str | os.PathLike) -> str:
 
 
 def _fingerprint_now(path: Path) -> str:
-    """SHA-256 of a checkpoint; read once for as long as size and time of the file stay the same."""
+    """Return SHA-256 of a checkpoint; read once for as long as size and time of the file stay the same."""
     state = content_file(path).stat()
     return _remembered_fingerprint(path, state.st_size, state.st_mtime_ns)
 
@@ -102,12 +102,12 @@ def _remembered_fingerprint(path: Path, _size: int, _time: int) -> str:
 
 
 def max_points(dimension: int, max_bytes: int = MAX_BYTES) -> int:
-    """How many grid points fit into an index file: two descriptors of ``dimension`` halves and three int16 each."""
+    """Return how many points fit into an index file: two descriptors (half precision), three int16 each."""
     return (max_bytes - _OVERHEAD_BYTES) // (2 * dimension * 2 + 3 * 2)
 
 
 def index_grid(geometry: CaseGeometry, dimension: int, finest_mm: float) -> BodyGrid:
-    """The points at which descriptors of a case have to be computed.
+    """Return the points at which descriptors of a case have to be computed.
 
     Args:
         geometry: body of the case.
@@ -153,11 +153,11 @@ class IndexStore:
             return None
 
     def file(self, case: str) -> Path:
-        """Where the index of a case is kept."""
+        """Return where the index of a case is kept."""
         return self.folder / f"{case}.npz"
 
     def cases(self) -> list[str]:
-        """Cases that have an index file, sorted."""
+        """Return cases that have an index file, sorted."""
         return sorted(path.stem for path in self._files())
 
     def begin(self, fingerprint: Fingerprint, checkpoint_file: str | os.PathLike) -> None:
@@ -182,7 +182,7 @@ class IndexStore:
             write_json(self.description_file, {**asdict(fingerprint), "checkpoint_file": str(made_by)})
 
     def fingerprint(self, checkpoint: str | None = None) -> Fingerprint:
-        """Fingerprint of the indices in the folder, checked against the dataset.
+        """Return the fingerprint of the indices in the folder, checked against the dataset.
 
         Args:
             checkpoint: SHA-256 that the indices must come from; None accepts whichever made them.
@@ -250,7 +250,7 @@ class IndexStore:
             )
 
     def is_usable(self, case: str, expected: Fingerprint) -> bool:
-        """Whether the index of a case is there, not truncated and not stale; its descriptors are not read for that."""
+        """Return whether the index of a case is there, whole and current; its descriptors are not read."""
         try:
             with np.load(self.file(case), allow_pickle=False) as file:
                 fresh = json.loads(str(file["fingerprint"])) == {**asdict(expected), "case": case}
@@ -291,7 +291,7 @@ class IndexStore:
         return index
 
     def _is_of_image(self, case: str, stored: Mapping[str, np.ndarray]) -> bool:
-        """Whether a stored index is of the image as it is now; one from before stamps were kept has to fit its shape.
+        """Return whether a stored index is of the current image; one without a stamp has to fit its shape.
 
         Raises:
             OSError, RuntimeError: the image cannot be opened.
@@ -306,7 +306,7 @@ class IndexStore:
         return (path for path in self.folder.glob("*.npz") if not path.name.startswith("."))
 
     def _described(self) -> Fingerprint | None:
-        """Fingerprint in the description; None where there is none that can be read."""
+        """Return the fingerprint in the description; None where there is none that can be read."""
         if not self.description_file.is_file():
             return None
         try:
@@ -318,7 +318,7 @@ class IndexStore:
 
 
 def _case_index(stored: dict[str, np.ndarray], dimension: int) -> CaseIndex:
-    """Index of the arrays of a file.
+    """Return the index of the arrays of a file.
 
     Raises:
         ValueError, KeyError: arrays are missing or do not fit each other.

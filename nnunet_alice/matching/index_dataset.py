@@ -47,7 +47,7 @@ class IndexReport:
 
 
 def default_checkpoint(dataset: PreprocessedDataset) -> Path:
-    """The final checkpoint of ``AnatomicalEmbeddingTrainer`` (or a variant) for a dataset's plans.
+    """Return the final checkpoint of ``AnatomicalEmbeddingTrainer`` (or a variant) for a dataset's plans.
 
     The trainer itself comes before its variants, fold ``all`` before 0, later before earlier.
 
@@ -144,7 +144,7 @@ def _remove_damaged(store: IndexStore, fingerprint: Fingerprint, report: IndexRe
 def index_case(
     describer: Describer, dataset: PreprocessedDataset, case: str, overwrite_geometry: bool = False
 ) -> CaseIndex:
-    """Descriptors of one case on its body grid."""
+    """Return descriptors of one case on its body grid."""
     geometry = load_geometry(dataset, case, overwrite_geometry)
     finest_mm = min(n * s for n, s in zip(describer.fine_stride, dataset.spacing, strict=True))
     grid = index_grid(geometry, describer.dimension, finest_mm)
@@ -154,7 +154,7 @@ def index_case(
 
 
 def _measure(dataset: PreprocessedDataset) -> Trust:
-    """Which scores to trust; the tolerance follows from the grid of the first cases."""
+    """Return which scores to trust; the tolerance follows from the grid of the first cases."""
     matcher = EmbeddingMatcher(dataset)
     steps_mm = [
         max(np.multiply(matcher.search(case).index.grid.step_vox, dataset.spacing)) for case in matcher.cases[:5]

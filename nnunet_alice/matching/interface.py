@@ -49,7 +49,7 @@ class Matcher(Protocol):
     why: str
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x)."""
+        """Return counterparts in ``case_b`` of ``points_vox`` (N, 3), (z, y, x) voxels of ``case_a``'s array."""
         ...
 
     def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -81,7 +81,7 @@ class GeometryMatcher:
         self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
     def geometry(self, case: str) -> CaseGeometry:
-        """Geometry of a case, computed and stored when it is not there yet."""
+        """Return the geometry of a case, computed and stored when it is not there yet."""
         return self._recent(("geometry", case), lambda: load_geometry(self.dataset, case))
 
     def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -93,7 +93,7 @@ class GeometryMatcher:
         self.geometry(case)
 
     def _recent(self, key: tuple[str, str], make: Callable[[], Any]) -> Any:
-        """What was made for ``key``, if it is still among the most recently used."""
+        """Return what was made for ``key``, if it is still among the most recently used."""
         if key not in self._open:
             self._open[key] = make()
             if len(self._open) > self._size:
@@ -106,7 +106,7 @@ class GeometryMatcher:
 
 
 def usable_cases(cases: list[str], is_usable: Callable[[str], bool], what: str, command: str) -> list[str]:
-    """Those of which what was prepared can be used; one that cannot would end a run at the moment it is drawn.
+    """Return the cases whose prepared files can be used; any other would end a run when it is drawn.
 
     Args:
         cases: names of cases.
@@ -136,7 +136,7 @@ class RelativePositionMatcher(GeometryMatcher):
     threshold = math.inf
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x)."""
+        """Return counterparts in ``case_b`` of ``points_vox`` (N, 3), (z, y, x) voxels of ``case_a``'s array."""
         there = self.geometry(case_b)
         share = (np.asarray(points_vox, dtype=np.float64) + 0.5) / self.geometry(case_a).shape
         found = share * there.shape - 0.5
@@ -153,7 +153,7 @@ class SameVolumeMatcher(GeometryMatcher):
     threshold = 1.0
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """The points themselves, with score 1.
+        """Return the points themselves, with score 1.
 
         Raises:
             ValueError: the cases are not the same.

@@ -39,7 +39,7 @@ class LandmarkPlaces:
 
     @classmethod
     def of_registered(cls, landmarks: Landmarks, matcher: AtlasMatcher) -> "LandmarkPlaces":
-        """Places in all cases that are registered well; reads one small file a case."""
+        """Return places in all cases that are registered well; reads one small file a case."""
         affines, shapes = [], []
         for case in tqdm(matcher.cases, desc="Opening registrations", disable=None):
             affines.append(matcher.affine(case))
@@ -47,22 +47,22 @@ class LandmarkPlaces:
         return cls(landmarks, matcher.cases, affines, shapes, matcher.dataset.spacing)
 
     def points_vox(self, landmark: int) -> np.ndarray:
-        """Where a landmark lies in every case: (N, 3) sub-voxel, (z, y, x), also outside of the array."""
+        """Return where a landmark lies in every case: (N, 3) sub-voxel, (z, y, x), also outside of the array."""
         point = self.landmarks.points_mm[landmark]
         return self._to_vox[:, :, :3] @ point + self._to_vox[:, :, 3]
 
     def visible(self, landmark: int) -> np.ndarray:
-        """Which cases show a landmark, its point lying in their array: bool (N,)."""
+        """Return which cases show a landmark, its point lying in their array: bool (N,)."""
         points = self.points_vox(landmark)
         return np.all((points >= -0.5) & (points <= self._last_vox), axis=1)
 
     def seen(self) -> np.ndarray:
-        """How many cases show each landmark: (L,) int64."""
+        """Return how many cases show each landmark: (L,) int64."""
         return np.array([int(self.visible(number).sum()) for number in range(len(self.landmarks))], dtype=np.int64)
 
 
 def _shape(matcher: AtlasMatcher, case: str) -> Sequence[int]:
-    """Shape of a case's array; of its geometry where the image cannot be opened, which is for the loader to say."""
+    """Return the shape of a case's array, or of its geometry where the image cannot be opened."""
     try:
         return matcher.dataset.shape(case)
     except (OSError, RuntimeError):

@@ -65,7 +65,7 @@ def match_point(
 
 
 def _world(cases: PreparedCases, case: str, points_vox: np.ndarray) -> np.ndarray:
-    """World position of one point, NaN where the case has none."""
+    """Return world position of one point, NaN where the case has none."""
     try:
         return to_world(cases.world_affine(case), points_vox)[0]
     except NoWorldError:

@@ -45,7 +45,7 @@ def open_matchers(dataset: PreprocessedDataset, methods: Sequence[str] | None = 
 
 
 def shared_cases(matchers: Sequence[Matcher]) -> list[str]:
-    """Cases that all matchers know, sorted; the log says how many are missing."""
+    """Return cases that all matchers know, sorted; the log says how many are missing."""
     shared = set(matchers[0].cases).intersection(*(matcher.cases for matcher in matchers[1:]))
     known = set().union(*(matcher.cases for matcher in matchers))
     if len(shared) < len(known):

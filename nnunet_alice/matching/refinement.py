@@ -22,12 +22,12 @@ _RIDGE = 1e-6
 
 
 def neighbour_offsets(radius: int = RADIUS) -> np.ndarray:
-    """(K, 3) grid offsets of all neighbours up to ``radius`` steps away on each axis, the point itself among them."""
+    """Return (K, 3) grid offsets of all points up to ``radius`` steps away an axis, itself among them."""
     return np.array(list(itertools.product(range(-radius, radius + 1), repeat=3)))
 
 
 def quadratic_peaks(values: np.ndarray, present: np.ndarray, offsets: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
-    """Peaks of quadratic surfaces fitted by weighted least squares.
+    """Return peaks of quadratic surfaces fitted by weighted least squares.
 
     Args:
         values: (Q, K) samples.

@@ -106,7 +106,7 @@ def open_matcher(dataset: PreprocessedDataset, *, name: str | None = None) -> Ma
 def _best_first(
     dataset: PreprocessedDataset, prepared: list[Provider]
 ) -> tuple[list[Provider], str, dict[str, Matcher]]:
-    """Providers, the best first; why, in a sentence; and what had to be opened to find out."""
+    """Return providers, the best first; why, in a sentence; and what had to be opened to find out."""
     basis = json.loads(json.dumps({provider.name: provider.basis(dataset) for provider in prepared}))
     path, opened = dataset.anatomy_folder / EVIDENCE_FILE, {}
     likeness = _kept(path, basis)
@@ -132,7 +132,7 @@ def _best_first(
 
 
 def _kept(path: Path, basis: Any) -> dict[str, float] | None:
-    """Name of each matcher -> likeness, as measured before; None if that was with something else."""
+    """Return the name of each matcher -> likeness, as measured before; None if that was with something else."""
     if not path.is_file():
         return None
     try:

@@ -54,7 +54,7 @@ class IndexSearch:
         self.index = dataclasses.replace(index, fine=read, coarse=read)
 
     def describe(self, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Descriptors at any points of this case, trilinear between the grid points around each.
+        """Return descriptors at any points of this case, trilinear between the grid points around each.
 
         A point without a grid point around it (at the skin) takes the nearest one's.
 
@@ -83,7 +83,7 @@ class IndexSearch:
         return np.concatenate([_unit(fine), _unit(coarse)], axis=1) * np.float32(math.sqrt(0.5)), known
 
     def match(self, descriptors: np.ndarray, known: np.ndarray | None = None) -> Matches:
-        """Counterparts in this case of points with these descriptors.
+        """Return counterparts in this case of points with these descriptors.
 
         Args:
             descriptors: (Q, 2 D) float32 from :meth:`describe` of another index.
@@ -174,7 +174,7 @@ class EmbeddingMatcher(GeometryMatcher):
         self._searches: OrderedDict[str, IndexSearch] = OrderedDict()
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``'s preprocessed array, (z, y, x).
+        """Return counterparts in ``case_b`` of ``points_vox`` (N, 3), (z, y, x) voxels of ``case_a``'s array.
 
         Raises:
             NotPreparedError: the index of a case is missing, damaged or stale.
@@ -190,7 +190,7 @@ class EmbeddingMatcher(GeometryMatcher):
         self.search(case)
 
     def search(self, case: str) -> IndexSearch:
-        """The opened index of a case.
+        """Return the opened index of a case.
 
         Raises:
             NotPreparedError: it is missing, damaged or stale.
@@ -208,7 +208,7 @@ class EmbeddingMatcher(GeometryMatcher):
 
 
 def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
-    """Whether a dataset has indices that can be used and are finished; the log says so when it has others."""
+    """Return whether a dataset has indices that can be used and are finished; the log says so when it has others."""
     store = IndexStore(dataset)
     if not store.description_file.is_file():
         return False
@@ -241,12 +241,12 @@ def open_trusted_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of unit length."""
+    """Return rows of unit length."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _parabola_peak(before: np.ndarray, middle: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Peak of the parabola through three samples one step apart, of which the middle one is the highest.
+    """Return the peak of the parabola through three samples one step apart, of which the middle one is the highest.
 
     Returns:
         place of the peak in steps from the middle, in [-0.5, 0.5], and its height above the middle sample; both 0
