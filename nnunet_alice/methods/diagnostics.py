@@ -20,7 +20,7 @@ TIE_TOLERANCE = 1e-9
 
 @torch.no_grad()
 def conditional_entropy(targets: Tensor) -> Tensor:
-    """Mean entropy of the teacher's targets: 0 for one-hot targets, ln K for uniform ones, the dead state.
+    """Return mean entropy of the teacher's targets: 0 for one-hot targets, ln K for uniform ones, the dead state.
 
     Args:
         targets: (..., K) probabilities.
@@ -33,7 +33,7 @@ def conditional_entropy(targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def marginal_entropy(targets: Tensor) -> Tensor:
-    """Entropy of the mean target: ln K when all prototypes are used alike, 0 when all samples share one.
+    """Return the entropy of the mean target: ln K when all prototypes are used alike, 0 when all samples share one.
 
     It is never below the conditional entropy; the difference is the information between sample and prototype. It is at
     most that entropy plus the logarithm of the number of samples. By construction near ln K with Sinkhorn targets.
@@ -53,7 +53,7 @@ def _entropy(probabilities: Tensor) -> Tensor:
 
 @torch.no_grad()
 def embedding_spread(x: Tensor) -> Tensor:
-    """How far embeddings of different samples lie apart: 0 when all are the same.
+    """Return how far embeddings of different samples lie apart: 0 when all are the same.
 
     Rows are L2-normalised; the standard deviation over the samples (biased), averaged over the dimensions, is
     multiplied by sqrt(D), so that directions drawn uniformly give about 1, whatever D. It cannot exceed 1.
@@ -77,7 +77,7 @@ def embedding_spread(x: Tensor) -> Tensor:
 def retrieval_accuracy(
     query: Tensor, anchor: Tensor, k: Sequence[int] = (1, 5), standardise: bool = True
 ) -> dict[int, float]:
-    """Share of query views whose anchor view is among the k most similar of the N anchors, and vice versa.
+    """Return the share of query views whose anchor view is among the k most similar of the N anchors, and vice versa.
 
     Similarity is the cosine. Both directions are averaged. A candidate as similar as the true one counts as more
     similar: a collapsed embedding scores 0, not chance. Non-finite similarities are misses as well. Chance is k / N.
@@ -121,7 +121,7 @@ def retrieval_accuracy(
 
 @torch.no_grad()
 def token_index_information(codes: Tensor, permutations: int = 8, seed: int = 0) -> float:
-    """Mutual information between a token's code and its index in the crop, in nats, corrected for chance.
+    """Return mutual information between a token's code and its index in the crop, in nats, corrected for chance.
 
     With few crops, the plain estimate ``I`` is far above 0 for codes that have nothing to do with the index. Its value
     by chance, ``I_0``, is measured by shuffling the codes over all crops and indices, and ``I`` is mapped linearly such
@@ -164,6 +164,6 @@ def token_index_information(codes: Tensor, permutations: int = 8, seed: int = 0)
 
 
 def _entropy_of_counts(symbols: Tensor) -> float:
-    """Entropy in nats of the empirical distribution of non-negative integers."""
+    """Return the entropy in nats of the empirical distribution of non-negative integers."""
     counts = symbols.bincount().double()
     return float(_entropy(counts / counts.sum()))

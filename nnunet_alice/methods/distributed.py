@@ -8,19 +8,19 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 without an initialised process group."""
+    """Return the number of processes that train together; 1 without an initialised process group."""
     if not (dist.is_available() and dist.is_initialized()):
         return 1
     return dist.get_world_size()
 
 
 def rank() -> int:
-    """Number of this process among those that train together, on all machines; 0 without a process group."""
+    """Return the number of this process among those that train together, on all machines; 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """Mean of ``x`` over all ranks, with gradient; ``x`` itself in a single process.
+    """Return the mean of ``x`` over all ranks, with gradient; ``x`` itself in a single process.
 
     Every rank has to call it the same number of times, in the same order. The gradient is the one of the *sum* of all
     ranks' losses, so that the parameter gradients, which DDP averages over the ranks, are those of the mean loss.
@@ -36,7 +36,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def max_over_ranks(x: Tensor) -> Tensor:
-    """Elementwise maximum of ``x`` over all ranks, without gradient; ``x`` itself, detached, in a single process.
+    """Return the elementwise maximum over all ranks, without gradient; in one process ``x``, detached.
 
     Args:
         x: Tensor of the same shape and dtype on every rank.
@@ -48,7 +48,7 @@ def max_over_ranks(x: Tensor) -> Tensor:
 
 
 def _reduced(x: Tensor, operation: Any) -> Tensor:
-    """All-reduce of a copy of ``x``."""
+    """Return the all-reduce of a copy of ``x``."""
     result = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(result, op=operation)
     return result
@@ -71,7 +71,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 @torch.compiler.disable  # sizes differ between ranks and steps: traced, each would be compiled anew
 def gather_rows(x: Tensor) -> Tensor:
-    """Rows of all ranks, one rank after the other, without gradient; ``x`` itself (detached) in a single process.
+    """Return the rows of all ranks, in order, without gradient; in a single process ``x``, detached.
 
     Args:
         x: (n, ...); n may differ between ranks (nnU-Net's batch is not always divisible), the rest may not.

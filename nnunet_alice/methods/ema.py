@@ -11,7 +11,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def frozen_copy(module: ModuleT) -> ModuleT:
-    """Deep copy of ``module`` that gets no gradient: the teacher at step 0.
+    """Return deep copy of ``module`` that gets no gradient: the teacher at step 0.
 
     Train or eval mode is copied as it is; batch statistics and dropout of the teacher stay the caller's decision.
 
@@ -56,7 +56,7 @@ def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 def _pairs(
     kind: str, teacher: Iterable[tuple[str, Tensor]], student: Iterable[tuple[str, Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Tensors of teacher and student with the same name; ValueError unless all names and shapes agree."""
+    """Return tensors of teacher and student with the same name; ValueError unless all names and shapes agree."""
     targets, sources = dict(teacher), dict(student)
     if targets.keys() != sources.keys():
         different = sorted(targets.keys() ^ sources.keys())

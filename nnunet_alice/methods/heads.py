@@ -31,7 +31,7 @@ class UnitRowLinear(nn.Module):
         nn.init.trunc_normal_(self.weight, std=INIT_STD)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Products of ``z`` (..., in_dim) with the unit rows: (..., out_dim), at least float32."""
+        """Return products of ``z`` (..., in_dim) with the unit rows: (..., out_dim), at least float32."""
         with torch.autocast(z.device.type, enabled=False):
             weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
             return F.linear(z.to(weight.dtype), F.normalize(weight, dim=-1, eps=NORM_EPS))
@@ -83,7 +83,7 @@ class PrototypeHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Embedding of tokens.
+        """Return the embedding of tokens.
 
         Args:
             x: (..., in_dim) tokens.
@@ -97,15 +97,15 @@ class PrototypeHead(nn.Module):
             return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=NORM_EPS)
 
     def cls_logits(self, z: Tensor) -> Tensor:
-        """Cosines of global embeddings ``z`` (..., bottleneck_dim) to their prototypes: (..., K)."""
+        """Return cosines of global embeddings ``z`` (..., bottleneck_dim) to their prototypes: (..., K)."""
         return self.last_layer_cls(z)
 
     def token_logits(self, z: Tensor) -> Tensor:
-        """Cosines of local embeddings ``z`` (..., bottleneck_dim) to their prototypes: (..., K)."""
+        """Return cosines of local embeddings ``z`` (..., bottleneck_dim) to their prototypes: (..., K)."""
         return self.last_layer_tokens(z)
 
     def last_layer_parameters(self) -> Iterator[nn.Parameter]:
-        """Weights of both last layers.
+        """Yield weights of both last layers.
 
         To freeze them, set their ``grad`` to None between backward and optimiser step: then neither gradient nor weight
         decay moves them. Turning ``requires_grad`` off instead would break DDP, which fixes its parameters when built.

@@ -8,14 +8,14 @@ import math
 
 
 def _progress(step: float, total: float) -> float:
-    """Done share of a schedule in [0, 1]; a schedule of no length is done."""
+    """Return done share of a schedule in [0, 1]; a schedule of no length is done."""
     if total <= 0:
         return 1.0
     return min(max(step / total, 0.0), 1.0)
 
 
 def linear(step: float, total: float, start: float, end: float) -> float:
-    """Straight line from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
+    """Return straight line from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
 
     Args:
         step: Current step.
@@ -32,7 +32,7 @@ def linear(step: float, total: float, start: float, end: float) -> float:
 
 
 def cosine(step: float, total: float, start: float, end: float) -> float:
-    """Half a cosine wave from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
+    """Return half a cosine wave from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
 
     Args:
         step: Current step.
@@ -48,7 +48,7 @@ def cosine(step: float, total: float, start: float, end: float) -> float:
 
 
 def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: float = 0.0, start: float = 0.0) -> float:
-    """Linear rise from ``start`` to ``peak`` over ``warmup`` steps, then a cosine down to ``end`` at step ``total``.
+    """Return a linear rise from ``start`` to ``peak`` over ``warmup`` steps, then a cosine to ``end``.
 
     Args:
         step: Current step.

@@ -86,5 +86,5 @@ class CASA(nn.Module):
         return self.norm_feedforward(aligned + self.dropout(self.contract(F.relu(self.expand(aligned)))))
 
     def _split(self, tokens: Tensor) -> Tensor:
-        """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""
+        """Split heads: (B, T, heads * head_dim) -> (B, heads, T, head_dim)."""
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)

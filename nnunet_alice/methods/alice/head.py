@@ -57,7 +57,7 @@ class AliceHead(nn.Module):
         self.mlp.last_layer_tokens.requires_grad_(settings.alignment)
 
     def forward(self, bottleneck: Tensor, decoder: Tensor | None = None, tokens: bool = True) -> HeadOutputs:
-        """Logits of views and, with ``tokens``, of tokens.
+        """Return logits of views and, with ``tokens``, of tokens.
 
         Args:
             bottleneck: (B, C_E, z, y, x).
@@ -79,7 +79,7 @@ class AliceHead(nn.Module):
 
 
 def _lift(channels: int, width: int) -> nn.Linear:
-    """Linear layer that brings tokens to the width of the views (paper, sec. 3.2)."""
+    """Return the linear layer that brings tokens to the width of the views (paper, sec. 3.2)."""
     lift = nn.Linear(channels, width)
     nn.init.trunc_normal_(lift.weight, std=0.02)
     nn.init.zeros_(lift.bias)
@@ -87,7 +87,7 @@ def _lift(channels: int, width: int) -> nn.Linear:
 
 
 def pool_view(bottleneck: Tensor, grid: int) -> Tensor:
-    """One vector a view: the bottleneck averaged in ``grid``^3 parts and concatenated.
+    """Return one vector a view: the bottleneck averaged in ``grid``^3 parts and concatenated.
 
     Args:
         bottleneck: (B, C, z, y, x).
@@ -101,7 +101,7 @@ def pool_view(bottleneck: Tensor, grid: int) -> Tensor:
 
 
 def view_descriptors(bottleneck: Tensor) -> Tensor:
-    """Descriptors by which views are retrieved, the same for every network whatever head it has: 2 x 2 x 2 pooling.
+    """Return descriptors for retrieval, the same whatever head a network has: 2 x 2 x 2 pooling.
 
     Args:
         bottleneck: (B, C, z, y, x).

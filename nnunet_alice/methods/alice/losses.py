@@ -34,7 +34,7 @@ class AliceLosses(NamedTuple):
     regions: Tensor
 
     def total(self, weights: Sequence[float] = REFERENCE_WEIGHTS) -> Tensor:
-        """Weighted sum, the paper's ``1 L_cls + 1 L_align + 10 L_rec`` by default.
+        """Return weighted sum, the paper's ``1 L_cls + 1 L_align + 10 L_rec`` by default.
 
         Args:
             weights: Weights of cls, align, reconstruction and regions.
@@ -51,7 +51,7 @@ class AliceLosses(NamedTuple):
 
 
 def centred_targets(teacher_logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """Targets of the teacher: ``softmax((t - c) / tau_t)``, detached.
+    """Return targets of the teacher: ``softmax((t - c) / tau_t)``, detached.
 
     Args:
         teacher_logits: (..., K).
@@ -72,7 +72,7 @@ def centred_targets(teacher_logits: Tensor, centre: Tensor, temperature: float) 
 
 @torch.no_grad()
 def sinkhorn_targets(teacher_logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Targets of the teacher balanced over the prototypes (Sinkhorn-Knopp, as SwAV and DINOv2): instead of a centre.
+    """Return targets of the teacher, balanced over prototypes (Sinkhorn-Knopp, as SwAV), without a centre.
 
     ``exp(t / temperature)`` is scaled in turn so that all prototypes have the same share of the batch and all samples
     are distributions. The batch of all ranks counts, whose numbers of rows may differ. The shares are equal by
@@ -104,7 +104,7 @@ def sinkhorn_targets(teacher_logits: Tensor, temperature: float, iterations: int
 
 
 def soft_cross_entropy(targets: Tensor, student_logits: Tensor, student_temperature: float) -> Tensor:
-    """``-sum targets * log_softmax(s / tau_s)``, averaged over everything but the prototypes.
+    """Return ``-sum targets * log_softmax(s / tau_s)``, averaged over everything but the prototypes.
 
     Args:
         targets: (..., K) probabilities of the teacher; no gradient flows into them.
@@ -145,7 +145,7 @@ def swap_views(x: Tensor) -> Tensor:
 
 
 def cross_view_loss(targets: Tensor, student_cls: Tensor, student_temperature: float) -> Tensor:
-    """``L_cls``: mean over the two ordered pairs of different views of ``H(T_cls[view q], S_cls[view v])``.
+    """Return ``L_cls``: mean over the two ordered pairs of different views of ``H(T_cls[view q], S_cls[view v])``.
 
     Args:
         targets: (2B, K) probabilities, the teacher's of each view; first the queries, then the anchors; row b and row
@@ -164,7 +164,7 @@ def cross_view_loss(targets: Tensor, student_cls: Tensor, student_temperature: f
 
 
 def alignment_loss(targets: Tensor, student: Tensor, student_temperature: float) -> Tensor:
-    """``L_align``: mean over the two views of ``H(T~[view v], S~[view v])``, averaged over tokens.
+    """Return ``L_align``: mean over the two views of ``H(T~[view v], S~[view v])``, averaged over tokens.
 
     Args:
         targets: (2B, T, K) probabilities of the teacher's tokens aligned by CASA; no gradient flows into them, so CASA
@@ -183,7 +183,7 @@ def alignment_loss(targets: Tensor, student: Tensor, student_temperature: float)
 
 
 def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
-    """``L_rec``: half the mean squared error over all voxels, masked or not.
+    """Return ``L_rec``: half the mean squared error over all voxels, masked or not.
 
     Args:
         reconstruction: (2B, C, *patch), from the masked views.
@@ -234,7 +234,7 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def update(self, teacher_outputs: Tensor) -> None:
-        """``c <- m c + (1 - m) * mean``: call it once a step, after the loss has used the old centre.
+        """Move the centre, ``c <- m c + (1 - m) * mean``, once a step, after the loss has used the old one.
 
         With a process group, every rank has to call it; ranks may hold different numbers of rows.
 
@@ -255,7 +255,7 @@ class Centre(nn.Module):
 
 
 def _wide(x: Tensor) -> Tensor:
-    """``x`` in at least float32; float64 stays."""
+    """Return ``x`` in at least float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

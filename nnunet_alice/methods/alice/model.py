@@ -132,14 +132,14 @@ class AliceTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: Tensor) -> tuple[HeadOutputs, Tensor]:
-        """Head outputs and bottleneck of unmasked views; only the first decoder stage runs, nothing needs more."""
+        """Return head outputs and bottleneck of unmasked views; the decoder runs to its first stage only."""
         maps = self.backbone(views, int(self.settings.aligns_decoder))
         decoder = maps.decoder[0] if self.settings.aligns_decoder else None
         return self.head(maps.bottleneck, decoder, tokens=self.settings.alignment), maps.bottleneck
 
     @torch.no_grad()
     def follow(self, student: AliceStudent, momentum: float) -> None:
-        """theta_t <- m theta_t + (1 - m) theta_s, for network and head."""
+        """Move network and head: theta_t <- m theta_t + (1 - m) theta_s."""
         update_ema(self.backbone, student.backbone, momentum)
         assert student.head is not None
         update_ema(self.head, student.head, momentum)
@@ -176,7 +176,7 @@ class Alice(nn.Module):
         regions: ViewRegions | None = None,
         share: float = 0.0,
     ) -> AliceStep:
-        """Losses and signs of life of one batch.
+        """Return losses and signs of life of one batch.
 
         Args:
             views: (2B, C, *patch), first B query views, then their B anchor views.
@@ -230,7 +230,7 @@ class Alice(nn.Module):
         return AliceStep(loss, {"loss": loss.detach(), **named, **parts}, rebuilt, descriptors, token_codes)
 
     def _targets(self, logits: Tensor, centre: Centre, temperature: float) -> Tensor:
-        """The teacher's targets (2B, ..., K) from its logits.
+        """Return the teacher's targets (2B, ..., K) from its logits.
 
         Tokens are balanced over the views for every token index on its own: a code then cannot tell the index, the
         shortcut that token losses otherwise fall into.
@@ -241,7 +241,7 @@ class Alice(nn.Module):
 
     @torch.no_grad()
     def _aligned_target(self, student_tokens: Tensor, target: HeadOutputs) -> Tensor:
-        """``T~``: the teacher's decoder tokens gathered by encoder tokens; no gradient passes."""
+        """Return ``T~``: the teacher's decoder tokens gathered by encoder tokens; no gradient passes."""
         assert target.encoder_tokens is not None
         if self.student.casa is None:
             return target.encoder_tokens
@@ -250,13 +250,13 @@ class Alice(nn.Module):
 
     @torch.no_grad()
     def describe(self, views: Tensor) -> Tensor:
-        """Descriptors (B, 8 C_E) of unmasked views, by the teacher, or by the network where there is no teacher."""
+        """Return descriptors (B, 8 C_E) of unmasked views, by the teacher or, without one, by the network."""
         backbone = self.student.backbone if self.teacher is None else self.teacher.backbone
         return view_descriptors(backbone(views, 0).bottleneck)
 
 
 def _signs_of_life(name: str, targets: Tensor) -> dict[str, Tensor]:
-    """Entropies (nats) of the teacher's targets: low conditional and high marginal entropy is alive."""
+    """Return entropies (nats) of the teacher's targets: low conditional and high marginal entropy is alive."""
     return {
         f"conditional_entropy_{name}": conditional_entropy(targets),
         f"marginal_entropy_{name}": marginal_entropy(targets),

@@ -55,7 +55,7 @@ class BatchNormBatchStatistics(nn.Module):
         return _normalise(x, self.eps)
 
     def extra_repr(self) -> str:
-        """Shown by ``repr``."""
+        """Return what ``repr`` shows."""
         return f"eps={self.eps}"
 
 

@@ -60,7 +60,7 @@ class RegionHead(nn.Module):
 
 
 def region_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """``L_reg``: cross-entropy of the regions, averaged over labelled voxels and decoder stages.
+    """Return ``L_reg``: cross-entropy of the regions, averaged over labelled voxels and decoder stages.
 
     Args:
         logits: for each stage (B, z, y, x, K).

@@ -135,7 +135,7 @@ class AliceSettings:
         )
 
     def paper(self) -> "AliceSettings":
-        """These settings with the paper's literal pooling, targets, queries, gain, temperatures and weights."""
+        """Return these settings with the paper's literal pooling, targets, queries, gain, temperatures and weights."""
         return replace(
             self,
             regions=False,

@@ -139,13 +139,13 @@ class ConditionalConv3d(nn.Module):
             parameter.uniform_(-1 / math.sqrt(3), 1 / math.sqrt(3), generator=generator)
 
     def routing(self, points: Tensor) -> Tensor:
-        """Weight of each expert at locations ``points`` (G, 3): (G, E), each in (0, 1); a row need not sum to 1."""
+        """Return expert weights (G, E) at locations ``points`` (G, 3), each in (0, 1), not summing to 1."""
         with torch.autocast(points.device.type, enabled=False):
             points = points.to(self.routing_weight.dtype)
             return torch.sigmoid(functional.linear(points, self.routing_weight, self.routing_bias))
 
     def mix(self, points: Tensor) -> Tensor:
-        """Kernels ``W(p)`` at locations ``points`` (G, 3): (G, out, in / groups, kz, ky, kx)."""
+        """Return kernels ``W(p)`` at locations ``points`` (G, 3): (G, out, in / groups, kz, ky, kx)."""
         routing = self.routing(points)
         with torch.autocast(points.device.type, enabled=False):
             return (routing @ self.experts.flatten(1)).unflatten(1, self.experts.shape[1:])
@@ -184,7 +184,7 @@ class ConditionalConv3d(nn.Module):
         return torch.cat([self._convolve(part, kernel, self.bias, self.groups) for part, kernel in parts])
 
     def _convolve_each(self, x: Tensor, kernels: Tensor) -> Tensor:
-        """One kernel a sample: locations become groups of channels of a single convolution, without any copy."""
+        """Return one kernel a sample: locations become groups of channels of a single convolution, without any copy."""
         count = x.shape[0]
         bias = self.bias.repeat(count) if self.bias is not None else None
         out = self._convolve(x.flatten(0, 1).unsqueeze(0), kernels.flatten(0, 1), bias, count * self.groups)
@@ -194,7 +194,7 @@ class ConditionalConv3d(nn.Module):
         return functional.conv3d(x, kernel, bias, self.stride, self.padding, self.dilation, groups)
 
     def extra_repr(self) -> str:
-        """The settings that the printed module shows."""
+        """Return what ``repr`` shows."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, num_experts={self.num_experts}, bias={self.bias is not None}"
@@ -276,7 +276,7 @@ def _check_points(points: Tensor) -> None:
 
 
 def _triple(value: int | tuple[int, ...] | list[int]) -> tuple[int, ...]:
-    """One integer for all three axes, or three."""
+    """Return one integer for all three axes, or three."""
     value = (value,) * 3 if isinstance(value, int) else tuple(value)
     if len(value) != 3:
         raise ValueError(f"Expected one integer or three, got {value}.")

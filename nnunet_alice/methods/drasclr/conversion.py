@@ -22,7 +22,7 @@ def to_conditional(
     location_gain: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> ConditionalEncoder:
-    """Location-conditioned copy of a plain encoder that starts from its weights.
+    """Return location-conditioned copy of a plain encoder that starts from its weights.
 
     With ``r_e = 1/2`` the initial routing (bias 0) and ``S`` its sum over the E experts, each expert starts as
 
@@ -61,7 +61,7 @@ def to_conditional(
 
 
 def to_plain(conditional: ConditionalEncoder, locations: Tensor) -> nn.Module:
-    """Plain copy of a conditional encoder: ``W_plain = sum_e mean_p(r_e(p)) W_e``.
+    """Return plain copy of a conditional encoder: ``W_plain = sum_e mean_p(r_e(p)) W_e``.
 
     Exact when the routing is the same at all ``locations``; else an approximation, whose error the caller measures
     by comparing features.
@@ -86,7 +86,7 @@ def to_plain(conditional: ConditionalEncoder, locations: Tensor) -> nn.Module:
 
 
 def plain_state(state: Mapping[str, Tensor], locations: Tensor) -> dict[str, Tensor]:
-    """As `to_plain`, of the tensors of a conditional encoder by their names.
+    """Return what `to_plain` makes of the tensors of a conditional encoder, by their names.
 
     Args:
         state: of the encoder that a `ConditionalEncoder` wraps.
@@ -105,7 +105,7 @@ def plain_state(state: Mapping[str, Tensor], locations: Tensor) -> dict[str, Ten
 
 
 def plain_state_dict(conditional: ConditionalEncoder, locations: Tensor) -> dict[str, Tensor]:
-    """State dict of `to_plain`, detached: what an nnU-Net checkpoint holds of the encoder."""
+    """Return state dict of `to_plain`, detached: what an nnU-Net checkpoint holds of the encoder."""
     return {name: value.detach() for name, value in to_plain(conditional, locations).state_dict().items()}
 
 
@@ -182,5 +182,5 @@ def _plain_layer(layer: ConditionalConv3d, locations: Tensor) -> nn.Conv3d:
 
 
 def _mixed(experts: Tensor, routing: Tensor) -> Tensor:
-    """Experts (E, ...) weighted by their routing (N, E), averaged over N locations."""
+    """Return experts (E, ...) weighted by their routing (N, E), averaged over N locations."""
     return torch.einsum("e,eoizyx->oizyx", routing.double().mean(dim=0).to(experts.dtype), experts)

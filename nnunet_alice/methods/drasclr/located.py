@@ -30,7 +30,7 @@ _REACH = 1.5
 
 
 def location_weights(inside: np.ndarray) -> np.ndarray:
-    """The weight channel of an image.
+    """Return the weight channel of an image.
 
     Args:
         inside: (z, y, x) bool, where there is an image.
@@ -53,7 +53,7 @@ def location_weights(inside: np.ndarray) -> np.ndarray:
 
 
 def encode_locations(locations: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Atlas coordinates as what a coordinate channel holds.
+    """Return atlas coordinates as what a coordinate channel holds.
 
     Args:
         locations: any shape; half as far again as the atlas reaches they are clipped.
@@ -66,7 +66,7 @@ def encode_locations(locations: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def decode_locations(channels: Tensor) -> tuple[Tensor, Tensor]:
-    """Atlas coordinates in coordinate channels.
+    """Return atlas coordinates in coordinate channels.
 
     Args:
         channels: (B, 4, z, y, x).
@@ -81,7 +81,7 @@ def decode_locations(channels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tile_locations(channels: Tensor) -> Tensor:
-    """Where each tile lies: the mean of its valid coordinates.
+    """Return where each tile lies: the mean of its valid coordinates.
 
     Args:
         channels: (B, 4, z, y, x) coordinate channels.

@@ -51,7 +51,7 @@ class DrasCLRLoss(NamedTuple):
 def local_loss(
     query: Tensor, key: Tensor, negatives: Tensor, *, temperature: float = 0.2, ignore: Tensor | None = None
 ) -> Contrast:
-    """Local contrast: ``-log softmax_0([q . k, q . n_1, ..., q . n_N] / t)``.
+    """Return local contrast: ``-log softmax_0([q . k, q . n_1, ..., q . n_N] / t)``.
 
     Args:
         query: (B, D) embeddings of the first views.
@@ -73,7 +73,7 @@ def local_loss(
 def regional_loss(
     neighbours: Tensor, key: Tensor, negatives: Tensor, *, temperature: float = 0.2, ignore: Tensor | None = None
 ) -> Contrast:
-    """Regional contrast: ``-log softmax_0([sum_j r_j . k, sum_j r_j . n_1, ...] / t)``.
+    """Return regional contrast: ``-log softmax_0([sum_j r_j . k, sum_j r_j . n_1, ...] / t)``.
 
     Args:
         neighbours: (k, B, D), ``neighbours[j, i]`` the embedding of sample i's patch at the j-th neighbour of the
@@ -103,7 +103,7 @@ def drasclr_loss(
     ignore: Tensor | None = None,
     ages: Tensor | None = None,
 ) -> DrasCLRLoss:
-    """``L = L_local + beta * L_regional`` with its parts.
+    """Return ``L = L_local + beta * L_regional`` with its parts.
 
     Args:
         query, key, negatives, temperature, ignore: see `local_loss`.
@@ -138,7 +138,7 @@ def drasclr_loss(
 def _number_and_age(
     query: Tensor, negatives: Tensor, ignore: Tensor | None, ages: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Mean number of negatives of a sample, and their mean age."""
+    """Return mean number of negatives of a sample, and their mean age."""
     used = query.new_ones(query.shape[0], negatives.shape[0])
     if ignore is not None:
         used = used.masked_fill(ignore, 0)
@@ -147,7 +147,7 @@ def _number_and_age(
 
 
 def _info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float, ignore: Tensor | None) -> Contrast:
-    """InfoNCE of ``query`` (B, D), which need not be of unit length, see `local_loss`."""
+    """Return InfoNCE of ``query`` (B, D), which need not be of unit length, see `local_loss`."""
     if query.ndim != 2 or key.shape != query.shape or query.shape[0] == 0:
         raise ValueError(f"Queries and keys must be (B, D) of one shape, got {tuple(query.shape)}, {tuple(key.shape)}.")
     if negatives.ndim != 2 or negatives.shape[1] != query.shape[1]:

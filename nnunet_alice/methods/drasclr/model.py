@@ -53,7 +53,7 @@ class PatchEmbedder(nn.Module):
         )
 
     def forward(self, x: Tensor, locations: LocationGroups) -> Tensor:
-        """L2-normalised embeddings (B, D) of patches (B, C_in, z, y, x), float32 at least, also under autocast.
+        """Return L2-normalised embeddings (B, D) of patches (B, C_in, z, y, x), float32 even under autocast.
 
         They compare the subjects that the batch shows at a landmark, and depend on all of them.
         """
@@ -110,7 +110,7 @@ class DrasCLRModel(nn.Module):
         neighbours: Tensor | None = None,
         neighbour_locations: Tensor | None = None,
     ) -> DrasCLRLoss:
-        """Losses of a batch of B subjects at one landmark.
+        """Return losses of a batch of B subjects at one landmark.
 
         Args:
             view: (B, C, z, y, x), first augmentation of the patch at the landmark.
@@ -157,7 +157,7 @@ class DrasCLRModel(nn.Module):
     def _embed_region(
         self, view: Tensor, location: Tensor, neighbours: Tensor, neighbour_locations: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings of the landmark (B, D) and of its neighbours (k, B, D), in one pass of 1 + k locations."""
+        """Return embeddings of the landmark (B, D) and of its neighbours (k, B, D), in one pass of 1 + k locations."""
         count, batch = neighbours.shape[0], view.shape[0]
         if neighbours.shape[1:] != view.shape or neighbour_locations is None:
             raise ValueError(
@@ -171,7 +171,7 @@ class DrasCLRModel(nn.Module):
         return embeddings[:batch], embeddings[batch:].unflatten(0, (count, batch))
 
     def _negatives(self, landmark: int, subjects: Tensor, made: "_Made") -> tuple[Tensor, Tensor, Tensor]:
-        """Keys (N, D), which of them do not count for which of B samples (B, N), and their ages in steps (N,)."""
+        """Return keys (N, D), which do not count for which of B samples (B, N), and ages in steps (N,)."""
         queued = self.queue.seen_from(landmark)
         elsewhere = torch.cat([~queued.here, made.landmarks != landmark])
         own = subjects.to(made.subjects)[:, None] == torch.cat([queued.subjects, made.subjects])

@@ -76,7 +76,7 @@ class KeyQueue(nn.Module):
         return self.keys.shape[0]
 
     def seen_from(self, landmark: int) -> QueuedKeys:
-        """All slots, and which of them hold a key of a landmark."""
+        """Return all slots, and which of them hold a key of a landmark."""
         return QueuedKeys(self.keys, self.subjects, self.step - self.made, self.landmarks == landmark)
 
     @torch.no_grad()
@@ -118,5 +118,5 @@ class KeyQueue(nn.Module):
 
 
 def _same(landmarks: Tensor, subjects: Tensor, other_landmarks: Tensor, other_subjects: Tensor) -> Tensor:
-    """Which keys (n,) are of the landmark and subject of which others (m,): bool (n, m)."""
+    """Return which keys (n,) are of the landmark and subject of which others (m,): bool (n, m)."""
     return (landmarks[:, None] == other_landmarks) & (subjects[:, None] == other_subjects)

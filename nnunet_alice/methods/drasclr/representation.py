@@ -48,11 +48,11 @@ class PatchRepresentation:
         self.width = num_channels * cells**3 + 3 * sum(norm.num_features for norm in norms)
 
     def __call__(self, x: Tensor, locations: LocationGroups) -> Tensor:
-        """Represent patches (B, C_in, z, y, x) for the contrast: (B, width), float32 at least, also under autocast."""
+        """Return patches (B, C_in, z, y, x) as vectors for the contrast (B, width), float32 at least."""
         return self._pooled(x, locations, self.cells)
 
     def features(self, x: Tensor, locations: LocationGroups) -> Tensor:
-        """What probes read: as above, the bottleneck averaged over the whole patch; (B, C + 3 ...).
+        """Return what probes read: as above, the bottleneck averaged over the whole patch; (B, C + 3 ...).
 
         Where in a patch something is, is gone from averages over landmarks in any case, and few cases make a probe
         pay for every number.
@@ -80,7 +80,7 @@ class _Taken:
         self.moments: list[Tensor] | None = None
 
     def see(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Hook in front of a norm."""
+        """Note what enters a norm."""
         if self.moments is not None:
             x = _wide(inputs[0])
             variance, mean = torch.var_mean(x, dim=(2, 3, 4), correction=0)
@@ -127,7 +127,7 @@ class LandmarkStandardisation(nn.Module):
 
 
 def _first_norms(encoder: nn.Module) -> Iterator[_InstanceNorm]:
-    """First instance norm of stem and stages; of an encoder without stages, its first."""
+    """Yield the first instance norm of stem and stages; of an encoder without stages, its first."""
     stages = getattr(encoder, "stages", None)
     parts = [encoder] if stages is None else [getattr(encoder, "stem", None), *stages]
     for part in parts:
@@ -136,5 +136,5 @@ def _first_norms(encoder: nn.Module) -> Iterator[_InstanceNorm]:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least float32."""
+    """Return a tensor in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -28,7 +28,7 @@ class Descriptors(NamedTuple):
 
 
 def embedding_strides(strides_per_stage: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Strides of the two descriptor maps relative to the input.
+    """Return strides of the two descriptor maps relative to the input.
 
     Args:
         strides_per_stage: stride of each encoder stage, first stage first, as the plans list them; the first is
@@ -85,7 +85,7 @@ class EmbeddingHeads(nn.Module):
         self.fine = nn.Conv3d(fine_channels, dimension, kernel_size=1)
 
     def forward(self, coarse_map: Tensor, fine_map: Tensor) -> Descriptors:
-        """Descriptors of a batch.
+        """Return descriptors of a batch.
 
         Args:
             coarse_map: (B, C_coarse, z, y, x), the bottleneck.

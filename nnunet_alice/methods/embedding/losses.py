@@ -66,7 +66,7 @@ class ContrastSettings:
             raise ValueError("More negatives than candidates: fine_hardest and coarse_hardest must not be smaller.")
 
     def scaled(self, crop_extent_mm: Sequence[float]) -> "ContrastSettings":
-        """Settings for crops of another size in mm.
+        """Return settings for crops of another size in mm.
 
         Distances shrink with the crop: by the ratio of its mean extent (geometric) to that of the reference, along
         the first axis by the ratio of the first extents. They never grow, for larger crops do not make larger
@@ -135,12 +135,12 @@ class ContrastParts(NamedTuple):
 
 
 def partner(x: Tensor) -> Tensor:
-    """The same tensor with the two crops of each pair exchanged: row i <-> row i + P."""
+    """Return the same tensor with the two crops of each pair exchanged: row i <-> row i + P."""
     return x.roll(len(x) // 2, dims=0)
 
 
 def draw_queries(fine: DescriptorMap, settings: ContrastSettings, generator: torch.Generator) -> Queries:
-    """Draw, without replacement, fine voxels of each crop that lie inside its partner too.
+    """Return draw, without replacement, fine voxels of each crop that lie inside its partner too.
 
     Args:
         fine: fine descriptor map; only its shape, affine and validity matter.
@@ -158,7 +158,7 @@ def draw_queries(fine: DescriptorMap, settings: ContrastSettings, generator: tor
 
 
 def info_nce(positive: Tensor, negatives: Tensor, present: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of each query: ``-log(exp(p / t) / (exp(p / t) + sum_k exp(n_k / t)))``.
+    """Return InfoNCE of each query: ``-log(exp(p / t) / (exp(p / t) + sum_k exp(n_k / t)))``.
 
     Args:
         positive: (...,) cosine of query and counterpart.
@@ -214,7 +214,7 @@ def fine_negatives(
 def fine_loss(
     fine: DescriptorMap, coarse: DescriptorMap, queries: Queries, settings: ContrastSettings, generator: torch.Generator
 ) -> ContrastParts:
-    """Fine InfoNCE (paper: eq. 1 on fine descriptors, hard and diverse negatives).
+    """Return fine InfoNCE (paper: eq. 1 on fine descriptors, hard and diverse negatives).
 
     Args:
         fine: fine descriptors.
@@ -279,7 +279,7 @@ def global_negatives(coarse: DescriptorMap, count: int, generator: torch.Generat
 def coarse_loss(
     coarse: DescriptorMap, queries: Queries, settings: ContrastSettings, generator: torch.Generator
 ) -> ContrastParts:
-    """Coarse InfoNCE (paper: eq. 1 on coarse descriptors, negatives of the pair and of other volumes).
+    """Return coarse InfoNCE (paper: eq. 1 on coarse descriptors, negatives of the pair and of other volumes).
 
     Args:
         coarse: coarse descriptors.
@@ -300,19 +300,19 @@ def coarse_loss(
 
 
 def _table(descriptors: DescriptorMap) -> Tensor:
-    """Descriptors of all voxels of all crops, (V * N, D)."""
+    """Return descriptors of all voxels of all crops, (V * N, D)."""
     return descriptors.values.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def _ask(descriptors: DescriptorMap, queries: Queries) -> tuple[Tensor, Tensor]:
-    """Descriptors of the queries (V, Q, D) and their cosine with the partner's descriptors at the same place (V, Q)."""
+    """Return descriptors of the queries (V, Q, D) and their cosine with the partner's at that place (V, Q)."""
     query = sample_map(descriptors.values, descriptors.affine, queries.points_mm)
     key = sample_map(partner(descriptors.values), partner(descriptors.affine), queries.points_mm)
     return query, (query * key).sum(dim=2)
 
 
 def _parts(positive: Tensor, negatives: Tensor, present: Tensor, asked: Tensor, temperature: float) -> ContrastParts:
-    """Mean over the queries that exist and have negatives; (V, Q), (V, Q, K), bool (V, Q, K), bool (V, Q)."""
+    """Return mean over the queries that exist and have negatives; (V, Q), (V, Q, K), bool (V, Q, K), bool (V, Q)."""
     counts = asked & present.any(dim=2)
     present = present & counts[..., None]
     total = counts.sum().clamp(min=1)
@@ -331,7 +331,7 @@ def _parts(positive: Tensor, negatives: Tensor, present: Tensor, asked: Tensor, 
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances between points (..., Q, 3) and (..., N, 3): (..., Q, N), without gradient.
+    """Return Euclidean distances between points (..., Q, 3) and (..., N, 3): (..., Q, N), without gradient.
 
     Squares are summed by axis. ``torch.cdist`` by matrix product loses millimetres to cancellation, and its exact form
     starts one CUDA block a distance: a hundred million at crops of 128 voxels.
@@ -353,7 +353,7 @@ def _draw(allowed: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
 def _draw_hardest(
     similarity: Tensor, allowed: Tensor, hardest: int, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Of the ``hardest`` most similar allowed entries of each row draw ``count``; ``similarity`` is overwritten."""
+    """Draw ``count`` of the ``hardest`` most similar allowed entries of each row; overwrites ``similarity``."""
     similarity.masked_fill_(~allowed, -torch.inf)
     top, candidates = similarity.topk(min(hardest, similarity.shape[-1]), dim=-1, sorted=False)
     drawn, present = _draw(top > -torch.inf, count, generator)

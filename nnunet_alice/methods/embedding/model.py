@@ -46,7 +46,7 @@ class EmbeddingNetwork(nn.Module):
         self.heads = EmbeddingHeads(channels[-1], channels[1], coarse_stride, fine_stride, dimension)
 
     def forward(self, crops: Tensor) -> Descriptors:
-        """Descriptor maps of crops (V, C, *patch)."""
+        """Return descriptor maps of crops (V, C, *patch)."""
         maps = self.backbone(crops, self.decoder_stages)
         return self.heads(maps.bottleneck, maps.decoder[-1])
 
@@ -78,7 +78,7 @@ def contrast(
     settings: ContrastSettings,
     generator: torch.Generator,
 ) -> EmbeddingStep:
-    """Both losses of a batch of pairs of crops, in full precision.
+    """Return both losses of a batch of pairs of crops, in full precision.
 
     Args:
         descriptors: of V = 2 P crops; crop i and crop i + P show the same volume.
@@ -108,7 +108,7 @@ def contrast(
 
 @torch.no_grad()
 def matching_errors_mm(fine: DescriptorMap, coarse: DescriptorMap, queries: Queries) -> tuple[Tensor, Tensor]:
-    """How far off the most similar fine voxel of the partner crop is, by the mean of both cosines.
+    """Return how far off the most similar fine voxel of the partner crop is, by the mean of both cosines.
 
     Args:
         fine: fine descriptors of V crops.
@@ -138,7 +138,7 @@ def matching_errors_mm(fine: DescriptorMap, coarse: DescriptorMap, queries: Quer
 def similarity_maps(
     fine: DescriptorMap, coarse: DescriptorMap, query: int, target: int, point_mm: Tensor, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Cosine of one point of one crop with every voxel of another.
+    """Return the cosine of one point of one crop with every voxel of another.
 
     Args:
         fine: fine descriptors of V crops.

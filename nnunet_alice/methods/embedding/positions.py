@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def feature_affine(crop_affine: Tensor, stride: Sequence[int]) -> Tensor:
-    """Affine from indices of a feature map to millimetres.
+    """Return the affine from indices of a feature map to millimetres.
 
     Args:
         crop_affine: (V, 4, 4), voxel of the crop -> mm in its volume, of V crops.
@@ -31,7 +31,7 @@ def feature_affine(crop_affine: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def map_positions_mm(affine: Tensor, shape: Sequence[int]) -> Tensor:
-    """Positions of all voxels of a map.
+    """Return positions of all voxels of a map.
 
     Args:
         affine: (V, 4, 4), index -> mm.
@@ -51,7 +51,7 @@ def apply_affine(affine: Tensor, points: Tensor) -> Tensor:
 
 
 def inverse_affine(affine: Tensor) -> Tensor:
-    """Inverse of (V, 4, 4) affines, float64, without waiting for the device (``torch.linalg.inv`` asks it for errors).
+    """Return the inverse of (V, 4, 4) affines, float64, without waiting for the device as torch does.
 
     A singular matrix gives numbers that are not finite.
     """
@@ -59,7 +59,7 @@ def inverse_affine(affine: Tensor) -> Tensor:
 
 
 def inside_volume(positions_mm: Tensor, extent_mm: Tensor) -> Tensor:
-    """Which positions lie between the first and the last voxel centre of their volume.
+    """Return which positions lie between the first and the last voxel centre of their volume.
 
     Args:
         positions_mm: (V, N, 3).
@@ -73,7 +73,7 @@ def inside_volume(positions_mm: Tensor, extent_mm: Tensor) -> Tensor:
 
 
 def sample_map(descriptors: Tensor, affine: Tensor, points_mm: Tensor) -> Tensor:
-    """Descriptors at points between the voxels: trilinear, made unit vectors again.
+    """Return descriptors at points between the voxels: trilinear, made unit vectors again.
 
     Beyond the outermost voxel centres of the map its border value holds (within half a stride of the crop's edge).
 
