@@ -81,7 +81,7 @@ def organic(points_mm: np.ndarray) -> np.ndarray:
 
 
 def skin_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Distance to the skin along the ray from the body's axis."""
+    """Return the distance to the skin along the ray from the body's axis."""
     y = y - MIDDLE_Y(z)
     a, b = np.abs(x) / HALF_WIDTH(z), np.abs(y) / HALF_DEPTH(z)
     level = (a * a * np.sqrt(a) + b * b * np.sqrt(b)) ** np.float32(0.4)
@@ -89,7 +89,7 @@ def skin_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def dome_height(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Height of the diaphragm: the right dome stands higher, both fall off towards the back and the sides."""
+    """Return height of the diaphragm: the right dome stands higher, both fall off towards the back and the sides."""
     back = 0.0035 * np.maximum(y, 0) ** 2
     right = 238 - 0.0060 * ((x + 60) ** 2 + (y + 8) ** 2)
     left = 228 - 0.0065 * ((x - 62) ** 2 + (y + 8) ** 2)
@@ -97,7 +97,7 @@ def dome_height(y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def lung_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Both lungs: the thoracic cavity above the diaphragm without the mediastinum.
+    """Return the distance to both lungs: the cavity above the diaphragm without the mediastinum.
 
     Args:
         z, y, x: canonical coordinates.
@@ -121,7 +121,7 @@ def lung_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray, depth: np.ndarray
 
 
 def liver_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Two lobes under the diaphragm, with the oblique lower border of a liver."""
+    """Return the distance to two lobes under the diaphragm, with the oblique lower border of a liver."""
     lobes = np.minimum(LIVER_RIGHT.distance(z, y, x), LIVER_LEFT.distance(z, y, x))
     lower = (140 + 0.40 * (x + 80) + 0.18 * (y + 20) - z) * 0.9
     column = 40 - np.hypot(x, y - SPINE_Y(z) - 12)
@@ -130,7 +130,7 @@ def liver_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray, depth: np.ndarra
 
 
 def spine_parts(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distances of bone, disc and canal, and the number of the vertebra (0 is L5) at each point."""
+    """Return distances of bone, disc and canal, and the number of the vertebra (0 is L5) at each point."""
     level = np.clip(np.searchsorted(VERTEBRA_BORDERS, z, side="right") - 1, 0, len(VERTEBRA_BORDERS) - 2)
     bottom, top = VERTEBRA_BORDERS[level], VERTEBRA_BORDERS[level + 1]
     height = np.abs(z - (bottom + top) / 2)
@@ -155,7 +155,7 @@ def spine_parts(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray
 
 
 def rib_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Ribs slope down towards the front inside the chest wall; the sternum closes them.
+    """Return the distance to ribs that slope down towards the front, and to the sternum that closes them.
 
     Args:
         z, y, x: canonical coordinates.
@@ -172,20 +172,20 @@ def rib_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray, depth: np.ndarray)
 
 
 def pelvis_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Iliac wings, sacrum, pubic arch and upper femora."""
+    """Return the distance to iliac wings, sacrum, pubic arch and upper femora."""
     wing = np.maximum.reduce([np.abs(ILIAC.distance(z, y, x)) - 4.5, 22 - z, z - 118, 30 - np.abs(x), -y - 30])
     femora = np.minimum(FEMUR_RIGHT.distance(z, y, x), FEMUR_LEFT.distance(z, y, x))
     return np.minimum.reduce([wing, femora, SACRUM.distance(z, y, x), tubes()["pelvis"].distance(z, y, x)])
 
 
 def _mirrored(knots, radii) -> Tube:
-    """A tube and its mirror image on the other side."""
+    """Return a tube and its mirror image on the other side."""
     return Tube.joined([Tube.through(np.array(knots) * [1, 1, sign], radii) for sign in (-1, 1)])
 
 
 @lru_cache(maxsize=1)
 def tubes() -> dict[str, Tube]:
-    """Everything long and round, and the vessel trees of lungs and liver; made once per process."""
+    """Return all that is long and round, and the vessel trees of lungs and liver; made once a process."""
     rng = np.random.default_rng(2024)
     heights = np.arange(290, 100, -15.0)
     descending = np.stack([heights, SPINE_Y(heights) - np.interp(heights, [100, 300], [25, 22]), 0 * heights + 9], 1)
@@ -244,7 +244,7 @@ def tubes() -> dict[str, Tube]:
 
 
 def _targets(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
-    """(count, 3) random points inside the right (-1) or left (1) lung, or the liver (0)."""
+    """Draw (count, 3) points inside the right (-1) or left (1) lung, or the liver (0)."""
     low, high = ((130, -80, -130), (240, 80, 50)) if side == 0 else ((170, -90, -125), (380, 90, 125))
     points = rng.uniform(low, high, (40 * count, 3))
     z, y, x = points.T

@@ -64,7 +64,7 @@ def paint(
 
 @lru_cache(maxsize=1)
 def _noise() -> SmoothNoise:
-    """The noise field of the canonical body: the same in every process."""
+    """Return the noise field of the canonical body: the same in every process."""
     return SmoothNoise(np.random.default_rng(99))
 
 
@@ -83,7 +83,7 @@ class _Canvas:
         self.labels = np.zeros(points_mm.shape[1], dtype=np.uint8)
 
     def within(self, low, high) -> np.ndarray:
-        """Flat indices of the points in a box, widened by the blending edge."""
+        """Return flat indices of the points in a box, widened by the blending edge."""
         inside = np.ones(len(self.hu), dtype=bool)
         for axis in range(3):
             p = self.points_mm[axis]
@@ -91,11 +91,11 @@ class _Canvas:
         return np.flatnonzero(inside)
 
     def at(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """z, y, x of some points."""
+        """Return z, y, x of some points."""
         return triple(p[index] for p in self.points_mm)
 
     def distance(self, shape: Ellipsoid | Tube, index: np.ndarray) -> np.ndarray:
-        """Signed distances of some points; tubes are searched no further than blending reaches."""
+        """Return the signed distances of some points; tubes are searched no further than blending reaches."""
         if isinstance(shape, Tube):
             return shape.distance(*self.at(index), margin_mm=self.edge_mm / 2 + 2)
         return shape.distance(*self.at(index))
@@ -128,7 +128,7 @@ class _Canvas:
 
 
 def _paint_walls(canvas: _Canvas) -> None:
-    """Fat, muscles of the trunk, and what fills the cavities between the organs."""
+    """Paint fat, muscles of the trunk, and what fills the cavities between the organs."""
     everything = np.arange(len(canvas.hu))
     z, y, x = canvas.points_mm
     canvas.fill(everything, np.full(len(z), -99.0), -103.0, fine=5, coarse=4)
@@ -146,7 +146,7 @@ def _paint_walls(canvas: _Canvas) -> None:
 
 
 def _paint_abdomen(canvas: _Canvas) -> None:
-    """Organs below the diaphragm."""
+    """Paint the organs below the diaphragm."""
     glow = canvas.enhancement
     t = tubes()
     canvas.fill_shape(t["small_bowel"], 35 + 20 * glow, fine=14, coarse=12)
@@ -181,7 +181,7 @@ def _paint_abdomen(canvas: _Canvas) -> None:
 
 
 def _paint_colon(canvas: _Canvas) -> None:
-    """A wall around stool and gas; gas gathers in front, as in a patient who lies on the back."""
+    """Paint a wall around stool and gas; gas gathers in front, as in a patient who lies on the back."""
     colon = tubes()["colon"]
     index = canvas.within(*colon.box())
     z, y, x = canvas.at(index)
@@ -192,7 +192,7 @@ def _paint_colon(canvas: _Canvas) -> None:
 
 
 def _paint_stomach(canvas: _Canvas) -> None:
-    """Fundus, body and antrum: a wall around fluid, with a bubble of gas in front."""
+    """Paint fundus, body and antrum: a wall around fluid, with a bubble of gas in front."""
     index = canvas.within((135, -85, -30), (235, 50, 95))
     z, y, x = canvas.at(index)
     distance = np.minimum(anatomy.STOMACH_FUNDUS.distance(z, y, x), canvas.distance(tubes()["antrum"], index))
@@ -203,7 +203,7 @@ def _paint_stomach(canvas: _Canvas) -> None:
 
 
 def _paint_chest(canvas: _Canvas, disease: Disease) -> None:
-    """Heart, great vessels, lungs with their vessels, airways."""
+    """Paint heart, great vessels, lungs with their vessels, and airways."""
     glow = canvas.enhancement
     t = tubes()
     canvas.fill_shape(anatomy.HEART, 50 + 65 * glow, "heart", fine=5)
@@ -233,7 +233,7 @@ def _paint_chest(canvas: _Canvas, disease: Disease) -> None:
 
 
 def _paint_bones(canvas: _Canvas) -> None:
-    """Spine, ribs, shoulder girdle and pelvis, each with a dense rim around softer marrow."""
+    """Paint spine, ribs, shoulder girdle and pelvis, each with a dense rim around softer marrow."""
     index = canvas.within((60, -10, -52), (440, 115, 52))
     bone, disc, canal, level = anatomy.spine_parts(*canvas.at(index))
     canvas.fill(index, disc, 85.0, "spine")
@@ -251,7 +251,7 @@ def _paint_bones(canvas: _Canvas) -> None:
 
 
 def _paint_disease(canvas: _Canvas, disease: Disease) -> None:
-    """Fatty liver, and lesions inside their organs; labels stay those of the organs."""
+    """Paint a fatty liver and lesions inside their organs; labels stay those of the organs."""
     if disease.kind == "fatty_liver":
         liver = canvas.labels == LABELS["liver"]
         canvas.hu[liver] -= disease.severity * (75 + 12 * canvas.coarse[liver])

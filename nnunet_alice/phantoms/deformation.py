@@ -86,7 +86,7 @@ class Deformation:
         )
 
     def to_canonical(self, points_mm: np.ndarray) -> np.ndarray:
-        """Canonical coordinates of points of the subject.
+        """Return canonical coordinates of points of the subject.
 
         Args:
             points_mm: (..., 3) points (z, y, x) in the subject's mm.
@@ -101,7 +101,7 @@ class Deformation:
         return (canonical + self._organ_displacement(canonical.T).T).reshape(points.shape)
 
     def to_canonical_grid(self, axes_mm: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        """The same map on a whole grid, many times faster because the spline is separable along its axes.
+        """Return the same map on a whole grid, many times faster because the spline is separable along its axes.
 
         Args:
             axes_mm: the subject's coordinates along z, y and x.
@@ -124,7 +124,7 @@ class Deformation:
         return canonical
 
     def from_canonical(self, points_mm: np.ndarray, tolerance_mm: float = 1e-6) -> np.ndarray:
-        """Where points of the canonical body lie in the subject: the inverse of :meth:`to_canonical`.
+        """Return where points of the canonical body lie in the subject: the inverse of :meth:`to_canonical`.
 
         Args:
             points_mm: (..., 3) points (z, y, x) in canonical mm.
@@ -143,13 +143,13 @@ class Deformation:
         return _fixed_point(target, self._displacement, tolerance_mm).reshape(points.shape)
 
     def _basis(self, coordinates_mm: np.ndarray, axis: int) -> np.ndarray:
-        """Cubic B-spline weights (N, control points along the axis); zero far outside the control grid."""
+        """Return cubic B-spline weights (N, control points along the axis); zero far outside the control grid."""
         count = CONTROL_SHAPE[axis]
         first = self.control_centre_mm[axis] - (count - 1) / 2 * self.control_spacing_mm
         return _spline((coordinates_mm[:, None] - first) / self.control_spacing_mm - np.arange(count))
 
     def _displacement(self, points_mm: np.ndarray) -> np.ndarray:
-        """u at (N, 3) points of the subject, in mm."""
+        """Return u at (N, 3) points of the subject, in mm."""
         control = np.asarray(self.control_mm).reshape(*CONTROL_SHAPE, 3)
         bases = [self._basis(points_mm[:, d], d) for d in range(3)]
         moved = np.tensordot(bases[0], control, axes=(1, 0))
@@ -157,7 +157,7 @@ class Deformation:
         return np.einsum("nk,nkd->nd", bases[2], moved)
 
     def _organ_displacement(self, points_mm: np.ndarray) -> np.ndarray:
-        """O(c) - c at (3, N) canonical points: weight (1 - r^2 / R^2)^3 times growth and shift."""
+        """Return O(c) - c at (3, N) canonical points: weight (1 - r^2 / R^2)^3 times growth and shift."""
         moved = np.zeros_like(points_mm)
         for bump in self.bumps:
             offset = [points_mm[d] - points_mm.dtype.type(bump.centre_mm[d]) for d in range(3)]
@@ -193,7 +193,7 @@ def random_deformation(rng: np.random.Generator, size_scale: float = 1.0) -> Def
 
 
 def _largest_slope(control_mm: np.ndarray) -> float:
-    """Largest spectral norm of the gradient of a warp, over three samples per control spacing and axis.
+    """Return the largest spectral norm of the gradient of a warp, over three samples per control spacing and axis.
 
     Args:
         control_mm: (7, 5, 6, 3) displacements at control points ``CONTROL_SPACING_MM`` apart.
@@ -212,7 +212,7 @@ def _largest_slope(control_mm: np.ndarray) -> float:
 
 
 def _spline(distance: np.ndarray) -> np.ndarray:
-    """The uniform cubic B-spline at distances in control spacings."""
+    """Return the uniform cubic B-spline at distances in control spacings."""
     distance = np.abs(distance)
     inner = 2 / 3 - distance**2 + distance**3 / 2
     outer = np.clip(2 - distance, 0, None) ** 3 / 6
@@ -220,7 +220,7 @@ def _spline(distance: np.ndarray) -> np.ndarray:
 
 
 def _random_bumps(rng: np.random.Generator) -> tuple[Bump, ...]:
-    """Growth and shift of each organ, scaled so that overlapping bumps together stay contractions."""
+    """Draw growth and shift of each organ, scaled so that overlapping bumps stay contractions."""
     growths = np.clip(rng.normal(0, 0.10, len(_ORGAN_BUMPS)), -0.22, 0.22)
     shifts = np.clip(rng.normal(0, 4.0, (len(_ORGAN_BUMPS), 3)), -9, 9)
     centres = np.array([centre for centre, _ in _ORGAN_BUMPS])
@@ -236,7 +236,7 @@ def _random_bumps(rng: np.random.Generator) -> tuple[Bump, ...]:
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation matrix from angles in radians about the z, y and x axis, in (z, y, x) coordinates."""
+    """Return the rotation matrix from angles in radians about the z, y and x axis, in (z, y, x) coordinates."""
     result = np.eye(3)
     for axis, angle in enumerate(angles):
         first, second = (d for d in range(3) if d != axis)
@@ -248,7 +248,7 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
-    """Micrometres are enough, and keep truth files short."""
+    """Round to micrometres, which keep truth files short."""
     return tuple(np.round(values, 3).tolist())
 
 

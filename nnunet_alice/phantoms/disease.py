@@ -69,7 +69,7 @@ class Disease:
 
 
 def disease_table(diseases: Mapping[str, Disease]) -> pd.DataFrame:
-    """What is wrong with whom, as labels to predict: a row a case, healthy organs having severity 0.
+    """Return what is wrong with whom, as labels to predict: a row a case, healthy organs having severity 0.
 
     Args:
         diseases: by case name.

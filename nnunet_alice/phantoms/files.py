@@ -21,7 +21,7 @@ TRUTH_FILE = "truth.json"
 
 
 def label_table(organs: Sequence[str] | None = None) -> dict[str, int]:
-    """Names and consecutive values of labels, background first: what ``dataset.json`` wants.
+    """Return names and consecutive values of labels, background first: what ``dataset.json`` wants.
 
     Args:
         organs: the organs to keep, in this order; all if not given.
@@ -113,7 +113,7 @@ def write_subjects(
 
 
 def load_subject(path: str | Path, case: str) -> Subject:
-    """The subject of a written case, from the truth file alone.
+    """Return the subject of a written case, from the truth file alone.
 
     Args:
         path: ``truth.json`` or the folder that holds it.
@@ -126,13 +126,13 @@ def load_subject(path: str | Path, case: str) -> Subject:
 
 
 def load_subjects(path: str | Path) -> dict[str, Subject]:
-    """All subjects of a truth file by case name (see :func:`load_subject`)."""
+    """Return all subjects of a truth file by case name (see :func:`load_subject`)."""
     truth = read_truth(path)
     return {case: _subject_of(truth, path, case) for case in truth}
 
 
 def read_truth(path: str | Path) -> dict[str, Any]:
-    """Content of a truth file by case name: seed, field of view, deformation, appearance, and ``disease`` with
+    """Return content of a truth file by case name: seed, field of view, deformation, appearance, and ``disease`` with
     ``kind``, ``severity`` and ``lesions``.
 
     Args:
@@ -177,7 +177,7 @@ def _write_case(
 
 
 def _write_nifti(path: Path, array: np.ndarray, phantom: Phantom) -> None:
-    """Identity direction: x runs to the patient's left, y to the back, z up."""
+    """Write a NIfTI with identity direction: x runs to the patient's left, y to the back, z up."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(phantom.spacing_mm[::-1])
     image.SetOrigin(phantom.origin_mm[::-1])

@@ -26,7 +26,7 @@ class Ellipsoid:
     tilt_sagittal: float = 0.0
 
     def distance(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Signed distance to the surface, exact to first order near it."""
+        """Return the signed distance to the surface, exact to first order near it."""
         z, y, x = z - self.centre_mm[0], y - self.centre_mm[1], x - self.centre_mm[2]
         if self.tilt_coronal:
             c, s = np.cos(np.deg2rad(self.tilt_coronal)), np.sin(np.deg2rad(self.tilt_coronal))
@@ -40,7 +40,7 @@ class Ellipsoid:
         return level * (level - 1) / np.maximum(steep, 1e-4)
 
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Corners that hold the ellipsoid however it is tilted."""
+        """Return corners that hold the ellipsoid however it is tilted."""
         reach = max(self.radii_mm) if self.tilt_coronal or self.tilt_sagittal else np.array(self.radii_mm)
         return np.array(self.centre_mm) - reach, np.array(self.centre_mm) + reach
 
@@ -55,7 +55,7 @@ class Tube:
 
     @classmethod
     def through(cls, knots_mm, radii_mm, step_mm: float = 1.5) -> "Tube":
-        """A smooth tube through (z, y, x) knots; the radius is given at the knots or once for all."""
+        """Return a smooth tube through (z, y, x) knots; the radius is given at the knots or once for all."""
         knots = np.asarray(knots_mm, dtype=float)
         radii = np.broadcast_to(np.asarray(radii_mm, dtype=float), (len(knots),))
         lengths = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
@@ -65,11 +65,11 @@ class Tube:
 
     @classmethod
     def joined(cls, tubes: "list[Tube]") -> "Tube":
-        """Several tubes as one."""
+        """Return several tubes as one."""
         return cls(np.concatenate([t.centres_mm for t in tubes]), np.concatenate([t.radii_mm for t in tubes]))
 
     def distance(self, z: np.ndarray, y: np.ndarray, x: np.ndarray, margin_mm: float = 4.0) -> np.ndarray:
-        """Signed distance to the wall of the nearest tube; ``margin_mm`` where it is further than that."""
+        """Return the signed distance to the wall of the nearest tube; ``margin_mm`` where it is further than that."""
         low, high = self.box()
         near = np.ones(len(z), dtype=bool)
         for axis, p in enumerate((z, y, x)):
@@ -83,12 +83,12 @@ class Tube:
         return result
 
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Corners that hold all tubes."""
+        """Return corners that hold all tubes."""
         return self.centres_mm.min(axis=0) - self._reach, self.centres_mm.max(axis=0) + self._reach
 
 
 def grow_tree(root_mm: np.ndarray, targets_mm: np.ndarray, twig_mm: float, trunk_mm: float) -> Tube:
-    """A branching vessel from a root that reaches all targets; radii follow Murray's law (cubes add up).
+    """Return a branching vessel from a root that reaches all targets; radii follow Murray's law (cubes add up).
 
     Args:
         root_mm: (3,) where the vessel enters the organ.
@@ -130,6 +130,6 @@ class SmoothNoise:
         self._field = ((field - field.mean()) / field.std()).astype(np.float32)
 
     def __call__(self, points_mm: np.ndarray, cell_mm: float, offset=(0.0, 0.0, 0.0)) -> np.ndarray:
-        """Values at (3, N) points; a cell of the field is ``cell_mm`` wide, ``offset`` is in cells."""
+        """Return values at (3, N) points; a cell of the field is ``cell_mm`` wide, ``offset`` is in cells."""
         cells = points_mm / np.float32(cell_mm) + np.asarray(offset, dtype=np.float32)[:, None]
         return map_coordinates(self._field, cells, order=1, mode="grid-wrap")

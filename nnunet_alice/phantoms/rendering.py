@@ -28,11 +28,11 @@ class Phantom:
     origin_mm: tuple[float, float, float]
 
     def to_voxels(self, points_mm: np.ndarray) -> np.ndarray:
-        """Voxel coordinates (..., 3) of points of the subject in mm; whole numbers are voxel centres."""
+        """Return Voxel coordinates (..., 3) of points of the subject in mm; whole numbers are voxel centres."""
         return (np.asarray(points_mm) - self.origin_mm) / self.spacing_mm
 
     def to_mm(self, points_vox: np.ndarray) -> np.ndarray:
-        """The subject's mm (..., 3) of voxel coordinates."""
+        """Return the subject's mm (..., 3) of voxel coordinates."""
         return np.asarray(points_vox) * self.spacing_mm + self.origin_mm
 
 

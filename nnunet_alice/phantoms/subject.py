@@ -48,12 +48,12 @@ class Subject:
     size_scale: float = 1.0
 
     def sees(self, points_mm: np.ndarray) -> np.ndarray:
-        """Whether (..., 3) points of the subject lie in its field of view; (...) bool."""
+        """Return whether (..., 3) points of the subject lie in its field of view; (...) bool."""
         points = np.asarray(points_mm)
         return np.all((points >= self.field_low_mm) & (points <= self.field_high_mm), axis=-1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything about the subject in plain types."""
+        """Return everything about the subject in plain types."""
         return asdict(self)
 
     @classmethod
@@ -136,7 +136,7 @@ def make_population(
 
 
 def corresponding_point(points_mm: np.ndarray, subject_a: Subject, subject_b: Subject) -> np.ndarray:
-    """The same anatomical point in another subject: the truth that matching is measured against.
+    """Return the same anatomical point in another subject: the truth that matching is measured against.
 
     Args:
         points_mm: (..., 3) points (z, y, x) in the mm of ``subject_a``, inside its body.
@@ -150,7 +150,7 @@ def corresponding_point(points_mm: np.ndarray, subject_a: Subject, subject_b: Su
 
 
 def labels_at(points_mm: np.ndarray, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
-    """Organ (value of ``LABELS``) and membership of the body at (..., 3) points of a subject, without any grid.
+    """Return organ (value of ``LABELS``) and membership of the body at (..., 3) points of a subject, without any grid.
 
     Returns:
         labels (...) uint8 and body (...) bool.
@@ -161,7 +161,7 @@ def labels_at(points_mm: np.ndarray, subject: Subject) -> tuple[np.ndarray, np.n
 
 
 def sample_points(subject: Subject, count: int, rng: np.random.Generator, organ: str | None = None) -> np.ndarray:
-    """Random points inside the body (or one organ) and inside the field of view.
+    """Draw points inside the body (or one organ) and inside the field of view.
 
     Args:
         subject: whose body.
@@ -192,7 +192,7 @@ def sample_points(subject: Subject, count: int, rng: np.random.Generator, organ:
 
 
 def _belongs(points_mm: np.ndarray, subject: Subject, organ: str | None) -> np.ndarray:
-    """Whether (..., 3) points lie in the organ, or in the body when none is named; (...) bool."""
+    """Return whether (..., 3) points lie in the organ, or in the body when none is named; (...) bool."""
     labels, body = labels_at(points_mm, subject)
     return body if organ is None else labels == LABELS[organ]
 
@@ -200,7 +200,7 @@ def _belongs(points_mm: np.ndarray, subject: Subject, organ: str | None) -> np.n
 def _draw_field(
     rng: np.random.Generator, deformation: Deformation, name: str, size_scale: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The scanned box: planned on the subject's own anatomy, as a radiographer would, with some slack."""
+    """Return the scanned box: planned on the subject's own anatomy, as a radiographer would, with some slack."""
     full, wanted = _Z_RANGES_MM["torso"], _Z_RANGES_MM[name]
     jitter = rng.uniform(-1, 1, 2)
     heights = [
@@ -248,7 +248,7 @@ def make_disease(rng: np.random.Generator, kind: str, severity: float | None = N
 
 
 def _lesion_sites(rng: np.random.Generator, count: int = 5) -> tuple[list[str], list[tuple[float, ...]], list[float]]:
-    """Organ, centre and relative size of as many lesions as the severest disease has."""
+    """Draw organ, centre and relative size of as many lesions as the severest disease has."""
     organs, centres, sizes = [], [], []
     for _ in range(count):
         organ = str(rng.choice(list(LESION_HU)))
@@ -261,7 +261,7 @@ def _lesion_sites(rng: np.random.Generator, count: int = 5) -> tuple[list[str], 
 
 @lru_cache(maxsize=1)
 def _organ_points() -> dict[str, np.ndarray]:
-    """(N, 3) canonical points inside each organ that can carry lesions; the same in every process."""
+    """Return (N, 3) canonical points inside each organ that can carry lesions; the same in every process."""
     points = np.random.default_rng(7).uniform((100, -90, -130), (380, 95, 130), (60_000, 3))
     labels = paint(points.T, Appearance(), Disease())[1]
     bent = organic(points.T).T
