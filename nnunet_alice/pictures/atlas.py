@@ -65,7 +65,7 @@ def draw_atlas(dataset: PreprocessedDataset, report: AtlasReport) -> Path:
 
 
 def checkerboards(case: CaseGeometry, atlas: CaseGeometry, record: AtlasRecord) -> np.ndarray:
-    """Middle slices of the atlas across its three axes, side by side, in tiles that alternate with the case.
+    """Return the middle slices of the atlas across its three axes, side by side, in tiles that alternate with the case.
 
     Args:
         case: geometry of the case.
@@ -89,7 +89,7 @@ def checkerboards(case: CaseGeometry, atlas: CaseGeometry, record: AtlasRecord) 
 
 
 def _upright(image: np.ndarray, spacing: list[float], axis: int) -> np.ndarray:
-    """Slice in [0, 1] with square pixels, ``_SLICE_PIXELS`` high; the first axis of the volume points up."""
+    """Return the slice in [0, 1] with square pixels, ``_SLICE_PIXELS`` high; the first axis of the volume points up."""
     height_mm, width_mm = (n * s for n, s in zip(image.shape, spacing, strict=True))
     width = max(1, round(_SLICE_PIXELS * width_mm / height_mm))
     zoom = (_SLICE_PIXELS / image.shape[0], width / image.shape[1])

@@ -38,7 +38,7 @@ def draw_phantoms(path: str | Path, phantoms: Mapping[str, Phantom], *, contours
 
 
 def _slices(phantom: Phantom) -> list[tuple[int, int, tuple[int, int]]]:
-    """Axis, index and window of each column; organs that the field of view lacks fall back to its middle."""
+    """Return axis, index and window of each column; organs that the field of view lacks fall back to its middle."""
     middle = [n // 2 for n in phantom.labels.shape]
 
     def through(organ: str, axis: int) -> int:
@@ -56,7 +56,7 @@ def _slices(phantom: Phantom) -> list[tuple[int, int, tuple[int, int]]]:
 
 
 def _draw_slice(ax, phantom: Phantom, axis: int, index: int, window: tuple[int, int], contours: bool) -> None:
-    """One slice with the head up (coronal, sagittal) or the belly up (axial), in true proportions."""
+    """Draw a slice with the head up (coronal, sagittal) or the belly up (axial), in true proportions."""
     image, labels = phantom.image.take(index, axis), phantom.labels.take(index, axis)
     rows, columns = [d for d in range(3) if d != axis]
     aspect = phantom.spacing_mm[rows] / phantom.spacing_mm[columns]
