@@ -43,7 +43,7 @@ from nnunet_alice.views.masking import FEWEST_BLOCKS, block_shape
 
 
 def maskable_patch(patch_size: Sequence[int], strides: Sequence[Sequence[int]], min_edge_vox: int) -> tuple[int, ...]:
-    """Nearest patch that splits into whole mask blocks, at least four along every axis.
+    """Return the nearest patch that splits into whole mask blocks, at least four along every axis.
 
     Smaller is preferred (it never takes more memory); an axis grows only when nothing smaller will do, as with three
     slices. The number of poolings does not change: an axis stays divisible by its total stride, and at least
@@ -120,12 +120,12 @@ class PairPlanning:
         )
 
     def cost(self, architecture: dict, patch_size: Sequence[int]) -> NetworkCost:
-        """Size of a network of this dataset's channels at a patch size."""
+        """Return the size of a network of this dataset's channels at a patch size."""
         channels = self.dataset_json["channel_names" if "channel_names" in self.dataset_json else "modality"]
         return network_cost(architecture, patch_size, len(channels), len(self.dataset_json["labels"]))
 
     def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
-        """Pairs of views per step: what fits, not more than there are cases, but never fewer than ``minimum``.
+        """Return pairs of views per step: what fits, not more than there are cases, but never fewer than ``minimum``.
 
         A multiple of ``num_gpus``, and at least one pair for each.
 
@@ -138,7 +138,7 @@ class PairPlanning:
         return self.num_gpus * max(fitting, self.share(self.minimum_pairs if minimum is None else minimum))
 
     def share(self, pairs: int) -> int:
-        """Pairs on the GPU that gets most of them."""
+        """Return pairs on the GPU that gets most of them."""
         return -(-pairs // self.num_gpus)
 
     def static_estimate_VRAM_usage(
@@ -174,7 +174,7 @@ class PairPlanning:
         return target * needed / max(available, 1.0)
 
     def get_plans_for_configuration(self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache):
-        """nnU-Net's configuration; in 3D with a patch for block masks and pairs of views for a batch."""
+        """Return nnU-Net's configuration, in 3D with a patch for block masks and pairs of views for a batch."""
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
@@ -188,7 +188,7 @@ class PairPlanning:
         return plan
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """Full resolution is the same for all planners below, as in nnU-Net: preprocessed cases are shared."""
+        """Return one identifier for all planners below, as nnU-Net does: preprocessed cases are shared."""
         if configuration_name in ("2d", "3d_fullres") and self.plans_identifier == self.standard_plans_name:
             return f"{AlicePlanner.standard_plans_name}_{configuration_name}"
         return f"{self.plans_identifier}_{configuration_name}"
@@ -221,7 +221,7 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
         self.UNet_max_features_3d = 64
 
     def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
-        """Always about ``minimum_pairs``: time is short here, not memory."""
+        """Return about ``minimum_pairs``: time is short here, not memory."""
         return self.num_gpus * self.share(self.minimum_pairs)
 
     def static_estimate_VRAM_usage(
