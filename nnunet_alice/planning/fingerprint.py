@@ -82,7 +82,7 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
 
 
 def _basis(cases: dict[str, dict], dataset_json: dict) -> dict[str, Any]:
-    """What a fingerprint depends on."""
+    """Return what a fingerprint depends on."""
     digest = hashlib.sha256()
     for case, files in cases.items():
         stamps = [(path, *_size_and_time(path)) for path in (*files["images"], files["label"])]
@@ -93,7 +93,7 @@ def _basis(cases: dict[str, dict], dataset_json: dict) -> dict[str, Any]:
 
 
 def _size_and_time(path: str) -> tuple[int, int]:
-    """Size in bytes and time of modification in ns; zeros for a file that is not there."""
+    """Return the size in bytes and time of modification in ns; zeros for a file that is not there."""
     try:
         status = Path(path).stat()
     except OSError:
@@ -124,7 +124,7 @@ def _spoiled(statistics: Statistics) -> bool:
 
 
 def _analyse(dataset: str, cases: dict[str, dict], num_processes: int) -> tuple[dict[str, tuple], dict[str, str]]:
-    """What nnU-Net finds out about each case, in their order, and why others cannot be read."""
+    """Return what nnU-Net finds out about each case, in their order, and why others cannot be read."""
     samples = min(SAMPLES // len(cases), SAMPLES_PER_CASE)
     found: dict[str, tuple] = {}
     failed: dict[str, str] = {}
@@ -139,7 +139,7 @@ def _analyse(dataset: str, cases: dict[str, dict], num_processes: int) -> tuple[
 
 
 def _analyse_case(shared: tuple[str, int, int], case: str) -> tuple:
-    """Shape after cropping, spacing, intensities of each channel, share of the volume that cropping leaves."""
+    """Return shape after cropping, spacing, intensities of each channel, share of the volume that cropping leaves."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
     dataset, run, samples = shared
@@ -153,7 +153,7 @@ def _analyse_case(shared: tuple[str, int, int], case: str) -> tuple:
 
 @functools.lru_cache(maxsize=1)
 def _files_and_reader(dataset: str, run: int) -> tuple[dict[str, dict], type]:
-    """Files of all cases and their reader, found once a process and run (``run`` is another number every time)."""
+    """Return files of all cases and their reader, found once a process and ``run``."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     cases = raw_cases(dataset)
@@ -165,7 +165,7 @@ def _files_and_reader(dataset: str, run: int) -> tuple[dict[str, dict], type]:
 def _statistics(
     intensities: dict[str, list[np.ndarray]], channels: Sequence[str]
 ) -> tuple[dict[str, Statistics], dict[str, str]]:
-    """nnU-Net's statistics of each channel, and the cases that gave none because their CT values are unlike others'."""
+    """Return nnU-Net's statistics of each channel, and the cases whose CT values are unlike the others'."""
     unlike: dict[str, str] = {}
     for number, channel in enumerate(channels):
         if is_ct(channel):

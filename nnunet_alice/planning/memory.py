@@ -73,11 +73,11 @@ class StepBytes:
     rest: float = 0.0
 
     def fixed(self, cost: NetworkCost) -> float:
-        """Bytes that do not depend on the batch."""
+        """Return bytes that do not depend on the batch."""
         return self.parameter * cost.parameters + self.rest
 
     def sample(self, cost: NetworkCost) -> float:
-        """Bytes of one sample of the batch."""
+        """Return bytes of one sample of the batch."""
         return self.element * cost.elements
 
 
@@ -116,7 +116,7 @@ def cost_of(network: torch.nn.Module, patch_size: Sequence[int]) -> NetworkCost:
 
 @functools.lru_cache(maxsize=64)
 def _network_without_memory(architecture: str, input_channels: int, classes: int) -> torch.nn.Module:
-    """Network on the meta device; kept, because planning asks for one network at many patch sizes."""
+    """Return the network on the meta device; kept, because planning asks for one network at many patch sizes."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     content = json.loads(architecture)
@@ -132,12 +132,12 @@ def _network_without_memory(architecture: str, input_channels: int, classes: int
 
 
 def _plain(number):
-    """JSON form of numpy's numbers."""
+    """Return numpy's numbers as JSON takes them."""
     return number.item()
 
 
 def overhead(cost: NetworkCost, reference: MemoryReference) -> float:
-    """Memory that nnU-Net's reference took, as a multiple of the live bytes of that step."""
+    """Return memory that nnU-Net's reference took, as a multiple of the live bytes of that step."""
     live = STOCK.element * reference.elements * reference.batch_size + STOCK.fixed(cost)
     return reference.gigabytes * _GB / live
 
@@ -153,7 +153,7 @@ def pair_budget(cost: NetworkCost, reference: MemoryReference, gigabytes: float)
 
 
 def pairs_in_memory(cost: NetworkCost, reference: MemoryReference, gigabytes: float) -> int:
-    """Pairs of views per step that fit into ``gigabytes`` of GPU memory; can be 0."""
+    """Return pairs of views per step that fit into ``gigabytes`` of GPU memory; can be 0."""
     return math.floor(pair_budget(cost, reference, gigabytes) / pair_bytes(cost))
 
 
@@ -163,12 +163,12 @@ def live_bytes_of_pairs(cost: NetworkCost, pairs: int) -> float:
 
 
 def gigabytes_of_pairs(cost: NetworkCost, reference: MemoryReference, pairs: int) -> float:
-    """GPU memory that steps of ``pairs`` pairs of views take, GB."""
+    """Return GPU memory that steps of ``pairs`` pairs of views take, GB."""
     return live_bytes_of_pairs(cost, pairs) * overhead(cost, reference) / _GB
 
 
 def gigabytes_of_training(cost: NetworkCost, reference: MemoryReference, batch_size: int) -> float:
-    """GPU memory that nnU-Net's own training takes with ``batch_size`` samples, GB."""
+    """Return GPU memory that nnU-Net's own training takes with ``batch_size`` samples, GB."""
     return batch_size * cost.elements / reference.elements_per_gb
 
 
@@ -194,7 +194,7 @@ def live_bytes_of_subjects(cost: NetworkCost, experts: int, crop_elements: int, 
 
 
 def subjects_in_memory(cost: NetworkCost, pairs: int, experts: int, crop_elements: int, crops: int) -> int:
-    """Subjects of a batch of DrasCLR for which the memory suffices that plans foresee for ``pairs``; can be 0.
+    """Return subjects of a batch of DrasCLR for which the memory suffices that plans foresee for ``pairs``; can be 0.
 
     The other arguments are those of :func:`live_bytes_of_subjects`.
     """

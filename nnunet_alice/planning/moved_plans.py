@@ -16,7 +16,7 @@ def rename_plans(plans: dict, name: str) -> None:
 
 
 def reader_of(dataset: str, dataset_json: dict) -> str:
-    """Name of the reader that nnU-Net takes for a raw dataset.
+    """Return the name of the reader that nnU-Net takes for a raw dataset.
 
     Args:
         dataset: full name of the dataset; its first case decides where ``dataset.json`` does not.

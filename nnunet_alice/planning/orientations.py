@@ -127,7 +127,7 @@ def _incomparable(dataset: str, target: str, ours: str, theirs: str) -> str:
 
 
 def _file_orientations(dataset: str) -> Counter[str]:
-    """Letters -> images of a raw dataset that lie so; those without letters are not counted."""
+    """Return letters -> images of a raw dataset that lie so; those without letters are not counted."""
     try:
         cases = raw_cases(dataset)
     except NotPreparedError:  # its raw images are not here

@@ -155,7 +155,7 @@ def move_target_plans(
 
 
 def plans_of_target(dataset: str, target: str, target_plans: str, configuration: str) -> dict:
-    """Plans of a target, checked for what :func:`move_target_plans` needs of them.
+    """Return plans of a target, checked for what :func:`move_target_plans` needs of them.
 
     Raises:
         NotPreparedError: the target has no such plans.
@@ -172,14 +172,14 @@ def plans_of_target(dataset: str, target: str, target_plans: str, configuration:
 
 
 def total_stride(strides: Sequence[int | Sequence[int]]) -> tuple[int, int, int]:
-    """Voxels of the image that a voxel at the bottleneck stands for, (z, y, x), from the pooling of each stage."""
+    """Return the image voxels a bottleneck voxel stands for, (z, y, x), from the pooling of each stage."""
     return tuple(np.prod([np.broadcast_to(stage, 3) for stage in strides], axis=0).tolist())
 
 
 def view_size(
     patch_size: Sequence[int], median_shape: Sequence[float], strides: Sequence[Sequence[int]]
 ) -> tuple[int, ...]:
-    """Patch for views of volumes of this shape: at most about two thirds of the volume along every axis.
+    """Return the patch for views of volumes of this shape: at most about two thirds of the volume along every axis.
 
     Axes that are short enough stay. Others become the multiple of the network's total stride that is nearest to two
     thirds of the volume (of two equally near ones the smaller), with at least two voxels at the bottleneck.
@@ -198,7 +198,7 @@ def view_size(
 
 
 def _view_size(dataset: str, plans: dict, configuration: dict, axes: Sequence[int]) -> list[int]:
-    """:func:`view_size` for a configuration, from the dataset's fingerprint, whose axes become ``axes`` when read."""
+    """Return :func:`view_size` by the dataset's fingerprint, whose axes become ``axes`` when read."""
     from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
     fingerprint = read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset_fingerprint.json")
@@ -226,12 +226,12 @@ def check_configuration(plans: dict, configuration: str, where: str) -> None:
 
 
 def _is_trainable(configuration: dict) -> bool:
-    """3D, and not the second stage of a cascade (which inherits, and wants a segmentation as input)."""
+    """Return whether it is 3D and no second stage of a cascade, which wants a segmentation as input."""
     return len(configuration.get("patch_size", ())) == 3 and "architecture" in configuration
 
 
 def _check_channels(dataset: str, target: str) -> None:
-    """Same number and order of channels, normalised in the same way; other names for the same get a warning."""
+    """Refuse different channels, order or normalisation; warn of different names for the same."""
     from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
     ours = _channel_names("nnUNet_raw", dataset)
@@ -253,14 +253,14 @@ def _check_channels(dataset: str, target: str) -> None:
 
 
 def _channel_names(variable: str, dataset: str) -> list[str]:
-    """Channel names in the order of their numbers."""
+    """Return channel names in the order of their numbers."""
     content: dict[str, Any] = read_json(nnunet_folder(variable) / dataset / "dataset.json")
     channels = content.get("channel_names", content.get("modality", {}))
     return [channels[key].casefold() for key in sorted(channels, key=int)]
 
 
 def _planner_of(plans: dict, configuration: str, planner_classes: Iterable[type]) -> type:
-    """First planner built on the one that made the plans; for one that we do not know, by the kind of network."""
+    """Return the planner built on the one that made the plans; for an unknown one, by the network."""
     residual = "Residual" in plans["configurations"][configuration]["architecture"]["network_class_name"]
     likely = "nnUNetPlannerResEncM" if residual else "ExperimentPlanner"
     by_base: dict[str, type] = {}
@@ -271,7 +271,7 @@ def _planner_of(plans: dict, configuration: str, planner_classes: Iterable[type]
 
 
 def _gigabytes_of_target(planner: Any, configuration: dict) -> float:
-    """Memory that nnU-Net's own training of the target takes, at least what its planner aims at, GB."""
+    """Return memory that nnU-Net's own training of the target takes, at least what its planner aims at, GB."""
     cost = planner.cost(configuration["architecture"], configuration["patch_size"])
     stock = gigabytes_of_training(cost, planner.memory_reference, configuration["batch_size"])
     return max(stock, planner.standard_gigabytes)
@@ -310,7 +310,7 @@ def _quietly(function, *args, **kwargs):
 
 
 def default_processes() -> int:
-    """nnU-Net's number of processes (``nnUNet_def_n_proc``), but not more than there are processors."""
+    """Return nnU-Net's number of processes (``nnUNet_def_n_proc``), but not more than there are processors."""
     from nnunetv2.configuration import default_num_processes
 
     return max(1, min(default_num_processes, os.cpu_count() or 1))

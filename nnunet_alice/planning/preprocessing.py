@@ -71,7 +71,7 @@ class _Job:
 
 
 def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
-    """Files of every case of a raw dataset: ``{case: {"images": [...], "label": ...}}`` with absolute paths.
+    """Return files of every case of a raw dataset: ``{case: {"images": [...], "label": ...}}`` with absolute paths.
 
     Raises:
         NotPreparedError: the raw dataset does not exist.
@@ -159,7 +159,7 @@ def preprocess_cases(
 
 
 def _why(error: Exception, files: dict[str, Any]) -> str:
-    """What an error tells; nnU-Net raises some without a word, where the files of a case do not fit each other."""
+    """Return what an error tells; nnU-Net raises some without a word, where files do not fit together."""
     if str(error).strip():
         return telling(error)
     try:
@@ -170,7 +170,7 @@ def _why(error: Exception, files: dict[str, Any]) -> str:
 
 
 def _copy_labels(dataset: str, cases: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Labels beside the preprocessed cases, as nnU-Net leaves them: its trainers validate against these."""
+    """Copy the labels beside the preprocessed cases, where nnU-Net's trainers look for them."""
     ending = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")["file_ending"]
     for case, files in cases.items():
         label, copy = Path(files["label"]), folder / f"{case}{ending}"
@@ -214,7 +214,7 @@ def _remove_unnamed(dataset: PreprocessedDataset, cases: dict) -> None:
 
 
 def _stays(dataset: PreprocessedDataset, case: str, files: dict, error: Exception) -> bool:
-    """Whether a case that failed now is there from before. What was made of files that are bad now is removed."""
+    """Return whether a failed case is there from before; remove what was made of files that are bad now."""
     if not (dataset.folder / f"{case}{_SUFFIXES[-1]}").is_file():
         return False
     of_the_moment = isinstance(error, OSError | MemoryError | AliceError) and not isinstance(error, InputError)
@@ -231,7 +231,7 @@ def _remove_case(dataset: PreprocessedDataset, case: str) -> None:
 
 
 def _is_current(folder: Path, case: str, files: dict) -> bool:
-    """The case is whole, and none of its raw files is newer."""
+    """Return whether a case is whole and none of its raw files is newer."""
     try:
         made = min((folder / f"{case}{suffix}").stat().st_mtime for suffix in _SUFFIXES)
         return made >= max(os.stat(path).st_mtime for path in (*files["images"], files["label"]))
@@ -241,7 +241,7 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
 
 
 def _partial_folder(folder: Path) -> Path:
-    """Where a run writes cases before they are whole; nnU-Net looks at files only, not at folders in here.
+    """Return where a run writes cases before they are whole; nnU-Net looks at files only, not at folders in here.
 
     Another one for every run: two machines may work on one disk, and processes outlive a parent that was killed.
     """
@@ -261,7 +261,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether a process of this host is running."""
+    """Return whether a process of this host is running."""
     if os.name == "nt":
         return True  # there, asking in this way would end it
     try:
@@ -311,7 +311,7 @@ def _check_not_flat(file: Path, schemes: Sequence[str]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _tools(job: _Job) -> tuple:
-    """Plans, files and preprocessor, read once a process and run."""
+    """Return plans, files and preprocessor, read once a process and run."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / job.dataset / "dataset.json")

@@ -35,7 +35,7 @@ WINDOWS = {"lungs": Window("lungs", -1024.0, 240.0)}
 
 
 def parse_window(words: Sequence[str]) -> Window:
-    """Window of a name, or of two numbers.
+    """Return the window of a name, or of two numbers.
 
     Raises:
         InputError: it is neither, or the second number is not above the first.
