@@ -176,7 +176,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         )
 
     def _warn_of_large_views(self, pairs: MatchedPairs | SameVolumePairs | RandomPairs) -> None:
-        """Views that show nearly the whole volume are all alike, but for their padding."""
+        """Warn of views that show nearly the whole volume: they are all alike, but for their padding."""
         shapes = []
         for case in pairs.cases[:_CASES_FOR_SHAPE]:
             with suppress(UnreadableCaseError), pairs.readings.of(case):
@@ -238,7 +238,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
     # ----------------------------------------------------------------------------------------------- the report
 
     def _outputs(self, batch: AliceBatch, step: AliceStep) -> dict[str, torch.Tensor]:
-        """Descriptors and token codes of a batch, where its views are pairs."""
+        """Return descriptors and token codes of a batch, where its views are pairs."""
         if not self.settings.paired:
             return {}
         descriptors = self.model.describe(batch.views) if step.descriptors is None else step.descriptors

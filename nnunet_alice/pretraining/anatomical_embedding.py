@@ -190,7 +190,7 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
 
 
 def _example(batch: OverlapBatch, step: EmbeddingStep, query: int, target: int) -> SimilarityExample | None:
-    """The first query of a crop, looked for in another crop; None where the crop has no query."""
+    """Return the first query of a crop, looked for in another crop; None where the crop has no query."""
     if not step.queries.present[query].any():
         return None
     point_mm = step.queries.points_mm[query, step.queries.present[query]][0]

@@ -44,7 +44,7 @@ def cases_with_bodies(
 
 
 def cases_with_geometry(dataset: PreprocessedDataset, cases: Sequence[str], num_processes: int) -> list[str]:
-    """Cases whose geometry is on disk, after computing what is missing; the others are named in the log.
+    """Return cases whose geometry is on disk, after computing what is missing; the others are named in the log.
 
     Args:
         dataset: the preprocessed dataset.

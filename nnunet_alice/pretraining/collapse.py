@@ -14,7 +14,7 @@ MAX_INDEX_SHARE = 0.5
 
 
 def signs_of_collapse(metrics: Mapping[str, float], prototypes: int, tokens: int) -> list[str]:
-    """What is wrong, one sentence each; empty while all is well.
+    """Return what is wrong, one sentence each; empty while all is well.
 
     Args:
         metrics: an epoch's metrics; those that a method does not have are skipped.

@@ -131,7 +131,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             return prepare_landmarks(self.context.dataset).landmarks
 
     def _make_encoder(self, plain: nn.Module) -> LocatedEncoder:
-        """The query encoder, starting from the weights of a plain one; the same for the same weights."""
+        """Return the query encoder, starting from the weights of a plain one; the same for the same weights."""
         if not self.settings.conditional:
             return UnconditionedEncoder(copy.deepcopy(plain))
         generator = torch.Generator().manual_seed(self.context.seed)
@@ -150,7 +150,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         return size
 
     def _choose_batch_size(self, network: nn.Module) -> int:
-        """As many subjects as take the time and fit into the memory that the plans foresee."""
+        """Return as many subjects as take the time and fit into the memory that the plans foresee."""
         pairs = self.context.batch_size
         cost = cost_of(network, self.context.patch_size)
         # The paper's number of crops with gradient, and all experts, in all variants: ablations see the same batches.

@@ -18,7 +18,7 @@ from nnunet_alice.words import counted
 
 
 def record_of_views(matcher: Matcher | None, cases: Sequence[str]) -> dict[str, Any]:
-    """What views depend on beside settings and seed, for the checkpoint: plain types.
+    """Return what views depend on beside settings and seed, for the checkpoint: plain types.
 
     Args:
         matcher: pairs views; None if nothing does.
