@@ -91,7 +91,7 @@ def card(
 
 
 def _front_matter(text: CardText, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata that the hub searches by."""
+    """Return the metadata that the hub searches by."""
     matter: dict[str, Any] = {"license": text.licence}
     if text.licence == "other":
         matter |= {"license_name": "see-license-file", "license_link": "LICENSE"}
@@ -105,7 +105,7 @@ def _front_matter(text: CardText, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _commands(digest: str) -> list[str]:
-    """How to take the weights, from wherever they lie."""
+    """Return how to take the weights, from wherever they lie."""
     return [
         "Fetch this folder and give its plans to your labelled dataset (here number 4), then fine-tune:",
         "",
@@ -124,7 +124,7 @@ def _cell(value: Any) -> str:
 
 
 def _evaluation(summary: pd.DataFrame | None, files: Sequence[str]) -> list[str]:
-    """Table of a benchmark's summary: the first metric, mean over classes, all numbers of labels."""
+    """Return the table of a benchmark's summary: the first metric, mean over classes, all numbers of labels."""
     if summary is None:
         return ["## Evaluation", "", "None was given.", ""]
     rows = summary[summary["class"] == summary["class"].iloc[0]]

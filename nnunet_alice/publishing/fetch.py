@@ -62,7 +62,7 @@ def fetch(source: str, sha256: str | None = None, cache: str | os.PathLike | Non
 
 
 def _from_server(address: str, sha256: str, cache: Path) -> Path:
-    """Every file of a folder on a web server, by its list of checksums."""
+    """Return every file of a folder on a web server, by its list of checksums."""
     folder = cache / sha256[:32]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -74,7 +74,7 @@ def _from_server(address: str, sha256: str, cache: Path) -> Path:
 
 
 def _from_hub(source: str, cache: Path, again: bool = False) -> Path:
-    """Snapshot of a repository on the Hugging Face hub; only files that a published model has are downloaded.
+    """Return snapshot of a repository on the Hugging Face hub; only files that a published model has are downloaded.
 
     Args:
         source: as of ``fetch``.

@@ -99,7 +99,7 @@ def publish(
 
 
 def _check_licence(text: CardText, licence_file: Any) -> None:
-    """The hub knows licences by identifiers; ``other`` needs a text."""
+    """Refuse a licence that the hub has no identifier for, and ``other`` without a text."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text.licence):
         raise InputError(f"Licence '{text.licence}' is no identifier like apache-2.0, cc-by-nc-4.0 or other.")
     if text.licence == "other" and licence_file is None:
@@ -107,7 +107,7 @@ def _check_licence(text: CardText, licence_file: Any) -> None:
 
 
 def _check_free(output: Path) -> None:
-    """Only an earlier publication may be replaced."""
+    """Refuse to replace anything but an earlier publication."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; name a folder with -o.")
     strange: Sequence[str] = sorted(path.name for path in output.glob("*") if path.name not in FILES)
@@ -116,7 +116,7 @@ def _check_free(output: Path) -> None:
 
 
 def _companions(checkpoint: Path, licence_file: Any, report: Any) -> dict[str, Path]:
-    """File of the publication -> file that it is a copy of."""
+    """Return the file of the publication -> file that it is a copy of."""
     found = {}
     if (curves := checkpoint.parent / "progress.png").is_file():
         found["progress.png"] = curves
