@@ -70,7 +70,7 @@ class TargetCrops:
         self.readings = Readings()
 
     def __call__(self, number: int, rng: np.random.Generator) -> TargetBatch:
-        """Batch of a number."""
+        """Return the batch of a number."""
         if self.training:
             size = self.batch_size
             first = rng.choice(len(self.cases), size, replace=size > len(self.cases)).tolist()
@@ -84,7 +84,7 @@ class TargetCrops:
         return TargetBatch(torch.stack(views), names, torch.from_numpy(self.truth[list(chosen)]))
 
     def _drawn(self, case: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
-        """A case and a crop of it; a different case by chance where that cannot be read."""
+        """Return a case and a crop of it; a different case by chance where that cannot be read."""
         wanted = [case]
 
         def draw(rng: np.random.Generator) -> tuple[int, np.ndarray]:
@@ -94,7 +94,7 @@ class TargetCrops:
         return self.readings.again(draw, rng)
 
     def _in_order(self, cases: Iterable[int]) -> list[tuple[int, np.ndarray]]:
-        """Cases and their middle crops, without those that cannot be read.
+        """Return cases and their middle crops, without those that cannot be read.
 
         Raises:
             UnreadableCaseError: none can.
@@ -110,7 +110,7 @@ class TargetCrops:
         return drawn
 
     def _crop(self, case: int, rng: np.random.Generator | None) -> np.ndarray:
-        """Crop of a case, drawn by chance or, without a generator, in its middle."""
+        """Return the crop of a case, drawn by chance or, without a generator, in its middle."""
         name = self.cases[case]
         with self.readings.of(name):
             image = self.dataset.image(name)

@@ -45,7 +45,7 @@ class TargetDefinition:
         return cls(record["name"], record["task"], tuple(record["columns"]), tuple(record["classes"]))
 
     def values(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Rows of a table that have this target, as numbers, indexed by case; classes become their number.
+        """Return rows of a table that have this target, as numbers, indexed by case; classes become their number.
 
         Multi-label rows may lack some of the labels (NaN), but not all.
 
@@ -83,7 +83,7 @@ class DatasetTargets:
         return [f"group {known[case]}" if case in known else f"case {case}" for case in cases]
 
     def choose(self, name: str | None, tasks: Sequence[str], trainer: str) -> TargetDefinition:
-        """The target that a trainer learns.
+        """Return the target that a trainer learns.
 
         Args:
             name: of the target; None for the only one of these tasks. Capitals do not matter.
@@ -109,7 +109,7 @@ class DatasetTargets:
 
 
 def target_name(text: str) -> str:
-    """Name of a target for a column: its letters and digits.
+    """Return the name of a target for a column: its letters and digits.
 
     Raises:
         InputError: it has none.
@@ -121,7 +121,7 @@ def target_name(text: str) -> str:
 
 
 def load_targets(dataset: str) -> DatasetTargets:
-    """Targets of a dataset, from its raw folder, or from the preprocessed one where there is no raw data.
+    """Return targets of a dataset, from its raw folder, or from the preprocessed one where there is no raw data.
 
     Args:
         dataset: full name, ``Dataset900_NAME``.
@@ -166,7 +166,7 @@ def store_targets(dataset: str, targets: DatasetTargets) -> list[Path]:
 
 
 def read_text_table(path: str | os.PathLike) -> pd.DataFrame:
-    """A CSV file as text, with NaN where a cell is empty.
+    """Return a CSV file as text, with NaN where a cell is empty.
 
     Raises:
         InputError: it is missing or no table.
@@ -178,6 +178,6 @@ def read_text_table(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def _folders() -> list[Path]:
-    """nnU-Net's raw folder, if it is set, and the preprocessed one."""
+    """Return nnU-Net's raw folder, if it is set, and the preprocessed one."""
     raw = os.environ.get("nnUNet_raw")
     return [*([Path(raw)] if raw else []), nnunet_folder("nnUNet_preprocessed")]

@@ -27,7 +27,7 @@ def read_labels(
     id_column: str | None = None,
     group_column: str | None = None,
 ) -> DatasetTargets:
-    """One target from a table of labels.
+    """Return one target from a table of labels.
 
     Args:
         path: CSV with one row a case.
@@ -64,7 +64,7 @@ def read_labels(
 
 
 def merge(before: DatasetTargets, new: DatasetTargets) -> DatasetTargets:
-    """Targets of a dataset that had some; what has the same name is replaced.
+    """Return targets of a dataset that had some; what has the same name is replaced.
 
     Raises:
         InputError: a case is of a different patient now.
@@ -91,7 +91,7 @@ def merge(before: DatasetTargets, new: DatasetTargets) -> DatasetTargets:
 def _of_the_dataset(
     table: pd.DataFrame, path: str | os.PathLike, columns: Sequence[str], cases: Collection[str]
 ) -> pd.DataFrame:
-    """Rows of the dataset's cases that have a value."""
+    """Return rows of the dataset's cases that have a value."""
     table = table.dropna(subset=[CASE]).dropna(subset=list(columns), how="all")
     twice = table[CASE][table[CASE].duplicated()]
     if len(twice):

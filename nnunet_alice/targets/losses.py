@@ -25,7 +25,7 @@ class WeightedCrossEntropy(nn.Module):
         self.register_buffer("weights", torch.tensor(list(weights), dtype=torch.float32))
 
     def forward(self, outputs: Tensor, truth: Tensor) -> Tensor:
-        """Loss of logits (B, classes) and the number of the class (B, 1)."""
+        """Return the loss of logits (B, classes) and the number of the class (B, 1)."""
         return functional.cross_entropy(outputs.float(), truth[:, 0].long(), self.weights, reduction="sum") / len(truth)
 
 
@@ -43,7 +43,7 @@ class MaskedBinaryCrossEntropy(nn.Module):
         self.register_buffer("positive_weights", torch.tensor(list(positive_weights), dtype=torch.float32))
 
     def forward(self, outputs: Tensor, truth: Tensor) -> Tensor:
-        """Loss of logits (B, labels) and truth (B, labels) of 0, 1 and NaN (unknown), mean over what is known."""
+        """Return the loss of logits and truth (B, labels) of 0, 1 and NaN (unknown), mean over the known."""
         known = ~truth.isnan()
         losses = functional.binary_cross_entropy_with_logits(
             outputs.float(), truth.nan_to_num(), pos_weight=self.positive_weights, reduction="none"
@@ -70,12 +70,12 @@ class StandardisedHuber(nn.Module):
         self.delta = delta
 
     def forward(self, outputs: Tensor, truth: Tensor) -> Tensor:
-        """Loss of outputs (B, columns) and truth (B, columns) in its own units."""
+        """Return the loss of outputs (B, columns) and truth (B, columns) in its own units."""
         return functional.huber_loss(outputs.float(), (truth - self.means) / self.deviations, delta=self.delta)
 
 
 def cox_loss(risks: Tensor, times: Tensor, events: Tensor) -> Tensor:
-    """Negative log partial likelihood of Cox's model, ties as in Breslow, mean over the events.
+    """Return negative log partial likelihood of Cox's model, ties as in Breslow, mean over the events.
 
     Args:
         risks: (N,) log hazard ratios.
@@ -118,7 +118,7 @@ class CoxLoss(nn.Module):
         self.register_buffer("seen", torch.zeros(len(self.times), dtype=torch.bool))
 
     def forward(self, outputs: Tensor, truth: Tensor) -> Tensor:
-        """Loss of log hazard ratios (B, 1) and truth (B, 3): time, event, and the number of the training case."""
+        """Return the loss of log hazard ratios (B, 1) and truth (B, 3): time, event, number of the case."""
         risks = outputs[:, 0].float()
         if not self.training:
             return cox_loss(risks, truth[:, 0], truth[:, 1].bool())

@@ -18,7 +18,7 @@ Metric = Callable[[np.ndarray], float]
 
 
 def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> dict[str, Metric]:
-    """Metrics of one class of several.
+    """Return metrics of one class of several.
 
     ``auc`` (of more than two classes the mean of one against the rest), ``balanced_accuracy``, ``f1`` (mean over
     classes) and ``brier`` (of two classes the squared error of the second's probability, else its sum over classes).
@@ -36,7 +36,7 @@ def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predict
         return float(np.mean([area_under_curve(truth[at] == c, probabilities[at, c]) for c in shown]))
 
     def counts(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the classes that are there: cases predicted rightly, cases, and cases predicted so."""
+        """Return of each class in the truth: cases predicted rightly, cases, and cases predicted so."""
         table = np.bincount(truth[at] * classes + predicted[at], minlength=classes**2).reshape(classes, classes)
         there = table.any(axis=1)
         return np.diag(table)[there], table.sum(axis=1)[there], table.sum(axis=0)[there]
@@ -54,7 +54,7 @@ def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predict
 
 
 def regression_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Metric]:
-    """``mae``, ``r2`` and ``spearman`` of (N,) numbers; NaN truth is left out."""
+    """Return ``mae``, ``r2`` and ``spearman`` of (N,) numbers; NaN truth is left out."""
 
     def known(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         at = at[np.isfinite(truth[at])]
@@ -75,12 +75,12 @@ def regression_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Me
 
 
 def survival_metrics(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> dict[str, Metric]:
-    """``c_index`` of risks (N,) of cases with (N,) times and events."""
+    """Return ``c_index`` of risks (N,) of cases with (N,) times and events."""
     return {"c_index": lambda at: concordance(times[at], events[at].astype(bool), risks[at])}
 
 
 def concordance(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> float:
-    """Harrell's concordance index: share of comparable pairs in which the earlier event has the higher risk.
+    """Return Harrell's concordance index: share of comparable pairs in which the earlier event has the higher risk.
 
     A pair is comparable where the shorter time ends in an event; equal risks count half.
 
@@ -102,7 +102,7 @@ def concordance(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> flo
 
 
 def with_intervals(metrics: Mapping[str, Metric], groups: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """Value and 95 % interval of every metric.
+    """Return value and 95 % interval of every metric.
 
     The bootstrap draws patients, not cases: two scans of one patient are no two samples.
 

@@ -36,7 +36,7 @@ class PooledEncoder(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(self.width), nn.Dropout(dropout), nn.Linear(self.width, outputs))
 
     def features(self, crops: Tensor) -> Tensor:
-        """Pooled features (B, F) float32 of crops (B, C, z, y, x)."""
+        """Return pooled features (B, F) float32 of crops (B, C, z, y, x)."""
         pooled = []
         for stage in self.encoder(crops)[-self.stages :]:
             values = stage.float().flatten(2)  # sums of half precision would overflow
@@ -45,12 +45,12 @@ class PooledEncoder(nn.Module):
         return torch.cat(pooled, dim=1)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Outputs (B, outputs) of crops (B, C, z, y, x)."""
+        """Return outputs (B, outputs) of crops (B, C, z, y, x)."""
         return self.head(self.features(crops))
 
 
 def pooled_encoder(unet: nn.Module, outputs: int, stages: int, dropout: float) -> PooledEncoder:
-    """The encoder of a U-Net with a head; the decoder is dropped.
+    """Return the encoder of a U-Net with a head; the decoder is dropped.
 
     Raises:
         InputError: the network has no encoder in stages.

@@ -19,7 +19,7 @@ _FINEST, _MOST_WINDOWS = 6, 150
 def occlusion(
     predictor: CasePredictor, task: Task, image: Any, geometry: CaseGeometry, most_windows: int = _MOST_WINDOWS
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """How much the prediction falls when a block of the body is covered by the body's mean.
+    """Return how much the prediction falls when a block of the body is covered by the body's mean.
 
     Only the windows that see a block are computed again. Blocks are as small as the number of windows allows.
 
@@ -69,7 +69,7 @@ def draw_case(
 
 
 def _in_body(geometry: CaseGeometry, size: np.ndarray) -> list[tuple[int, ...]]:
-    """Blocks that hold some of the body."""
+    """Return blocks that hold some of the body."""
     body, factors = geometry.body, np.asarray(geometry.factors)
     found = []
     for block in np.ndindex(*-(-np.asarray(geometry.shape) // size)):
@@ -80,7 +80,7 @@ def _in_body(geometry: CaseGeometry, size: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def _seeing(features: CaseFeatures, start: np.ndarray, size: np.ndarray, patch: np.ndarray) -> list[int]:
-    """Numbers of the windows that see some of a block."""
+    """Return numbers of the windows that see some of a block."""
     seen = (features.starts < start + size) & (start < features.starts + patch)
     return np.flatnonzero(seen.all(axis=1)).tolist()
 
@@ -95,7 +95,7 @@ def _covered(crop: np.ndarray, start: np.ndarray, size: np.ndarray, fill: np.nda
 
 
 def _body_mean(image: Any, geometry: CaseGeometry) -> np.ndarray:
-    """(C, 1, 1, 1) mean of every channel in the body, by the voxels in the middle of its cells."""
+    """Return (C, 1, 1, 1) mean of every channel in the body, by the voxels in the middle of its cells."""
     factors = geometry.factors
     thin = tuple(slice(min(f // 2, n - 1), None, f) for f, n in zip(factors, geometry.shape, strict=True))
     values = np.stack([channel[thin] for channel in np.asarray(image[:])])

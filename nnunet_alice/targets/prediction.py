@@ -96,7 +96,7 @@ class TargetModel:
 
     @torch.no_grad()
     def predict(self, image: np.ndarray, geometry: CaseGeometry) -> pd.DataFrame:
-        """Mean over the folds of what they say about a preprocessed case: one row.
+        """Return mean over the folds of what they say about a preprocessed case: one row.
 
         The class or label that is predicted is the one that most folds predict; ties go to the higher probability.
         """
@@ -110,7 +110,7 @@ class TargetModel:
 def predict_images(
     model: TargetModel, images: RawImages, pictures: Path | None = None
 ) -> Iterator[tuple[str, pd.DataFrame | AliceError]]:
-    """Predictions of new images, one after the other.
+    """Yield predictions of new images, one after the other.
 
     Args:
         model: that predicts.
@@ -154,7 +154,7 @@ def _open_fold(path: Path, fold: str, plans: dict, device: torch.device | str) -
 
 
 def mean_of_folds(said: pd.DataFrame) -> pd.DataFrame:
-    """One row of several folds' predictions: means of numbers, and the class that most say."""
+    """Return one row of several folds' predictions: means of numbers, and the class that most say."""
     numbers = said.select_dtypes("number").mean().to_frame().T
     for name in said.columns:
         if name == "predicted":

@@ -93,7 +93,7 @@ def prepare_targets(
 
 
 def dataset_cases(dataset: str) -> list[str]:
-    """Names of all cases of a raw or preprocessed dataset, sorted.
+    """Return names of all cases of a raw or preprocessed dataset, sorted.
 
     Raises:
         NotPreparedError: there is none.
@@ -111,7 +111,7 @@ def dataset_cases(dataset: str) -> list[str]:
 
 
 def _describe(definition: TargetDefinition, values: pd.DataFrame) -> list[str]:
-    """Lines on how the values are spread."""
+    """Return lines on how the values are spread."""
     if definition.task == "classification":
         counts = values.iloc[:, 0].value_counts()
         return [f"{name}: {counts.get(number, 0)} cases" for number, name in enumerate(definition.classes)]

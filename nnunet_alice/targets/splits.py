@@ -19,7 +19,7 @@ _RARE = -1
 
 
 def strata(definition: TargetDefinition, values: pd.DataFrame) -> np.ndarray:
-    """Number of the stratum of every case.
+    """Return the number of the stratum of every case.
 
     Classes and combinations of labels are strata; numbers are cut at their quantiles; times at theirs, apart for events
     and censored cases.
@@ -44,7 +44,7 @@ def strata(definition: TargetDefinition, values: pd.DataFrame) -> np.ndarray:
 def make_splits(
     targets: DatasetTargets, definition: TargetDefinition, cases: Sequence[str], folds: int, seed: int
 ) -> list[dict[str, list[str]]]:
-    """Folds of all cases of a dataset, as ``splits_final.json`` holds them.
+    """Return folds of all cases of a dataset, as ``splits_final.json`` holds them.
 
     Cases without the target are in the folds, too, as one stratum: another trainer may use them.
 
@@ -132,5 +132,5 @@ def check_no_leak(targets: DatasetTargets, split: Mapping[str, Sequence[str]], p
 
 
 def _quantile(numbers: pd.Series) -> pd.Series:
-    """Number of the quantile of each number."""
+    """Return the number of the quantile of each number."""
     return (numbers.rank(method="first", pct=True) * _QUANTILES).apply(np.ceil).astype(int) - 1

@@ -33,7 +33,7 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
-        """Statistics of the training cases' values."""
+        """Return statistics of the training cases' values."""
 
     @property
     def outputs(self) -> int:
@@ -42,26 +42,26 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, settings: TargetSettings) -> nn.Module:
-        """Loss of outputs (B, outputs) and truth (B, columns)."""
+        """Return the loss of outputs (B, outputs) and truth (B, columns)."""
 
     @abstractmethod
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
-        """What outputs (N, outputs) say, a row a case."""
+        """Return what outputs (N, outputs) say, a row a case."""
 
     @abstractmethod
     def metrics(self, truth: np.ndarray, predictions: pd.DataFrame) -> dict[str, Metric]:
-        """Metrics of predictions, given truth (N, columns)."""
+        """Return metrics of predictions, given truth (N, columns)."""
 
     @abstractmethod
     def shown(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """The one number of outputs (N, outputs) whose change a picture shows; ``reference`` (outputs,) chooses it."""
+        """Return the number of outputs (N, outputs) that a picture shows; ``reference`` (outputs,) chooses it."""
 
     def record(self) -> dict[str, Any]:
-        """Plain data that :func:`task_of_record` takes."""
+        """Return plain data that :func:`task_of_record` takes."""
         return {"definition": asdict(self.definition), "statistics": self.statistics}
 
     def truth_columns(self, truth: np.ndarray) -> dict[str, Any]:
-        """Columns of the truth for ``predictions.csv``."""
+        """Return columns of the truth for ``predictions.csv``."""
         return {f"true_{column}": truth[:, number] for number, column in enumerate(self.definition.columns)}
 
 
@@ -76,7 +76,7 @@ class Classification(Task):
 
     @staticmethod
     def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
-        """Weight of every class."""
+        """Return the weight of every class."""
         counts = np.bincount(values.iloc[:, 0].astype(int), minlength=len(definition.classes))
         weights = counts.sum() / (len(counts) * counts) if settings.balance else np.ones(len(counts))
         return {"weights": weights.tolist()}
@@ -89,7 +89,7 @@ class Classification(Task):
         return WeightedCrossEntropy(self.statistics["weights"])
 
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
-        """``predicted``, and ``probability_CLASS`` of every class."""
+        """Return ``predicted``, and ``probability_CLASS`` of every class."""
         classes = self.definition.classes
         probabilities = np.exp(log_softmax(outputs - np.log(self.statistics["weights"]), axis=1))
         columns = {f"probability_{name}": probabilities[:, number] for number, name in enumerate(classes)}
@@ -106,7 +106,7 @@ class Classification(Task):
         return {f"true_{self.definition.columns[0]}": classes[truth[:, 0].astype(int)]}
 
     def shown(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Log-probability of the predicted class."""
+        """Return the log-probability of the predicted class."""
         return log_softmax(outputs, axis=1)[:, int(reference.argmax())]
 
 
@@ -117,7 +117,7 @@ class MultiLabel(Task):
 
     @staticmethod
     def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
-        """Weight of the positive cases of every label."""
+        """Return the weight of the positive cases of every label."""
         positive = values.mean().to_numpy()  # of those that are known
         weights = (1 - positive) / positive if settings.balance else np.ones(len(positive))
         return {"positive_weights": weights.tolist()}
@@ -126,7 +126,7 @@ class MultiLabel(Task):
         return MaskedBinaryCrossEntropy(self.statistics["positive_weights"])
 
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
-        """``predicted_LABEL`` (0 or 1) and ``probability_LABEL`` of every label."""
+        """Return ``predicted_LABEL`` (0 or 1) and ``probability_LABEL`` of every label."""
         probabilities = expit(outputs - np.log(self.statistics["positive_weights"]))
         columns = {}
         for number, label in enumerate(self.definition.columns):
@@ -135,7 +135,7 @@ class MultiLabel(Task):
         return pd.DataFrame(columns)
 
     def metrics(self, truth: np.ndarray, predictions: pd.DataFrame) -> dict[str, Metric]:
-        """``METRIC_LABEL`` of every label over the cases in which it is known, and their means."""
+        """Return ``METRIC_LABEL`` of every label over the cases in which it is known, and their means."""
         each: dict[str, dict[str, Metric]] = {}
         for number, label in enumerate(self.definition.columns):
             chosen = predictions[f"probability_{label}"].to_numpy(), predictions[f"predicted_{label}"].to_numpy()
@@ -148,7 +148,7 @@ class MultiLabel(Task):
         return found
 
     def shown(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Logit of the most probable label."""
+        """Return the logit of the most probable label."""
         return outputs[:, int(reference.argmax())]
 
 
@@ -159,19 +159,19 @@ class Regression(Task):
 
     @staticmethod
     def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
-        """Mean and standard deviation of every column."""
+        """Return mean and standard deviation of every column."""
         return {"means": values.mean().tolist(), "deviations": values.std(ddof=0).tolist()}
 
     def loss(self, settings: TargetSettings) -> nn.Module:
         return StandardisedHuber(self.statistics["means"], self.statistics["deviations"], settings.huber_delta)
 
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
-        """``predicted_COLUMN`` in the column's own units."""
+        """Return ``predicted_COLUMN`` in the column's own units."""
         values = outputs * self.statistics["deviations"] + self.statistics["means"]
         return pd.DataFrame({f"predicted_{name}": values[:, i] for i, name in enumerate(self.definition.columns)})
 
     def metrics(self, truth: np.ndarray, predictions: pd.DataFrame) -> dict[str, Metric]:
-        """Metrics of the column; of several ``METRIC_COLUMN`` of each, and ``r2``, their mean."""
+        """Return metrics of the column; of several ``METRIC_COLUMN`` of each, and ``r2``, their mean."""
         columns = self.definition.columns
         each = {
             column: regression_metrics(truth[:, number], predictions[f"predicted_{column}"].to_numpy())
@@ -183,7 +183,7 @@ class Regression(Task):
         return {"r2": mean} | {f"{name}_{c}": metric for c, metrics in each.items() for name, metric in metrics.items()}
 
     def shown(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """The first column, in its own units."""
+        """Return the first column, in its own units."""
         return outputs[:, 0] * self.statistics["deviations"][0]
 
 
@@ -194,7 +194,7 @@ class Survival(Task):
 
     @staticmethod
     def measure(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> dict[str, list[float]]:
-        """Times and events of the training cases, in their order."""
+        """Return times and events of the training cases, in their order."""
         return {"times": values.iloc[:, 0].tolist(), "events": values.iloc[:, 1].tolist()}
 
     @property
@@ -205,14 +205,14 @@ class Survival(Task):
         return CoxLoss(self.statistics["times"], [bool(event) for event in self.statistics["events"]])
 
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
-        """``risk``, the log hazard ratio up to a constant."""
+        """Return ``risk``, the log hazard ratio up to a constant."""
         return pd.DataFrame({"risk": outputs[:, 0]})
 
     def metrics(self, truth: np.ndarray, predictions: pd.DataFrame) -> dict[str, Metric]:
         return survival_metrics(truth[:, 0], truth[:, 1], predictions["risk"].to_numpy())
 
     def shown(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """The log hazard ratio."""
+        """Return the log hazard ratio."""
         return outputs[:, 0]
 
 
@@ -225,7 +225,7 @@ _KINDS: dict[str, type[Task]] = {
 
 
 def learn_task(definition: TargetDefinition, values: pd.DataFrame, settings: TargetSettings) -> Task:
-    """The task of a target.
+    """Return the task of a target.
 
     Args:
         definition: of the target.
@@ -237,13 +237,13 @@ def learn_task(definition: TargetDefinition, values: pd.DataFrame, settings: Tar
 
 
 def task_of_record(record: dict[str, Any]) -> Task:
-    """The task that a checkpoint describes (:meth:`Task.record`)."""
+    """Return the task that a checkpoint describes (:meth:`Task.record`)."""
     definition = TargetDefinition.of_record(record["definition"])
     return _KINDS[definition.task](definition, record["statistics"])
 
 
 def _of_the_known(truth: np.ndarray, probability: np.ndarray, predicted: np.ndarray) -> dict[str, Metric]:
-    """Metrics of one label; a sample's cases in which it is not known do not count."""
+    """Return metrics of one label; a sample's cases in which it is not known do not count."""
     known = np.isfinite(truth)
     metrics = classification_metrics(np.nan_to_num(truth), np.stack([1 - probability, probability], axis=1), predicted)
 

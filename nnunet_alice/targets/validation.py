@@ -37,7 +37,7 @@ class Validated:
 
     @classmethod
     def joined(cls, parts: Sequence["Validated"]) -> "Validated":
-        """Parts of several ranks, sorted by case."""
+        """Return parts of several ranks, sorted by case."""
         rows = sorted(
             (row for part in parts for row in zip(part.cases, part.outputs, part.windows, strict=True)),
             key=lambda row: row[0],
@@ -48,7 +48,7 @@ class Validated:
 
 @torch.no_grad()
 def validate_cases(predictor: CasePredictor, dataset: PreprocessedDataset, cases: Sequence[str]) -> Validated:
-    """Outputs of cases; one that cannot be read stops no other."""
+    """Return outputs of cases; one that cannot be read stops no other."""
     found = Validated()
     for case in tqdm(cases, desc="Predicting cases", disable=None):
         try:

@@ -22,12 +22,12 @@ _AT_ONCE = 4
 
 
 def crop_at(image: Any, start: Triple, size: Triple) -> np.ndarray:
-    """Crop of an image (C, z, y, x) that begins at a voxel; beyond the volume its outermost voxels are repeated."""
+    """Return the crop of an image (C, z, y, x) that begins at a voxel; outermost voxels are repeated."""
     return crop_with_border(image, np.asarray(start) + np.asarray(size) // 2, tuple(size))
 
 
 def window_starts(geometry: CaseGeometry, patch_size: Triple, step: float) -> np.ndarray:
-    """First voxels of the windows that cover the body of a case.
+    """Return the first voxels of the windows that cover the body of a case.
 
     Where the volume is smaller than the patch, the one window lies in its middle and reaches beyond it.
 
@@ -104,7 +104,7 @@ class CasePredictor:
         ]
 
     def case_features(self, image: Any, geometry: CaseGeometry) -> CaseFeatures:
-        """Features of all windows of a case.
+        """Return features of all windows of a case.
 
         Args:
             image: (C, z, y, x), read window by window.
@@ -114,7 +114,7 @@ class CasePredictor:
         return CaseFeatures(starts, self.window_features(crop_at(image, s, self.patch_size) for s in starts))
 
     def window_features(self, crops: Iterator[np.ndarray]) -> Tensor:
-        """Features (N, F) of windows (C, *patch), a few in memory at a time."""
+        """Return features (N, F) of windows (C, *patch), a few in memory at a time."""
         found, waiting = [], []
         for crop in crops:
             waiting.append(torch.from_numpy(crop))
@@ -126,11 +126,11 @@ class CasePredictor:
         return torch.cat(found)
 
     def outputs(self, features: Tensor) -> np.ndarray:
-        """What the head says of features (N, F): (N, outputs)."""
+        """Return what the head says of features (N, F): (N, outputs)."""
         return self.network.head(features).float().cpu().numpy()
 
     def _features(self, crops: Tensor) -> Tensor:
-        """Mean over the mirror images of features of crops (N, C, *patch)."""
+        """Return mean over the mirror images of features of crops (N, C, *patch)."""
         device = next(self.network.parameters()).device
         crops = crops.to(device)
         with torch.autocast("cuda", enabled=device.type == "cuda"):
@@ -138,6 +138,6 @@ class CasePredictor:
 
 
 def _cells_in(body: np.ndarray, start: np.ndarray, end: np.ndarray, factors: np.ndarray) -> int:
-    """Cells of the body between two voxels."""
+    """Return cells of the body between two voxels."""
     first, last = np.maximum(start, 0) // factors, -(-end // factors)
     return int(body[tuple(slice(a, b) for a, b in zip(first, last, strict=True))].sum())
