@@ -86,7 +86,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
     # --------------------------------------------------------------------------------------------- building
 
     def initialize(self) -> None:
-        """As FineTuneTrainer's, once it is known what the training cases are to teach."""
+        """Initialise as FineTuneTrainer does, once the task is learned from the training cases."""
         self.dataset = PreprocessedDataset.find(
             self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
         )
@@ -109,7 +109,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split; one that is stratified by the target where there is none yet.
+        """Return nnU-Net's split, or one that is stratified by the target where there is none yet.
 
         Raises:
             InputError: the split puts cases of one patient on both sides.
@@ -140,7 +140,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The plans' encoder with a head for the target; how many labels the dataset has does not matter."""
+        """Return the plans' encoder with a head for the target; how many labels the dataset has does not matter."""
         unet = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, 1, enable_deep_supervision
         )
@@ -148,7 +148,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         return pooled_encoder(unet, self.task.outputs, settings.stages, settings.dropout)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """There is none."""
+        """Do nothing: there is no deep supervision."""
 
     def _set_batch_size_and_oversample(self) -> None:
         super()._set_batch_size_and_oversample()
@@ -164,7 +164,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         self.print_to_log_file(f"Loaded the encoder of {filename}; the head starts fresh.")
 
     def get_dataloaders(self):
-        """Loaders of crops for training and validation."""
+        """Return loaders of crops for training and validation."""
         patch = self.configuration_manager.patch_size
         rotation, dummy_2d, crop, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.settings.target.mirror:
@@ -199,22 +199,22 @@ class TargetTrainer(FineTuneTrainer, ABC):
         return super()._describe_start() | {"target": asdict(self.definition)}
 
     def on_train_epoch_start(self) -> None:
-        """As FineTuneTrainer's."""
+        """Begin an epoch as FineTuneTrainer does."""
         super().on_train_epoch_start()
         self.loss.train()
 
     def train_step(self, batch: Any) -> dict:
-        """As FineTuneTrainer's; ``batch`` is a `TargetBatch`."""
+        """Take a step as FineTuneTrainer does; ``batch`` is a `TargetBatch`."""
         return super().train_step({"data": batch.views, "target": batch.target, "keys": batch.cases})
 
     def validation_step(self, batch: TargetBatch) -> dict:
-        """Outputs and truth of the middle crops of some cases."""
+        """Return outputs and truth of the middle crops of some cases."""
         with torch.autocast("cuda", enabled=self.device.type == "cuda"):
             outputs = self.network(batch.views.to(self.device, non_blocking=True))
         return {"outputs": outputs.float().cpu().numpy(), "truth": batch.target.numpy()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Loss and score of the middle crops; the score of whole cases comes at the end of the run."""
+        """Log loss and score of the middle crops; whole cases are scored at the end of the run."""
         gathered = of_all_ranks([(output["outputs"], output["truth"]) for output in val_outputs])
         outputs, truth = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
         self.loss.eval()
@@ -250,7 +250,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
     # ------------------------------------------------------------------------------ checkpoints, validation
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's entries, and what the outputs mean; whole or not at all, plain data only."""
+        """Save nnU-Net's entries and what the outputs mean, whole or not at all, plain data only."""
         if self.local_rank != 0 or self.disable_checkpointing:
             return
         save_checkpoint(
@@ -272,7 +272,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         )
 
     def _record(self) -> dict:
-        """What ``nnunet_alice predict_targets`` needs beside weights and plans."""
+        """Return what ``nnunet_alice predict_targets`` needs beside weights and plans."""
         return {
             "task": self.task.record(),
             "settings": asdict(self.settings.target),
@@ -282,7 +282,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As FineTuneTrainer's.
+        """Load a checkpoint as FineTuneTrainer does.
 
         Raises:
             CheckpointError: targets or folds are not those that the checkpoint was trained for.

@@ -47,7 +47,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The plans' network for the image channels, its encoder made conditional; nnU-Net's predictor calls it, too.
+        """Return the plans' network for the images, its encoder made conditional; the predictor calls it too.
 
         Raises:
             InputError: a 2D configuration, the second stage of a cascade, or no coordinate channels.
@@ -70,7 +70,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
 
     @classmethod
     def get_training_transforms(cls, *args, **kwargs) -> ComposeTransforms:
-        """FineTuneTrainer's augmentation, coordinates hidden from what changes intensities."""
+        """Return fineTuneTrainer's augmentation, coordinates hidden from what changes intensities."""
         return hide_from_intensities(super().get_training_transforms(*args, **kwargs), COORDINATE_CHANNELS)
 
     @property
@@ -79,7 +79,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         return cast(LocatedUNet, super().bare_network)
 
     def initialize(self) -> None:
-        """As FineTuneTrainer's.
+        """Initialise as FineTuneTrainer does.
 
         Raises:
             InputError: the dataset was not written by ``nnunet_alice locate``.

@@ -111,7 +111,7 @@ class FineTuneTrainer(nnUNetTrainer):
         return min(self.num_epochs - 1, max(1, round(share * self.num_epochs)))
 
     def initialize(self) -> None:
-        """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded.
+        """Initialise as nnU-Net does, and remember the initial weights, to see whether others were loaded.
 
         From then on ``-pretrained_weights`` calls ``load_pretrained_weights``.
         """
@@ -123,7 +123,7 @@ class FineTuneTrainer(nnUNetTrainer):
         load_pretrained_weights_by(self)
 
     def load_pretrained_weights(self, filename: str) -> None:
-        """As nnU-Net's, all tensors but the segmentation layers'; runs no code of the file.
+        """Load all tensors but the segmentation layers', as nnU-Net does; run no code of the file.
 
         Raises:
             CheckpointError: the file is damaged, would run code, holds NaN, or does not fit.
@@ -152,7 +152,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Loaded the weights of {filename}; segmentation layers start fresh.")
 
     def configure_optimizers(self):
-        """nnU-Net's SGD (or AdamW) on groups of layers; the encoder leaves it when frozen."""
+        """Return nnU-Net's SGD (or AdamW) on groups of layers, without a frozen encoder."""
         network = self.bare_network
         settings = self.settings.optimisation
         stands = settings.freeze_encoder or self.decoder_epochs > 0
@@ -186,7 +186,7 @@ class FineTuneTrainer(nnUNetTrainer):
 
     @classmethod
     def get_training_transforms(cls, *args, **kwargs) -> ComposeTransforms:
-        """nnU-Net's; with a seed, the same images in every run."""
+        """Return nnU-Net's augmentation; with a seed, the same images in every run."""
         transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
         return transforms if cls.settings.run.seed is None else without_timing(transforms)
 
@@ -200,12 +200,12 @@ class FineTuneTrainer(nnUNetTrainer):
     # --------------------------------------------------------------------------------------------- training
 
     def run_training(self) -> None:
-        """As nnU-Net's; Ctrl-C ends it with one sentence."""
+        """Train as nnU-Net does; Ctrl-C ends it with one sentence."""
         with told_when_interrupted(self.output_folder, self.print_to_log_file):
             super().run_training()
 
     def on_train_start(self) -> None:
-        """As nnU-Net's; then say from which weights the run starts, and refuse to freeze random ones."""
+        """Begin as nnU-Net does, say from which weights the run starts, and refuse to freeze random ones."""
         if not self.was_initialized:
             self.initialize()
         start = self._describe_start()
@@ -216,7 +216,7 @@ class FineTuneTrainer(nnUNetTrainer):
             write_json(os.path.join(self.output_folder, "start.json"), start)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, which draws one of its own for a fold that ``splits_final.json`` lacks; remembered.
+        """Return and remember nnU-Net's split, which is drawn for a fold that ``splits_final.json`` lacks.
 
         Raises:
             InputError: it names cases that nobody has preprocessed: results would be of fewer labels than it says.
@@ -234,7 +234,7 @@ class FineTuneTrainer(nnUNetTrainer):
         return training, validation
 
     def _describe_start(self) -> dict:
-        """Whether weights were loaded, of this run or the one that it continues; says so in the log."""
+        """Return and log whether weights were loaded, by this run or the one that it continues."""
         name, path = type(self).__name__, os.path.join(self.output_folder, "start.json")
         if self._resumed:
             start = read_json(path) if os.path.isfile(path) else {"pretrained": None}
@@ -267,7 +267,7 @@ class FineTuneTrainer(nnUNetTrainer):
         }
 
     def on_train_epoch_start(self) -> None:
-        """As nnU-Net's; switch phases, and keep the norms of a standing encoder as they are."""
+        """Begin an epoch as nnU-Net does; switch phases, and keep the norms of a frozen encoder as they are."""
         self._seed(1 + self.current_epoch)
         learns = not self.settings.optimisation.freeze_encoder and self.current_epoch >= self.decoder_epochs
         if self.decoder_epochs:
@@ -288,7 +288,7 @@ class FineTuneTrainer(nnUNetTrainer):
             self.network = OwnDeviceDDP(cast(DDP, self.network).module)
 
     def train_step(self, batch: dict) -> dict:
-        """nnU-Net's, with the learning rates of this step; no weight changes where a gradient is not finite.
+        """Take nnU-Net's step with this step's learning rates; skip it where a gradient is not finite.
 
         Raises:
             NonFiniteLossError: so it was several times in a row; the message names the cases of the batch.
@@ -314,7 +314,7 @@ class FineTuneTrainer(nnUNetTrainer):
         )
 
     def on_epoch_end(self) -> None:
-        """As nnU-Net's; keeps a checkpoint where one was asked for."""
+        """End an epoch as nnU-Net does, and keep a checkpoint where one was asked for."""
         self._keep_checkpoints()
         super().on_epoch_end()
 
@@ -329,7 +329,7 @@ class FineTuneTrainer(nnUNetTrainer):
     # ------------------------------------------------------------------------------ checkpoints, validation
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint, whole or not at all."""
+        """Save nnU-Net's checkpoint, whole or not at all."""
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
@@ -337,7 +337,7 @@ class FineTuneTrainer(nnUNetTrainer):
             super().save_checkpoint(str(temporary))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As nnU-Net's; remembers that the run is continued.
+        """Load a checkpoint as nnU-Net does, and remember that the run is continued.
 
         Raises:
             CheckpointError: the file is damaged, incomplete or of another network.
@@ -353,7 +353,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self._resumed = True
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's validation of the kept checkpoints (below ``at_<percent>``), then of the current weights."""
+        """Validate the kept checkpoints (below ``at_<percent>``), then the current weights, as nnU-Net does."""
         if not self.settings.validation.mirroring:
             self.inference_allowed_mirroring_axes = None
         with small_images_twice_on_cpu(self.bare_network, self.device):
@@ -368,12 +368,12 @@ class FineTuneTrainer(nnUNetTrainer):
             self._validate(save_probabilities)
 
     def _validate(self, save_probabilities: bool) -> None:
-        """nnU-Net's validation of the weights that the network holds."""
+        """Validate the weights that the network holds, as nnU-Net does."""
         super().perform_actual_validation(save_probabilities)
 
     @contextmanager
     def _kept_weights(self, percent: int):
-        """The network with a kept checkpoint's weights, and a folder of its own for what validation writes."""
+        """Put a kept checkpoint's weights into the network; give a folder for what validation writes."""
         network, folder = self.bare_network, self.output_folder
         own = {name: value.detach().clone() for name, value in network.state_dict().items()}
         kept = load_checkpoint(self._kept_file(percent))

@@ -184,7 +184,7 @@ class PretrainingTrainer(nnUNetTrainer):
         return own | {"batch_size": sum(self.rank_batch_sizes)}
 
     def _set_batch_size_and_oversample(self) -> None:
-        """As nnU-Net's, which stops at a bare assertion where a rank would get nothing.
+        """Set batch sizes as nnU-Net does, which stops at a bare assertion where a rank would get nothing.
 
         Raises:
             InputError: there are more GPUs than pairs in a batch.
@@ -232,7 +232,7 @@ class PretrainingTrainer(nnUNetTrainer):
     # --------------------------------------------------------------------------------------------- training
 
     def run_training(self) -> None:
-        """As nnU-Net's; Ctrl-C ends it with one sentence."""
+        """Train as nnU-Net does; Ctrl-C ends it with one sentence."""
         with told_when_interrupted(self.output_folder, self.print_to_log_file):
             super().run_training()
 
@@ -246,7 +246,7 @@ class PretrainingTrainer(nnUNetTrainer):
         return Progress(self.current_epoch, self.step - restart, total - restart)
 
     def on_train_start(self) -> None:
-        """As nnU-Net's; then prepare the method if the run is not continued."""
+        """Begin as nnU-Net does, then prepare the method if the run is not continued."""
         super().on_train_start()
         if self.resumed_run is None:
             if self._asked_to_continue:
