@@ -68,6 +68,6 @@ def longer_run(checkpoint: Path) -> str:
 
 
 def _kind(model: str) -> tuple[str, list[str]]:
-    """Trainer without its length, plans and configuration, of the name of a model's folder."""
+    """Return trainer without its length, plans and configuration, of the name of a model's folder."""
     trainer, *rest = model.split("__")
     return _LENGTH.sub("", trainer), rest

@@ -28,7 +28,7 @@ def channels_last_on_cpu(module: nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def small_images_twice_on_cpu(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within it, ``network`` sees a single small image twice in a batch and returns the output of one.
+    """Show ``network`` a single small image twice in a batch, and return the output of one.
 
     That takes half the time: for a batch of one, torch chooses a kernel that is several times slower than oneDNN's
     (``ConvParams::use_mkldnn``). For prediction by sliding window; nothing happens on other devices, for networks whose

@@ -6,7 +6,7 @@ import torch
 
 
 def keep_thread_limit(device: torch.device) -> None:
-    """On the CPU, compute with no more threads than ``OMP_NUM_THREADS`` says, where it says anything.
+    """Compute on the CPU with no more threads than ``OMP_NUM_THREADS`` says, where it says anything.
 
     ``nnUNetv2_train -device cpu`` takes a thread for every core, whatever that variable says. Several runs on one
     machine then wait for each other's threads, several times as long as their share of the cores explains.

@@ -23,11 +23,11 @@ class MetricsHistory:
         self.rows.append({name: float(value) for name, value in row.items()})
 
     def column(self, name: str) -> list[float]:
-        """One metric over all epochs, NaN where an epoch lacks it."""
+        """Return one metric over all epochs, NaN where an epoch lacks it."""
         return [row.get(name, math.nan) for row in self.rows]
 
     def names(self) -> list[str]:
-        """Metrics in the order in which they first appeared."""
+        """Return metrics in the order in which they first appeared."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def write_csv(self, path: str | Path) -> None:
@@ -39,7 +39,7 @@ class MetricsHistory:
 
 
 def mean_metrics(steps: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every metric over the steps that have it."""
+    """Return the mean of every metric over the steps that have it."""
     sums: dict[str, list[float]] = {}
     for step in steps:
         for name, value in step.items():

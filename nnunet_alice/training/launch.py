@@ -64,7 +64,7 @@ def train(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _process_group(device: torch.device) -> Iterator[torch.device]:
-    """The process group of torchrun's environment; gives this process's device."""
+    """Join the process group of torchrun's environment, and give this process's device."""
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"Several processes train with -device cuda or cpu, not {device.type}.")
     if device.type == "cuda":
@@ -80,7 +80,7 @@ def _process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def _on(device: torch.device, make: Callable) -> Callable:
-    """nnU-Net's ``get_trainer_from_args``, for a process that uses ``device``."""
+    """Return nnU-Net's ``get_trainer_from_args``, for a process that uses ``device``."""
 
     def make_placed(*args, **kwargs):
         trainer = make(*args, **kwargs)

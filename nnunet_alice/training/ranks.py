@@ -18,7 +18,7 @@ PATIENCE = timedelta(days=7)
 
 @lru_cache(maxsize=1)
 def _patient_group(_of: object) -> dist.ProcessGroup:
-    """A group of all ranks whose members wait as long as it takes, made once for each default group."""
+    """Return a group of all ranks whose members wait as long as it takes, made once for each default group."""
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
@@ -64,7 +64,7 @@ def on_one_rank(work: Callable[[], Result]) -> Result:
 
 
 def number_of_each_rank(number: int, device: torch.device) -> tuple[int, ...]:
-    """A number of every rank, in the order of the ranks.
+    """Return a number of every rank, in the order of the ranks.
 
     Args:
         number: this rank's.
@@ -74,7 +74,7 @@ def number_of_each_rank(number: int, device: torch.device) -> tuple[int, ...]:
 
 
 def of_all_ranks(items: Iterable[Result]) -> list[Result]:
-    """Items of every rank, in the order of the ranks.
+    """Return items of every rank, in the order of the ranks.
 
     Args:
         items: of this rank; anything that can be pickled.
@@ -87,12 +87,12 @@ def of_all_ranks(items: Iterable[Result]) -> list[Result]:
 
 
 def names_of_all_ranks(names: Iterable[str]) -> list[str]:
-    """Names that any rank gives, sorted."""
+    """Return names that any rank gives, sorted."""
     return sorted(set(of_all_ranks(names)))
 
 
 def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Mean over the ranks of metrics; NaN, for "nothing to measure here", does not count unless all ranks say so.
+    """Return the mean of metrics over ranks; NaN ("nothing measured") counts only where all say so.
 
     Args:
         metrics: name -> number, the same names in the same order on every rank.

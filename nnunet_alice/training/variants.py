@@ -164,7 +164,7 @@ def _hint_at(name: str, namespace: Mapping[str, Any]) -> None:
 
 
 def _base_name(name: str, namespace: Mapping[str, Any]) -> str | None:
-    """The longest name of a trainer of this module with which a name begins."""
+    """Return the longest name of a trainer of this module with which a name begins."""
     parts = name.split("_")
     for count in range(len(parts) - 1, 0, -1):
         if _is_own_trainer("_".join(parts[:count]), namespace):
@@ -200,7 +200,7 @@ def _changes(name: str, base_name: str, namespace: Mapping[str, Any]) -> dict[st
 
 
 def _nearest(text: str, known: Iterable[str]) -> str:
-    """Those of the known endings that look most like a text; all of them where none does."""
+    """Return the known endings that look most like a text; all of them where none does."""
     by_form = {re.sub(r"<[A-Z]>|_", "", shown).lower(): shown for shown in known}
     form = re.sub(_NUMBER, "", text).lower()
     near = difflib.get_close_matches(form, by_form, n=3, cutoff=0.6)
