@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def mild_intensity_augmentation(probability: float = 0.3) -> BasicTransform:
-    """Noise, brightness, contrast and gamma, each with ``probability``.
+    """Return noise, brightness, contrast and gamma, each with ``probability``.
 
     Noise has nnU-Net's strength; brightness, contrast and gamma about a third of it.
     Intensities are nnU-Net's normalised ones (about zero mean, unit variance).

@@ -42,7 +42,7 @@ class AffineRange:
 
 
 def noise_and_gamma(probability: float = 0.25) -> BasicTransform:
-    """Gaussian noise and contrast (gamma), each with ``probability`` (DrasCLR, Section 4.2).
+    """Return Gaussian noise and contrast (gamma), each with ``probability`` (DrasCLR, Section 4.2).
 
     The reference adds up to 50 HU, 4 % of its range of intensities. Ours are nnU-Net's normalised ones (about zero
     mean, unit variance): the noise has a standard deviation of up to 0.1 of theirs.
@@ -250,7 +250,7 @@ class LandmarkCrops:
         self.stays = np.clip(shown[self.landmarks] // self.together, 1, longest_stay)
 
     def visit_of(self, number: int) -> Visit:
-        """Where batch ``number`` stands in the order of visits."""
+        """Return where batch ``number`` stands in the order of visits."""
         round_number, place = divmod(number, int(self.stays.sum()))
         order = np.random.default_rng([self.seed, round_number]).permutation(len(self.landmarks))
         ends = np.cumsum(self.stays[order])
@@ -275,7 +275,7 @@ class LandmarkCrops:
         )
 
     def _first_readable(self, number: int, rng: np.random.Generator) -> tuple[int, list[int], list[list[Tensor]]]:
-        """Landmark of batch ``number``, its cases and their patches; at a later landmark, if need be.
+        """Return the landmark of batch ``number``, its cases and their patches; at a later landmark, if need be.
 
         Raises:
             InputError: there is none.
@@ -292,7 +292,7 @@ class LandmarkCrops:
         )
 
     def _read(self, visit: Visit, rng: np.random.Generator) -> dict[int, list[Tensor]]:
-        """Patches at a landmark and its neighbours, of one case each of up to B subjects."""
+        """Return patches at a landmark and its neighbours, of one case each of up to B subjects."""
         there = self._subjects_at(visit.landmark)
         if len(there) < self.together:
             chosen = rng.choice(there, size=min(self.batch_size, len(there)), replace=False)
@@ -344,14 +344,14 @@ class LandmarkCrops:
         return crops
 
     def _cases_at(self, landmark: int) -> np.ndarray:
-        """Numbers of the cases to draw from that show a landmark and all its neighbours."""
+        """Return numbers of the cases to draw from that show a landmark and all its neighbours."""
         shown = self._drawn_from & self.places.visible(landmark)
         for neighbour in self.neighbours[landmark]:
             shown &= self.places.visible(int(neighbour))
         return np.flatnonzero(shown)
 
     def _subjects_at(self, landmark: int) -> np.ndarray:
-        """Numbers of the subjects of these cases, ascending."""
+        """Return numbers of the subjects of these cases, ascending."""
         return np.unique(self._subject_of[self._cases_at(landmark)])
 
 

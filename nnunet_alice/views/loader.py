@@ -45,7 +45,7 @@ class NumberedBatches:
         self.stride = 1
 
     def set_thread_id(self, thread_id: int) -> None:
-        """Called by batchgenerators in each worker: worker i of n takes batches i, i + n, i + 2n, ...
+        """Take every n-th batch; batchgenerators calls it in each worker.
 
         Workers are forked and get one thread: a fork of a process that has computed with several (nnU-Net on the
         CPU does) inherits OpenMP's team without its threads, and would wait for them for ever.

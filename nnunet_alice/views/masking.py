@@ -11,7 +11,7 @@ FEWEST_BLOCKS = 4
 
 
 def block_shape(patch_size: Sequence[int]) -> tuple[int, ...]:
-    """Shape of a mask's blocks: up to 16 voxels an axis, but at least 4 blocks along every axis.
+    """Return the shape of a mask's blocks: up to 16 voxels an axis, but at least 4 blocks along every axis.
 
     64 -> 16 as in the reference; small patches get smaller blocks. Of the sizes that fit, the largest divisor of the
     axis is taken when it is more than half of the largest size, so that all blocks are whole; otherwise the largest
@@ -75,7 +75,7 @@ def block_mask(patch_size: Sequence[int], block: Sequence[int], ratio: float, rn
 
 
 def apply_mask(x: Tensor, mask: Tensor) -> Tensor:
-    """Views as the student sees them: masked voxels are 0 in all channels.
+    """Return views as the student sees them: masked voxels are 0 in all channels.
 
     Args:
         x: (B, C, *patch) views; not changed.

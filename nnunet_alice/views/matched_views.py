@@ -117,7 +117,7 @@ class MatchedViews:
         return replace(batch, regions=torch.from_numpy(np.stack(labels)), regions_first=torch.from_numpy(first))
 
     def _draw(self, rng: np.random.Generator) -> tuple[PointPair, np.ndarray, np.ndarray]:
-        """A pair, its query view and its anchor view."""
+        """Return a pair, its query view and its anchor view."""
         pair = self.pairs.draw(rng)
         return pair, self._crop(pair.case_a, pair.point_a), self._crop(pair.case_b, pair.point_b)
 

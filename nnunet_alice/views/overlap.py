@@ -48,21 +48,21 @@ class Crop:
     extent_mm: np.ndarray
 
     def positions_mm(self, points_vox: np.ndarray) -> np.ndarray:
-        """Positions in the volume, (N, 3) mm, of points (N, 3) in voxels of the crop."""
+        """Return positions in the volume, (N, 3) mm, of points (N, 3) in voxels of the crop."""
         return points_vox @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def voxels(self, points_mm: np.ndarray) -> np.ndarray:
-        """Points (N, 3) in voxels of the crop of positions (N, 3) mm in the volume."""
+        """Return points (N, 3) in voxels of the crop of positions (N, 3) mm in the volume."""
         return np.linalg.solve(self.affine[:3, :3], (points_mm - self.affine[:3, 3]).T).T
 
     def shows(self, points_mm: np.ndarray) -> np.ndarray:
-        """Which positions (N, 3) lie in the crop and in the volume, not in padding: bool (N,)."""
+        """Return which positions (N, 3) lie in the crop and in the volume, not in padding: bool (N,)."""
         voxels = self.voxels(points_mm)
         in_crop = ((voxels >= 0) & (voxels <= np.asarray(self.image.shape[1:]) - 1)).all(axis=1)
         return in_crop & self.in_volume(points_mm)
 
     def in_volume(self, points_mm: np.ndarray) -> np.ndarray:
-        """Which positions (N, 3) lie between the first and the last voxel centre of the volume: bool (N,)."""
+        """Return which positions (N, 3) lie between the first and the last voxel centre of the volume: bool (N,)."""
         rounding_mm = _ROUNDING_VOX * np.abs(np.diag(self.affine)[:3])
         return np.all((points_mm >= -rounding_mm) & (points_mm <= self.extent_mm + rounding_mm), axis=1)
 

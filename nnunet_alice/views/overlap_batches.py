@@ -83,7 +83,7 @@ class OverlappingCrops:
         self.readings = Readings()
 
     def __call__(self, number: int, rng: np.random.Generator) -> OverlapBatch:
-        """Batch of this number; everything random comes from ``rng``."""
+        """Return the batch of this number; everything random comes from ``rng``."""
         count = len(self.cases)
         # Different volumes: the coarse loss takes its global negatives from them.
         chosen = rng.choice(count, self.batch_size, replace=count < self.batch_size).tolist()
@@ -108,7 +108,7 @@ class OverlappingCrops:
         )
 
     def _read(self, chosen: list[str], rng: np.random.Generator) -> list[_Drawn]:
-        """A pair of crops of each chosen case, or of one that takes its place: of no other in the batch, if possible.
+        """Return a pair of crops of each chosen case, or of one in its place, if possible not in the batch.
 
         Raises:
             InputError: no case can be read.
@@ -130,7 +130,7 @@ class OverlappingCrops:
         raise InputError(f"None of the {len(cases)} cases can be read; the first: {self.readings.first}")
 
     def _crops(self, case: str, rng: np.random.Generator) -> _Drawn:
-        """A pair of crops around a point in the body.
+        """Return a pair of crops around a point in the body.
 
         Raises:
             UnreadableCaseError: the case cannot be read; ``rng`` stands where it stood, however far this came.
@@ -147,7 +147,7 @@ class OverlappingCrops:
 
 
 def body_voxels(crop: Crop, geometry: CaseGeometry, stride: Sequence[int]) -> np.ndarray:
-    """Which voxels of a feature map have their centre in the volume and in the body.
+    """Return which voxels of a feature map have their centre in the volume and in the body.
 
     Args:
         crop: the crop that the map belongs to.

@@ -218,7 +218,7 @@ class RandomPairs:
 
 
 def matching_metrics(pairs: Sequence[PointPair]) -> dict[str, float]:
-    """How matching went: mean score, share accepted at the first draw, share that fell back to one case.
+    """Return how matching went: mean score, share accepted at the first draw, share that fell back to one case.
 
     Empty for no pairs.
     """

@@ -53,7 +53,7 @@ class Readings:
             raise UnreadableCaseError(reason) from error
 
     def again(self, make: Callable[[np.random.Generator], T], rng: np.random.Generator) -> T:
-        """``make(rng)``, and once more for every case it meets that cannot be read.
+        """Return ``make(rng)``, and once more for every case it meets that cannot be read.
 
         A try begins one number after the one before began, however far that came.
 
@@ -79,7 +79,7 @@ class Readings:
 
 
 def _reason(case: str, error: Exception) -> str:
-    """One sentence that names the case and the fix."""
+    """Return one sentence that names the case and the fix."""
     if isinstance(error, AliceError):
         return str(error)
     return (
