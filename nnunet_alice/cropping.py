@@ -6,7 +6,7 @@ import numpy as np
 
 
 def crop_bounds(centre_vox: Sequence[float] | np.ndarray, patch_size: Sequence[int] | np.ndarray) -> np.ndarray:
-    """First voxel of the crop on every axis; voxel ``patch // 2`` of the crop is the voxel nearest to the centre.
+    """Return a crop's first voxel on every axis; its voxel ``patch // 2`` is the nearest to the centre.
 
     Args:
         centre_vox: (3,) centre in voxels, (z, y, x).
@@ -39,7 +39,7 @@ def crop_centred(image, centre_vox: Sequence[float] | np.ndarray, patch_size: Se
 
 
 def share_inside(points_vox: np.ndarray, shape: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:
-    """Share of each crop's voxels that lie inside the volume, of what could lie inside at best.
+    """Return the share of each crop's voxels that lie inside the volume, of what could lie inside at best.
 
     A volume smaller than the patch can fill only part of it; the share is taken of that part, so that a point in
     the middle always gives 1.

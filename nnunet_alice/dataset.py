@@ -31,7 +31,7 @@ _GPUS = "num_gpus"
 
 
 def preprocessing_recipe(plans: dict, configuration: dict) -> dict:
-    """All of plans and a configuration that decides the preprocessed voxels; statistics only where they are used."""
+    """Return what of plans decides the preprocessed voxels; statistics only where they are used."""
     recipe = {key: configuration[key] for key in _RECIPE_KEYS}
     recipe |= {key: plans[key] for key in ("image_reader_writer", "transpose_forward")}
     if not _SELF_CONTAINED.issuperset(configuration["normalization_schemes"]):
@@ -47,7 +47,7 @@ def note_gpus(configuration: dict, gpus: int) -> None:
 
 
 def planned_gpus(configuration: dict) -> int:
-    """GPUs that a configuration's batch was planned for."""
+    """Return GPUs that a configuration's batch was planned for."""
     return configuration.get(_GPUS, 1)
 
 
@@ -100,7 +100,7 @@ class PreprocessedDataset:
         return found
 
     def __reduce__(self):
-        """Only names go to other processes, not the list of all cases."""
+        """Pickle the names only, not the list of all cases."""
         return type(self), (self.name, self.plans_name, self.configuration)
 
     @property
@@ -126,7 +126,7 @@ class PreprocessedDataset:
         return PlansManager(self.plans).get_configuration(self.configuration)
 
     def pretraining_command(self, trainer: str) -> str:
-        """The command that pretrains on all cases, on as many GPUs as the plans were made for."""
+        """Return the command that pretrains on all cases, on as many GPUs as the plans were made for."""
         gpus = planned_gpus(self.configuration_manager.configuration)
         flag = f" -num_gpus {gpus}" if gpus > 1 else ""
         return f"nnUNetv2_train {self.number} {self.configuration} all -tr {trainer} -p {self.plans_name}{flag}"
@@ -168,11 +168,11 @@ class PreprocessedDataset:
             ) from None
 
     def cases(self) -> list[str]:
-        """Names of all preprocessed cases, sorted."""
+        """Return names of all preprocessed cases, sorted."""
         return list(self._dataset.identifiers)
 
     def image(self, case: str):
-        """Image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part.
+        """Return the image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part.
 
         Raises:
             InputError: the file is no image, or the beginning of one only.
@@ -186,7 +186,7 @@ class PreprocessedDataset:
         return self._dataset.load_case(case)[0]
 
     def image_stamp(self, case: str) -> str | None:
-        """What tells the preprocessed image of a case from another one that was there before; None without a file.
+        """Return a cheap checksum of the preprocessed image of a case; None without a file.
 
         The :func:`file_stamp`; a blosc2 file says at its ends how long each of its chunks is.
         """
@@ -194,7 +194,7 @@ class PreprocessedDataset:
         return next(filter(None, stamps), None)
 
     def shape(self, case: str) -> tuple[int, ...]:
-        """Shape of a case's preprocessed array without channels, (z, y, x) voxels."""
+        """Return the shape of a case's preprocessed array without channels, (z, y, x) voxels."""
         return tuple(self.image(case).shape[1:])
 
 

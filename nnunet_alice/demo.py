@@ -63,7 +63,7 @@ class DemoSize:
     pairs: int = 100
 
     def trainer(self, run: str) -> str:
-        """Trainer of one of the two runs on labels."""
+        """Return the trainer of one of the two runs on labels."""
         return self.finetuning if run == _RUNS[0] else self.scratch
 
 
@@ -239,11 +239,11 @@ class Demo:
         return self.folder / f"predictions_{run.replace(' ', '_')}"
 
     def _summary(self, run: str) -> dict:
-        """What nnU-Net's evaluation of a run wrote."""
+        """Return what nnU-Net's evaluation of a run wrote."""
         return read_json(self._predicted(run) / "summary.json")
 
     def _median_case(self) -> Example:
-        """The test case in the middle by what pretraining gained, with both runs' segmentations."""
+        """Return the test case in the middle by what pretraining gained, with both runs' segmentations."""
         dice = {
             run: {
                 Path(case["prediction_file"]).name: float(np.nanmean([one["Dice"] for one in case["metrics"].values()]))
@@ -261,7 +261,7 @@ class Demo:
         return axial_example(f"test case {case}", sitk.GetArrayFromImage(image), labels, image.GetSpacing()[::-1])
 
     def _curve(self, run: str) -> list[float]:
-        """nnU-Net's pseudo Dice of random patches after every epoch of a run on labels."""
+        """Return nnU-Net's pseudo Dice of random patches after every epoch of a run on labels."""
         folder = self.results[run] / LABELLED_NAME / f"{self.size.trainer(run)}__{TARGET_PLANS}__3d_fullres"
         logs = sorted((folder / "fold_all").glob("training_log_*.txt"))
         found = re.findall(r"Pseudo dice \[(.*)\]", logs[-1].read_text(encoding="utf-8"))

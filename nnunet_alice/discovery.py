@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def package_folder(package: str) -> Path:
-    """Folder of a package, without importing it."""
+    """Return the folder of a package, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"There is no package {package}.")
@@ -16,7 +16,7 @@ def package_folder(package: str) -> Path:
 
 
 def classes_in(package: str, base: type) -> dict[str, type]:
-    """Subclasses of ``base`` that are defined in the modules of ``package``.
+    """Return subclasses of ``base`` that are defined in the modules of ``package``.
 
     Names that start with an underscore and abstract classes are left out, and so are those that are merely
     imported, and second names.
@@ -39,5 +39,5 @@ def classes_in(package: str, base: type) -> dict[str, type]:
 
 
 def summary(cls: type) -> str:
-    """First line of a class's own docstring; empty if it has none."""
+    """Return the first line of a class's own docstring; empty if it has none."""
     return (inspect.cleandoc(cls.__doc__) if cls.__doc__ else "").partition("\n")[0]

@@ -7,7 +7,7 @@ _NAMED = 3
 
 
 def named(cases: Sequence[str]) -> str:
-    """The first cases by name, for a message."""
+    """Return the first cases by name, for a message."""
     return ", ".join(cases[:_NAMED]) + (", ..." if len(cases) > _NAMED else "")
 
 

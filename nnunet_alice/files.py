@@ -94,7 +94,7 @@ def refusals_told(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _umask() -> int:
-    """Current umask; ``mkstemp`` makes files that only their owner can read, unlike every other nnU-Net file."""
+    """Return current umask; ``mkstemp`` makes files that only their owner can read, unlike every other nnU-Net file."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -121,7 +121,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def file_stamp(path: Path) -> str | None:
-    """What tells a file from another one that had its name before; None without a file.
+    """Return a cheap checksum of a file; None without a file.
 
     Its size and a checksum of its ends. A time would change when the dataset is copied to another disk, and reading
     all of it would take as long as training.

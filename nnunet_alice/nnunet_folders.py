@@ -8,7 +8,7 @@ from nnunet_alice.errors import InputError
 
 
 def nnunet_folder(variable: str) -> Path:
-    """Folder named by one of nnU-Net's environment variables.
+    """Return folder named by one of nnU-Net's environment variables.
 
     Args:
         variable: ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results``.
@@ -53,7 +53,7 @@ def plans_identifier(name: str, what: str) -> str:
 
 
 def dataset_name(dataset: int | str) -> str:
-    """Full name (``Dataset900_NAME``) of a dataset given by its number or name, looked up in nnU-Net's folders.
+    """Return full name (``Dataset900_NAME``) of a dataset given by its number or name, looked up in nnU-Net's folders.
 
     Raises:
         InputError: no dataset, or more than one, has this number, or nnU-Net's folders are not set.

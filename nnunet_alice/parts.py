@@ -32,7 +32,7 @@ class Part:
         return cls(int(number), int(of))
 
     def share(self, cases: Iterable[str]) -> list[str]:
-        """Cases of this part: of all names in alphabetical order, every n-th."""
+        """Return cases of this part: of all names in alphabetical order, every n-th."""
         return sorted(cases)[self.number - 1 :: self.of]
 
     def __str__(self) -> str:

@@ -84,7 +84,7 @@ def telling(error: BaseException) -> str:
 
 
 def _telling_of_itk(text: str) -> str:
-    """What SimpleITK says once its preamble is gone."""
+    """Return what SimpleITK says once its preamble is gone."""
     if found := _MISSING.search(text):
         return f"{found['file']} does not exist"
     if found := _UNKNOWN_CONTENT.search(text):
@@ -99,7 +99,7 @@ def _telling_of_itk(text: str) -> str:
 
 
 def _content_of(path: Path) -> str:
-    """What a file is, by its first bytes, that SimpleITK could not tell."""
+    """Return what a file is, by its first bytes, that SimpleITK could not tell."""
     try:
         with open(path, "rb") as file:
             start = file.read(4)
