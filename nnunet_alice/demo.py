@@ -102,7 +102,7 @@ class Demo:
     def __init__(self, folder: str | os.PathLike, size: DemoSize, seed: int, announce: Callable[[str], None]) -> None:
         self.folder = Path(folder).resolve()
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not empty; name another folder with -o, or delete it first.")
+            raise InputError(f"{self.folder} is not empty; name a different folder with -o, or delete it first.")
         self.size = size
         self.seed = seed
         self.announce = announce
@@ -121,7 +121,7 @@ class Demo:
         size = self.size
         self._time("make phantoms", self._make_phantoms)
         alice, plans = ["nnunet_alice"], ["-p", MOVED_PLANS, "-c", "3d_fullres"]
-        processes = ["-np", "1"]  # phantoms are small: starting another process takes longer than the work
+        processes = ["-np", "1"]  # phantoms are small: starting a different process takes longer than the work
         self._step(
             "import the unlabelled volumes",
             [*alice, "import", "-i", str(self.folder / "unlabelled"), "-d", str(UNLABELLED)]

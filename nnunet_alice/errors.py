@@ -28,7 +28,7 @@ class NotPreparedError(AliceError):
 
 
 class CheckpointError(AliceError):
-    """A checkpoint is unreadable, incomplete, unsafe or of another family."""
+    """A checkpoint is unreadable, incomplete, unsafe or of a different family."""
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -50,6 +50,6 @@ class NonFiniteLossError(AliceError):
         subject = "loss was" if what == "loss" else "gradients were"
         super().__init__(
             f"The {subject} not finite in {steps} steps in a row, the last in epoch {epoch} on the cases "
-            f"{', '.join(cases)}: look at their intensities, or start anew with a lower learning rate, -tr {slower} "
+            f"{', '.join(cases)}: look at their intensities, or start again with a lower learning rate, -tr {slower} "
             "(--c would only repeat these steps)."
         )

@@ -123,7 +123,7 @@ def read_json(path: str | os.PathLike) -> Any:
 def file_stamp(path: Path) -> str | None:
     """Return a cheap checksum of a file; None without a file.
 
-    Its size and a checksum of its ends. A time would change when the dataset is copied to another disk, and reading
+    Its size and a checksum of its ends. A time would change when the dataset is copied to a different disk, and reading
     all of it would take as long as training.
     """
     try:

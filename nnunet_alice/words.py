@@ -22,11 +22,11 @@ _TRANSLATED = (
 _UNWRITTEN = ("iostream error", "creating the NDArray", "failed to write image", "cannot be written", "couldn't fopen")
 #: what can be done about what the system refuses
 _MENDS = {
-    errno.ENOSPC: "free space, or choose another disk",
+    errno.ENOSPC: "free space, or choose a different disk",
     errno.EDQUOT: "free space, or ask for more: your quota is used up",
     errno.EROFS: "choose a folder that can be written to",
-    errno.EACCES: "look at the permissions, or choose another folder",
-    errno.EPERM: "look at the permissions, or choose another folder",
+    errno.EACCES: "look at the permissions, or choose a different folder",
+    errno.EPERM: "look at the permissions, or choose a different folder",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a file lies where a folder is wanted; check the path",
     errno.EISDIR: "a folder lies where a file is wanted; check the path",

@@ -123,7 +123,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         located, trained = self.dataset_json[LOCATED]["atlas"], atlas_of_checkpoint(checkpoint, filename).digest
         if located != trained:
             self.print_to_log_file(
-                f"WARNING: the coordinates of {self.plans_manager.dataset_name} are of another atlas than that of "
+                f"WARNING: the coordinates of {self.plans_manager.dataset_name} are of a different atlas than that of "
                 f"{filename}: the encoder takes them for other places. Run nnunet_alice locate --atlas {filename}."
             )
 

@@ -278,7 +278,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self._step = self.current_epoch * self.num_iterations_per_epoch
 
     def _switch_encoder(self, learns: bool) -> None:
-        """Start or end the decoder's own phase; DDP has to be told anew which gradients to expect."""
+        """Start or end the decoder's own phase; DDP has to be told again which gradients to expect."""
         encoder = [value for name, value in self.bare_network.named_parameters() if is_encoder(name)]
         if encoder[0].requires_grad == learns:
             return
@@ -340,7 +340,7 @@ class FineTuneTrainer(nnUNetTrainer):
         """Load a checkpoint as nnU-Net does, and remember that the run is continued.
 
         Raises:
-            CheckpointError: the file is damaged, incomplete or of another network.
+            CheckpointError: the file is damaged, incomplete or of a different network.
         """
         if not self.was_initialized:
             self.initialize()  # here, as what fails in it is not the file's fault

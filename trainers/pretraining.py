@@ -425,7 +425,7 @@ class PretrainingTrainer(nnUNetTrainer):
         """Continue a run (``--c``).
 
         Raises:
-            CheckpointError: the file is damaged, or was made by another method, network or length of run.
+            CheckpointError: the file is damaged, or was made by a different method, network or length of run.
         """
         if not self.was_initialized:
             self.initialize()

@@ -77,7 +77,7 @@ def prepare_atlas(
         if isinstance(outcome, Exception):
             reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
             outcome = AtlasRecord(case, FAILED, reason)
-            there = files.read_record(case, job.fingerprint)  # by another machine, meanwhile
+            there = files.read_record(case, job.fingerprint)  # by a different machine, meanwhile
             if there is not None and there.status != FAILED:
                 outcome = there
             else:

@@ -2,9 +2,9 @@
 
 ``<data_identifier>_anatomy/atlas/atlas.json`` names the atlas case and what it was made from (the fingerprint),
 ``atlas/cases/<case>.json`` holds one registration and ``atlas/report.json`` the outcome of all. Every file carries the
-fingerprint: what does not fit it belongs to another atlas and is made again. A registration carries the stamp of its
+fingerprint: what does not fit is of a different atlas and is made again. A registration carries the stamp of its
 case's image, too (``PreprocessedDataset.image_stamp``), and the fingerprint that of the atlas: an image that was
-preprocessed again is another image.
+preprocessed again is a different image.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -162,7 +162,7 @@ class AtlasFiles:
         return case if case is not None and content.get("fingerprint") == self.fingerprint(case) else None
 
     def write_atlas(self, atlas_case: str, grid_spacing_mm: tuple[float, ...], region: str) -> None:
-        """Name the atlas, and what cases are registered by; from now on a report of another one counts no more."""
+        """Name the atlas, and what cases are registered by; from now on a report of a different one counts no more."""
         content = {
             "atlas_case": atlas_case,
             "grid_spacing_mm": list(grid_spacing_mm),

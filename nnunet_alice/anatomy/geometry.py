@@ -208,12 +208,12 @@ def geometry_file(dataset: PreprocessedDataset, case: str) -> Path:
 
 
 def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = False) -> CaseGeometry:
-    """Return geometry of a case, read from disk, or computed and stored when it is missing, older or of another image.
+    """Return the geometry of a case; compute and store it where it is missing, older or of a different image.
 
     Args:
         dataset: the preprocessed dataset.
         case: name of the case.
-        overwrite: compute anew even if a file is there.
+        overwrite: compute again even if a file is there.
 
     Raises:
         InputError: see :func:`compute_geometry`.
@@ -273,12 +273,12 @@ def _fits(file, dataset: PreprocessedDataset, case: str) -> bool:
     try:
         shape = dataset.shape(case)
     except (OSError, RuntimeError):
-        return True  # nothing says that an image that cannot be opened is another one; whoever reads it will complain
+        return True  # nothing says that an image that cannot be opened is a different one; its reader will complain
     return stamp is None and tuple(file["shape"].tolist()) == shape
 
 
 def _read(path: Path, dataset: PreprocessedDataset, case: str) -> CaseGeometry | None:
-    """Return the geometry in a file; None when the file is of another version or image, or unreadable."""
+    """Return the geometry in a file; None when the file is of a different version or image, or unreadable."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if not _fits(file, dataset, case):

@@ -148,7 +148,7 @@ class Landmarks:
         """Read landmarks that `save` wrote.
 
         Raises:
-            InputError: the file is missing, no landmarks file or of another version.
+            InputError: the file is missing, no landmarks file or of a different version.
         """
         content = read_json(path)
         try:
@@ -164,7 +164,7 @@ class Landmarks:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is no landmarks file ({error!r}); delete it and lay them again.") from None
         if version != VERSION or points_mm.ndim != 2 or points_mm.shape[1] != 3 or not np.isfinite(points_mm).all():
-            raise InputError(f"{path} is of another version or damaged; delete it and lay the landmarks again.")
+            raise InputError(f"{path} is of a different version or damaged; delete it and lay the landmarks again.")
         return landmarks
 
 

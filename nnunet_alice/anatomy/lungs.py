@@ -1,4 +1,4 @@
-"""Lungs on CT without another tool: threshold between air and tissue, components, and what is known of lungs.
+"""Lungs on CT without a different tool: threshold between air and tissue, components, and what is known of lungs.
 
 Nothing here knows Hounsfield units, because nnU-Net's preprocessed cases are normalised: levels of air and tissue come
 from the image. Meant for landmarks and for registration, not for volumetry of disease: what is as bright as tissue

@@ -64,7 +64,7 @@ def _pair(runner: Runner, cases: pd.DataFrame) -> tuple[Cell, Cell] | None:
     pairs = [
         (base[cell.split, cell.seed], cell) for cell in finished if cell.arm != name and (cell.split, cell.seed) in base
     ]
-    # another arm from scratch is shown only if there is no pretrained one
+    # a different arm from scratch is shown only if there is no pretrained one
     return min(
         pairs, key=lambda pair: (pair[1].checkpoint is None, len(runner.splits[pair[1].split]["train"])), default=None
     )

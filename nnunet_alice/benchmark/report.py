@@ -91,7 +91,7 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
     """Return means, intervals and tests of every arm, number of labels, share of the run, class and metric.
 
     Fine-tuning seeds of the same draw and checkpoint are averaged first. Intervals draw checkpoints (pretraining
-    seeds), labelled draws and test cases anew, those of a difference the checkpoints of both arms; the Wilcoxon test
+    seeds), labelled draws and test cases again, those of a difference the checkpoints of both arms; the Wilcoxon test
     pairs test cases, each averaged over the runs of the draws that both arms have. Holm's correction counts all
     comparisons of the mean over classes of a metric.
 

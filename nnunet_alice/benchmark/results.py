@@ -140,7 +140,7 @@ def _evaluate_case(truth: Truth, predictions: Path, case: str) -> pd.DataFrame:
     manager = PlansManager(str(truth.plans_file))
     reader, labels = manager.image_reader_writer_class(), manager.get_label_manager(dataset)
     files = [folder / f"{case}{dataset['file_ending']}" for folder in (predictions, truth.folder)]
-    remedies = (f"delete {predictions / 'summary.json'} and run", "link the truth anew by running")
+    remedies = (f"delete {predictions / 'summary.json'} and run", "link the truth again by running")
     for file, remedy in zip(files, remedies, strict=True):
         if not file.is_file():
             raise InputError(f"{file} is missing; {remedy} the benchmark again.")

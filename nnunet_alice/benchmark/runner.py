@@ -61,7 +61,7 @@ class Outcome:
     Attributes:
         done: names of finished cells.
         failed: name -> why.
-        waiting: names of cells that another process runs, or whose learning rate is not known yet.
+        waiting: names of cells that a different process runs, or whose learning rate is not known yet.
     """
 
     done: list[str] = field(default_factory=list)
@@ -306,7 +306,7 @@ class Runner:
             return
         with held(self.lock_file(cell)) as lock:
             if lock is None:
-                logger.info("[%s] %s is being run by another process", progress, cell.name)
+                logger.info("[%s] %s is being run by a different process", progress, cell.name)
                 outcome.waiting.append(cell.name)
                 return
             if not self.is_done(cell):

@@ -19,7 +19,7 @@ class Interval:
 def bootstrap_mean(
     values: np.ndarray, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
 ) -> Interval:
-    """Return the mean of values that vary in several ways, with a percentile bootstrap that draws all of them anew.
+    """Return the mean of values that vary in several ways, with a percentile bootstrap that draws all of them again.
 
     The entries of each axis (pretraining seeds, draws of the labelled cases, test cases) are drawn with replacement,
     independently of the other axes; an axis of one entry does not vary. Drawing cases alone would take the luck of a

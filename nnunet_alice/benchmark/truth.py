@@ -22,7 +22,7 @@ def check_truth(dataset: PreprocessedDataset, folder: Path, ending: str, cases: 
         cases: names of the cases.
 
     Raises:
-        InputError: one has other voxels, or its header turns it another way than the image: mirrored labels would
+        InputError: one has other voxels, or its header turns it a different way than the image: mirrored labels would
             count as mistakes of every model.
     """
     prepared = PreparedCases(dataset)

@@ -40,7 +40,7 @@ class Workspace:
             the divisions of the cases.
 
         Raises:
-            InputError: the folder belongs to another benchmark, or the settings do not fit the dataset.
+            InputError: the folder belongs to a different benchmark, or the settings do not fit the dataset.
             NotPreparedError: the dataset is not preprocessed.
         """
         source = PreprocessedDataset.find(self.settings.dataset, self.settings.plans, self.settings.configuration)
@@ -51,7 +51,7 @@ class Workspace:
         if manager.previous_stage_name or manager.next_stage_names:
             raise InputError(
                 f"{self.settings.configuration} of {self.settings.plans} is a stage of a cascade, which a benchmark "
-                "cannot run; choose another configuration, e.g. 3d_fullres."
+                "cannot run; choose a different configuration, e.g. 3d_fullres."
             )
         own = source.base / "splits_final.json"
         divisions = partitions(self.settings, source.cases(), read_json(own) if own.is_file() else None)
@@ -199,9 +199,9 @@ class Workspace:
 
 
 def link_files(source: Path, target: Path) -> None:
-    """Link every file of a folder into another one: symbolic links, or hard links where those are not allowed.
+    """Link every file of a folder into a different one: symbolic links, or hard links where those are not allowed.
 
-    Links that lead nowhere are made anew.
+    Links that lead nowhere are made again.
 
     Raises:
         InputError: there is no such folder.
@@ -218,7 +218,7 @@ def link_files(source: Path, target: Path) -> None:
             (target / entry.name).unlink(missing_ok=True)
         try:
             os.symlink(original, target / entry.name)
-        except FileExistsError:  # another part of this benchmark was faster
+        except FileExistsError:  # a different part of this benchmark was faster
             continue
         except OSError:
             os.link(original, target / entry.name)

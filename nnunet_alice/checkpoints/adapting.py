@@ -1,4 +1,4 @@
-"""Rules that make a pretrained tensor fit another network, each of which keeps something that can be stated.
+"""Rules that make a pretrained tensor fit a different network, each of which keeps something that can be stated.
 
 - Input channels (``adapt_input_channels``): equal channels give the same response as before.
 - Kernel sizes (``adapt_kernel``): a constant image gives the same response as before (away from zero padding); a kernel
@@ -6,8 +6,8 @@
 - Strides of transposed convolutions (``adapt_upsampling``): the mean over the upsampled voxels stays; from stride 1
   to n the result is the old one, repeated.
 - More features (``widen``): the old features are computed exactly as before, new ones start fresh beside them. *Fewer*
-  features are not carried: whatever subset is kept, the layers above would see another function, so such a tensor stays
-  fresh and the table says so.
+  features are not carried: whatever subset is kept, the layers above would see a different function. Such a tensor
+  stays fresh, and the table says so.
 - 2D and 3D (``as_dimension``): a 2D kernel is a 3D kernel that is one voxel deep.
 """
 
@@ -34,7 +34,7 @@ class Adapted(NamedTuple):
 
 
 def adapt_input_channels(weight: torch.Tensor, image_channels: int, extra_channels: int = 0) -> torch.Tensor:
-    """Return the first convolution of a network for another number of input channels.
+    """Return the first convolution of a network for a different number of input channels.
 
     Every new channel gets the sum of the old channels' kernels divided by the new number, so that equal channels give
     the old response. (For one old channel: repeated and rescaled. Which of several old channels means the same as a new
@@ -57,7 +57,7 @@ def adapt_input_channels(weight: torch.Tensor, image_channels: int, extra_channe
 
 
 def adapt_kernel(weight: torch.Tensor, kernel: tuple[int, ...]) -> torch.Tensor | None:
-    """Return the kernel of another (odd) size with the same response to constants.
+    """Return the kernel of a different (odd) size with the same response to constants.
 
     Larger: the old kernel in the middle of zeros. Smaller: a tap that falls outside is added to the nearest one inside
     (to a size of 1: all taps of the axis summed; the average would make the response three times smaller).
@@ -83,7 +83,7 @@ def adapt_kernel(weight: torch.Tensor, kernel: tuple[int, ...]) -> torch.Tensor 
 
 
 def adapt_upsampling(weight: torch.Tensor, kernel: tuple[int, ...]) -> torch.Tensor:
-    """Return transposed convolution (kernel = stride, as in nnU-Net's decoder) of another stride.
+    """Return transposed convolution (kernel = stride, as in nnU-Net's decoder) of a different stride.
 
     Each tap makes one voxel of the upsampled image. Fewer taps: the average of those that fall together. More taps:
     repeated.

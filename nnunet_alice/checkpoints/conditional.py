@@ -53,7 +53,7 @@ def conditional_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
     own, run = checkpoint.get("drasclr"), checkpoint.get("pretraining") or {}
     if own is None:
         raise CheckpointError(
-            f"{path} holds no location-conditioned encoder (it is of {run.get('method', 'another kind')}); give a "
+            f"{path} holds no location-conditioned encoder (it is of {run.get('method', 'a different kind')}); give a "
             "checkpoint of DrasCLRTrainer, or fine-tune with FineTuneTrainer on the dataset without coordinates."
         )
     if not own["settings"]["conditional"]:

@@ -31,7 +31,7 @@ from nnunet_alice.nnunet_folders import plain_name
 logger = logging.getLogger(__name__)
 
 STOCK_TRAINER = "nnUNetTrainer"
-#: logits of equal networks may differ by rounding, where a library picks another way of adding
+#: logits of equal networks may differ by rounding, where a library picks a different way of adding
 TOLERANCE = 1e-5
 _TRAINERS = "nnunet_alice.trainers"
 #: in ``dataset.json`` of an export: whence it came, and that it may be written again
@@ -126,7 +126,9 @@ def _checkpoints(model: Path, folds: Sequence[str] | None, name: str) -> dict[st
         names = [match[1] for path in model.iterdir() if (match := re.fullmatch(r"fold_(\d+|all)", path.name))]
         folds = sorted(fold for fold in names if (model / f"fold_{fold}" / name).is_file())
         if not folds:
-            raise InputError(f"No fold in {model} has a {name}; finish a training first, or name another with -chk.")
+            raise InputError(
+                f"No fold in {model} has a {name}; finish a training first, or name a different one with -chk."
+            )
     files = {plain_name(str(fold), "-f"): model / f"fold_{fold}" / name for fold in folds}
     for fold, path in files.items():
         if not path.is_file():
@@ -235,23 +237,25 @@ def _largest_difference(one: nn.Module, other: nn.Module, configurations: dict, 
 def _same_configuration(found: dict[str, dict], path: Path) -> None:
     configurations = {content["init_args"]["configuration"] for content in found.values()}
     if len(configurations) > 1:
-        raise CheckpointError(f"{path} is of another configuration than the folds before it.")
+        raise CheckpointError(f"{path} is of a different configuration than the folds before it.")
 
 
 def _check_free(target: Path, model: Path, dataset: str) -> None:
     """Refuse to replace anything but an untouched export of the same model."""
     if target.resolve() == model.resolve():
-        raise InputError(f"{target} is the model itself, and predicts with stock nnU-Net already; name another output.")
+        raise InputError(
+            f"{target} is the model itself, and predicts with stock nnU-Net already; name a different output."
+        )
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     plans, description = target / "plans.json", target / "dataset.json"
     exported = read_json(description).get(_MARK) if description.is_file() and plans.is_file() else None
     same = exported and exported.startswith(f"{model.name}, ") and read_json(plans).get("dataset_name") == dataset
     if not same:
-        raise InputError(f"{target} holds another model; name another output folder with -o.")
+        raise InputError(f"{target} holds a different model; name a different output folder with -o.")
     for path in target.rglob("*"):
         if path.is_file() and not _is_ours(path.relative_to(target)):
-            raise InputError(f"{path} is of no export and would be lost; move it, or name another output with -o.")
+            raise InputError(f"{path} is of no export and would be lost; move it, or name a different output with -o.")
 
 
 def _is_ours(path: Path) -> bool:

@@ -30,7 +30,7 @@ _FOREIGN = (
     ForeignNetwork(
         "a U-Net of nnU-Net v1",
         r"conv_blocks_context\.\d+\.(?:\d+\.)?blocks\.\d+\.",
-        "its tensors have other names and its plans another format; take weights that nnU-Net v2 trained",
+        "its tensors have other names and its plans a different format; take weights that nnU-Net v2 trained",
     ),
     ForeignNetwork(
         "a SegResNet of MONAI",

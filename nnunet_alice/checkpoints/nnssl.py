@@ -87,7 +87,7 @@ def unet_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict
     """Return tensors under the names of nnU-Net's U-Nets, ``encoder.*`` and ``decoder.*``, each once.
 
     The second names of the same tensor (``decoder.encoder.*``, ``*.all_modules.*``) are left out. An nnssl checkpoint
-    whose encoder has another name (``online_encoder.stages``) is renamed by its own adaptation plan; what lies beside
+    whose encoder has a different name (``online_encoder.stages``) is renamed by its adaptation plan; what lies beside
     such an encoder is no U-Net decoder and is left out.
 
     Args:

@@ -117,7 +117,7 @@ def read_for_resume(
         rank_batch_sizes: of the trainer that continues; ``hyper_parameters`` hold their sum as ``batch_size``.
 
     Raises:
-        CheckpointError: the file is damaged, or comes from another method, network or other settings.
+        CheckpointError: the file is damaged, or comes from a different method, network or other settings.
     """
     checkpoint = load_checkpoint(path)
     _check_entries(path, checkpoint, _NEEDED)
@@ -148,14 +148,14 @@ def explain_failed_resume(path: str | os.PathLike, own_weights: Mapping[str, tor
         own_weights: of the trainer that continues, for their names and shapes.
 
     Raises:
-        CheckpointError: the file is damaged, incomplete or of another network.
+        CheckpointError: the file is damaged, incomplete or of a different network.
     """
     try:
         checkpoint = load_checkpoint(path)
     except DamagedCheckpointError as error:
         raise CheckpointError(
             f"{path} cannot be continued, as it cannot be read; delete it: --c then takes checkpoint_best.pth if there "
-            "is one and begins anew if not."
+            "is one and begins again if not."
         ) from error
     except CheckpointError:
         return  # missing, not readable now, or more than plain data: nnU-Net's own error says more
@@ -178,7 +178,7 @@ def _check_network(
     saved = finite_weights(checkpoint, path)
     misfit = first_misfit(saved, own_weights, [*own_weights, *saved])
     if misfit is not None:
-        raise CheckpointError(f"{path} holds another network ('{misfit[0]}' does not fit); start without --c.")
+        raise CheckpointError(f"{path} holds a different network ('{misfit[0]}' does not fit); start without --c.")
 
 
 def _same(one: Any, other: Any) -> bool:

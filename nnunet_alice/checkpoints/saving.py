@@ -58,7 +58,7 @@ def save_checkpoint(content: dict, path: str | os.PathLike) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{path} could not be written ({reason}); free space or choose another folder."
+            f"{path} could not be written ({reason}); free space or choose a different folder."
         ) from error
 
 

@@ -44,8 +44,8 @@ def teacher_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> d
     if not known:
         run = checkpoint.get("pretraining") or {}
         raise CheckpointError(
-            f"{path} holds no teacher (it is of {run.get('trainer', 'another kind')}); checkpoints of AliceTrainer and "
-            "DrasCLRTrainer do."
+            f"{path} holds no teacher (it is of {run.get('trainer', 'a different kind')}); checkpoints of AliceTrainer "
+            "and DrasCLRTrainer do."
         )
     return weights | known
 

@@ -152,7 +152,7 @@ def transfer_checkpoint(
         weights: ``student``, or ``teacher`` for the moving average that the pretraining learned from.
 
     Raises:
-        CheckpointError: unreadable, without a teacher that was asked for, of another family, nothing fits, or
+        CheckpointError: unreadable, without a teacher that was asked for, of a different family, nothing fits, or
             ``output`` cannot be written.
         InputError: unknown configuration, ``output`` would overwrite ``checkpoint``, or the table cannot be written.
         NotPreparedError: the target dataset has no plans.
@@ -269,7 +269,7 @@ def _check_families(source: Iterable[str], target: Iterable[str]) -> None:
         raise InputError("The plans' network is not one of nnU-Net's U-Nets; transfer knows only those.")
     if has != wants:
         raise CheckpointError(
-            f"it holds a {has or 'network of another kind'} and the plans want a {wants}; "
+            f"it holds a {has or 'network of a different kind'} and the plans want a {wants}; "
             f"pretrain with plans of the same family, or plan this dataset with the planner of the checkpoint's."
         )
 
@@ -317,7 +317,7 @@ def _adapt_one(
 ) -> Adapted:
     """Return a source tensor made to fit; ``channels``: images among target's and source's input channels."""
     if _HEAD in name:
-        return Adapted(None, 0, "segmentation layers are trained anew")
+        return Adapted(None, 0, "segmentation layers always start fresh")
     if parts == "encoder" and not name.startswith("encoder."):
         return Adapted(None, 0, "only the encoder was asked for")
     if source is None:

@@ -95,7 +95,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         CheckpointError: the file is a pickle under this name.
-        DamagedCheckpointError: it is missing, truncated or of another format.
+        DamagedCheckpointError: it is missing, truncated or of a different format.
     """
     try:
         with open(path, "rb") as file:

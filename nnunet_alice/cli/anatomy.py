@@ -115,7 +115,7 @@ def _index(args: argparse.Namespace) -> int:
         return 1
     trust = report.trust
     came_back = (
-        f"Of {trust.points} points matched to another case and back, {trust.returned:.0%} came back within "
+        f"Of {trust.points} points matched to a different case and back, {trust.returned:.0%} came back within "
         f"{trust.tolerance_mm:.1f} mm."
     )
     if trust.finds_nothing:

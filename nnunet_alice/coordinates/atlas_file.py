@@ -109,9 +109,9 @@ def open_atlas(path: str | os.PathLike, plans_name: str | None = None, configura
         plans_name, configuration: for an ``atlas.json`` that several plans share, those of the pretraining.
 
     Raises:
-        InputError: the file is missing, damaged or of another kind.
+        InputError: the file is missing, damaged or of a different kind.
         CheckpointError: a checkpoint without an atlas.
-        NotPreparedError: ``atlas.json`` of a dataset that is not there any more, or not finished.
+        NotPreparedError: ``atlas.json`` of a dataset that was removed, or not finished.
     """
     path = Path(path)
     if not path.exists():
@@ -221,7 +221,7 @@ def _open_file(path: Path) -> Atlas:
             content = json.loads(str(file["description"]))
             arrays = {name: file[name] for name in _ARRAYS}
         if content["version"] != VERSION:
-            raise InputError(f"{path} is of another version; run nnunet_alice locate -d again, which writes it.")
+            raise InputError(f"{path} is of a different version; run nnunet_alice locate -d again, which writes it.")
         described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["geometry"].items()}
         geometry = CaseGeometry(**described, **arrays)
         others = content.get("registered_by", BODY), content.get("predicts", "")

@@ -112,7 +112,7 @@ def locate_folder(
 
     Args:
         folder: images, named as for nnU-Net; with one channel, ``_0000`` may be missing.
-        output: another folder; images become links there (copies where links are not possible).
+        output: a different folder; images become links there (copies where links are not possible).
         atlas: the atlas that the training cases were located in.
         num_processes: see `locate_cases`.
 
@@ -233,7 +233,9 @@ def _new_name(source: str, number: int | None) -> str:
     name = _name(number, ending)
     others = taken.get(number, set()) - {name}
     if others or (name in taken.get(number, ()) and not _is_of(name, source)):
-        raise InputError(f"Dataset number {number} is taken by {min(others, default=name)}; choose another with -o.")
+        raise InputError(
+            f"Dataset number {number} is taken by {min(others, default=name)}; choose a different one with -o."
+        )
     return name
 
 

@@ -188,7 +188,7 @@ def locate_cases(
         if time.monotonic() - saved > _SAVE_EVERY_S:
             report.save(report_file)
             saved = time.monotonic()
-    with contextlib.suppress(OSError):  # another run is writing into it, or a killed one was
+    with contextlib.suppress(OSError):  # a different run is writing into it, or a killed one was
         (folder / _UNFINISHED).rmdir()
     report.save(report_file)
     if not report.located:
@@ -349,7 +349,7 @@ def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
 
 
 def _read_known(path: Path, report: LocationReport) -> dict[str, dict]:
-    """Return records of an earlier run with this atlas; records of another one only to remove their channels."""
+    """Return records of an earlier run with this atlas; records of a different one only to remove their channels."""
     if not path.is_file():
         return {}
     try:

@@ -44,7 +44,7 @@ class DenseMap:
     step_vox: np.ndarray
 
     def on(self, to_voxels: np.ndarray, shape: Sequence[int], number: int) -> np.ndarray:
-        """Return one class' map on another grid, linear in between, 0 outside of the region.
+        """Return one class' map on a different grid, linear in between, 0 outside of the region.
 
         Args:
             to_voxels: (4, 4) from voxels of that grid to voxels of the preprocessed array, both (z, y, x).

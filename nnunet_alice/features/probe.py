@@ -213,7 +213,7 @@ def _survive(data: ProbeData, folds: int, seed: int):
     if event.sum() < needed:
         raise InputError(
             f"{event.sum()} events are too few for a Cox model in {folds} folds, which needs {needed}; use regression "
-            "on another target, or more cases."
+            "on a different target, or more cases."
         )
     outcome = Surv.from_arrays(event, data.target)
     model = _rotated(CoxPHSurvivalAnalysis(n_iter=100, tol=1e-6))

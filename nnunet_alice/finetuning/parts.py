@@ -160,7 +160,7 @@ def load_all_but_segmentation(
         fix: what to do about weights that do not fit, for the error message.
 
     Raises:
-        CheckpointError: a tensor is missing, or of another shape.
+        CheckpointError: a tensor is missing, or of a different shape.
     """
     load_tensors(network, weights, [name for name in network.state_dict() if _SEGMENTATION not in name], path, fix)
 
@@ -178,7 +178,7 @@ def load_tensors(
         fix: what to do about weights that do not fit, for the error message.
 
     Raises:
-        CheckpointError: a tensor is missing, or of another shape.
+        CheckpointError: a tensor is missing, or of a different shape.
     """
     own, names = network.state_dict(), list(names)
     misfit = first_misfit(weights, own, names)

@@ -137,7 +137,7 @@ def convert(
 
     Raises:
         InputError: folder, split or number of organs is wrong, the dataset number is taken (by these images with the
-            other organs, too), another ``splits_final.json`` is there, or some cases are missing or bad (all are
+            other organs, too), a different ``splits_final.json`` is there, or some cases are missing or bad (all are
             named; nothing is written).
     """
     if organs not in (13, 8):
@@ -193,20 +193,21 @@ def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
     """Return the folder of the new dataset; refuse one that belongs to a different dataset or labels."""
     raw = nnunet_folder("nnUNet_raw")
     if not 1 <= dataset_id <= 999:
-        raise InputError(f"Dataset number {dataset_id} is not between 1 and 999; choose another with -d.")
+        raise InputError(f"Dataset number {dataset_id} is not between 1 and 999; choose a different one with -d.")
     output = raw / f"Dataset{dataset_id:03d}_{plain_name(name, '-n')}"
     others = [path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*") if path != output]
     if others:
-        raise InputError(f"Dataset number {dataset_id} is taken by {others[0]}; choose another with -d.")
+        raise InputError(f"Dataset number {dataset_id} is taken by {others[0]}; choose a different one with -d.")
     if (output / "dataset.json").is_file():
         existing = read_json(output / "dataset.json")
         if existing.get("converted_by") != _MARK:
-            raise InputError(f"{output} is another dataset; choose another number with -d or name with -n.")
+            raise InputError(f"{output} is a different dataset; choose a different number with -d or name with -n.")
         # nnU-Net copies the true segmentations only over older ones, so it would go on scoring against the old labels
         if existing.get("labels") != classes:
             raise InputError(
                 f"{output / 'dataset.json'} has {len(existing.get('labels', {})) - 1} organs, not {len(classes) - 1}; "
-                f"choose another number with -d and name with -n, e.g. -d {dataset_id + 1} -n BTCV{len(classes) - 1}."
+                f"choose a different number with -d and name with -n, e.g. -d {dataset_id + 1} "
+                f"-n BTCV{len(classes) - 1}."
             )
     return output
 
@@ -248,7 +249,7 @@ def _check_case(images: Path, labels: Path, number: int) -> _Case | str:
         return f"image spacing {image.GetSpacing()} mm but label spacing {label.GetSpacing()} mm"
     codes = [sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(i.GetDirection()) for i in (image, label)]
     if not np.allclose(image.GetDirection(), label.GetDirection(), atol=1e-3):  # headers keep them rounded
-        return f"its header turns the label ({codes[1]}) another way than the image ({codes[0]})"
+        return f"its header turns the label ({codes[1]}) a different way than the image ({codes[0]})"
     found = np.unique(sitk.GetArrayViewFromImage(label))
     unknown = [f"{value:g}" for value in found if value not in ORGANS.values()]
     if unknown:
@@ -300,7 +301,7 @@ def _write_eight_organs(files: dict[str, _Case], folder: Path) -> None:
             try:
                 sitk.WriteImage(label, str(temporary))
             except RuntimeError:
-                raise InputError(f"{path} could not be written; free space or choose another folder.") from None
+                raise InputError(f"{path} could not be written; free space or choose a different folder.") from None
         files[case].label = path.resolve()
 
 
@@ -329,5 +330,7 @@ def _dataset_json(name: str, files: dict[str, _Case], problems: dict[str, str], 
 def _write_final_split(dataset: str, folds: list[dict]) -> None:
     path = nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
     if path.is_file() and read_json(path) != folds:
-        raise InputError(f"{path} holds another split; delete it, with the results that belong to it, to use this one.")
+        raise InputError(
+            f"{path} holds a different split; delete it, with the results that belong to it, to use this one."
+        )
     write_json(path, folds)

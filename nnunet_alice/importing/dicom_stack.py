@@ -122,7 +122,7 @@ def _check_kind(first: Slice, derived: bool) -> None:
     if "LOCALIZER" in first.image_type:
         raise InputError(f"is a localiser ({kind}).")
     if first.image_type[:1] == ("DERIVED",) and not derived:
-        raise InputError(f"is derived from another series ({kind}); --derived takes it.")
+        raise InputError(f"is derived from a different series ({kind}); --derived takes it.")
     if first.frames > 1:
         raise InputError("is one file of many frames (enhanced DICOM), which is not read; convert it with dcm2niix.")
     if first.samples > 1:

@@ -1,8 +1,8 @@
 """Images that SimpleITK does not read, or that have to be turned: a straight copy in the dataset's own folder.
 
 nnU-Net reads through SimpleITK. It refuses axes that are not quite orthogonal, NIfTI-2, FreeSurfer's formats and some
-endings in capital letters. Such a file is read in another way, and nnU-Net gets the copy; all other images stay where
-they are.
+endings in capital letters. Such a file is read in a different way, and nnU-Net gets the copy. All other images stay
+where they are.
 """
 
 import math
@@ -38,7 +38,7 @@ def read_another_way(path: Path) -> tuple[sitk.Image, str] | None:
         path: an image file that is whole.
 
     Returns:
-        the image, and why it was read in another way; None if there is no other way.
+        the image, and why it was read in a different way; None if there is no other way.
 
     Raises:
         InputError: it cannot be read in any way.

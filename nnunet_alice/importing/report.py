@@ -132,19 +132,19 @@ def open_report(folder: Path, source: Path, channels: list[str], part: Part | No
     """Return the report of an earlier import into a dataset's folder and of its parts, or an empty one.
 
     Raises:
-        InputError: the folder was not made by import, or from another source, or with other channels.
+        InputError: the folder was not made by import, or from a different source, or with other channels.
     """
     report = ImportReport(folder.name, str(source), channels, folder=folder, part=part)
     there = [path for path in (folder / REPORT_FILE, *sorted(folder.glob(PART_FILES), key=_age)) if path.is_file()]
     if not there and ((folder / "dataset.json").exists() or (folder / "labelsTr").exists()):
-        raise InputError(f"{folder} exists and was not made by import; choose another number with -d.")
+        raise InputError(f"{folder} exists and was not made by import; choose a different number with -d.")
     for path in there:
         _take_over(report, path)
     return report
 
 
 def _age(path: Path) -> float:
-    """Return when a file was written; one that another run has just removed comes first."""
+    """Return when a file was written; one that a different run has just removed comes first."""
     return path.stat().st_mtime if path.exists() else 0.0
 
 
@@ -152,13 +152,14 @@ def _take_over(report: ImportReport, path: Path) -> None:
     """Put the records of an earlier import or part into a report; later ones win.
 
     Raises:
-        InputError: it is of another source, or of other channels.
+        InputError: it is of a different source, or of other channels.
     """
     earlier, folder = read_json(path), report.folder
     try:
         if earlier["source"] != report.source:
             raise InputError(
-                f"{folder} was imported from {earlier['source']}; choose another number with -d, or delete the folder."
+                f"{folder} was imported from {earlier['source']}; choose a different number with -d, or delete "
+                "the folder."
             )
         report.cases |= {case: dict(record) for case, record in earlier["cases"].items()}
         report.orient = earlier.get("orient", "")

@@ -118,7 +118,7 @@ def _dataset_folder(dataset_id: int, name: str) -> Path:
     others = datasets_by_number().get(dataset_id, set()) - {full}
     if others:
         raise InputError(
-            f"Dataset number {dataset_id} is taken by {', '.join(sorted(others))}; choose another with -d."
+            f"Dataset number {dataset_id} is taken by {', '.join(sorted(others))}; choose a different one with -d."
         )
     return raw / full
 

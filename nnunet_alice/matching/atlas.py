@@ -64,7 +64,7 @@ class AtlasMatcher(GeometryMatcher):
         """Return (4, 4) map from mm of a case to mm of the atlas, (z, y, x).
 
         Raises:
-            NotPreparedError: its registration is missing or of another atlas.
+            NotPreparedError: its registration is missing or of a different atlas.
         """
         return self._recent(("affine", case), lambda: self._read_affine(case))
 

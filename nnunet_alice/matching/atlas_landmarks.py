@@ -1,7 +1,7 @@
 """The landmarks of a dataset's atlas: laid over a region of interest, kept on disk, counted in every registered case.
 
 ``atlas/landmarks.json`` holds the landmarks and ``atlas/landmarks_report.json`` what they were laid on and how many
-cases see each. The report is written last and carries the atlas' fingerprint: landmarks of another atlas do not count.
+cases see each. The report is written last and carries the atlas' fingerprint: those of a different atlas do not count.
 """
 
 import logging
@@ -68,7 +68,7 @@ def prepare_landmarks(
 ) -> LandmarkReport:
     """Lay landmarks on the atlas (DrasCLR, Section 3.1), map them into every registered case and store the outcome.
 
-    Where nothing is asked for (all None) and landmarks of this atlas are there, they are kept and only counted anew:
+    Where nothing is asked for (all None) and landmarks of this atlas are there, they are kept and only counted again:
     whoever registers more cases keeps the landmarks that a run was trained with.
 
     Args:
@@ -76,7 +76,7 @@ def prepare_landmarks(
         patch_mm: edge of a landmark's patch; None is 32 mm, see `standard_lengths`.
         step_mm: distance of neighbours; None is 26 mm, likewise.
         region: see `region_of_interest`; None is the body.
-        overwrite: lay them anew in any case.
+        overwrite: lay them again in any case.
 
     Raises:
         NotPreparedError: the atlas is not prepared.
@@ -137,7 +137,7 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
         dataset: the preprocessed dataset.
         atlas_case: the atlas.
         region: ``body``; ``lungs``, found on CT (`lung_mask`); ``label:N``, of the atlas case's segmentation; or the
-            path of a mask of the atlas case in any geometry (nonzero is inside), e.g. from another tool.
+            path of a mask of the atlas case in any geometry (nonzero is inside), e.g. from a different tool.
 
     Returns:
         (z, y, x) bool, the atlas case's preprocessed array.
@@ -162,7 +162,7 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
         value = region.removeprefix("label:")
         mask = PreparedCases(dataset).segmentation(atlas_case) == int(value)
         if not mask.any():
-            raise InputError(f"The atlas case {atlas_case} has no voxel with label {value}; choose another label.")
+            raise InputError(f"The atlas case {atlas_case} has no voxel with label {value}; choose a different label.")
         return mask
     return _mask_from_file(dataset, atlas_case, Path(region))
 
@@ -220,5 +220,5 @@ def _read_report(dataset: PreprocessedDataset) -> dict | None:
         content = read_json(_report_file(dataset))
         return content if content["fingerprint"] == files.fingerprint(atlas_case) else None
     except (InputError, KeyError, TypeError) as error:
-        logger.warning("%s is unreadable (%s): landmarks are laid anew.", _report_file(dataset), error)
+        logger.warning("%s is unreadable (%s): landmarks are laid again.", _report_file(dataset), error)
         return None

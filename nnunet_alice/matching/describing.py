@@ -129,7 +129,7 @@ def load_describer(
 ) -> tuple[Describer, str]:
     """Return a describer from a checkpoint of ``AnatomicalEmbeddingTrainer``, checked against the data.
 
-    The checkpoint may come from another dataset whose plans prepare images alike: spacing, order of axes and
+    The checkpoint may come from a different dataset whose plans prepare images alike: spacing, order of axes and
     normalisation have to be the same.
 
     Args:
@@ -141,7 +141,7 @@ def load_describer(
         the describer and the checkpoint's SHA-256.
 
     Raises:
-        CheckpointError: the file is unusable, of another method, or does not fit the data.
+        CheckpointError: the file is unusable, of a different method, or does not fit the data.
     """
     checkpoint = load_checkpoint(path)
     run = checkpoint.get("pretraining")
@@ -185,6 +185,6 @@ def _check_preparation(path: str | os.PathLike, run: dict, trained, dataset: Pre
         same = np.allclose(there, here, rtol=1e-3) if name == "spacing" else there == here
         if not same:
             raise CheckpointError(
-                f"{path} was trained on images of another {name} ({there}) than those of {dataset.folder} ({here}); "
-                "train on this dataset, or move the plans of the checkpoint onto it."
+                f"{path} was trained on images of a different {name} ({there}) than those of {dataset.folder} "
+                f"({here}); train on this dataset, or move the plans of the checkpoint onto it."
             )

@@ -35,7 +35,7 @@ _OVERHEAD_BYTES = 8_192
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an index was made from; indices of another fingerprint are never used.
+    """What an index was made from; indices of a different fingerprint are never used.
 
     Attributes:
         checkpoint: SHA-256 of the checkpoint file (``checkpoint_fingerprint``).
@@ -87,7 +87,9 @@ def checkpoint_fingerprint(path: str | os.PathLike) -> str:
     try:
         return sha256_of(content_file(Path(path)))
     except OSError as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read ({error.strerror}); name another.") from None
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read ({error.strerror}); name a different one."
+        ) from None
 
 
 def _fingerprint_now(path: Path) -> str:
@@ -130,7 +132,7 @@ class IndexStore:
 
     @property
     def command(self) -> str:
-        """Command that makes these indices (anew)."""
+        """Command that makes these indices (again)."""
         d = self.dataset
         return f"nnunet_alice anatomy -d {d.number} -p {d.plans_name} -c {d.configuration} --method embedding"
 
@@ -163,7 +165,7 @@ class IndexStore:
     def begin(self, fingerprint: Fingerprint, checkpoint_file: str | os.PathLike) -> None:
         """Start or continue to index with one checkpoint.
 
-        Indices of another fingerprint, and what was measured with them, are deleted before the new description is
+        Indices of a different fingerprint, and what was measured with them, are deleted before the new description is
         written, so that the folder never mixes two, whenever the process is killed.
 
         Args:
@@ -174,9 +176,9 @@ class IndexStore:
         if described != fingerprint:
             stale = list(self._files())
             if stale:
-                logger.info("%d indices of another checkpoint, plans or version are deleted.", len(stale))
+                logger.info("%d indices of a different checkpoint, plans or version are deleted.", len(stale))
             for path in stale:
-                path.unlink(missing_ok=True)  # another process may begin at the same time
+                path.unlink(missing_ok=True)  # a different process may begin at the same time
             self.trust_file.unlink(missing_ok=True)
         if described != fingerprint or self.checkpoint_file != made_by:
             write_json(self.description_file, {**asdict(fingerprint), "checkpoint_file": str(made_by)})
@@ -203,7 +205,7 @@ class IndexStore:
         if found != expected:
             changed = [name for name, value in asdict(expected).items() if getattr(found, name) != value]
             raise NotPreparedError(
-                f"The indices in {self.folder} are stale (made with another {' and '.join(changed)}); "
+                f"The indices in {self.folder} are stale (made with a different {' and '.join(changed)}); "
                 f"run: {self.command}"
             )
         return found
@@ -273,7 +275,7 @@ class IndexStore:
             with np.load(path, allow_pickle=False) as file:
                 if json.loads(str(file["fingerprint"])) != {**asdict(expected), "case": case}:
                     raise NotPreparedError(
-                        f"{path} is stale (another checkpoint, plans, dataset or version); "
+                        f"{path} is stale (a different checkpoint, plans, dataset or version); "
                         f"delete it and run: {self.command}"
                     )
                 stored = {name: file[name] for name in file.files if name != "fingerprint"}

@@ -91,7 +91,7 @@ def index_dataset(
         dataset: the preprocessed dataset.
         checkpoint: of ``AnatomicalEmbeddingTrainer``; None takes :func:`default_checkpoint`.
         device: None takes the GPU if there is one.
-        overwrite: index every case anew.
+        overwrite: index every case again.
         part: index this share of the cases only, and measure no trust: that is up to a run without.
 
     Raises:
@@ -116,7 +116,7 @@ def index_dataset(
             reason = str(error) if isinstance(error, AliceError) else f"{type(error).__name__}: {error}"
             logger.warning("Not indexed: case %s: %s", case, reason)
             report.failed[case] = reason
-            if not store.is_usable(case, fingerprint):  # unless another machine made it meanwhile
+            if not store.is_usable(case, fingerprint):  # unless a different machine made it meanwhile
                 store.file(case).unlink(missing_ok=True)  # an old index of a case that changed must not be used
     if part is None and len(report.made) + len(report.kept) > 1:
         known = None if report.made else read_trust(store, digest)
@@ -135,7 +135,7 @@ def _remove_damaged(store: IndexStore, fingerprint: Fingerprint, report: IndexRe
         try:
             store.read(case, fingerprint)
         except NotPreparedError as error:
-            logger.warning("The index of case %s is removed; run this again to make it anew: %s", case, error)
+            logger.warning("The index of case %s is removed; run this again to make it: %s", case, error)
             store.file(case).unlink(missing_ok=True)
             report.kept.remove(case)
             report.failed[case] = str(error)

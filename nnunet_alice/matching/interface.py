@@ -81,7 +81,7 @@ class GeometryMatcher:
         self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
     def geometry(self, case: str) -> CaseGeometry:
-        """Return the geometry of a case, computed and stored when it is not there yet."""
+        """Return the geometry of a case, computed and stored when it is missing."""
         return self._recent(("geometry", case), lambda: load_geometry(self.dataset, case))
 
     def body_points(self, case: str, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -112,7 +112,7 @@ def usable_cases(cases: list[str], is_usable: Callable[[str], bool], what: str, 
         cases: names of cases.
         is_usable: case -> whether its file is there, whole, and made from the image as it is now.
         what: the files in plural, for progress and log: ``registrations``.
-        command: what makes them anew, for the log.
+        command: what makes them again, for the log.
     """
     usable = [case for case in tqdm(cases, desc=f"Checking {what}", disable=None) if is_usable(case)]
     if len(usable) < len(cases):

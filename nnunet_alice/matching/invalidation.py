@@ -1,4 +1,4 @@
-"""Forgetting what was found out about images that are no more: whoever writes a preprocessed case anew has to.
+"""Forgetting what was found out about images that are no more: whoever writes a preprocessed case again has to.
 
 Files from before images' stamps were kept cannot tell that they are stale when an image changes and keeps its shape.
 """

@@ -20,7 +20,7 @@ from nnunet_alice.matching.search import embedding_is_prepared, open_trusted_emb
 
 logger = logging.getLogger(__name__)
 
-#: Raised when evidence is measured in another way: what is kept of older ones is measured again.
+#: Raised when evidence is measured in a different way: what is kept of older ones is measured again.
 VERSION = 1
 #: a matcher takes the place of one that is listed before it where its answers look more alike by more than this
 MARGIN = 0.01
@@ -34,7 +34,7 @@ class Provider:
         name: the matcher's name.
         is_prepared: whether its files are there and fit the dataset.
         open: opens the matcher.
-        basis: what its answers depend on, as plain types: evidence for another basis does not count.
+        basis: what its answers depend on, as plain types: evidence for a different basis does not count.
     """
 
     name: str

@@ -86,7 +86,7 @@ class IndexSearch:
         """Return counterparts in this case of points with these descriptors.
 
         Args:
-            descriptors: (Q, 2 D) float32 from :meth:`describe` of another index.
+            descriptors: (Q, 2 D) float32 from :meth:`describe` of a different index.
             known: bool (Q,) from there; queries that are not known get NaN and score ``-inf``.
         """
         count = len(descriptors)
@@ -233,7 +233,7 @@ def open_trusted_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
     trust = read_trust(matcher.store, matcher.fingerprint.checkpoint)
     if trust is not None and trust.finds_nothing:
         raise NotPreparedError(
-            f"The embedding of {dataset.name} finds nothing (of the points matched to another case and back, "
+            f"The embedding of {dataset.name} finds nothing (of the points matched to a different case and back, "
             f"{trust.returned:.0%} came back, and no score tells which): train it longer, then run: "
             f"{matcher.store.command}"
         )

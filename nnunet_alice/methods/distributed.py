@@ -69,7 +69,7 @@ class _SumOverRanks(torch.autograd.Function):
         return _reduced(grad_output, dist.ReduceOp.SUM)
 
 
-@torch.compiler.disable  # sizes differ between ranks and steps: traced, each would be compiled anew
+@torch.compiler.disable  # sizes differ between ranks and steps: traced, each would be compiled again
 def gather_rows(x: Tensor) -> Tensor:
     """Return the rows of all ranks, in order, without gradient; in a single process ``x``, detached.
 

@@ -69,7 +69,7 @@ def _noise() -> SmoothNoise:
 
 
 class _Canvas:
-    """Points that are being painted, one structure over another."""
+    """Points that are being painted, one structure over the other."""
 
     def __init__(self, points_mm: np.ndarray, skin_mm: np.ndarray, appearance: Appearance, edge_mm: float):
         self.points_mm = anatomy.organic(points_mm)

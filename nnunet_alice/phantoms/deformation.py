@@ -261,4 +261,4 @@ def _fixed_point(target: np.ndarray, displacement, tolerance_mm: float) -> np.nd
         points = following
         if moved <= tolerance_mm:
             return points
-    raise AliceError("The phantom's deformation cannot be inverted; make the subject anew with make_subject.")
+    raise AliceError("The phantom's deformation cannot be inverted; draw a new subject with make_subject.")

@@ -82,7 +82,7 @@ def make_subject(
 ) -> Subject:
     """Draw one subject.
 
-    The body depends on the seed alone: the same seed with another field of view or disease is the same person.
+    The body depends on the seed alone: the same seed with a different field of view or disease is the same person.
 
     Args:
         seed: any whole number from 0.
@@ -136,7 +136,7 @@ def make_population(
 
 
 def corresponding_point(points_mm: np.ndarray, subject_a: Subject, subject_b: Subject) -> np.ndarray:
-    """Return the same anatomical point in another subject: the truth that matching is measured against.
+    """Return the same anatomical point in a different subject: the truth that matching is measured against.
 
     Args:
         points_mm: (..., 3) points (z, y, x) in the mm of ``subject_a``, inside its body.
@@ -181,7 +181,9 @@ def sample_points(subject: Subject, count: int, rng: np.random.Generator, organ:
     grid = np.stack(np.meshgrid(*(np.arange(a, b, step) for a, b in zip(low, high, strict=True))), axis=-1)
     hits = grid[_belongs(grid, subject, organ)]
     if not len(hits):
-        raise InputError(f"Phantom {subject.seed} shows no {organ or 'body'} in its field of view; choose another one.")
+        raise InputError(
+            f"Phantom {subject.seed} shows no {organ or 'body'} in its field of view; choose a different one."
+        )
     low = np.maximum(low, hits.min(axis=0) - step)
     high = np.minimum(high, hits.max(axis=0) + step)
     found = np.empty((0, 3))

@@ -1,4 +1,4 @@
-"""What the anatomical embedding finds: a query point, and how similar every voxel of another case is to it."""
+"""What the anatomical embedding finds: a query point, and how similar every voxel of a different case is to it."""
 
 import os
 from collections.abc import Sequence

@@ -93,7 +93,7 @@ def _basis(cases: dict[str, dict], dataset_json: dict) -> dict[str, Any]:
 
 
 def _size_and_time(path: str) -> tuple[int, int]:
-    """Return the size in bytes and time of modification in ns; zeros for a file that is not there."""
+    """Return the size in bytes and time of modification in ns; zeros for a file that is missing."""
     try:
         status = Path(path).stat()
     except OSError:

@@ -1,10 +1,10 @@
-"""Plans of one dataset for another, as nnU-Net moves them, but in memory: they are written once, when ready."""
+"""Plans of one dataset for a different one, as nnU-Net moves them, but in memory: they are written once, when ready."""
 
 from nnunet_alice.planning.preprocessing import raw_cases
 
 
 def rename_plans(plans: dict, name: str) -> None:
-    """Name plans anew, in place, and with them the folders of what is preprocessed by them."""
+    """Rename plans, in place, and with them the folders of what is preprocessed by them."""
     if name == plans["plans_name"]:
         return
     for configuration in plans["configurations"].values():

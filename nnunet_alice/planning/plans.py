@@ -104,7 +104,7 @@ def move_target_plans(
     the number of pairs of views, and a patch that shows nearly the whole volume becomes smaller (:func:`view_size`);
     weights do not depend on it. The moved plans are named ``<plans>_from<number>`` unless named by
     the caller: the same target always gives the same name, and neither plans nor preprocessed cases of the dataset's
-    own or of another target can be mixed up with them. Fine-tuning uses the target's own plans, whatever this name.
+    own or of a different target can be mixed up with them. Fine-tuning uses the target's own plans, whatever this name.
 
     Args:
         dataset: full name of the unlabelled dataset; it has a fingerprint.
@@ -129,7 +129,7 @@ def move_target_plans(
     path = nnunet_folder("nnUNet_preprocessed") / dataset / f"{name}.json"
     origin = {"dataset": target, "plans_name": target_plans}
     if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:
-        raise InputError(f"{path} holds other plans already; choose another name with -overwrite_plans_name.")
+        raise InputError(f"{path} holds other plans already; choose a different name with -overwrite_plans_name.")
     planner = _planner_of(plans, configuration, planner_classes)(dataset, plans_name=name, num_gpus=num_gpus)
     dataset_json = nnunet_folder("nnUNet_raw") / dataset / "dataset.json"
     moved = copy.deepcopy(plans) | {"dataset_name": dataset, MOVED_FROM: origin}

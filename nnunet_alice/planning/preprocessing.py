@@ -61,7 +61,7 @@ class Preprocessed:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to find everything else; ``partial`` is another folder in every run."""
+    """What a worker needs to find everything else; ``partial`` is a new folder in every run."""
 
     dataset: str
     plans_file: Path
@@ -97,8 +97,8 @@ def preprocess_cases(
     """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
 
     Cases that are there stay when the stored recipe (spacing, normalisation, resampling...) equals that of the plans
-    and no raw file is newer; with another or unknown recipe the folder is emptied first, as nnU-Net does. Cases that
-    the dataset no longer names are removed, because fold ``all`` would train on them. The outcome is kept in
+    and no raw file is newer; with a different or unknown recipe the folder is emptied first, as nnU-Net does. Cases
+    that the dataset no longer names are removed, because fold ``all`` would train on them. The outcome is kept in
     ``<data identifier>_preprocessing.json`` beside the folder.
 
     Args:
@@ -196,7 +196,7 @@ def _clear_if_different(dataset: PreprocessedDataset, report: Path, recipe: dict
         known = None
     if known != recipe:
         reason = "there is no record of how it was made" if known is None else "it was made by other plans"
-        logger.info("%s is preprocessed anew: %s.", folder, reason)
+        logger.info("%s is preprocessed again: %s.", folder, reason)
         forget_all(dataset)  # first: a kill in between costs work, but leaves nothing that is wrong
         shutil.rmtree(folder)
 
@@ -243,7 +243,7 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
 def _partial_folder(folder: Path) -> Path:
     """Return where a run writes cases before they are whole; nnU-Net looks at files only, not at folders in here.
 
-    Another one for every run: two machines may work on one disk, and processes outlive a parent that was killed.
+    A new one for every run: two machines may work on one disk, and processes outlive a parent that was killed.
     """
     return folder / f"{_PARTIAL}@{platform.node()}@{os.getpid()}@{secrets.token_hex(4)}"
 
@@ -277,8 +277,8 @@ def _preprocess_case(job: _Job, case: str) -> None:
     """Preprocess one case and move its files to their place, the image last."""
     cases, dataset_json, plans, configuration, preprocessor = _tools(job)
     if _is_current(job.folder, case, cases[case]):
-        return  # another run did it meanwhile
-    job.partial.mkdir(parents=True, exist_ok=True)  # a run in another container may have taken this one for dead
+        return  # a different run did it meanwhile
+    job.partial.mkdir(parents=True, exist_ok=True)  # a run in a different container may have taken this one for dead
     preprocessor.run_case_save(
         str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
     )

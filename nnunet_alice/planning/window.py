@@ -55,11 +55,11 @@ def parse_window(words: Sequence[str]) -> Window:
 def set_window(dataset: str, plans_name: str, window: Window) -> None:
     """Make nnU-Net clip all CT channels to a window and scale them to [-1, 1], as the reference does.
 
-    The window lies in the plans: whoever moves them to another dataset, as fine-tuning does, moves it too.
+    The window lies in the plans: whoever moves them to a different dataset, as fine-tuning does, moves it too.
 
     Args:
         dataset: full name of the dataset.
-        plans_name: identifier of its plans, which are written anew.
+        plans_name: identifier of its plans, which are written again.
         window: the window.
 
     Raises:

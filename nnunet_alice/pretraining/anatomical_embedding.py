@@ -162,7 +162,7 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
         ]
 
     def draw(self, batch: OverlapBatch, result: StepResult, folder: Path) -> None:
-        """Draw ``similarity.png``: points of validation crops, and how similar the crop of another case is to them."""
+        """Draw ``similarity.png``: points of validation crops, and how similar a different case's crop is to them."""
         pairs = len(batch.cases)
         examples = []
         for number in range(min(self.settings.examples, 2 * pairs)):
@@ -190,7 +190,7 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
 
 
 def _example(batch: OverlapBatch, step: EmbeddingStep, query: int, target: int) -> SimilarityExample | None:
-    """Return the first query of a crop, looked for in another crop; None where the crop has no query."""
+    """Return the first query of a crop, looked for in a different crop; None where the crop has no query."""
     if not step.queries.present[query].any():
         return None
     point_mm = step.queries.points_mm[query, step.queries.present[query]][0]

@@ -126,7 +126,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         except NotPreparedError:
             self.context.log(
                 "No landmarks were laid on the atlas: laying them over the body now. "
-                "To choose a region or another grid, run nnunet_alice anatomy with --roi and --landmark_... before."
+                "To choose a region or a different grid, run nnunet_alice anatomy with --roi and --landmark_... before."
             )
             return prepare_landmarks(self.context.dataset).landmarks
 

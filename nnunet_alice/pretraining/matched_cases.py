@@ -60,7 +60,7 @@ def check_same_views(run: Mapping[str, Any], now: Mapping[str, Any], where: str,
     if then["matching"] != now["matching"]:
         changed.append(f"were matched by the {then['matching']} and are by the {now['matching']}")
     elif then.get("anatomy", now["anatomy"]) != now["anatomy"]:
-        changed.append(f"were matched by another {now['matching']} than is prepared now")
+        changed.append(f"were matched by a different {now['matching']} than is prepared now")
     if then.get("cases", now["cases"]) != now["cases"]:
         changed.append(f"came from {then['number']} cases and come from {now['number']}, not all of them the same")
     if changed:

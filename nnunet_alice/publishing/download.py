@@ -32,7 +32,7 @@ def download(url: str, target: Path, sha256: str) -> None:
 
     Raises:
         InputError: the server refuses, or breaks off every time.
-        DamagedCheckpointError: the file there has another checksum.
+        DamagedCheckpointError: the file there has a different checksum.
     """
     if target.is_file() and sha256_of(target) == sha256:
         return
@@ -40,12 +40,12 @@ def download(url: str, target: Path, sha256: str) -> None:
     part = target.with_name(f"{target.name}.part")
     resumed = part.is_file()
     _whole(url, part)
-    if sha256_of(part) != sha256 and resumed:  # the part was of another file, so once more from the beginning
+    if sha256_of(part) != sha256 and resumed:  # the part was of a different file, so once more from the beginning
         part.unlink()
         _whole(url, part)
     if sha256_of(part) != sha256:
         part.unlink()
-        raise DamagedCheckpointError(f"{url} is not the file that was published: its checksum is another one.")
+        raise DamagedCheckpointError(f"{url} is not the file that was published: its checksum is a different one.")
     os.replace(part, target)
 
 

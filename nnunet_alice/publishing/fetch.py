@@ -11,7 +11,7 @@ from nnunet_alice.errors import CheckpointError, DamagedCheckpointError, InputEr
 from nnunet_alice.files import sha256_of
 from nnunet_alice.publishing.download import download
 
-#: names another folder than ``~/.cache/nnunet_alice`` for what was fetched
+#: names a different folder than ``~/.cache/nnunet_alice`` for what was fetched
 CACHE_VARIABLE = "NNUNET_ALICE_CACHE"
 _HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
@@ -57,7 +57,9 @@ def fetch(source: str, sha256: str | None = None, cache: str | os.PathLike | Non
             raise InputError(f"{source} is no folder, no address and no hf:owner/name; give one of these.")
     read_weights_folder(folder)
     if sha256 is not None and sha256_of(folder / SUMS) != sha256:
-        raise CheckpointError(f"{source} is another model than that of --sha256: its {SUMS} has another checksum.")
+        raise CheckpointError(
+            f"{source} is a different model than that of --sha256: its {SUMS} has a different checksum."
+        )
     return folder
 
 

@@ -112,7 +112,7 @@ def _check_free(output: Path) -> None:
         raise InputError(f"{output} is a file; name a folder with -o.")
     strange: Sequence[str] = sorted(path.name for path in output.glob("*") if path.name not in FILES)
     if strange:
-        raise InputError(f"{output} holds {strange[0]}, which publish did not write; name another folder with -o.")
+        raise InputError(f"{output} holds {strange[0]}, which publish did not write; name a different folder with -o.")
 
 
 def _companions(checkpoint: Path, licence_file: Any, report: Any) -> dict[str, Path]:

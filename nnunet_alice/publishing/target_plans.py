@@ -49,7 +49,7 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
         configuration: the one that was pretrained.
 
     Raises:
-        InputError: the dataset is unknown or has another number of channels.
+        InputError: the dataset is unknown or has a different number of channels.
     """
     name = dataset_name(dataset)
     raw = nnunet_folder("nnUNet_raw") / name / "dataset.json"

@@ -46,7 +46,7 @@ def make_splits(
 ) -> list[dict[str, list[str]]]:
     """Return folds of all cases of a dataset, as ``splits_final.json`` holds them.
 
-    Cases without the target are in the folds, too, as one stratum: another trainer may use them.
+    Cases without the target are in the folds, too, as one stratum: a different trainer may use them.
 
     Args:
         targets: of the dataset.

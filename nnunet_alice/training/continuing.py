@@ -30,7 +30,7 @@ def told_when_interrupted(folder: str, log: Callable[[str], None]) -> Iterator[N
     except KeyboardInterrupt:
         end_processes()
         there = (Path(folder) / "checkpoint_latest.pth").is_file()
-        kept = "goes on from checkpoint_latest.pth" if there else "begins anew, as no checkpoint was written yet"
+        kept = "goes on from checkpoint_latest.pth" if there else "begins again, as no checkpoint was written yet"
         log(f"Interrupted. The same command with --c {kept}.")
         raise SystemExit(INTERRUPTED) from None
 
@@ -45,7 +45,7 @@ def advice_without_checkpoint(folder: str) -> str:
         folder: of the run, ``.../<trainer>__<plans>__<configuration>/fold_<N>``.
     """
     fold = Path(folder)
-    said = f"--c found no checkpoint in {folder}: the run begins anew."
+    said = f"--c found no checkpoint in {folder}: the run begins again."
     trainer, *rest = fold.parent.name.split("__")
     others = [
         path

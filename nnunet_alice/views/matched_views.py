@@ -55,7 +55,7 @@ class LabelsRegions(Protocol):
 class MatchedViews:
     """Makes batches of matched views; callable as ``make_batch`` of :class:`nnunet_alice.views.loader.NumberedBatches`.
 
-    Cases that cannot be read are left out: another pair is drawn in the place of theirs.
+    Cases that cannot be read are left out: a different pair is drawn in the place of theirs.
 
     Args:
         pairs: draws the point pairs.

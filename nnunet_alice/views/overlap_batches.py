@@ -40,7 +40,7 @@ class OverlapBatch(Batch):
 class OverlappingCrops:
     """Makes batches; callable as ``make_batch`` of :class:`nnunet_alice.views.loader.NumberedBatches`.
 
-    A batch shows B different cases where there are as many. Another case takes the place of one that cannot be read.
+    A batch shows B different cases where there are as many. A case that cannot be read is replaced by a different one.
 
     Args:
         cases: cases to draw from.

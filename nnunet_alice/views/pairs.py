@@ -43,7 +43,7 @@ class MatchedPairs:
     """Draws matched points of two different cases (Alice, sec. 3.1).
 
     A point is drawn in the body of A and matched into B; it is kept when the match scores at least the matcher's
-    threshold and both crops show enough of their volumes. After ``max_draws`` points another B is drawn. When
+    threshold and both crops show enough of their volumes. After ``max_draws`` points a different B is drawn. When
     ``max_partners`` cases B gave nothing, or A itself cannot be matched (its registration is poor), both views come
     from A, at the same point, and the pair says so: no case is lost.
 

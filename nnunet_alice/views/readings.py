@@ -23,7 +23,7 @@ _MOST_IN_A_ROW = 200
 
 
 class UnreadableCaseError(AliceError):
-    """A case was drawn that cannot be read; :meth:`Readings.again` draws another."""
+    """A case was drawn that cannot be read; :meth:`Readings.again` draws a different one."""
 
 
 class Readings:

@@ -243,7 +243,7 @@ def test_an_export_of_another_model_is_not_replaced(trained, tmp_path):
     plans = json.loads((other_dataset / "plans.json").read_text())
     (other_dataset / "plans.json").write_text(json.dumps(plans | {"dataset_name": "Dataset077_Other"}))
     for other in (other_trainer, other_dataset):
-        with pytest.raises(InputError, match="holds another model; name another output"):
+        with pytest.raises(InputError, match="holds a different model; name a different output"):
             export_model(other, tmp_path / "out")
     export_model(trained[0], tmp_path / "out")
 
@@ -272,9 +272,9 @@ def test_nothing_but_an_export_is_replaced(trained, tmp_path):
     target = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     target.mkdir()
     (target / "dataset.json").write_text("{}")
-    with pytest.raises(InputError, match="holds another model"):
+    with pytest.raises(InputError, match="holds a different model"):
         export_model(trained[0], tmp_path)
     shutil.rmtree(target)
     target.touch()
-    with pytest.raises(InputError, match="holds another model"):
+    with pytest.raises(InputError, match="holds a different model"):
         export_model(trained[0], tmp_path)

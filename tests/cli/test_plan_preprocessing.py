@@ -100,7 +100,7 @@ def test_other_plans_start_anew_and_say_so(datasets, caplog):
     target["foreground_intensity_properties_per_channel"]["0"]["percentile_99_5"] = 120.0
     write_json(path, target)
     assert plan("--target", "4") == 0
-    assert "preprocessed anew: it was made by other plans" in caplog.text
+    assert "preprocessed again: it was made by other plans" in caplog.text
     after = mtimes(folder)
     assert set(after) == set(before) and all(after[name] != before[name] for name in before)
 

@@ -220,7 +220,7 @@ def test_a_split_becomes_nnunet_s_own_but_never_over_another(raw_data, tmp_path)
     final = tmp_path / "nnUNet_preprocessed/Dataset017_BTCV/splits_final.json"
     assert json.loads(final.read_text()) == splits("synapse")
     convert(raw_data, 17, split="synapse")
-    with pytest.raises(InputError, match="holds another split; delete it"):
+    with pytest.raises(InputError, match="holds a different split; delete it"):
         convert(raw_data, 17, split="monai")
     assert json.loads(final.read_text()) == splits("synapse")
 
@@ -233,7 +233,7 @@ def test_wrong_folder_taken_number_and_foreign_dataset(raw_data, tmp_path):
         convert(raw_data, 18)
     (tmp_path / "nnUNet_raw/Dataset019_BTCV").mkdir()
     (tmp_path / "nnUNet_raw/Dataset019_BTCV/dataset.json").write_text("{}")
-    with pytest.raises(InputError, match="is another dataset"):
+    with pytest.raises(InputError, match="is a different dataset"):
         convert(raw_data, 19)
     with pytest.raises(InputError, match="13 organs, or the 8"):
         convert(raw_data, 17, organs=5)

@@ -105,7 +105,7 @@ def test_the_index_of_another_case_is_refused(store):
 
 
 def test_another_checkpoint_than_asked_for_is_refused(store):
-    with pytest.raises(NotPreparedError, match=f"another checkpoint.*{COMMAND}"):
+    with pytest.raises(NotPreparedError, match=f"a different checkpoint.*{COMMAND}"):
         store.fingerprint("b" * 64)
     assert store.fingerprint("a" * 64) == store.fingerprint()
 
@@ -125,7 +125,7 @@ def test_indices_of_a_checkpoint_that_was_trained_again_are_refused(dataset, tmp
 def test_an_older_version_is_refused(store, monkeypatch):
     content = json.loads(store.description_file.read_text())
     store.description_file.write_text(json.dumps({**content, "version": 0}))
-    with pytest.raises(NotPreparedError, match="another version"):
+    with pytest.raises(NotPreparedError, match="a different version"):
         store.fingerprint()
 
 

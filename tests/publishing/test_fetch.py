@@ -117,7 +117,7 @@ def test_a_list_of_checksums_without_the_weights_is_refused(copy, text):
 
 
 def test_another_model_than_the_one_asked_for(published):
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="a different model"):
         fetch(str(published.folder), "0" * 64)
 
 

@@ -318,8 +318,8 @@ def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, mo
     ("change", "words"),
     [
         ({"cases": ("case0", "case1", "case2")}, "came from 4 cases and come from 3"),
-        ({"threshold": 0.01}, "matched by another atlas"),
-        ({"fingerprint": {"atlas_case": "case9"}}, "matched by another atlas"),
+        ({"threshold": 0.01}, "matched by a different atlas"),
+        ({"fingerprint": {"atlas_case": "case9"}}, "matched by a different atlas"),
     ],
 )
 def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, monkeypatch, change, words):

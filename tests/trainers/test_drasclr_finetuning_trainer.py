@@ -239,7 +239,7 @@ def test_another_atlas_is_said(folders, tmp_path):
     checkpoint = load_checkpoint(folders / "DrasCLRTrainer.pth")
     checkpoint["drasclr"]["atlas"]["image"][0] += 1
     torch.save(checkpoint, tmp_path / "other.pth")
-    assert "are of another atlas than that of" in log_of(start(tmp_path / "other.pth"))
+    assert "are of a different atlas than that of" in log_of(start(tmp_path / "other.pth"))
 
 
 def test_datasets_and_configurations_without_coordinates_get_one_sentence(folders):

@@ -259,7 +259,7 @@ def test_ctrl_c_ends_with_one_sentence(dataset, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         trainer.run_training()
     assert caught.value.code == 130
-    assert "Interrupted. The same command with --c begins anew" in log_of(trainer)
+    assert "Interrupted. The same command with --c begins again" in log_of(trainer)
 
 
 @pytest.mark.parametrize(
@@ -407,8 +407,8 @@ def test_a_sound_checkpoint_is_never_called_deletable(dataset, monkeypatch):
     weights = content["network_weights"]
     for other, message in (
         ({key: value for key, value in content.items() if key != "optimizer_state"}, "lacks optimizer_state"),
-        (content | {"network_weights": dict([*weights.items()][1:])}, "holds another network"),
-        (content | {"network_weights": weights | {"more": torch.ones(1)}}, "holds another network"),
+        (content | {"network_weights": dict([*weights.items()][1:])}, "holds a different network"),
+        (content | {"network_weights": weights | {"more": torch.ones(1)}}, "holds a different network"),
     ):
         torch.save(other, path)
         with pytest.raises(CheckpointError, match=message) as caught:

@@ -170,7 +170,7 @@ def test_ctrl_c_ends_with_one_sentence(folders, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         trainer.run_training()
     assert caught.value.code == 130
-    assert "Interrupted. The same command with --c begins anew" in log_of(trainer)
+    assert "Interrupted. The same command with --c begins again" in log_of(trainer)
 
 
 def test_whoever_asks_for_more_epochs_is_told_how(folders):

@@ -6,7 +6,7 @@ from nnunet_alice.training.continuing import INTERRUPTED, advice_without_checkpo
 from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 
 
-@pytest.mark.parametrize(("there", "said"), [(True, "goes on from checkpoint_latest.pth"), (False, "begins anew")])
+@pytest.mark.parametrize(("there", "said"), [(True, "goes on from checkpoint_latest.pth"), (False, "begins again")])
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path, there, said):
     if there:
         (tmp_path / "checkpoint_latest.pth").touch()
@@ -37,12 +37,12 @@ def test_whoever_wants_more_epochs_is_told_of_the_shorter_run(tmp_path):
     finished(base, "AliceTrainer_noCASA_5epochs_seed2", fold="0")
     wanted = base / "AliceTrainer_noCASA_200epochs_seed2__nnUNetPlans__3d_fullres" / "fold_all"
     advice = advice_without_checkpoint(str(wanted))
-    assert "begins anew" in advice and f"extend -i '{shorter.parent}' --epochs" in advice
+    assert "begins again" in advice and f"extend -i '{shorter.parent}' --epochs" in advice
 
 
 def test_where_there_is_no_shorter_run_none_is_named(tmp_path):
     advice = advice_without_checkpoint(str(tmp_path / "AliceTrainer__nnUNetPlans__3d_fullres" / "fold_0"))
-    assert "begins anew" in advice and "extend" not in advice
+    assert "begins again" in advice and "extend" not in advice
 
 
 def test_absent_cases_of_a_split_are_found_in_both_parts():

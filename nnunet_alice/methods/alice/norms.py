@@ -48,7 +48,7 @@ class BatchNormBatchStatistics(nn.Module):
             variance 1, up to ``eps``.
 
         Raises:
-            ValueError: If ``x`` has another number of axes, or if there is one row only.
+            ValueError: If ``x`` has a different number of axes, or if there is one row only.
         """
         if x.ndim != 2:
             raise ValueError(f"Expected (B, D), got shape {tuple(x.shape)}.")
@@ -75,7 +75,7 @@ class TokenBatchNorm(BatchNormBatchStatistics):
             Tensor of the same shape and dtype; see `BatchNormBatchStatistics.forward`.
 
         Raises:
-            ValueError: If ``x`` has another number of axes, or if there is one row only.
+            ValueError: If ``x`` has a different number of axes, or if there is one row only.
         """
         if x.ndim != 3:
             raise ValueError(f"Expected (B, T, D), got shape {tuple(x.shape)}.")

@@ -64,7 +64,7 @@ class LocationContext:
     """Where all conditional layers of one encoder read the locations of the batch that is passing through.
 
     Copying an encoder copies its context with it, so a query and a key encoder never share one. Empty between forward
-    passes: a layer that is reached on another way than through its `ConditionalEncoder` (also by activation
+    passes: a layer that is reached on a different way than through its `ConditionalEncoder` (also by activation
     checkpointing of single blocks, which runs them again during backward) raises instead of reusing the locations of
     the last batch.
     """

@@ -1,6 +1,6 @@
 """From a plain encoder to a location-conditioned one, and back.
 
-Both ways walk the `torch.nn.Conv3d` layers of any encoder (nnU-Net's PlainConvEncoder and ResidualEncoder, or another)
+Both ways walk the `torch.nn.Conv3d` layers of any encoder (nnU-Net's PlainConvEncoder, ResidualEncoder and others)
 and replace them; everything else is copied. A layer that the encoder registers twice (nnU-Net's blocks hold each
 convolution under two names) stays one layer.
 """

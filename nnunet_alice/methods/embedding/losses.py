@@ -66,7 +66,7 @@ class ContrastSettings:
             raise ValueError("More negatives than candidates: fine_hardest and coarse_hardest must not be smaller.")
 
     def scaled(self, crop_extent_mm: Sequence[float]) -> "ContrastSettings":
-        """Return settings for crops of another size in mm.
+        """Return settings for crops of a different size in mm.
 
         Distances shrink with the crop: by the ratio of its mean extent (geometric) to that of the reference, along
         the first axis by the ratio of the first extents. They never grow, for larger crops do not make larger

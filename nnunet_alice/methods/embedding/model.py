@@ -138,7 +138,7 @@ def matching_errors_mm(fine: DescriptorMap, coarse: DescriptorMap, queries: Quer
 def similarity_maps(
     fine: DescriptorMap, coarse: DescriptorMap, query: int, target: int, point_mm: Tensor, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the cosine of one point of one crop with every voxel of another.
+    """Return the cosine of one point of one crop with every voxel of a different one.
 
     Args:
         fine: fine descriptors of V crops.
