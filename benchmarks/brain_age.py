@@ -153,8 +153,9 @@ def write_folds(folder: Path, args: Namespace) -> None:
     whole = make_splits(targets, age, values.index.tolist(), FOLDS, seed=1)
     splits = list(whole)
     for labels, seed in product(sorted(args.labels), args.seeds):
-        for split in whole:
-            splits.append({"train": draw(values.loc[split["train"]], age, labels, seed), "val": split["val"]})
+        splits += [
+            {"train": draw(values.loc[split["train"]], age, labels, seed), "val": split["val"]} for split in whole
+        ]
     write_json(folder / "splits_final.json", splits)
 
 

@@ -47,7 +47,7 @@ class Volumes:
 
 
 def phantom(seed: int) -> np.ndarray:
-    """A torso in Hounsfield units, normalised."""
+    """Return a normalised torso."""
     image = render(make_subject(seed), SPACING_MM).image[None]
     return ((image + 200) / 400).clip(-2, 2).astype(np.float32)
 

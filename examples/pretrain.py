@@ -22,7 +22,7 @@ from nnunet_alice.planning.preprocessing import preprocess_cases
 
 def main(folder: str, dataset_id: int, trainer: str, device: str = "cuda", processes: int = 4) -> Path:
     """Return the checkpoint."""
-    os.environ["nnUNet_extTrainer"] = os.path.dirname(nnunet_alice.trainers.__file__)
+    os.environ["nnUNet_extTrainer"] = str(Path(nnunet_alice.trainers.__file__).parent)
     report = nnunet_alice.import_unlabelled(
         folder, dataset_id, name="Unlabelled", channels=["CT"], num_processes=processes
     )

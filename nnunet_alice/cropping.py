@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nnunet_alice.dataset import LazyImage
+
 
 def crop_bounds(centre_vox: Sequence[float] | np.ndarray, patch_size: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return a crop's first voxel on every axis; its voxel ``patch // 2`` is the nearest to the centre.
@@ -15,7 +17,9 @@ def crop_bounds(centre_vox: Sequence[float] | np.ndarray, patch_size: Sequence[i
     return np.floor(np.asarray(centre_vox, dtype=float) + 0.5).astype(int) - np.asarray(patch_size) // 2
 
 
-def crop_centred(image, centre_vox: Sequence[float] | np.ndarray, patch_size: Sequence[int] | np.ndarray) -> np.ndarray:
+def crop_centred(
+    image: LazyImage, centre_vox: Sequence[float] | np.ndarray, patch_size: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Crop ``patch_size`` voxels around a point; only the blocks touched are read from a lazily opened image.
 
     Args:

@@ -4,12 +4,17 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import blosc2
 
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import file_stamp, read_json
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
+
+if TYPE_CHECKING:
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 #: memory-mapped files crash on Windows, says nnU-Net
 _MMAP_MODE = None if os.name == "nt" else "r"
@@ -49,6 +54,19 @@ def note_gpus(configuration: dict, gpus: int) -> None:
 def planned_gpus(configuration: dict) -> int:
     """Return GPUs that a configuration's batch was planned for."""
     return configuration.get(_GPUS, 1)
+
+
+class LazyImage(Protocol):
+    """An image (C, z, y, x) that is read where it is sliced: an array, or a blosc2 file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
+        ...
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """Read a part."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ class PreprocessedDataset:
         found.cases()
         return found
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         """Pickle the names only, not the list of all cases."""
         return type(self), (self.name, self.plans_name, self.configuration)
 
@@ -119,7 +137,7 @@ class PreprocessedDataset:
         return read_json(self.base / f"{self.plans_name}.json")
 
     @cached_property
-    def configuration_manager(self):
+    def configuration_manager(self) -> "ConfigurationManager":
         """nnU-Net's ``ConfigurationManager`` (resolves ``inherits_from``)."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -157,7 +175,7 @@ class PreprocessedDataset:
         return tuple(int(p) for p in self.configuration_manager.patch_size)
 
     @cached_property
-    def _dataset(self):
+    def _dataset(self) -> "nnUNetBaseDataset":
         from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
         try:
@@ -171,7 +189,7 @@ class PreprocessedDataset:
         """Return names of all preprocessed cases, sorted."""
         return list(self._dataset.identifiers)
 
-    def image(self, case: str):
+    def image(self, case: str) -> LazyImage:
         """Return the image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part.
 
         Raises:

@@ -301,7 +301,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> N
     program = shutil.which(command[0], path=str(Path(sys.executable).parent)) or shutil.which(command[0])
     if program is None:
         raise AliceError(f"The command {command[0]} was not found; install this package together with nnunetv2.")
-    with open(log, "w", encoding="utf-8") as file:
+    with log.open("w", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
         file.flush()
         status = subprocess.run(

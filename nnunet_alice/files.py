@@ -43,10 +43,10 @@ def atomic_write(path: str | os.PathLike, inside: str | os.PathLike | None = Non
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,15 +66,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         yield new
         if target.exists():
-            os.replace(target, old)
-        os.replace(new, target)
+            target.replace(old)
+        new.replace(target)
     finally:
         _clear_up(target, new, old)
 
 
 def _clear_up(target: Path, new: Path, old: Path) -> None:
     if old.exists() and not target.exists():  # stopped between the two renamings
-        os.replace(old, target)
+        old.replace(target)
     for folder in (new, old):
         if folder.exists():
             shutil.rmtree(folder)
@@ -127,7 +127,7 @@ def file_stamp(path: Path) -> str | None:
     all of it would take as long as training.
     """
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             checksum = zlib.crc32(file.read(_STAMPED_BYTES))
             file.seek(max(0, size - _STAMPED_BYTES))
@@ -139,7 +139,7 @@ def file_stamp(path: Path) -> str | None:
 def sha256_of(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()

@@ -67,7 +67,12 @@ def end_processes() -> None:
         process.terminate()
 
 
-def _serial(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any]]:
+def _serial(
+    function: Callable,
+    shared: Any,
+    cases: Sequence,
+    num_processes: int,  # noqa: ARG001  as of _parallel
+) -> Iterator[tuple[Any, Any]]:
     for case in cases:
         try:
             outcome = function(shared, case)
@@ -76,7 +81,7 @@ def _serial(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any]]
         yield case, outcome
 
 
-def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any]]:
+def _parallel(function: Callable, shared: Any, cases: Sequence, num_processes: int) -> Iterator[tuple[Any, Any]]:
     waiting = iter(cases)
     broken = True
     pool = None
@@ -84,10 +89,10 @@ def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any
         while True:
             if broken:
                 pool, broken = _pool(min(num_processes, len(cases))), False
+            assert pool is not None
             suspects = yield from _drain(pool, function, shared, waiting, 2 * num_processes)
             if not suspects:
                 return
-            assert pool is not None
             broken = True
             pool.shutdown(wait=False)
             for case in suspects:
@@ -115,7 +120,9 @@ def _abandon(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:
         process.terminate()
 
 
-def _drain(pool, function, shared, waiting, in_flight) -> Generator[tuple[Any, Any], None, list]:
+def _drain(
+    pool: concurrent.futures.ProcessPoolExecutor, function: Callable, shared: Any, waiting: Iterator, in_flight: int
+) -> Generator[tuple[Any, Any], None, list]:
     """Yield outcomes until ``waiting`` is used up; returns the cases that were in work when a process died."""
     running: dict[concurrent.futures.Future, Any] = {}
     while True:

@@ -101,7 +101,7 @@ def _telling_of_itk(text: str) -> str:
 def _content_of(path: Path) -> str:
     """Return what a file is, by its first bytes, that SimpleITK could not tell."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             start = file.read(4)
     except OSError as error:
         return telling(error)

@@ -15,6 +15,7 @@ are nnU-Net's, so that every nnU-Net command reads them.
 import warnings
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
@@ -142,8 +143,14 @@ class PairPlanning:
         return -(-pairs // self.num_gpus)
 
     def static_estimate_VRAM_usage(
-        self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
-    ):
+        self,
+        patch_size: Sequence[int],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict,
+        arch_kwargs_req_import: Sequence[str],
+    ) -> float:
         """Estimate that makes nnU-Net shrink the patch until a GPU's share of ``minimum_pairs`` fits (3D only).
 
         nnU-Net compares the number with its reference for the memory target; ours is above that reference exactly
@@ -173,7 +180,14 @@ class PairPlanning:
         target = reference.elements * self.UNet_vram_target_GB / reference.gigabytes
         return target * needed / max(available, 1.0)
 
-    def get_plans_for_configuration(self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache):
+    def get_plans_for_configuration(
+        self,
+        spacing: Sequence[float],
+        median_shape: Sequence[float],
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
+    ) -> dict:
         """Return nnU-Net's configuration, in 3D with a patch for block masks and pairs of views for a batch."""
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
@@ -215,7 +229,7 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
     standard_plans_name = "AliceSmallPlans"
     largest_patch_vox = 24**3
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.UNet_base_num_features = 8
         self.UNet_max_features_3d = 64
@@ -225,8 +239,14 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
         return self.num_gpus * self.share(self.minimum_pairs)
 
     def static_estimate_VRAM_usage(
-        self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
-    ):
+        self,
+        patch_size: Sequence[int],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict,
+        arch_kwargs_req_import: Sequence[str],
+    ) -> float:
         """Estimate that makes nnU-Net shrink the patch to ``largest_patch_vox`` voxels, whatever memory there is."""
         estimate = super().static_estimate_VRAM_usage(
             patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed as dist
 from torch import nn
 
@@ -43,7 +44,7 @@ from nnunet_alice.training.history import MetricsHistory
 from nnunet_alice.training.ranks import of_all_ranks, on_one_rank_first
 from nnunet_alice.training.settings import changed
 from nnunet_alice.training.variants import trainer_names
-from nnunet_alice.views.loader import NumberedBatches, start_loader
+from nnunet_alice.views.loader import Loader, NumberedBatches, start_loader
 
 
 class TargetTrainer(FineTuneTrainer, ABC):
@@ -134,8 +135,8 @@ class TargetTrainer(FineTuneTrainer, ABC):
 
     def build_network_architecture(
         self,
-        plans_manager,
-        configuration_manager,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
@@ -163,7 +164,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
         load_tensors(self.bare_network, weights, names, filename, fix)
         self.print_to_log_file(f"Loaded the encoder of {filename}; the head starts fresh.")
 
-    def get_dataloaders(self):
+    def get_dataloaders(self) -> tuple[Loader, Loader]:
         """Return loaders of crops for training and validation."""
         patch = self.configuration_manager.patch_size
         rotation, dummy_2d, crop, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()

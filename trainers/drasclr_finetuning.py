@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_alice.checkpoints.conditional import conditional_weights, load_conditional_encoder
@@ -41,8 +42,8 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
     @classmethod
     def build_network_architecture(
         cls,
-        plans_manager,
-        configuration_manager,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
@@ -69,8 +70,8 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
             raise InputError(f"{cls.__name__}: {error}") from None
 
     @classmethod
-    def get_training_transforms(cls, *args, **kwargs) -> ComposeTransforms:
-        """Return fineTuneTrainer's augmentation, coordinates hidden from what changes intensities."""
+    def get_training_transforms(cls, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """Return FineTuneTrainer's augmentation, coordinates hidden from what changes intensities."""
         return hide_from_intensities(super().get_training_transforms(*args, **kwargs), COORDINATE_CHANNELS)
 
     @property

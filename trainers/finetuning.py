@@ -7,8 +7,9 @@ scratch. All exist as ``<Trainer>_<N>epochs``, and with the other endings of
 
 import os
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -151,7 +152,7 @@ class FineTuneTrainer(nnUNetTrainer):
         load_all_but_segmentation(self.bare_network, weights, filename, fix)
         self.print_to_log_file(f"Loaded the weights of {filename}; segmentation layers start fresh.")
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return nnU-Net's SGD (or AdamW) on groups of layers, without a frozen encoder."""
         network = self.bare_network
         settings = self.settings.optimisation
@@ -185,7 +186,7 @@ class FineTuneTrainer(nnUNetTrainer):
                 parameter.requires_grad_(learns)
 
     @classmethod
-    def get_training_transforms(cls, *args, **kwargs) -> ComposeTransforms:
+    def get_training_transforms(cls, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Return nnU-Net's augmentation; with a seed, the same images in every run."""
         transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
         return transforms if cls.settings.run.seed is None else without_timing(transforms)
@@ -372,7 +373,7 @@ class FineTuneTrainer(nnUNetTrainer):
         super().perform_actual_validation(save_probabilities)
 
     @contextmanager
-    def _kept_weights(self, percent: int):
+    def _kept_weights(self, percent: int) -> Iterator[None]:
         """Put a kept checkpoint's weights into the network; give a folder for what validation writes."""
         network, folder = self.bare_network, self.output_folder
         own = {name: value.detach().clone() for name, value in network.state_dict().items()}

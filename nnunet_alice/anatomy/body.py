@@ -5,7 +5,7 @@ surrounds a body touches the border of the volume, is darker than the body and m
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -129,7 +129,7 @@ def _padding(values: np.ndarray) -> np.ndarray:
     return values == border[counts.argmax()]
 
 
-def _faces(values: np.ndarray, axes) -> list[np.ndarray]:
+def _faces(values: np.ndarray, axes: Iterable[int]) -> list[np.ndarray]:
     """Return the first and last slice of each axis."""
     return [values.take(index, axis=axis) for axis in axes for index in (0, -1)]
 

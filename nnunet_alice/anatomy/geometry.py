@@ -9,16 +9,17 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_alice.anatomy.body import body_mask
 from nnunet_alice.anatomy.orientation import axial_axis_of_plans
-from nnunet_alice.dataset import PreprocessedDataset
+from nnunet_alice.dataset import LazyImage, PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
 from nnunet_alice.triples import triple
@@ -139,7 +140,7 @@ def grid_factors(shape: Sequence[int], spacing: Sequence[float], max_cells: int 
     return tuple(min(n, max(1, round(cell_mm / s))) for n, s in zip(shape, spacing, strict=True))
 
 
-def block_mean(image, factors: tuple[int, int, int]) -> np.ndarray:
+def block_mean(image: LazyImage, factors: tuple[int, int, int]) -> np.ndarray:
     """Average an image (C, z, y, x) over blocks of voxels, reading it slab by slab.
 
     Args:
@@ -169,7 +170,7 @@ def block_mean(image, factors: tuple[int, int, int]) -> np.ndarray:
     return result
 
 
-def compute_geometry(case: str, image, spacing: Sequence[float], axial_axis: int = 0) -> CaseGeometry:
+def compute_geometry(case: str, image: LazyImage, spacing: Sequence[float], axial_axis: int = 0) -> CaseGeometry:
     """Return the geometry of a case from its image.
 
     Args:
@@ -256,12 +257,12 @@ def geometry_stamp(dataset: PreprocessedDataset, case: str) -> str | None:
     return dataset.image_stamp(case)
 
 
-def _stamp(file) -> str | None:
+def _stamp(file: Mapping[str, Any]) -> str | None:
     """Stamp in a stored geometry; None in one from before stamps were kept."""
     return (str(file["stamp"]) if "stamp" in file else "") or None
 
 
-def _fits(file, dataset: PreprocessedDataset, case: str) -> bool:
+def _fits(file: Mapping[str, Any], dataset: PreprocessedDataset, case: str) -> bool:
     """Return whether a stored geometry is of this version and belongs to the preprocessed image as it is now."""
     if int(file["version"]) != VERSION or not np.allclose(file["spacing"], dataset.spacing):
         return False

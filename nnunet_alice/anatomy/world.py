@@ -8,6 +8,7 @@ and keeps what is needed to undo it in the properties of a case.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -37,7 +38,7 @@ class PreparedCases:
         self.dataset = dataset
 
     @cached_property
-    def _loader(self):
+    def _loader(self) -> Any:
         return infer_dataset_class(str(self.dataset.folder))(str(self.dataset.folder))
 
     def segmentation(self, case: str) -> np.ndarray:

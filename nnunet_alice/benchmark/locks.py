@@ -25,7 +25,7 @@ def held(path: Path, wait: bool = False) -> Iterator[int | None]:
         yield -1
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

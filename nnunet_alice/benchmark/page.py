@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import date
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +19,6 @@ _TITLES = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95_mm": "HD95 (mm,
 
 def page(
     runner: Runner,
-    cases: pd.DataFrame,
     summary: pd.DataFrame,
     unusable: dict[str, str],
     runs: int,
@@ -28,13 +28,12 @@ def page(
 
     Args:
         runner: prepared.
-        cases: from ``collect``.
         summary: from ``summarise``.
         unusable: cells that were left out, with why.
         runs: finished test runs.
         pictures: files beside the page.
     """
-    lines = [f"# Benchmark on {runner.workspace.dataset}", "", *_facts(runner, cases, unusable, runs), ""]
+    lines = [f"# Benchmark on {runner.workspace.dataset}", "", *_facts(runner, unusable, runs), ""]
     for picture in pictures:
         lines += [f"![{picture.partition('.')[0].replace('_', ' ')}]({picture})", ""]
     baseline = runner.settings.baseline_arm.name
@@ -48,7 +47,7 @@ def page(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: int) -> list[str]:
+def _facts(runner: Runner, unusable: dict[str, str], runs: int) -> list[str]:
     settings = runner.settings
     tests = {case for partition in runner.divisions for case in partition.test}
     if settings.test.folds:
@@ -110,7 +109,7 @@ def mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:
     return lines
 
 
-def _mean_cell(row, metric: str) -> str:
+def _mean_cell(row: Any, metric: str) -> str:
     """Return the mean of an arm and, below it, what it has more than the baseline."""
     mean = _interval(row.mean, row.low, row.high, metric)
     if pd.isna(row.difference):

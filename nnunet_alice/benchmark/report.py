@@ -77,7 +77,6 @@ def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, 
     with atomic_write(folder / "report.md") as temporary:
         text = page(
             runner,
-            cases,
             summary,
             unusable,
             runs,
@@ -155,7 +154,9 @@ def _array(table: pd.DataFrame, draws: Sequence[int], cases: Sequence[str]) -> n
     return table.reindex(index=index, columns=cases).to_numpy().reshape(-1, len(draws), len(cases))
 
 
-def _comparison(own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng, resamples: int) -> dict:
+def _comparison(
+    own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng: np.random.Generator, resamples: int
+) -> dict:
     """Return an arm's runs against the baseline's, in the draws and cases that both have.
 
     Of a class that the truth lacks, a run that does not invent it has no value. Against one that does it counts as

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -159,5 +160,5 @@ def _evaluate_case(truth: Truth, predictions: Path, case: str) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([{"case": case, "class": MEAN, **mean}])], ignore_index=True)
 
 
-def _key(label) -> tuple[int, ...]:
+def _key(label: Any) -> tuple[int, ...]:
     return tuple(label) if isinstance(label, list | tuple) else (int(label),)

@@ -82,7 +82,7 @@ def run_command(command: Command, keep_open: Sequence[int] = ()) -> int:
     command.log.parent.mkdir(parents=True, exist_ok=True)
     scripts = str(Path(sys.executable).parent)  # where pip put the commands, on the PATH or not
     environment = {**os.environ, **command.environment, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}"}
-    with open(command.log, "ab") as log:
+    with command.log.open("ab") as log:
         log.write(f"$ {command}\n".encode())
         log.flush()
         with subprocess.Popen(

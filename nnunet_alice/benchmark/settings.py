@@ -4,15 +4,18 @@ import copy
 import difflib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.finetuning.parts import kept_epoch
+
+#: a group of settings, a dataclass
+PartT = TypeVar("PartT", bound=Any)
 
 #: trainers of this family take settings by endings of their names
 FINE_TUNER = "FineTuneTrainer"
@@ -280,14 +283,14 @@ def _test(content: Any) -> TestCases:
     return test
 
 
-def _part(kind: type, content: Any, name: str):
+def _part(kind: type[PartT], content: Any, name: str) -> PartT:
     if not isinstance(content, Mapping):
         raise InputError(f"'{name}' has to be a mapping with {', '.join(field.name for field in fields(kind))}.")
     _check_keys(content, kind, name)
     return kind(**content)
 
 
-def _whole_numbers(part, name: str):
+def _whole_numbers(part: PartT, name: str) -> PartT:
     """Return a group of settings that are all numbers above 0."""
     values = {key: _integer(f"{name}: {key}")(value) for key, value in asdict(part).items()}
     for key, value in values.items():
@@ -353,7 +356,7 @@ def _label_count(value: Any) -> int | str:
     return count
 
 
-def _integer(name: str):
+def _integer(name: str) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
         number = _number(name, "whole number")(value)
         if number != int(number):
@@ -363,7 +366,7 @@ def _integer(name: str):
     return convert
 
 
-def _number(name: str, kind: str = "number"):
+def _number(name: str, kind: str = "number") -> Callable[[Any], float]:
     """Return a converter to a finite number; YAML takes 1e-3 for a text."""
 
     def convert(value: Any) -> float:
@@ -385,4 +388,4 @@ def _listed(value: Any) -> list:
 
 
 def _absolute(path: str, base: Path) -> str:
-    return str((base / os.path.expandvars(os.path.expanduser(str(path)))).absolute())
+    return str((base / os.path.expandvars(os.path.expanduser(str(path)))).absolute())  # noqa: PTH111  no error for "~x"

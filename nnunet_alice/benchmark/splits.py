@@ -39,7 +39,7 @@ def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Map
     """
     cases = sorted(cases)
     if settings.test.folds:
-        found = _folds(settings, cases, own_split)
+        found = _folds(settings, own_split)
     else:
         test = _fixed_test(settings, cases)
         found = [Partition("fixed", tuple(case for case in cases if case not in set(test)), test)]
@@ -115,7 +115,7 @@ def _fixed_test(settings: Settings, cases: list[str]) -> tuple[str, ...]:
     return tuple(sorted(map(str, np.random.default_rng(settings.seed).choice(cases, test.cases, replace=False))))
 
 
-def _folds(settings: Settings, cases: list[str], own_split: Any) -> list[Partition]:
+def _folds(settings: Settings, own_split: Any) -> list[Partition]:
     split = read_json(settings.test.split) if settings.test.split else own_split
     if split is None:
         raise InputError(

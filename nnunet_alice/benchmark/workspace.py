@@ -7,6 +7,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.settings import Arm, Settings
@@ -209,7 +210,7 @@ def link_files(source: Path, target: Path) -> None:
     if not source.is_dir():
         raise InputError(f"{source} does not exist; run nnUNetv2_preprocess for this dataset.")
     target.mkdir(parents=True, exist_ok=True)
-    there = {entry.name: os.path.exists(entry.path) for entry in os.scandir(target)}
+    there = {entry.name: Path(entry.path).exists() for entry in os.scandir(target)}
     for entry in os.scandir(source):
         if there.get(entry.name) or not entry.is_file() or entry.name.startswith("."):
             continue
@@ -217,7 +218,7 @@ def link_files(source: Path, target: Path) -> None:
         if entry.name in there:  # the data moved: the link leads nowhere
             (target / entry.name).unlink(missing_ok=True)
         try:
-            os.symlink(original, target / entry.name)
+            (target / entry.name).symlink_to(original)
         except FileExistsError:  # a different part of this benchmark was faster
             continue
         except OSError:
@@ -229,7 +230,7 @@ def _labels(path: Path) -> dict:
     return {key: content.get(key) for key in ("labels", "regions_class_order", "channel_names", "file_ending")}
 
 
-def _comparable(value):
+def _comparable(value: Any) -> Any:
     """Return settings as they look after a trip through JSON."""
     if isinstance(value, dict):
         return {key: _comparable(entry) for key, entry in value.items()}

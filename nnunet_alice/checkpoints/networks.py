@@ -1,17 +1,22 @@
 """Networks of plans that came in a file of somebody else: nothing but a network is built."""
 
 import pydoc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from nnunet_alice.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
 #: whence a network's class and the layers that it is made of may come
 _NETWORKS, _LAYERS = "dynamic_network_architectures.", "torch.nn."
 
 
-def network_of_file(path: Any, configuration, num_input_channels: int, num_outputs: int, **options) -> nn.Module:
+def network_of_file(
+    path: Any, configuration: "ConfigurationManager", num_input_channels: int, num_outputs: int, **options: Any
+) -> nn.Module:
     """Return nnU-Net's ``get_network_from_plans``, once :func:`check_architecture` has passed.
 
     Args:
@@ -37,7 +42,7 @@ def network_of_file(path: Any, configuration, num_input_channels: int, num_outpu
     )
 
 
-def check_architecture(path: Any, configuration) -> None:
+def check_architecture(path: Any, configuration: "ConfigurationManager") -> None:
     """Refuse plans that would make nnU-Net call something else than a network and its layers.
 
     nnU-Net looks up whatever names the plans hold and calls it with the plans' own arguments: plain text is then as

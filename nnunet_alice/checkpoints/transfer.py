@@ -201,7 +201,9 @@ def transfer_checkpoint(
     return result
 
 
-def build_network(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]):
+def build_network(
+    plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+) -> tuple[nn.Module, int]:
     """Return the fresh network that stock nnU-Net trains for plans, and its number of input channels."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -335,7 +337,7 @@ def _adapt_one(
 
 
 def _row(name: str, source_name: str | None, source: Mapping, fresh: torch.Tensor, adapted: Adapted) -> dict[str, Any]:
-    def shape(tensor):
+    def shape(tensor: torch.Tensor) -> str:
         return "x".join(map(str, tensor.shape)) or "scalar"
 
     status = "fresh" if adapted.tensor is None else "adapted" if adapted.how else "loaded"

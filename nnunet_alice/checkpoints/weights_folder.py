@@ -98,7 +98,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         DamagedCheckpointError: it is missing, truncated or of a different format.
     """
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             start = file.read(9)
         if start[8:] != b"{" and start.startswith(_PICKLES):
             raise CheckpointError(

@@ -10,10 +10,14 @@ prepared, views are matched by the one whose matches look more alike in the imag
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from nnunet_alice.cli.common import SOME_FAILED, end_of_part, name_some, positive
 from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import counted
+
+if TYPE_CHECKING:
+    from nnunet_alice.dataset import PreprocessedDataset
 
 EXAMPLE = "nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres -np 8"
 RESUMES = True
@@ -163,7 +167,7 @@ def _register(args: argparse.Namespace) -> int:
     return SOME_FAILED if report.named(FAILED) else 0
 
 
-def _note_subjects(args: argparse.Namespace, dataset) -> None:
+def _note_subjects(args: argparse.Namespace, dataset: "PreprocessedDataset") -> None:
     """Keep which cases are of one person, or say that names look as if some were."""
     from nnunet_alice.anatomy.subjects import likely_repeats, load_subjects, read_subjects, save_subjects
 
@@ -179,7 +183,7 @@ def _note_subjects(args: argparse.Namespace, dataset) -> None:
         )
 
 
-def _print_next(dataset) -> None:
+def _print_next(dataset: "PreprocessedDataset") -> None:
     """Print by what views will be matched, and the commands that train with it."""
     from nnunet_alice.matching.registry import open_matcher
 
@@ -189,7 +193,7 @@ def _print_next(dataset) -> None:
     print(f"Next:\n  export nnUNet_extTrainer=$(nnunet_alice trainers)\n  {train}")
 
 
-def _lay_landmarks(args: argparse.Namespace, dataset, atlas_case: str) -> None:
+def _lay_landmarks(args: argparse.Namespace, dataset: "PreprocessedDataset", atlas_case: str) -> None:
     """Lay landmarks, draw them and say how many cases show them."""
     from nnunet_alice.anatomy.geometry import load_geometry
     from nnunet_alice.errors import InputError

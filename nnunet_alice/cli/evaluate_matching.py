@@ -7,7 +7,16 @@ and cumulative_error.png.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnunet_alice.dataset import PreprocessedDataset
+    from nnunet_alice.matching.error import CentroidQuestions, PhantomQuestions
+    from nnunet_alice.matching.interface import Matcher
 
 EXAMPLE = "nnunet_alice evaluate_matching -d 4 -p nnUNetPlans -c 3d_fullres --pairs 2000"
 
@@ -59,13 +68,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _joined(overall, detailed):
+def _joined(overall: "pd.DataFrame", detailed: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     return pd.concat([overall, detailed], ignore_index=True)
 
 
-def _questions(args: argparse.Namespace, dataset, matchers, cases: list[str]):
+def _questions(
+    args: argparse.Namespace, dataset: "PreprocessedDataset", matchers: "Sequence[Matcher]", cases: list[str]
+) -> "tuple[CentroidQuestions | PhantomQuestions, list[str]]":
     """Return what to ask of which cases: the truth of phantoms if there is one, else label centroids."""
     from nnunet_alice.anatomy.world import PreparedCases
     from nnunet_alice.errors import InputError

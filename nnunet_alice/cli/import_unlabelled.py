@@ -6,7 +6,8 @@ names; a table beside the datasets says which is which. With one channel, a case
 named as nnU-Net names them: case_0000, case_0001, ... Volumes that cannot be used are left out and named with the
 reason, on screen and in import_report.json; files of other endings are counted. Images that nnU-Net cannot read as
 they are, or that are to be turned (--orient), are copied into the dataset. Run it again after adding or mending files:
-only what is new is read."""
+only what is new is read.
+"""
 
 import argparse
 

@@ -8,8 +8,14 @@ query slice beside the best matches.
 import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nnunet_alice.cli.common import SOME_FAILED, name_some
+
+if TYPE_CHECKING:
+    from nnunet_alice.dataset import PreprocessedDataset
+    from nnunet_alice.matching.interface import Matcher
+    from nnunet_alice.pictures.matching import PointSlices
 
 EXAMPLE = "nnunet_alice match -d 900 -p nnUNetPlans -c 3d_fullres --from CASE_A --point 40 60 55 --to all"
 
@@ -75,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if failed else 0
 
 
-def _open_matcher(dataset, method: str | None):
+def _open_matcher(dataset: "PreprocessedDataset", method: str | None) -> "Matcher":
     """Return the matcher that was asked for, or the best that was prepared, or the baseline."""
     from nnunet_alice.errors import NotPreparedError
     from nnunet_alice.matching.matchers import open_matchers
@@ -89,7 +95,7 @@ def _open_matcher(dataset, method: str | None):
     return open_matchers(dataset, [method or "relative"])[0]
 
 
-def _cut(dataset, case: str, point, caption: str):
+def _cut(dataset: "PreprocessedDataset", case: str, point: Any, caption: str) -> "PointSlices":
     """Return slices of a case through a point.
 
     Raises:

@@ -8,6 +8,7 @@ the unlabelled data alone. In the plans, batch_size is the number of pairs of vi
 import argparse
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.cli.common import SOME_FAILED, end_of_part, positive
@@ -16,6 +17,9 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name, plans_identifier
 from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import pasteable
+
+if TYPE_CHECKING:
+    from nnunet_alice.planning.plans import Planned
 
 EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
 RESUMES = True
@@ -136,7 +140,7 @@ def _check_before_work(args: argparse.Namespace, name: str) -> None:
         plans_of_target(name, dataset_name(args.target), args.target_plans, args.c)
 
 
-def _plan(args: argparse.Namespace, name: str):
+def _plan(args: argparse.Namespace, name: str) -> "Planned":
     from nnunet_alice.planning.plans import move_target_plans, plan_from_data
 
     planners = _planners()

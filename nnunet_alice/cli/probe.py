@@ -8,6 +8,14 @@ together. The metrics' 95 % intervals come from a bootstrap. Survival needs pip 
 
 import argparse
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunet_alice.features.encoders import TrainedEncoder
+    from nnunet_alice.features.images import DatasetImages, RawImages
+    from nnunet_alice.features.patches import PatchProbe
+    from nnunet_alice.features.probe import ProbeResult
+    from nnunet_alice.features.probe_data import ProbeData
 
 EXAMPLE = "nnunet_alice probe --features features.npz --table labels.csv --target severity --task regression"
 
@@ -109,7 +117,9 @@ def _probe_patches(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
+def _write_maps(
+    args: argparse.Namespace, encoder: "TrainedEncoder", images: "DatasetImages | RawImages", fitted: "PatchProbe"
+) -> None:
     """Write a map a class and case and a picture of each case, and name cases that fail."""
     import numpy as np
     from tqdm import tqdm
@@ -136,7 +146,7 @@ def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
     print(f"Maps of {done} of {len(images.cases)} cases, every {args.step_mm:g} mm, {args.region}: {args.maps}")
 
 
-def _report(args: argparse.Namespace, data, result, what: str) -> None:
+def _report(args: argparse.Namespace, data: "ProbeData", result: "ProbeResult", what: str) -> None:
     """Print the metrics, write tables and plot."""
     from nnunet_alice.files import atomic_write
     from nnunet_alice.pictures.probe import draw_probe

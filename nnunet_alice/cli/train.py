@@ -2,7 +2,8 @@
 
 Takes the arguments of nnUNetv2_train (nnUNetv2_train -h lists them) and does the same in one process. Started by
 torchrun, as python -m nnunet_alice.train, all its processes train together, each on a GPU of its own machine, and
-after a failure they continue from the last checkpoint. See docs/how-to/several-gpus-and-machines.md."""
+after a failure they continue from the last checkpoint. See docs/how-to/several-gpus-and-machines.md.
+"""
 
 import argparse
 import os

@@ -296,7 +296,7 @@ def _copy_splits(source: str, preprocessed: Path, report: LocationReport) -> Non
 
 def _link(source: Path, target: Path) -> None:
     """Link to a file, or copy it where the file system has no links."""
-    if target.is_symlink() and Path(os.readlink(target)) == source:
+    if target.is_symlink() and target.readlink() == source:
         return
     try:
         target.unlink(missing_ok=True)

@@ -17,7 +17,6 @@ hold is said in `nnunet_alice.methods.drasclr.located`.
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -334,7 +333,7 @@ def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Return what tells whether files changed."""
     found = []
     for path in files:
-        status = os.stat(path)
+        status = Path(path).stat()
         found.append({"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns})
     return found
 

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -29,17 +29,30 @@ class OpenedImage(Protocol):
     image: Any
     geometry: CaseGeometry
 
-    def world_affine(self) -> np.ndarray: ...
+    def world_affine(self) -> np.ndarray:
+        """Return the (4, 4) affine from (z, y, x) voxels of the array to (x, y, z) world mm."""
+        ...
 
-    def file_grid(self) -> tuple[np.ndarray, tuple[int, ...]]: ...
+    def file_grid(self) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Return the affine of the file's voxels to world mm, and their number on each axis."""
+        ...
 
-    def known_affine(self, atlas_case: str) -> np.ndarray | None: ...
+    def known_affine(self, atlas_case: str) -> np.ndarray | None:
+        """Return the stored map to mm of an atlas case; None without one."""
+        ...
 
 
 class _Opened:
     """An image with its geometry; the rest is asked for when needed."""
 
-    def __init__(self, image, geometry: CaseGeometry, world, grid, known) -> None:
+    def __init__(
+        self,
+        image: Any,
+        geometry: CaseGeometry,
+        world: Callable[[], np.ndarray],
+        grid: Callable[[], tuple[np.ndarray, tuple[int, ...]]],
+        known: Callable[[str], np.ndarray | None],
+    ) -> None:
         self.image, self.geometry = image, geometry
         self.world_affine, self.file_grid, self.known_affine = world, grid, known
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.model_selection import GridSearchCV
@@ -111,7 +112,11 @@ def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return pd.Series(values).groupby(fold).rank(pct=True).to_numpy()
 
 
-def _classify(data: ProbeData, folds: int, seed: int):
+#: predictions by name, fold and penalty of each case, models by fold, metrics
+_Answers = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[Any], dict[str, Callable[[np.ndarray], float]]]
+
+
+def _classify(data: ProbeData, folds: int, seed: int) -> _Answers:
     classes, target = np.unique(data.target, return_inverse=True)
     counts = np.array([count_groups(data.groups, target == number) for number in range(len(classes))])
     # Every inner training fold must hold the class, too.
@@ -178,7 +183,7 @@ def fit_ridge(features: np.ndarray, target: np.ndarray, groups: np.ndarray | Non
     return search.best_estimator_, search.best_params_["model__alpha"]
 
 
-def _regress(data: ProbeData, folds: int, seed: int):
+def _regress(data: ProbeData, folds: int, seed: int) -> _Answers:
     target = data.target
     predicted, fold, penalties, models = np.zeros(len(target)), np.zeros(len(target), dtype=int), [], []
     for number, (train, test) in enumerate(make_folds(len(target), data.groups, None, folds, seed)):
@@ -200,7 +205,7 @@ def _regress(data: ProbeData, folds: int, seed: int):
     return {"predicted": predicted}, fold, np.array(penalties), models, metrics
 
 
-def _survive(data: ProbeData, folds: int, seed: int):
+def _survive(data: ProbeData, folds: int, seed: int) -> _Answers:
     try:
         from sksurv.linear_model import CoxPHSurvivalAnalysis
         from sksurv.metrics import concordance_index_censored
@@ -247,7 +252,7 @@ _TASKS = {"classification": _classify, "regression": _regress, "survival": _surv
 TASKS = tuple(_TASKS)
 
 
-def _rotated(model) -> Pipeline:
+def _rotated(model: BaseEstimator) -> Pipeline:
     """Return a pipeline: standardise, rotate to principal axes, then the model.
 
     All axes are kept, so that a model with an L2 penalty is the same; but it has no more numbers than cases to fit.

@@ -16,7 +16,9 @@ class LoadsItself(Protocol):
 
     network: nn.Module
 
-    def load_pretrained_weights(self, filename: str) -> None: ...
+    def load_pretrained_weights(self, filename: str) -> None:
+        """Load the weights of a file."""
+        ...
 
 
 def load_pretrained_weights_by(trainer: LoadsItself) -> None:

@@ -48,7 +48,7 @@ def read_case(files: Sequence[Path], fallback: Fallback | None = None) -> list[s
 
 def read_volume(path: Path, fallback: Fallback | None = None) -> sitk.Image:
     """Read one file and check it by itself; see :func:`read_case`."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         if not file.read(1):
             raise InputError("is empty (0 bytes).")
     ending = (volume_ending(path, ENDINGS_OF_IMPORT) or "").lower()

@@ -1,7 +1,6 @@
 """Which case stands for which DICOM series: the only file with identifiers of patients in it."""
 
 import csv
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -30,7 +29,7 @@ class NameTable:
         self.rows: dict[str, dict[str, str]] = {}
         if path.is_file():
             try:
-                with open(path, newline="", encoding="utf-8") as file:
+                with path.open(newline="", encoding="utf-8") as file:
                     self.rows = {row["series"]: {name: row[name] for name in _COLUMNS} for row in csv.DictReader(file)}
             except (KeyError, ValueError, csv.Error):
                 raise InputError(f"{path} is not a table that import wrote; move it away.") from None
@@ -45,8 +44,8 @@ class NameTable:
     def save(self) -> None:
         """Write the table, whole or not at all."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(sorted(self.rows.values(), key=lambda row: row["case"]))
-        os.chmod(self.path, 0o600)
+        self.path.chmod(0o600)

@@ -108,7 +108,7 @@ def _header(path: Path, tags: list[str]) -> Any:
     from pydicom.errors import InvalidDicomError
 
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             start = file.read(132)
         known = start[128:] == b"DICM"
         if not known and path.suffix.lower() not in DICOM_ENDINGS:

@@ -47,7 +47,7 @@ def data_files(path: Path) -> tuple[Path, ...]:
         return (path.parent / (there or names)[0],)
     if ending not in (".mhd", ".nhdr"):
         return ()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         lines = file.read(_HEADER_BYTES).decode("latin-1").splitlines()
     for number, line in enumerate(lines):
         match = re.match(r"\s*(?:ElementDataFile\s*=|data\s?file:)\s*(.*\S)", line, re.IGNORECASE)
@@ -78,7 +78,7 @@ def what_it_is(path: Path) -> str:
         if ending in endings.split():
             return sentence
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             file.seek(128, os.SEEK_SET)
             return DICOM if file.read(4) == b"DICM" else ""
     except OSError:

@@ -46,7 +46,7 @@ def keeps_orientation(path: Path) -> bool:
     """Return whether an image file says how it lies in the body: GIPL and Analyze 7.5 do not."""
     name = path.name.lower()
     if name.endswith(".hdr"):
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             return file.read(348)[344:347] in (b"ni1", b"n+1")
     return not name.endswith(WITHOUT_ORIENTATION)
 
@@ -84,7 +84,7 @@ def _finish(length: int, expected: int) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     """Open a file that may be compressed, and say in one sentence what is wrong with what is read from it."""
-    with open(path, "rb") as raw:
+    with path.open("rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         if compressed and path.suffix.lower() != ".gz":

@@ -140,7 +140,7 @@ def _candidate(
     missing = [f"_{number:04d}" for number in range(num_channels) if number not in files]
     extra = [f"_{number:04d}" for number in sorted(files) if number >= num_channels]
     twice = [paths for paths in files.values() if len(paths) > 1]
-    gone = [path.name for path in behind if not os.path.isfile(path)]
+    gone = [path.name for path in behind if not path.is_file()]
     if -1 in files:
         problem = f"has no channel suffix (_0000 to _{num_channels - 1:04d}), but {num_channels} channels were named."
     elif twice:
@@ -205,7 +205,7 @@ def _list_files(folder: Path, endings: tuple[str, ...], unlistable: dict[str, st
     for root, folders, files in os.walk(folder, onerror=note, followlinks=True):
         kept = []
         for name in sorted(folders):
-            real = os.path.realpath(os.path.join(root, name))
+            real = os.path.realpath(Path(root, name))
             # A link back up would be walked for ever.
             if not name.startswith(".") and name not in LABEL_FOLDERS and real not in seen:
                 seen.add(real)
@@ -217,7 +217,7 @@ def _list_files(folder: Path, endings: tuple[str, ...], unlistable: dict[str, st
                 continue
             if volume_ending(path, endings):
                 volumes.append(path)
-            elif path.is_symlink() and not os.path.exists(path):
+            elif path.is_symlink() and not path.exists():
                 unlistable[str(path)] = "a link to nowhere"  # to a folder on a disk that is away, perhaps
             else:
                 others.append(path)

@@ -76,7 +76,7 @@ def import_unlabelled(
         InputError: folder, number, name, channels or letters are not usable; the dataset was imported with other
             channels; nothing could be imported; or ``strict`` and a case was left out.
     """
-    source = Path(os.path.abspath(Path(folder).expanduser()))
+    source = Path(os.path.abspath(Path(folder).expanduser()))  # noqa: PTH100  links stay as they are
     if not source.is_dir():
         raise InputError(f"{source} is not a folder.")
     if not channels or not all(channel.strip() for channel in channels):

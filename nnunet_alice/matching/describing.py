@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from nnunet_alice.checkpoints.loading import check_finite, finite_weights, load_
 from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.cropping import crop_centred
-from nnunet_alice.dataset import PreprocessedDataset
+from nnunet_alice.dataset import LazyImage, PreprocessedDataset
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.matching.index import checkpoint_fingerprint
 from nnunet_alice.methods.embedding.model import EmbeddingNetwork
@@ -54,7 +55,7 @@ class Describer:
         self.fine_stride = network.heads.fine_stride
 
     @torch.inference_mode()
-    def describe(self, image, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def describe(self, image: LazyImage, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return descriptors of points of a volume.
 
         Args:
@@ -89,7 +90,7 @@ class Describer:
             if len(rows):
                 yield start, rows
 
-    def _read(self, image, windows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tensor:
+    def _read(self, image: LazyImage, windows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tensor:
         patch = np.asarray(self.patch_size)
         return torch.from_numpy(np.stack([crop_centred(image, start + patch // 2, patch) for start, _ in windows]))
 
@@ -165,7 +166,7 @@ def load_describer(
     return Describer(model, trained.patch_size, device), checkpoint_fingerprint(path)
 
 
-def _check_preparation(path: str | os.PathLike, run: dict, trained, dataset: PreprocessedDataset) -> None:
+def _check_preparation(path: str | os.PathLike, run: dict, trained: Any, dataset: PreprocessedDataset) -> None:
     """Make sure that images look the same as in training.
 
     Raises:

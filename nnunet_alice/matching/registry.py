@@ -40,7 +40,7 @@ class Provider:
     name: str
     is_prepared: Callable[[PreprocessedDataset], bool]
     open: Callable[[PreprocessedDataset], Matcher]
-    basis: Callable[[PreprocessedDataset], Any] = lambda dataset: None
+    basis: Callable[[PreprocessedDataset], Any] = lambda _: None
 
 
 def _basis_of_embedding(dataset: PreprocessedDataset) -> Any:

@@ -1,5 +1,7 @@
-"""Torso phantoms: a parametric body, subjects that are known smooth deformations of it, CT-like volumes, and the
-true counterpart of every body point between any two subjects."""
+"""Torso phantoms: subjects that are known smooth deformations of a parametric body, as CT-like volumes.
+
+The true counterpart of every body point between any two subjects is known.
+"""
 
 from nnunet_alice.phantoms.anatomy import LABELS
 from nnunet_alice.phantoms.body import Appearance

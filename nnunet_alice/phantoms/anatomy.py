@@ -7,6 +7,7 @@ z = 0 is the pubic symphysis and z = 385 the thoracic inlet: a short torso, so t
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nnunet_alice.phantoms.geometry import Ellipsoid, Profile, Tube, grow_tree
 
@@ -178,7 +179,7 @@ def pelvis_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.minimum.reduce([wing, femora, SACRUM.distance(z, y, x), tubes()["pelvis"].distance(z, y, x)])
 
 
-def _mirrored(knots, radii) -> Tube:
+def _mirrored(knots: ArrayLike, radii: ArrayLike) -> Tube:
     """Return a tube and its mirror image on the other side."""
     return Tube.joined([Tube.through(np.array(knots) * [1, 1, sign], radii) for sign in (-1, 1)])
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nnunet_alice.phantoms import anatomy
 from nnunet_alice.phantoms.anatomy import FAT, LABELS, WALL, tubes
@@ -82,8 +83,9 @@ class _Canvas:
         self.hu = np.full(points_mm.shape[1], -100.0, dtype=np.float32)
         self.labels = np.zeros(points_mm.shape[1], dtype=np.uint8)
 
-    def within(self, low, high) -> np.ndarray:
+    def within(self, low: ArrayLike, high: ArrayLike) -> np.ndarray:
         """Return flat indices of the points in a box, widened by the blending edge."""
+        low, high = np.asarray(low), np.asarray(high)
         inside = np.ones(len(self.hu), dtype=bool)
         for axis in range(3):
             p = self.points_mm[axis]
@@ -100,7 +102,15 @@ class _Canvas:
             return shape.distance(*self.at(index), margin_mm=self.edge_mm / 2 + 2)
         return shape.distance(*self.at(index))
 
-    def fill(self, index, distance, value, organ: str | None = None, fine: float = 3.0, coarse: float = 4.0) -> None:
+    def fill(
+        self,
+        index: np.ndarray,
+        distance: np.ndarray,
+        value: float | np.ndarray,
+        organ: str | None = None,
+        fine: float = 3.0,
+        coarse: float = 4.0,
+    ) -> None:
         """Blend a structure over what is there.
 
         Args:
@@ -113,14 +123,20 @@ class _Canvas:
         cover = np.clip(0.5 - distance / self.edge_mm, 0, 1)
         touched = cover > 0
         index, cover = index[touched], cover[touched]
-        value = value[touched] if np.ndim(value) else value
+        if isinstance(value, np.ndarray) and value.ndim:
+            value = value[touched]
         value = value + fine * self.fine[index] + coarse * self.coarse[index]
         self.hu[index] += cover * (value - self.hu[index])
         if organ is not None:
             self.labels[index[cover > 0.5]] = LABELS[organ]
 
     def fill_shape(
-        self, shape: Ellipsoid | Tube, value, organ: str | None = None, fine: float = 3.0, coarse: float = 4.0
+        self,
+        shape: Ellipsoid | Tube,
+        value: float | np.ndarray,
+        organ: str | None = None,
+        fine: float = 3.0,
+        coarse: float = 4.0,
     ) -> None:
         """Blend an ellipsoid or tube over what is there."""
         index = self.within(*shape.box())

@@ -1,5 +1,6 @@
 """From a subject's millimetres to the canonical body and back: known, smooth and invertible."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,7 +253,9 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
     return tuple(np.round(values, 3).tolist())
 
 
-def _fixed_point(target: np.ndarray, displacement, tolerance_mm: float) -> np.ndarray:
+def _fixed_point(
+    target: np.ndarray, displacement: Callable[[np.ndarray], np.ndarray], tolerance_mm: float
+) -> np.ndarray:
     """Solve ``p + displacement(p) = target`` for p; converges because the displacement is a contraction."""
     points = target
     for _ in range(200):

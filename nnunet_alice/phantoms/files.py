@@ -132,8 +132,9 @@ def load_subjects(path: str | Path) -> dict[str, Subject]:
 
 
 def read_truth(path: str | Path) -> dict[str, Any]:
-    """Return content of a truth file by case name: seed, field of view, deformation, appearance, and ``disease`` with
-    ``kind``, ``severity`` and ``lesions``.
+    """Return the content of a truth file by case name.
+
+    It holds seed, field of view, deformation, appearance, and ``disease`` with ``kind``, ``severity`` and ``lesions``.
 
     Args:
         path: ``truth.json`` or the folder that holds it.

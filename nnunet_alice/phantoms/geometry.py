@@ -1,8 +1,10 @@
 """Building blocks of the body: signed distances in mm (negative inside), tubes, vessel trees, smooth noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator, make_interp_spline
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
@@ -54,7 +56,7 @@ class Tube:
         self._reach = float(radii_mm.max())
 
     @classmethod
-    def through(cls, knots_mm, radii_mm, step_mm: float = 1.5) -> "Tube":
+    def through(cls, knots_mm: ArrayLike, radii_mm: ArrayLike, step_mm: float = 1.5) -> "Tube":
         """Return a smooth tube through (z, y, x) knots; the radius is given at the knots or once for all."""
         knots = np.asarray(knots_mm, dtype=float)
         radii = np.broadcast_to(np.asarray(radii_mm, dtype=float), (len(knots),))
@@ -114,22 +116,23 @@ def grow_tree(root_mm: np.ndarray, targets_mm: np.ndarray, twig_mm: float, trunk
 class Profile:
     """Monotone-cubic curve over z, tabulated every mm (constant beyond its ends)."""
 
-    def __init__(self, heights_mm, values):
+    def __init__(self, heights_mm: Sequence[float], values: Sequence[float]) -> None:
         self._heights = np.arange(heights_mm[0], heights_mm[-1] + 1.0)
         self._values = PchipInterpolator(heights_mm, values)(self._heights)
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
+        """Return the curve's values at heights in mm."""
         return np.interp(z, self._heights, self._values).astype(np.float32)
 
 
 class SmoothNoise:
     """A periodic random field with zero mean and unit variance that varies over about two cells."""
 
-    def __init__(self, rng: np.random.Generator):
+    def __init__(self, rng: np.random.Generator) -> None:
         field = gaussian_filter(rng.standard_normal((_NOISE_CELLS,) * 3), 0.8, mode="wrap")
         self._field = ((field - field.mean()) / field.std()).astype(np.float32)
 
-    def __call__(self, points_mm: np.ndarray, cell_mm: float, offset=(0.0, 0.0, 0.0)) -> np.ndarray:
+    def __call__(self, points_mm: np.ndarray, cell_mm: float, offset: Sequence[float] = (0.0, 0.0, 0.0)) -> np.ndarray:
         """Return values at (3, N) points; a cell of the field is ``cell_mm`` wide, ``offset`` is in cells."""
         cells = points_mm / np.float32(cell_mm) + np.asarray(offset, dtype=np.float32)[:, None]
         return map_coordinates(self._field, cells, order=1, mode="grid-wrap")

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nnunet_alice.dataset import LazyImage
 from nnunet_alice.files import atomic_write
 
 #: errors beyond it are not drawn, but count
@@ -67,7 +68,7 @@ class PointSlices:
     point_vox: np.ndarray
 
     @classmethod
-    def cut(cls, image, point_vox: np.ndarray, caption: str) -> "PointSlices":
+    def cut(cls, image: LazyImage, point_vox: np.ndarray, caption: str) -> "PointSlices":
         """Read the two slices of the first channel of a lazily opened image (C, z, y, x)."""
         point = np.asarray(point_vox, dtype=float)
         z, y, _ = np.clip(np.rint(point), 0, np.asarray(image.shape[1:]) - 1).astype(int).tolist()

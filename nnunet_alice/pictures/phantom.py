@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -55,12 +57,12 @@ def _slices(phantom: Phantom) -> list[tuple[int, int, tuple[int, int]]]:
     ]
 
 
-def _draw_slice(ax, phantom: Phantom, axis: int, index: int, window: tuple[int, int], contours: bool) -> None:
+def _draw_slice(ax: Axes, phantom: Phantom, axis: int, index: int, window: tuple[int, int], contours: bool) -> None:
     """Draw a slice with the head up (coronal, sagittal) or the belly up (axial), in true proportions."""
     image, labels = phantom.image.take(index, axis), phantom.labels.take(index, axis)
     rows, columns = [d for d in range(3) if d != axis]
     aspect = phantom.spacing_mm[rows] / phantom.spacing_mm[columns]
-    origin = "upper" if axis == 0 else "lower"
+    origin: Literal["upper", "lower"] = "upper" if axis == 0 else "lower"
     ax.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], origin=origin, aspect=aspect)
     if contours:
         for value in np.unique(labels[labels > 0]):

@@ -29,7 +29,7 @@ def draw_probe(predictions: pd.DataFrame, task: str, path: str | os.PathLike, ti
         figure.savefig(temporary, dpi=110)
 
 
-def _confusion(axes, predictions: pd.DataFrame) -> None:
+def _confusion(axes: Axes, predictions: pd.DataFrame) -> None:
     classes = sorted(set(predictions["target"]) | set(predictions["predicted"]))
     counts = pd.crosstab(predictions["target"], predictions["predicted"]).reindex(
         index=classes, columns=classes, fill_value=0

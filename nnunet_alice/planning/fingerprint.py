@@ -152,7 +152,10 @@ def _analyse_case(shared: tuple[str, int, int], case: str) -> tuple:
 
 
 @functools.lru_cache(maxsize=1)
-def _files_and_reader(dataset: str, run: int) -> tuple[dict[str, dict], type]:
+def _files_and_reader(
+    dataset: str,
+    run: int,  # noqa: ARG001  a new run looks again
+) -> tuple[dict[str, dict], type]:
     """Return files of all cases and their reader, found once a process and ``run``."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 _GB = 2**30
@@ -131,7 +132,7 @@ def _network_without_memory(architecture: str, input_channels: int, classes: int
         )
 
 
-def _plain(number):
+def _plain(number: np.generic) -> int | float:
     """Return numpy's numbers as JSON takes them."""
     return number.item()
 

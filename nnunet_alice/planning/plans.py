@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -300,7 +300,7 @@ def _summary(planner: Any, plans: dict, configuration: str, target_gigabytes: fl
     return planned
 
 
-def _quietly(function, *args, **kwargs):
+def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function of nnU-Net that prints; what it prints goes to the log at level debug, progress bars stay."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

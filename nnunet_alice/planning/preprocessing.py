@@ -174,7 +174,7 @@ def _copy_labels(dataset: str, cases: dict[str, dict[str, Any]], folder: Path) -
     ending = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")["file_ending"]
     for case, files in cases.items():
         label, copy = Path(files["label"]), folder / f"{case}{ending}"
-        if not os.path.isfile(label):
+        if not Path(label).is_file():
             continue  # preprocessing will say so
         try:
             if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
@@ -218,7 +218,7 @@ def _stays(dataset: PreprocessedDataset, case: str, files: dict, error: Exceptio
     if not (dataset.folder / f"{case}{_SUFFIXES[-1]}").is_file():
         return False
     of_the_moment = isinstance(error, OSError | MemoryError | AliceError) and not isinstance(error, InputError)
-    if of_the_moment or not all(os.path.isfile(path) for path in (*files["images"], files["label"])):
+    if of_the_moment or not all(Path(path).is_file() for path in (*files["images"], files["label"])):
         return True
     _remove_case(dataset, case)
     return False
@@ -234,7 +234,7 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
     """Return whether a case is whole and none of its raw files is newer."""
     try:
         made = min((folder / f"{case}{suffix}").stat().st_mtime for suffix in _SUFFIXES)
-        return made >= max(os.stat(path).st_mtime for path in (*files["images"], files["label"]))
+        return made >= max(Path(path).stat().st_mtime for path in (*files["images"], files["label"]))
     except OSError:
         # A raw file that is missing or out of reach is reported by the attempt to read it.
         return False
@@ -287,7 +287,7 @@ def _preprocess_case(job: _Job, case: str) -> None:
         return  # the same; what is known of it stays
     forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
     for suffix in _SUFFIXES:
-        os.replace(job.partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
+        (job.partial / f"{case}{suffix}").replace(job.folder / f"{case}{suffix}")
 
 
 def _check_not_flat(file: Path, schemes: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import http.client
 import logging
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -46,7 +45,7 @@ def download(url: str, target: Path, sha256: str) -> None:
     if sha256_of(part) != sha256:
         part.unlink()
         raise DamagedCheckpointError(f"{url} is not the file that was published: its checksum is a different one.")
-    os.replace(part, target)
+    part.replace(target)
 
 
 def _whole(url: str, part: Path) -> None:
@@ -82,7 +81,7 @@ def _more(url: str, part: Path) -> bool:
         length = response.headers.get("Content-Length")
         total = None if length is None else have + int(length)
         with (
-            open(part, "ab" if have else "wb") as file,
+            part.open("ab" if have else "wb") as file,
             tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar,
         ):
             while block := response.read(_BLOCK):

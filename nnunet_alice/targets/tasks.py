@@ -83,9 +83,11 @@ class Classification(Task):
 
     @property
     def outputs(self) -> int:
+        """Number of classes."""
         return len(self.definition.classes)
 
     def loss(self, settings: TargetSettings) -> nn.Module:
+        """Return the weighted cross-entropy."""
         return WeightedCrossEntropy(self.statistics["weights"])
 
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
@@ -96,12 +98,14 @@ class Classification(Task):
         return pd.DataFrame({"predicted": np.array(classes, dtype=object)[outputs.argmax(axis=1)], **columns})
 
     def metrics(self, truth: np.ndarray, predictions: pd.DataFrame) -> dict[str, Metric]:
+        """Return metrics of the classes."""
         classes = list(self.definition.classes)
         probabilities = predictions[[f"probability_{name}" for name in classes]].to_numpy()
         predicted = predictions["predicted"].map(classes.index).to_numpy()
         return classification_metrics(truth[:, 0], probabilities, predicted)
 
     def truth_columns(self, truth: np.ndarray) -> dict[str, Any]:
+        """Return the true class of every case."""
         classes = np.array(self.definition.classes, dtype=object)
         return {f"true_{self.definition.columns[0]}": classes[truth[:, 0].astype(int)]}
 
@@ -123,6 +127,7 @@ class MultiLabel(Task):
         return {"positive_weights": weights.tolist()}
 
     def loss(self, settings: TargetSettings) -> nn.Module:
+        """Return the cross-entropy of the labels that are known."""
         return MaskedBinaryCrossEntropy(self.statistics["positive_weights"])
 
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
@@ -163,6 +168,7 @@ class Regression(Task):
         return {"means": values.mean().tolist(), "deviations": values.std(ddof=0).tolist()}
 
     def loss(self, settings: TargetSettings) -> nn.Module:
+        """Return the Huber loss of standardised columns."""
         return StandardisedHuber(self.statistics["means"], self.statistics["deviations"], settings.huber_delta)
 
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
@@ -199,9 +205,11 @@ class Survival(Task):
 
     @property
     def outputs(self) -> int:
+        """One, the log hazard ratio."""
         return 1
 
     def loss(self, settings: TargetSettings) -> nn.Module:
+        """Return the partial likelihood of Cox's model."""
         return CoxLoss(self.statistics["times"], [bool(event) for event in self.statistics["events"]])
 
     def predictions(self, outputs: np.ndarray) -> pd.DataFrame:
@@ -209,6 +217,7 @@ class Survival(Task):
         return pd.DataFrame({"risk": outputs[:, 0]})
 
     def metrics(self, truth: np.ndarray, predictions: pd.DataFrame) -> dict[str, Metric]:
+        """Return the concordance index of the risks."""
         return survival_metrics(truth[:, 0], truth[:, 1], predictions["risk"].to_numpy())
 
     def shown(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Which GPU a process trains on: the one of its own machine, wherever its rank stands among all machines."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,12 +15,12 @@ class OwnDeviceDDP(DistributedDataParallel):
     nnU-Net asks for the GPU whose number is the rank among all machines, which a second machine does not have.
     """
 
-    def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **options) -> None:
+    def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **options: Any) -> None:
         device = next(module.parameters()).device
         super().__init__(module, device_ids=[device.index] if device.type == "cuda" else None, **options)
 
 
-def place(trainer, device: torch.device) -> None:
+def place(trainer: Any, device: torch.device) -> None:
     """Let a trainer of several processes use a device of this machine, before it builds its network.
 
     Args:

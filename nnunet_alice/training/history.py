@@ -32,7 +32,7 @@ class MetricsHistory:
 
     def write_csv(self, path: str | Path) -> None:
         """Write all rows, whole or not at all."""
-        with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.names(), restval="")
             writer.writeheader()
             writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)

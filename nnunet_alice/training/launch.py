@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -36,7 +38,7 @@ def train(arguments: Sequence[str]) -> None:
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     run, make, load = nnunet.run_training, nnunet.get_trainer_from_args, nnunet.maybe_load_checkpoint
 
-    def run_together(*args, **kwargs) -> None:
+    def run_together(*args: Any, **kwargs: Any) -> None:
         call = inspect.signature(run).bind(*args, **kwargs).arguments
         if restarted and not call["only_run_validation"]:
             call["continue_training"] = True
@@ -48,9 +50,9 @@ def train(arguments: Sequence[str]) -> None:
         with _process_group(call["device"]) as device, patch.object(nnunet, "get_trainer_from_args", _on(device, make)):
             run(**call | {"device": device})
 
-    def load_after_restart(trainer, continues: bool, validates: bool, pretrained: str | None = None) -> None:
+    def load_after_restart(trainer: Any, continues: bool, validates: bool, pretrained: str | None = None) -> None:
         if restarted and continues:
-            continues = any(os.path.isfile(os.path.join(trainer.output_folder, name)) for name in _CHECKPOINTS)
+            continues = any(Path(trainer.output_folder, name).is_file() for name in _CHECKPOINTS)
             pretrained = None if continues else pretrained
         load(trainer, continues, validates, pretrained)
 
@@ -82,7 +84,7 @@ def _process_group(device: torch.device) -> Iterator[torch.device]:
 def _on(device: torch.device, make: Callable) -> Callable:
     """Return nnU-Net's ``get_trainer_from_args``, for a process that uses ``device``."""
 
-    def make_placed(*args, **kwargs):
+    def make_placed(*args: Any, **kwargs: Any) -> Any:
         trainer = make(*args, **kwargs)
         place(trainer, device)
         return trainer

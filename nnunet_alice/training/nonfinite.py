@@ -1,6 +1,7 @@
 """Steps whose loss or gradients are NaN or infinite: they are skipped, and a run of them ends the training."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,11 +83,11 @@ class GuardedOptimizer:
         stepped, self._stepped = self._stepped, False
         return not stepped
 
-    def _take_away(self, optimizer: torch.optim.Optimizer, *_) -> None:
+    def _take_away(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._finite = all_finite(gradients)
         if not self._finite:
             optimizer.zero_grad(set_to_none=True)
 
-    def _note(self, *_) -> None:
+    def _note(self, *_: Any) -> None:
         self._stepped = self._finite

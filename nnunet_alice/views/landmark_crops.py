@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnunet_alice.cropping import crop_bounds
+from nnunet_alice.dataset import LazyImage
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.views.augmentation import augment
@@ -107,7 +108,9 @@ def apply_affine_to_crops(crops: Tensor, affines: np.ndarray) -> Tensor:
     return functional.grid_sample(crops, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def crop_with_border(image, centre_vox: Sequence[float] | np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
+def crop_with_border(
+    image: LazyImage, centre_vox: Sequence[float] | np.ndarray, size: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Crop ``size`` voxels around a point of the volume; beyond its end its outermost voxels are repeated.
 
     Unlike zeros, that does not draw an edge where a field of view happens to end, by which subjects could be told
@@ -205,7 +208,7 @@ class LandmarkCrops:
         self,
         places: LandmarkPlaces,
         cases: Sequence[str],
-        open_image: Callable[[str], np.ndarray],
+        open_image: Callable[[str], LazyImage],
         size: Sequence[int],
         spacing: Sequence[float],
         batch_size: int,
@@ -260,6 +263,7 @@ class LandmarkCrops:
         return Visit(int(self.landmarks[chosen]), round_number, step, number - step + int(self.stays[chosen]))
 
     def __call__(self, number: int, rng: np.random.Generator) -> LandmarkBatch:
+        """Return a batch of the landmark that is visited at this number."""
         landmark, cases, patches = self._first_readable(number, rng)
         around = self.neighbours[landmark]
         by_place = list(zip(*patches, strict=True))

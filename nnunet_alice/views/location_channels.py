@@ -1,5 +1,7 @@
 """Augmentation of images that carry coordinate channels: places move with the image, and keep their values."""
 
+from typing import Any
+
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
@@ -25,7 +27,7 @@ class HideLastChannels(BasicTransform):
         self.transform = transform
         self.count = count
 
-    def apply(self, data_dict: dict, **params) -> dict:
+    def apply(self, data_dict: dict, **params: Any) -> dict:
         """Apply the transform to the first channels of ``image`` (C, z, y, x), and to everything else."""
         image = data_dict["image"]
         hidden = image[-self.count :]

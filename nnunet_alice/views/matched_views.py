@@ -10,6 +10,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from torch import Tensor
 
 from nnunet_alice.cropping import crop_bounds, crop_centred
+from nnunet_alice.dataset import LazyImage
 from nnunet_alice.methods.alice.regions import GRID_STEP, grid_size
 from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.batch import Batch
@@ -41,7 +42,9 @@ class DrawsPairs(Protocol):
 
     readings: Readings
 
-    def draw(self, rng: np.random.Generator) -> PointPair: ...
+    def draw(self, rng: np.random.Generator) -> PointPair:
+        """Draw a pair of points."""
+        ...
 
 
 class LabelsRegions(Protocol):
@@ -49,7 +52,9 @@ class LabelsRegions(Protocol):
 
     def on_grid(
         self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]
-    ) -> np.ndarray: ...
+    ) -> np.ndarray:
+        """Return the region of every point of a grid in a case, -1 where there is none."""
+        ...
 
 
 class MatchedViews:
@@ -71,7 +76,7 @@ class MatchedViews:
     def __init__(
         self,
         pairs: DrawsPairs,
-        open_image: Callable[[str], np.ndarray],
+        open_image: Callable[[str], LazyImage],
         patch_size: Sequence[int],
         batch_size: int,
         *,

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_alice.cropping import crop_centred
+from nnunet_alice.dataset import LazyImage
 from nnunet_alice.triples import triple
 
 #: a voxel that lies less than this outside the volume is inside
@@ -116,7 +117,7 @@ class OverlapSampler:
         return CropPlace(triple(start.tolist()), (step,) * 3, triple(self.size))
 
 
-def cut(image, place: CropPlace, spacing_mm: Sequence[float]) -> Crop:
+def cut(image: LazyImage, place: CropPlace, spacing_mm: Sequence[float]) -> Crop:
     """Resample a crop (linear interpolation), reading no more of the volume than it shows.
 
     Args:
@@ -147,7 +148,11 @@ def cut(image, place: CropPlace, spacing_mm: Sequence[float]) -> Crop:
 
 
 def overlapping_crops(
-    image, point_vox: Sequence[float], spacing_mm: Sequence[float], sampler: OverlapSampler, rng: np.random.Generator
+    image: LazyImage,
+    point_vox: Sequence[float],
+    spacing_mm: Sequence[float],
+    sampler: OverlapSampler,
+    rng: np.random.Generator,
 ) -> tuple[Crop, Crop]:
     """Draw and cut a pair of crops that both show ``point_vox``; see :class:`OverlapSampler` and :func:`cut`."""
     first, second = sampler.draw(image.shape[1:], point_vox, rng)

@@ -10,6 +10,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from torch import Tensor
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
+from nnunet_alice.dataset import LazyImage
 from nnunet_alice.errors import InputError
 from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.batch import Batch
@@ -61,7 +62,7 @@ class OverlappingCrops:
         self,
         cases: Sequence[str],
         geometry_of: Callable[[str], CaseGeometry],
-        open_image: Callable[[str], np.ndarray],
+        open_image: Callable[[str], LazyImage],
         spacing_mm: Sequence[float],
         sampler: OverlapSampler,
         batch_size: int,

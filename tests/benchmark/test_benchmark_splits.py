@@ -1,7 +1,6 @@
 """Draws are nested and disjoint from test cases; the linked dataset leaves the original alone."""
 
 import json
-import os
 from collections import Counter
 
 import pytest
@@ -89,7 +88,7 @@ def test_the_linked_dataset_is_whole_and_the_original_untouched(base):
     linked, original = workspace.dataset_folder, base / "preprocessed" / DATASET
     for folder in ("nnUNetPlans_3d_fullres", "gt_segmentations"):
         assert {p.name for p in (linked / folder).iterdir()} == {p.name for p in (original / folder).iterdir()}
-        assert all(os.path.samefile(p, original / folder / p.name) for p in (linked / folder).iterdir())
+        assert all(p.samefile(original / folder / p.name) for p in (linked / folder).iterdir())
     splits = json.loads((linked / "splits_final.json").read_text())
     assert len(splits) == len(folds) == 4  # 2 draws of 2 and of all
     assert {len(split["train"]) for split in splits} == {2, CASES - 3}

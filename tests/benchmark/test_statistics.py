@@ -35,9 +35,7 @@ def test_two_way_variance_against_a_loop():
 def test_three_ways_of_varying_against_a_loop():
     values = rng().normal(size=(3, 5, 20)) + 2 * rng().normal(size=(3, 1, 1)) + rng().normal(size=(5, 1))
     chance = rng()
-    means = []
-    for _ in range(4000):
-        means.append(values[np.ix_(*(chance.integers(0, size, size) for size in values.shape))].mean())
+    means = [values[np.ix_(*(chance.integers(0, size, size) for size in values.shape))].mean() for _ in range(4000)]
     ours = bootstrap_mean(values, rng(), resamples=4000)
     assert ours.mean == pytest.approx(values.mean())
     assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.12)

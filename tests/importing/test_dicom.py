@@ -41,7 +41,7 @@ def run(scans, channels=("CT",), **options):
 
 
 def table(raw) -> dict[str, dict]:
-    with open(raw / "private" / f"{DATASET}_dicom.csv", newline="") as file:
+    with (raw / "private" / f"{DATASET}_dicom.csv").open(newline="") as file:
         return {row["case"]: row for row in csv.DictReader(file)}
 
 

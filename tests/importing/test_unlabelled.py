@@ -4,10 +4,10 @@ import gzip
 import json
 import multiprocessing
 import multiprocessing.pool
-import os
 import re
 import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +149,7 @@ def test_bad_channels_are_left_out_and_named(kind, raw, tmp_path):
     assert re.search(reason, report.left_out["bad"]), report.left_out["bad"]
     written = json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())
     assert written["channel_names"] == {"0": "T1", "1": "T2"}
-    assert [os.path.basename(p) for p in written["dataset"]["good"]["images"]] == ["good_0000.mha", "good_0001.mha"]
+    assert [Path(p).name for p in written["dataset"]["good"]["images"]] == ["good_0000.mha", "good_0001.mha"]
 
 
 def test_labels_lie_on_the_images_grid_and_hold_the_body(raw, scans):

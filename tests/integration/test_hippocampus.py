@@ -44,7 +44,7 @@ class Chain:
     def start(self, *words: str) -> subprocess.Popen:
         """Start a command; its output goes to the log."""
         program = shutil.which(words[0], path=str(Path(sys.executable).parent)) or words[0]
-        with open(self.log, "a", encoding="utf-8") as log:
+        with self.log.open("a", encoding="utf-8") as log:
             return subprocess.Popen([program, *words[1:]], env=self.environment, stdout=log, stderr=subprocess.STDOUT)
 
     def run(self, *words: str) -> None:

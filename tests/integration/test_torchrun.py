@@ -65,7 +65,7 @@ def start(folder: Path, marker: Path, *torchrun: str) -> subprocess.Popen:
     }
     command = [sys.executable, "-m", "torch.distributed.run", *torchrun, "-m", "nnunet_alice.train", "900"]
     command += ["3d_fullres", "all", "-tr", "AliceTrainer_killed", "-p", PLANS, "-device", "cpu"]
-    log = open(folder / f"{marker.name}.log", "a")  # noqa: SIM115  the process writes to it
+    log = (folder / f"{marker.name}.log").open("a")
     return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 

@@ -25,7 +25,7 @@ def test_history_writes_all_rows_and_late_columns(tmp_path):
     history = MetricsHistory([{"epoch": 0, "loss": 2}])
     history.append({"epoch": 1, "loss": torch.tensor(0.5), "new": 7})
     history.write_csv(tmp_path / "metrics.csv")
-    with open(tmp_path / "metrics.csv", newline="") as file:
+    with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{"epoch": "0", "loss": "2", "new": ""}, {"epoch": "1", "loss": "0.5", "new": "7"}]
     assert math.isnan(history.column("new")[0]) and history.column("loss") == [2, 0.5]

@@ -167,7 +167,7 @@ def finished_rows(folder: Path, *expected: str) -> list[dict[str, str]]:
     files = {path.name for path in folder.iterdir()}
     assert {"checkpoint_final.pth", "metrics.csv", "progress.png", *expected} <= files
     assert "checkpoint_latest.pth" not in files
-    with open(folder / "metrics.csv", newline="") as file:
+    with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 

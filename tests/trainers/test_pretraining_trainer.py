@@ -70,7 +70,7 @@ def small_run(folders):
 def trained(trainer) -> dict[str, str]:
     """Row of the only epoch."""
     trainer.run_training()
-    with open(Path(trainer.output_folder) / "metrics.csv", newline="") as file:
+    with Path(trainer.output_folder, "metrics.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     return row
 

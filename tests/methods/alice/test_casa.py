@@ -32,8 +32,7 @@ def casa_in_loops(casa, heads, head_dim, query, key_value):
             scores = [sum(a * b for a, b in zip(q[part], k[part], strict=True)) / math.sqrt(head_dim) for k in keys]
             shares = [math.exp(score) for score in scores]
             shares = [share / sum(shares) for share in shares]
-            for d in range(head_dim):
-                gathered.append(sum(s * v[part][d] for s, v in zip(shares, values, strict=True)))
+            gathered += [sum(s * v[part][d] for s, v in zip(shares, values, strict=True)) for d in range(head_dim)]
         projected = matvec(casa.to_out.weight, gathered)
         y = layer_norm([t + p for t, p in zip(token, projected, strict=True)], casa.norm_attention)
         hidden = [
