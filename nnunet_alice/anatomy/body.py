@@ -38,14 +38,14 @@ def body_mask(image: np.ndarray, spacing_mm: tuple[float, float, float], *, axia
     """Return which voxels belong to the body, its air-filled organs included.
 
     Per channel: padding is recognised as one exact value on the border, air by a threshold (Otsu's) whose dark side is
-    uniform and touches the border. Table and tubes are opened away, the largest part is kept, and holes are filled in
+    uniform and touches the border. Table and tubes are opened away. The largest part is kept, and holes are filled in
     3D and slice by slice (lungs that the field of view cuts, and airways, are open to the outside only along the body).
     Several channels: the union of the channels that show air. Fine grids are thinned out to about ``CELLS`` cells an
     axis, and the mask is enlarged again by nearest neighbour.
 
     A volume without air around it (a tight crop) is all body; so is one where nothing sensible is found: the mask is
     never empty. Known limit: a crop *inside* the chest that cuts through lung on a side face looks like a body
-    surrounded by air, and lung beyond the last tissue is then taken for air.
+    surrounded by air. Lung beyond the last tissue is then taken for air.
 
     Args:
         image: (z, y, x) or (C, z, y, x), finite, any scale and type.

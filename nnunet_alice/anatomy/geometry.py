@@ -52,7 +52,7 @@ class CaseGeometry:
         factors: voxels a grid cell.
         grid_shape: cells of the coarse grid.
         image: uint8, ``grid_shape``; the first channel averaged in each cell, 0 and 255 being the 0.5th and 99.5th
-            percentile inside the body, so that scans of different gain look alike.
+            percentile inside the body. So scans of different gain look alike.
         packed_body: ``np.packbits`` of the body mask on the grid; unpacked when asked, to keep many cases in memory.
         axial_axis: the axis along the body, 0, 1 or 2 of z, y, x.
     """

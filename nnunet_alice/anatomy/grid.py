@@ -50,7 +50,7 @@ class BodyGrid:
             points_vox: (Q, 3) voxels.
 
         Returns:
-            rows (Q, 8), -1 where a corner is no point, and weights (Q, 8), made to add up to 1 over the corners that
+            rows (Q, 8), -1 where a corner is no point; weights (Q, 8), made to add up to 1 over the corners that
             are points; all 0 where none is.
         """
         index = (points_vox - np.asarray(self.origin_vox)) / np.asarray(self.step_vox)

@@ -171,7 +171,7 @@ class Landmarks:
 def standard_lengths(region: np.ndarray, spacing: Iterable[float]) -> tuple[float, float]:
     """Return the edge of a patch and the distance of patches, mm, that suit a region.
 
-    Those of the paper wherever the region could be one of a person, and as large a part of any other one, be it a
+    Those of the paper wherever the region could be one of a person. As large a part of any other one, be it a
     mouse or a tooth.
 
     Args:

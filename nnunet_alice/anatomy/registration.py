@@ -3,7 +3,7 @@
 What was chosen by trying (label centroids of real hippocampi, a torso CT deformed by known maps): mutual information
 rather than correlation, which is misled more often where contrast differs from scan to scan; a full affine at once, as
 going through translation or similarity first ends in more wrong optima; two kinds of starts, as the centres of two
-bodies agree only where fields of view agree, and only a search over all shifts finds a slab in a torso.
+bodies agree only where fields of view agree. Only a search over all shifts finds a slab in a torso.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Between the voxels of a preprocessed array and the scanner's millimetres, as a viewer shows them.
 
-World coordinates are (x, y, z) mm in the LPS convention of DICOM and ITK (x to the patient's left, y to the back, z to
-the head), whatever reader nnU-Net used. nnU-Net preprocesses by transposing, cropping and resampling, in this order,
-and keeps what is needed to undo it in the properties of a case.
+World coordinates are (x, y, z) mm in the LPS convention of DICOM and ITK, whatever reader nnU-Net used: x to the
+patient's left, y to the back, z to the head. nnU-Net preprocesses by transposing, cropping and resampling, in this
+order. It keeps what is needed to undo it in the properties of a case.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Run a benchmark's cells through the public commands; whatever is finished is never run again.
 
-What is done is read from the results alone (:meth:`Runner.is_done`), so a kill at any moment loses at most one run's
-work since its last checkpoint, and runs made elsewhere with the printed commands count, too.
+What is done is read from the results alone (:meth:`Runner.is_done`). So a kill at any moment loses at most one run's
+work since its last checkpoint. Runs made elsewhere with the printed commands count, too.
 """
 
 import logging

@@ -68,7 +68,7 @@ def export_model(
 ) -> Export:
     """Write ``<output>/nnUNetTrainer__<plans>__<configuration>`` after checking that both trainers' logits agree.
 
-    The folder is whole or absent: a killed export is simply run again, and an export that is already there is replaced
+    The folder is whole or absent: a killed export is simply run again. An export that is already there is replaced
     with all its folds (nnU-Net would add the logits of what stayed).
 
     Args:
@@ -80,7 +80,7 @@ def export_model(
         seed: of the random volume on which logits are compared.
 
     Raises:
-        InputError: the folder is no model folder, a fold lacks the checkpoint, something else than an export lies in
+        InputError: the folder is no model folder, a fold lacks the checkpoint; something else than an export lies in
             the way, or the output cannot be written.
         CheckpointError: a checkpoint is damaged, is of pretraining, or would predict otherwise with stock nnU-Net.
     """

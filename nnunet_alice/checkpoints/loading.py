@@ -47,7 +47,7 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
 
     Raises:
         DamagedCheckpointError: the file is truncated or not a checkpoint.
-        CheckpointError: it is missing, cannot be read now (permissions, memory, a failing disk), would run code (and
+        CheckpointError: it is missing, cannot be read now (permissions, memory, a failing disk); would run code (and
             ``trust`` is off), or needs a package that is not installed (and ``trust`` is on).
     """
     path = Path(path)

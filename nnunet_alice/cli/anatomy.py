@@ -4,7 +4,7 @@
 Cases whose registration fails or is poor are named and left out of matching. Run again, it does what is missing.
 Landmarks are laid on the atlas too, for DrasCLR; those that are there are kept unless other ones are asked for.
 
---method embedding computes learned descriptors of every case with a network of AnatomicalEmbeddingTrainer and stores
+--method embedding computes learned descriptors of every case with a network of AnatomicalEmbeddingTrainer. It stores
 them as one small index a case (at most 10 MB). It also finds counterparts where fields of view differ. Where both are
 prepared, views are matched by the one whose matches look more alike in the images.
 """

@@ -1,7 +1,7 @@
 """Measure how far matches are off, in mm, for every matching method that is prepared, side by side.
 
 On phantoms (a truth.json in the raw dataset, or --truth) random body points are matched and compared with their true
-counterparts. On a labelled dataset the centroid of each label is matched, and its distance to the centroid of the same
+counterparts. On a labelled dataset the centroid of each label is matched. Its distance to the centroid of the same
 label in the other case is the error. Labels are used for measuring only. Writes errors.csv (every match), summary.csv
 and cumulative_error.png.
 """

@@ -1,6 +1,6 @@
 """Turn images into features with the encoder of any pretraining checkpoint of this package.
 
-Level "case" gives one vector a case (mean over the landmarks that it shows), "patch" one a landmark, with its location
+Level "case" gives one vector a case (mean over the landmarks that it shows). "patch" one a landmark, with its location
 in the atlas, and "dense" a feature map a case as NIfTI in the image's place. New images (-i) may be in any format that
 import reads; one that lies otherwise than those of the pretraining, by its header, is turned.
 """

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its name and arguments; those of the process by default.
 
     Returns:
-        exit status: 0 good, 1 a known error, 2 wrong usage, 3 done but not for all cases, 130 after Ctrl-C, 141 when
+        exit status: 0 good, 1 a known error, 2 wrong usage; 3 done but not for all cases, 130 after Ctrl-C, 141 when
         nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)

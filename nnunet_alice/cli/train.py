@@ -1,8 +1,8 @@
 """Train as nnUNetv2_train does, also in many processes on several machines.
 
 Takes the arguments of nnUNetv2_train (nnUNetv2_train -h lists them) and does the same in one process. Started by
-torchrun, as python -m nnunet_alice.train, all its processes train together, each on a GPU of its own machine, and
-after a failure they continue from the last checkpoint. See docs/how-to/several-gpus-and-machines.md.
+torchrun, as python -m nnunet_alice.train, all its processes train together, each on a GPU of its own machine.
+After a failure they continue from the last checkpoint. See docs/how-to/several-gpus-and-machines.md.
 """
 
 import argparse

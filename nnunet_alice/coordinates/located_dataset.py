@@ -4,7 +4,7 @@
 more channels: ``dataset.json`` names the original images and labels where they lie, only coordinates are new files.
 The plans are those that the pretrained encoder fits: the dataset's own, where the pretraining used them (``plan
 --target``), otherwise the pretraining's. They are written with the coordinate channels as ``NoNormalization`` and
-otherwise unchanged, beside a copy of the fingerprint and of the splits, so that stock ``nnUNetv2_preprocess`` and
+otherwise unchanged, beside a copy of the fingerprint and of the splits. So stock ``nnUNetv2_preprocess`` and
 ``nnUNetv2_train`` go on from there with the same network, voxels and folds.
 
 `locate_folder` makes a folder that stock ``nnUNetv2_predict`` takes: links to the images, and coordinates.

@@ -62,7 +62,7 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
     """Cross-validate the linear model of a task.
 
     ``classification``: multinomial logistic regression; ``auc`` (mean over classes of one against the rest) and
-    ``balanced_accuracy``, the predicted class being the one whose probability exceeds its share of the training fold
+    ``balanced_accuracy``; the predicted class is the one whose probability exceeds its share of the training fold
     most. ``regression``: ridge; ``r2``, ``mae`` and ``spearman``. ``survival``: Cox model with an L2 penalty;
     ``c_index``. ``auc``, ``spearman`` and ``c_index`` compare ranks within folds: models of different folds have
     different offsets, which alone would make useless features look worse than useless.

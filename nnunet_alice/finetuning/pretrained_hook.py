@@ -1,6 +1,6 @@
 """Lets a trainer load ``-pretrained_weights`` itself.
 
-``nnUNetv2_train`` hands the trainer's network and the file to a function of its own, which copies equally named tensors
+``nnUNetv2_train`` hands the trainer's network and the file to a function of its own. That copies equally named tensors
 of ``network_weights`` and knows nothing else of the file; neither trainer nor network is asked. So the trainer takes
 that function's place for its own network. Any other network still goes to nnU-Net's.
 """

@@ -137,7 +137,7 @@ def convert(
 
     Raises:
         InputError: folder, split or number of organs is wrong, the dataset number is taken (by these images with the
-            other organs, too), a different ``splits_final.json`` is there, or some cases are missing or bad (all are
+            other organs, too); a different ``splits_final.json`` is there, or some cases are missing or bad (all are
             named; nothing is written).
     """
     if organs not in (13, 8):

@@ -55,7 +55,7 @@ def import_unlabelled(
     Every file is read once and checked; a bad one never stops the others. Called again, it reads only what is new,
     changed, without label, or was judged by other checks: all else is in the report. The reader in ``dataset.json``
     turns the images if their orientations differ. Nothing of an earlier import is removed before the new state is
-    written, and nothing for a folder that cannot be listed or a file that cannot be read now.
+    written. Nothing is removed for a folder that cannot be listed or a file that cannot be read now.
 
     Args:
         folder: searched with its sub-folders; see :mod:`nnunet_alice.importing.sources` for what is found, and

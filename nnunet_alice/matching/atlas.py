@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class AtlasMatcher(GeometryMatcher):
     """Counterpart = the point of B with the same atlas coordinates; implements ``Matcher``.
 
-    The score is the lower quality of the two registrations, and ``-inf`` where the counterpart lies outside of B's
+    The score is the lower quality of the two registrations. It is ``-inf`` where the counterpart lies outside of B's
     array or farther than a grid cell from B's body. Cases with a poor or failed registration are not in ``cases``.
 
     Args:

@@ -30,7 +30,7 @@ class Trust:
     """Threshold of scores and what it was learned from.
 
     Points are matched from A to B and back. Those that come back are mostly right; those that do not are mostly wrong
-    or have no counterpart in B. The threshold is a low quantile of the scores of the former, or as much higher as it
+    or have no counterpart in B. The threshold is a low quantile of the scores of the former. It is as much higher as it
     takes for most of the matches above it to come back. An embedding that finds nothing has no such score, and none of
     its matches is trusted.
 

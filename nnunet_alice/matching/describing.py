@@ -2,7 +2,7 @@
 
 Windows have the size that the network was trained with and overlap by half; where windows overlap, descriptors are
 averaged with the weight of nnU-Net's own sliding window (a Gaussian around the window's middle) and made unit vectors
-again. Only descriptors of the asked points are summed up, so memory follows from their number and not from the
+again. Only descriptors of the asked points are summed up. So memory follows from their number and not from the
 volume's size, and windows without a point are skipped.
 """
 

@@ -2,8 +2,8 @@
 
 Scores of different matchers cannot be compared, and that points come back says little of an affine map, which always
 brings them back. So all matchers are asked for the counterparts of the same points, and the surroundings of each
-counterpart are compared with those of its point: a correlation of two blocks of the coarse pictures of the cases, wide
-enough (about a quarter of the body) to tell one place of the body from another that merely has the same tissue.
+counterpart are compared with those of its point: a correlation of two blocks of the coarse pictures of the cases. They
+span about a quarter of the body: enough to tell one place from another that merely has the same tissue.
 """
 
 import logging

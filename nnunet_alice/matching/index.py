@@ -166,7 +166,7 @@ class IndexStore:
         """Start or continue to index with one checkpoint.
 
         Indices of a different fingerprint, and what was measured with them, are deleted before the new description is
-        written, so that the folder never mixes two, whenever the process is killed.
+        written. So the folder never mixes two, whenever the process is killed.
 
         Args:
             fingerprint: of what will be written.

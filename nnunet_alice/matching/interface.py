@@ -34,7 +34,7 @@ class Matcher(Protocol):
     """Finds anatomical counterparts between cases of one preprocessed dataset.
 
     A matcher is opened once and asked many times, also in forked or spawned workers: it opens what it needs of a
-    case when asked and keeps a bounded number of cases, so that memory does not grow with the dataset.
+    case when asked and keeps a bounded number of cases. So memory does not grow with the dataset.
 
     Attributes:
         name: provider shown in logs: ``atlas``, ``embedding``, ``same volume``, ``relative position``.

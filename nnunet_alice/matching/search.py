@@ -3,7 +3,7 @@
 Paper: Yan et al., TMI 2022, sec. III-C: the counterpart of a point is where the mean of fine and coarse cosine is
 highest, and that mean is the score. Deviation: the reference convolves the query's descriptor over dense embedding
 volumes of hundreds of MB; ours searches the compact index, then fits a quadratic surface to the similarities around
-the best grid point (``matching.refinement``), and lets neighbouring points correct each other
+the best grid point (``matching.refinement``). It lets neighbouring points correct each other
 (``matching.consensus``). A query's own descriptor is interpolated from the index of its case.
 """
 

@@ -1,7 +1,7 @@
 """Signs of life of a self-distillation: does the teacher say something, and is it about anatomy?
 
 How to read them together. A *collapse* shows as ``conditional_entropy`` near ln K (uniform targets), or as a
-``marginal_entropy`` near 0 (always the same target), and as an ``embedding_spread`` near 0. A *shortcut* shows in none
+``marginal_entropy`` near 0 (always the same target), or an ``embedding_spread`` near 0. A *shortcut* shows in none
 of them: there the token's code is its place in the crop (``token_index_information``). Whether anatomy was learned,
 only ``retrieval_accuracy`` says.
 
@@ -124,7 +124,7 @@ def token_index_information(codes: Tensor, permutations: int = 8, seed: int = 0)
     """Return mutual information between a token's code and its index in the crop, in nats, corrected for chance.
 
     With few crops, the plain estimate ``I`` is far above 0 for codes that have nothing to do with the index. Its value
-    by chance, ``I_0``, is measured by shuffling the codes over all crops and indices, and ``I`` is mapped linearly such
+    by chance, ``I_0``, is measured by shuffling the codes over all crops and indices. ``I`` is mapped linearly such
     that ``I_0`` becomes 0 and the largest possible value, ``I_max = min(H(code), H(index))``, stays itself:
     ``I_max * (I - I_0) / (I_max - I_0)`` (the adjusted mutual information, times ``I_max``). Slightly negative values
     are chance. Codes that are all the same give 0: read it beside the entropies.

@@ -23,7 +23,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     """Return the mean of ``x`` over all ranks, with gradient; ``x`` itself in a single process.
 
     Every rank has to call it the same number of times, in the same order. The gradient is the one of the *sum* of all
-    ranks' losses, so that the parameter gradients, which DDP averages over the ranks, are those of the mean loss.
+    ranks' losses. So the parameter gradients, which DDP averages over the ranks, are those of the mean loss.
 
     Args:
         x: Tensor of the same shape and dtype on every rank.

@@ -53,7 +53,7 @@ class Deformation:
     """Pull-back map of one subject: ``T(s) = O(M^-1 (s + u(s) - t) + centre)``.
 
     ``u`` is a cubic B-spline displacement on a coarse grid of control points, ``M`` and ``t`` are the global affine
-    part, and ``O`` lets organs grow and move on their own. Points are (..., 3) arrays of (z, y, x) in mm.
+    part. ``O`` lets organs grow and move on their own. Points are (..., 3) arrays of (z, y, x) in mm.
 
     Attributes:
         matrix: rows of M (3 x 3), canonical to subject.

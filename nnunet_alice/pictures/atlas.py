@@ -27,7 +27,7 @@ _CASE_TINT = np.array([1.0, 0.75, 0.45])
 def draw_atlas(dataset: PreprocessedDataset, report: AtlasReport) -> Path:
     """Draw the registrations of ``report`` (the worst ``MAX_CASES``) and store the picture beside it.
 
-    Each case is brought into the frame of the atlas: middle slices of the atlas across its three axes, tiles of the
+    Each case is brought into the frame of the atlas: middle slices of the atlas across its three axes; tiles of the
     case (orange) alternating with tiles of the atlas (grey), black where the case shows nothing. Outlines that go on
     across the tiles mean a good registration.
 

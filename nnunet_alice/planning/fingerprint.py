@@ -1,6 +1,6 @@
 """nnU-Net's fingerprint of a dataset, made so that one bad case ends nothing and one dirty scan spoils nothing.
 
-nnU-Net extracts it from all cases at once, gives up when a single one cannot be read, and pools the intensities of all
+nnU-Net extracts it from all cases at once, gives up when a single one cannot be read. It pools the intensities of all
 for the statistics that CT is normalised by. Here each case is analysed by nnU-Net's own function; what cannot be read
 is left out by name, and cases whose CT values are unlike those of all others give no intensities. Of clean data the
 figures are nnU-Net's own, digit by digit.

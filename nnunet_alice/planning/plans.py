@@ -103,7 +103,7 @@ def move_target_plans(
     Network, spacing, normalisation and its intensity statistics stay. In the 3D configurations ``batch_size`` becomes
     the number of pairs of views, and a patch that shows nearly the whole volume becomes smaller (:func:`view_size`);
     weights do not depend on it. The moved plans are named ``<plans>_from<number>`` unless named by
-    the caller: the same target always gives the same name, and neither plans nor preprocessed cases of the dataset's
+    the caller: the same target always gives the same name. Neither plans nor preprocessed cases of the dataset's
     own or of a different target can be mixed up with them. Fine-tuning uses the target's own plans, whatever this name.
 
     Args:

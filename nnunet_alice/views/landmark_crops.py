@@ -113,7 +113,7 @@ def crop_with_border(
 ) -> np.ndarray:
     """Crop ``size`` voxels around a point of the volume; beyond its end its outermost voxels are repeated.
 
-    Unlike zeros, that does not draw an edge where a field of view happens to end, by which subjects could be told
+    Unlike zeros, that does not draw an edge where a field of view happens to end. By that subjects could be told
     apart without looking at anatomy.
 
     Args:

@@ -48,7 +48,7 @@ class NumberedBatches:
         """Take every n-th batch; batchgenerators calls it in each worker.
 
         Workers are forked and get one thread: a fork of a process that has computed with several (nnU-Net on the
-        CPU does) inherits OpenMP's team without its threads, and would wait for them for ever.
+        CPU does) inherits OpenMP's team without its threads. It would wait for them for ever.
         """
         torch.set_num_threads(1)
         self.number += thread_id

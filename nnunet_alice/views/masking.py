@@ -14,7 +14,7 @@ def block_shape(patch_size: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of a mask's blocks: up to 16 voxels an axis, but at least 4 blocks along every axis.
 
     64 -> 16 as in the reference; small patches get smaller blocks. Of the sizes that fit, the largest divisor of the
-    axis is taken when it is more than half of the largest size, so that all blocks are whole; otherwise the largest
+    axis is taken when it is more than half of the largest size. So all blocks are whole; otherwise the largest
     size, and the last block is cut. An axis shorter than 4 voxels has blocks of one voxel.
 
     Args:

@@ -71,7 +71,7 @@ class Crop:
 class OverlapSampler:
     """Draws two crops around a shared point, each with its own position and scale.
 
-    The shared point lies at a random place of the inner part of both crops, so every pair overlaps by at least
+    The shared point lies at a random place of the inner part of both crops. So every pair overlaps by at least
     ``2 * margin`` of the smaller crop on each axis (before shifting into the volume, which only adds to it).
 
     A crop that fits is shifted into the volume. On an axis where the volume is smaller than the crop the rest is

@@ -1,6 +1,6 @@
 """Batch normalisation at the head's inputs: what keeps the discriminative terms alive on InstanceNorm networks.
 
-InstanceNorm leaves little but the channel's bias in a pooled map, the same for every volume, and a token's index in
+InstanceNorm leaves little but the channel's bias in a pooled map, the same for every volume. A token's index in
 the crop explains most of what is left in a token. Both constants are removed by normalising over the batch. This
 deviates from the paper, whose transformer needs none of it.
 """
@@ -16,7 +16,7 @@ class BatchNormBatchStatistics(nn.Module):
 
     Every other position is normalised on its own: per channel for (B, D). Statistics are always those of the batch, in
     eval mode and in the teacher too, and carry gradient. With a process group they are those of all ranks' rows, whose
-    numbers may differ, and the gradients are those of a single process on all the rows. Computed in float32, also
+    numbers may differ. The gradients are those of a single process on all the rows. Computed in float32, also
     under autocast. There is no state: ``state_dict`` is empty.
 
     Attributes:

@@ -38,10 +38,10 @@ class AliceSettings:
         prototypes: K, number of prototypes and width of the tokens that CASA sees.
         attention_heads: heads of CASA.
         shared_query: let the student's encoder tokens ask for the teacher's tokens, too, as the paper does. Behind
-            CASA's residual both sides then hold the same query, and ``L_align`` is solved without looking at the image
+            CASA's residual both sides then hold the same query. ``L_align`` is solved without looking at the image
             (0.03 nats after 50 iterations, dropout off); the teacher's own tokens have to be predicted.
         alignment_gain: initial gain of CASA's last LayerNorm. Its outputs are the logits of ``L_align``; at gain 1
-            their standard deviation is 1, where the other logits are cosines of about 0.06, and the temperatures made
+            their standard deviation is 1, where the other logits are cosines of about 0.06. The temperatures made
             for cosines turn them into one-hot targets (loss 26 against ln K = 6.2, and rising).
         max_tokens: tokens per axis at most, of encoder and of decoder; larger maps are averaged. The paper's crops of
             64 voxels give 2 and 4; nnU-Net's patches and strides would give up to 10 and 20, and the head would then

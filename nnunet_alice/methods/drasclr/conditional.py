@@ -16,7 +16,7 @@ from torch.nn import functional
 class LocationGroups(NamedTuple):
     """The distinct locations of a batch and the samples that lie at each.
 
-    The sizes are host integers: which samples share a kernel is known when the batch is put together, and asking the
+    The sizes are host integers: which samples share a kernel is known when the batch is put together. Asking the
     device for it would stall every step and break compiled graphs.
 
     Attributes:
@@ -64,9 +64,8 @@ class LocationContext:
     """Where all conditional layers of one encoder read the locations of the batch that is passing through.
 
     Copying an encoder copies its context with it, so a query and a key encoder never share one. Empty between forward
-    passes: a layer that is reached on a different way than through its `ConditionalEncoder` (also by activation
-    checkpointing of single blocks, which runs them again during backward) raises instead of reusing the locations of
-    the last batch.
+    passes: a layer that is not reached through its `ConditionalEncoder` raises instead of reusing the locations of
+    the last batch. That includes activation checkpointing of single blocks, which runs them again during backward.
     """
 
     def __init__(self) -> None:
@@ -76,7 +75,7 @@ class LocationContext:
 class ConditionalConv3d(nn.Module):
     """3-D convolution with kernel ``W(p) = sum_e r_e(p) W_e``, routing ``r(p) = sigmoid(A p + b)``, one shared bias.
 
-    Kernels are mixed once per distinct location, and the samples of a location go through one convolution together
+    Kernels are mixed once per distinct location. The samples of a location go through one convolution together
     (the reference implementation loops over samples and mixes for each). Mixing runs in the precision of the experts
     also under autocast: then only the mixed kernels are cast to half precision, not all the experts.
 

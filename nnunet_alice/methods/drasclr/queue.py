@@ -2,7 +2,7 @@
 
 The reference holds a queue for each landmark. What lies in it when a landmark is visited again was made a whole round
 ago, by an encoder that has changed since: queries learn to tell old keys from new ones. Training stays at a landmark
-for some steps (`nnunet_alice.views.landmark_crops`), so that its newest keys are all that is needed, and the memory
+for some steps (`nnunet_alice.views.landmark_crops`). So its newest keys are all that is needed, and the memory
 does not grow with the landmarks.
 """
 

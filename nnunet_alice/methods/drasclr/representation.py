@@ -2,7 +2,7 @@
 
 The reference's batch normalisation shifts and scales all patches alike, so that their intensities reach the
 representation. nnU-Net's instance normalisation takes mean and deviation of every channel out of every patch: how dark
-a lung is, is gone after the first layer, and the average of a bottleneck map is close to the same number for every
+a lung is, is gone after the first layer. The average of a bottleneck map is close to the same number for every
 patch. What is taken out is read off here, before it is taken; the encoder and its weights stay as they are.
 """
 

@@ -1,7 +1,7 @@
 """Where the voxels of crops and of their feature maps lie in millimetres, and what a map says at such a place.
 
 Positions are millimetres of the volume, (z, y, x), voxel (0, 0, 0) at the origin. A feature at index i of a map with
-stride s stands for the block of s input voxels that begins at voxel i * s, so its place is the middle of that block,
+stride s stands for the block of s input voxels that begins at voxel i * s. So its place is the middle of that block,
 ``(i + 0.5) * s - 0.5`` voxels: the convention of ``align_corners=False``, by which the paper's reference code brings
 maps and positions to one size.
 """
