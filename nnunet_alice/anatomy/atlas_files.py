@@ -7,7 +7,8 @@ case's image, too (``PreprocessedDataset.image_stamp``), and the fingerprint tha
 preprocessed again is another image.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.parallel import Outcomes
 
 #: Raised when the registration or its stored form changes: older registrations are made again.
 VERSION = 1
@@ -71,12 +73,18 @@ class AtlasReport:
     Attributes:
         atlas_case: name of the atlas.
         fingerprint: what the registrations were made from.
-        records: case -> its record (without ``affine`` when read from the report's file).
+        outcomes: the record of each case (without ``affine`` when read from the report's file).
     """
 
     atlas_case: str
     fingerprint: dict
-    records: dict[str, AtlasRecord] = field(default_factory=dict)
+    outcomes: Outcomes[AtlasRecord]
+
+    @cached_property
+    def records(self) -> dict[str, AtlasRecord]:
+        """Case -> its record, also of those that failed."""
+        failed = {case: AtlasRecord(case, FAILED, reason) for case, reason in self.outcomes.failed.items()}
+        return self.outcomes.results | failed
 
     def named(self, status: str) -> list[AtlasRecord]:
         """Records of one status, worst first."""
@@ -214,4 +222,6 @@ class AtlasFiles:
             records = {case: AtlasRecord(case=case, **entry) for case, entry in content["cases"].items()}
         except (InputError, KeyError, TypeError, AttributeError):
             return None
-        return AtlasReport(atlas_case, fingerprint, records)
+        failed = {case: record.reason for case, record in records.items() if record.status == FAILED}
+        done = {case: record for case, record in records.items() if case not in failed}
+        return AtlasReport(atlas_case, fingerprint, Outcomes(done, list(done), failed))

@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 
 from nnunet_alice.anatomy.orientation import ORIENTATION
-from nnunet_alice.cli.common import SOME_FAILED, end_of_part, positive
+from nnunet_alice.cli.common import SOME_FAILED, positive, say_outcomes
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name, plans_identifier
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     fingerprint = nnunet_folder("nnUNet_preprocessed") / name / "dataset_fingerprint.json"
     if args.part is not None and not fingerprint.is_file():
         raise InputError(f"{name} was not planned yet: run the same with --no_preprocess in place of --part, once.")
-    failed = ensure_fingerprint(name, processes)  # named as they failed
+    status = SOME_FAILED if ensure_fingerprint(name, processes) else 0  # named as they failed
     planned = _plan(args, name)
     if window is not None:
         set_window(name, planned.plans_name, window)
@@ -105,12 +105,11 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.no_preprocess:
         outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part)
-        print(f"Preprocessed: {outcome.done} now, {outcome.kept} before, {len(outcome.failed)} failed.")
-        failed = outcome.failed
-    if args.part is not None:
-        return end_of_part(args.part, bool(outcome.failed))
-    _print_next(args, name, planned.plans_name)
-    return SOME_FAILED if failed else 0
+        report = PreprocessedDataset(name, planned.plans_name, args.c).preprocessing_report
+        status = say_outcomes(name, outcome, "preprocessed", report, args.part)
+    if args.part is None:
+        _print_next(args, name, planned.plans_name)
+    return status
 
 
 def _planners() -> dict[str, type]:

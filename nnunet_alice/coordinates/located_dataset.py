@@ -282,7 +282,7 @@ def _copy_splits(source: str, preprocessed: Path, report: LocationReport) -> Non
     if not splits.is_file():
         return
     located, content = set(report.located), read_json(splits)
-    absent = sorted({case for fold in content for names in fold.values() for case in names} - set(report.cases))
+    absent = sorted({case for fold in content for names in fold.values() for case in names} - report.files.keys())
     if absent:
         logger.warning(
             "%s names %s that the dataset does not have (%s): left out of the folds.",

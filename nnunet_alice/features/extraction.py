@@ -3,9 +3,8 @@
 DrasCLR, Section 4.3: a case is the mean of the features at its landmarks.
 """
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from tqdm import tqdm
 
 from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
@@ -21,10 +19,9 @@ from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.images import DatasetImages, OpenedImage, RawImages
 from nnunet_alice.files import atomic_write
+from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.views.landmark_crops import crop_with_border
-from nnunet_alice.words import counted, telling
-
-logger = logging.getLogger(__name__)
+from nnunet_alice.words import counted
 
 #: patches encoded at once
 _BATCH = 8
@@ -200,7 +197,7 @@ def image_in_world(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
 
 def extract(
     encoder: TrainedEncoder, images: DatasetImages | RawImages, level: str, output: str | os.PathLike
-) -> dict[str, str]:
+) -> Outcomes:
     """Take features of all cases and write them; a case that fails stops no other.
 
     - ``case``: NPZ with ``cases`` (N,), ``features`` (N, C), ``landmarks_seen`` (N,). The mean is over the landmarks
@@ -210,59 +207,38 @@ def extract(
     - ``dense``: ``output`` is a folder; one ``CASE.nii.gz`` a case.
 
     Returns:
-        reason for each case that failed.
+        outcomes of all cases; at level ``case`` with mean feature and number of landmarks seen, at ``patch`` with
+        :class:`PatchFeatures`, at ``dense`` with the file.
 
     Raises:
         InputError: no case could be done; the message holds the first reason.
     """
-    failed: dict[str, str] = {}
+
+    def write(case: str) -> Path:
+        opened = images.open(case)
+        path = Path(output) / f"{case}.nii.gz"
+        write_dense(path, dense_features(encoder, opened), encoder.strides[-1], opened.world_affine())
+        return path
+
+    def mean(case: str) -> tuple[np.ndarray, int]:  # no more than this is kept of a case
+        found = patch_features(encoder, images.open(case))
+        return found.features.mean(axis=0), len(found.landmarks)
+
+    work = {"dense": write, "case": mean, "patch": lambda case: patch_features(encoder, images.open(case))}[level]
+    outcomes: Outcomes[Any] = for_each_case(work, images.cases, doing="Features")
+    outcomes.check_some("turned into features")
+    results = list(outcomes.results.values())
     if level == "dense":
-
-        def write(opened: OpenedImage) -> None:
-            path = Path(output) / f"{opened.geometry.case}.nii.gz"
-            write_dense(path, dense_features(encoder, opened), encoder.strides[-1], opened.world_affine())
-
-        _check(sum(1 for _ in _each(images, write, failed)), failed)
-        return failed
-    cases: list[str] = []
-    patches: list[PatchFeatures] = []
-    means: list[np.ndarray] = []
-    seen: list[int] = []
-    for case, found in _each(images, lambda opened: patch_features(encoder, opened), failed):
-        cases.append(case)
-        if level == "patch":
-            patches.append(found)
-        else:  # no more than this is kept of a case
-            means.append(found.features.mean(axis=0))
-            seen.append(len(found.landmarks))
-    _check(len(cases), failed)
-    content = {"level": level, "cases": np.array(cases), "method": encoder.run["method"]}
+        return outcomes
+    content = {"level": level, "cases": np.array(list(outcomes.results)), "method": encoder.run["method"]}
     if level == "case":
+        means, seen = zip(*results, strict=True)
         content |= {"features": np.stack(means), "landmarks_seen": np.array(seen)}
     else:
-        content["case"] = np.repeat(np.arange(len(patches)), [len(row.landmarks) for row in patches])
+        content["case"] = np.repeat(np.arange(len(results)), [len(row.landmarks) for row in results])
         for name, attribute in (("landmark", "landmarks"), ("location", "locations"), ("point_vox", "points_vox")):
-            content[name] = np.concatenate([getattr(row, attribute) for row in patches])
-        content["features"] = np.concatenate([row.features for row in patches])
+            content[name] = np.concatenate([getattr(row, attribute) for row in results])
+        content["features"] = np.concatenate([row.features for row in results])
     with atomic_write(output) as temporary:
         np.savez_compressed(temporary, **content)
-    return failed
-
-
-def _each(
-    images: DatasetImages | RawImages, work: Callable[[OpenedImage], Any], failed: dict[str, str]
-) -> Iterator[tuple[str, Any]]:
-    """(case, result of ``work``) of the cases that succeed; the others get their reason in ``failed``."""
-    for case in tqdm(images.cases, desc="Features", disable=None):
-        try:
-            result = work(images.open(case))
-        except Exception as error:
-            failed[case] = telling(error)
-            logger.warning("%s failed: %s", case, failed[case])
-            continue
-        yield case, result
-
-
-def _check(done: int, failed: dict[str, str]) -> None:
-    if not done:
-        raise InputError(f"No case gave features; the first reason: {next(iter(failed.values()), 'there is no case')}")
+    return outcomes

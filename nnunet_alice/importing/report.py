@@ -9,6 +9,7 @@ from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.mending import COPY_FOLDER
 from nnunet_alice.nnunet_folders import datasets_by_number
+from nnunet_alice.parallel import Outcomes
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, pasteable
 
@@ -42,7 +43,7 @@ class ImportReport:
         unlistable: folder -> why its files could not be listed.
         other_files: ending -> files that were passed over.
         folder: folder of the dataset; not stored.
-        checked: number of cases that this run read, all others being known already; not stored.
+        read: cases that this run read, all others being known already; not stored.
         gone: imported cases whose files are no more; not stored.
         part: the share of the cases that this run imports; None for all; not stored.
     """
@@ -56,7 +57,7 @@ class ImportReport:
     unlistable: dict[str, str] = field(default_factory=dict)
     other_files: dict[str, dict[str, Any]] = field(default_factory=dict)
     folder: Path = Path()
-    checked: int = 0
+    read: set[str] = field(default_factory=set)
     gone: list[str] = field(default_factory=list)
     part: Part | None = None
 
@@ -69,6 +70,17 @@ class ImportReport:
     def left_out(self) -> dict[str, str]:
         """Reason of each case that was left out, sorted by case."""
         return {case: r["reason"] for case, r in sorted(self.cases.items()) if r["status"] == LEFT_OUT}
+
+    @property
+    def checked(self) -> int:
+        """How many cases this run read."""
+        return len(self.read)
+
+    @property
+    def outcomes(self) -> Outcomes[dict[str, Any]]:
+        """What became of every case; what was left out failed."""
+        imported = {case: self.cases[case] for case in self.imported}
+        return Outcomes(imported, [case for case in imported if case not in self.read], self.left_out)
 
     @property
     def kept(self) -> dict[str, str]:

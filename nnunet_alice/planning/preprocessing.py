@@ -28,7 +28,7 @@ from nnunet_alice.importing.checks import read_case
 from nnunet_alice.importing.report import changed_since_import
 from nnunet_alice.matching.invalidation import forget_all, forget_case
 from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
-from nnunet_alice.parallel import map_cases
+from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, telling
 
@@ -42,21 +42,6 @@ _PARTIAL = ".partial"
 _FLAT = 1e-3
 #: A folder for cases in work in which nothing was written for so long belongs to nobody.
 _ABANDONED_SECONDS = 24 * 3600
-
-
-@dataclass(frozen=True)
-class Preprocessed:
-    """Outcome of :func:`preprocess_cases`.
-
-    Attributes:
-        done: number of cases preprocessed now.
-        kept: number of cases that were there already.
-        failed: reason for each case that failed.
-    """
-
-    done: int
-    kept: int
-    failed: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
 
 def preprocess_cases(
     dataset: str, plans_name: str, configuration: str, num_processes: int, part: Part | None = None
-) -> Preprocessed:
+) -> Outcomes[bool]:
     """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
 
     Cases that are there stay when the stored recipe (spacing, normalisation, resampling...) equals that of the plans
@@ -130,32 +115,27 @@ def preprocess_cases(
     _remove_unnamed(prepared, cases)
     if part is not None:
         cases = {case: cases[case] for case in part.share(cases)}
-    missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
-    random.shuffle(missing)  # several runs then seldom meet at a case; the result does not depend on it
-    kept = len(cases) - len(missing)
-    if not missing:
-        logger.info("All %d cases in %s are preprocessed with these plans already.", kept, folder)
-        write_json(report, {"recipe": recipe, "failed": {}})
-        return Preprocessed(0, kept, {})
-    if kept:
-        logger.info("%d of %d cases are preprocessed already and stay.", kept, len(cases))
-    write_json(report, {"recipe": recipe, "failed": {}})
+    names = random.sample(list(cases), len(cases))  # several runs then seldom meet at a case
     partial = _partial_folder(folder)
     partial.mkdir(parents=True)
     job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, partial)
-    failed = {}
-    for case, outcome in map_cases(_preprocess_case, job, missing, num_processes, "Preprocessing"):
-        if isinstance(outcome, Exception):
-            failed[case] = _why(outcome, cases[case])
-            stays = _stays(prepared, case, cases[case], outcome)
-            kept_as = "stays as it was preprocessed before" if stays else "is left out"
-            logger.warning("Case %s could not be preprocessed and %s: %s.", case, kept_as, failed[case])
+
+    def rescue(case: str, error: Exception) -> bool:
+        stays = "; it stays as it was preprocessed before" if _stays(prepared, case, cases[case], error) else ""
+        raise AliceError(f"{_why(error, cases[case])}{stays}")
+
+    outcomes = for_each_case(
+        functools.partial(_preprocess_case, job),
+        names,
+        doing="Preprocessing",
+        num_processes=num_processes,
+        keep=lambda case: _is_current(folder, case, cases[case]) or None,
+        rescue=rescue,
+        report=lambda so_far: write_json(report, {"recipe": recipe, "failed": so_far.failed}),
+    )
     shutil.rmtree(partial, ignore_errors=True)
-    write_json(report, {"recipe": recipe, "failed": failed})
-    if failed and len(failed) == len(cases):
-        case, reason = next(iter(failed.items()))
-        raise AliceError(f"No case of {dataset} could be preprocessed; case {case}: {reason} (all in {report}).")
-    return Preprocessed(len(missing) - len(failed), kept, failed)
+    outcomes.check_some("preprocessed", report)
+    return outcomes
 
 
 def _why(error: Exception, files: dict[str, Any]) -> str:
@@ -273,21 +253,22 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _preprocess_case(job: _Job, case: str) -> None:
+def _preprocess_case(job: _Job, case: str) -> bool:
     """Preprocess one case and move its files to their place, the image last."""
     cases, dataset_json, plans, configuration, preprocessor = _tools(job)
     if _is_current(job.folder, case, cases[case]):
-        return  # another run did it meanwhile
+        return True  # another run did it meanwhile
     job.partial.mkdir(parents=True, exist_ok=True)  # a run in another container may have taken this one for dead
     preprocessor.run_case_save(
         str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
     )
     _check_not_flat(job.partial / f"{case}.b2nd", configuration.normalization_schemes)
     if _is_current(job.folder, case, cases[case]):
-        return  # the same; what is known of it stays
+        return True  # the same; what is known of it stays
     forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
     for suffix in _SUFFIXES:
         os.replace(job.partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
+    return True
 
 
 def _check_not_flat(file: Path, schemes: Sequence[str]) -> None:
