@@ -9,7 +9,7 @@ import blosc2
 
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import file_stamp, read_json
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
+from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name
 
 #: memory-mapped files crash on Windows, says nnU-Net
 _MMAP_MODE = None if os.name == "nt" else "r"
@@ -106,7 +106,7 @@ class PreprocessedDataset:
     @property
     def number(self) -> int:
         """Dataset number, e.g. 900."""
-        return int(self.name[7:10])
+        return dataset_number(self.name)
 
     @property
     def base(self) -> Path:

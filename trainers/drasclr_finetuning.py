@@ -18,6 +18,7 @@ from nnunet_alice.coordinates.located_dataset import LOCATED
 from nnunet_alice.errors import InputError
 from nnunet_alice.finetuning.settings import DrasCLRFineTuneSettings
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
+from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.planning.memory import more_bytes_of_experts
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
 from nnunet_alice.training.settings import changed
@@ -87,7 +88,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         if LOCATED not in self.dataset_json:
             name = self.plans_manager.dataset_name
             raise InputError(
-                f"{name} has no coordinate channels; run nnunet_alice locate -d {int(name[7:10])} --atlas "
+                f"{name} has no coordinate channels; run nnunet_alice locate -d {dataset_number(name)} --atlas "
                 "checkpoint_final.pth and train on the dataset that it writes."
             )
         super().initialize()

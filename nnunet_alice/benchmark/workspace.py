@@ -15,6 +15,7 @@ from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import file_stamp, read_json, write_json
+from nnunet_alice.nnunet_folders import dataset_number
 
 #: settings that may not change within a folder: they decide which cases a split's name stands for
 _FIXED = ("dataset", "plans", "configuration", "seed", "test")
@@ -110,7 +111,7 @@ class Workspace:
         """Full name of a linked dataset, given by number or name."""
         names = sorted(path.name for path in self.preprocessed.glob("Dataset*"))
         number = int(dataset) if dataset.isdigit() else None
-        return next(name for name in names if name == dataset or int(name[7:10]) == number)
+        return next(name for name in names if name == dataset or dataset_number(name) == number)
 
     @property
     def dataset_folder(self) -> Path:

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_alice.cli.common import name_some, positive, say_outcomes
+from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import counted, pasteable
 
 EXAMPLE = "nnunet_alice locate -d 4 --atlas checkpoint_final.pth -np 8"
@@ -65,7 +66,7 @@ def _locate_dataset(args: argparse.Namespace) -> int:
     status = _say(made.name, made.report, folder / "locations.json", atlas)
     if status == 1:
         return status
-    number, weights = int(made.name[7:10]), args.atlas if str(args.atlas).endswith(".pth") else "CHECKPOINT"
+    number, weights = dataset_number(made.name), args.atlas if str(args.atlas).endswith(".pth") else "CHECKPOINT"
     plans, configuration = made.plans_name, atlas.configuration
     print("Next:")
     if not made.has_fingerprint:

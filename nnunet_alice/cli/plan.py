@@ -13,7 +13,7 @@ from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.cli.common import SOME_FAILED, positive, say_outcomes
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name, plans_identifier
+from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name, plans_identifier
 from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import pasteable
 
@@ -163,7 +163,7 @@ def _results_folder() -> Path:
 
 def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
     """The commands that follow, ready to be pasted."""
-    number = int(name[7:10])
+    number = dataset_number(name)
     checkpoint = _results_folder() / name / f"AliceTrainer__{plans}__{args.c}" / "fold_all" / "checkpoint_final.pth"
     known = not str(checkpoint).startswith("$")  # the shell is to put in the folder
     weights = pasteable("-pretrained_weights", checkpoint) if known else f"-pretrained_weights {checkpoint}"
@@ -185,5 +185,5 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
         print(f"  nnUNetv2_train T {args.c} 0 -p {moved} {weights}")
     else:
         print("  # then fine-tune with the target's own plans")
-        target = int(dataset_name(args.target)[7:10])
+        target = dataset_number(dataset_name(args.target))
         print(f"  nnUNetv2_train {target} {args.c} 0 -p {args.target_plans} {weights}")

@@ -12,6 +12,7 @@ from torch import nn
 from nnunet_alice.checkpoints.loading import first_misfit
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.methods.schedules import linear
+from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import pasteable
 
 _SEGMENTATION = ".seg_layers."
@@ -190,7 +191,8 @@ def load_tensors(
 
 def transfer_hint(path: str | os.PathLike, dataset: str, plans_name: str, configuration: str) -> str:
     """Return what to do about weights that do not fit the plans of a dataset, for ``load_all_but_segmentation``."""
-    words = ["nnunet_alice", "transfer", "-i", path, "-d", int(dataset[7:10]), "-p", plans_name, "-c", configuration]
+    number = dataset_number(dataset)
+    words = ["nnunet_alice", "transfer", "-i", path, "-d", number, "-p", plans_name, "-c", configuration]
     return f"make a file that does with {pasteable(*words, '-o', 'adapted.pth')}"
 
 

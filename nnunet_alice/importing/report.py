@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.mending import COPY_FOLDER
-from nnunet_alice.nnunet_folders import datasets_by_number
+from nnunet_alice.nnunet_folders import dataset_number, dataset_title, datasets_by_number
 from nnunet_alice.parallel import Outcomes
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, pasteable
@@ -179,10 +179,10 @@ def _take_over(report: ImportReport, path: Path) -> None:
     except (TypeError, KeyError, AttributeError, ValueError):
         raise InputError(f"{path} is not a report of import; delete it with its folder.") from None
     if there and before != report.channels:
-        number = int(folder.name[7:10])
+        number = dataset_number(folder.name)
         taken = datasets_by_number()
         free = next((n for n in (*range(number + 1, 1000), *range(1, number)) if n not in taken), "ID")
-        command = pasteable("nnunet_alice", "import", "-i", report.source, "-d", free, "-n", folder.name[11:])
+        command = pasteable("nnunet_alice", "import", "-i", report.source, "-d", free, "-n", dataset_title(folder.name))
         raise InputError(
             f"{folder} was imported with --channel {pasteable(*before)} and stays as it is; for other channels make a "
             f"new dataset: {command} --channel {pasteable(*report.channels)}"
@@ -225,8 +225,8 @@ def signature(files: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 def turning_command(folder: Path, letters: str) -> str:
     """Return a sentence that says how to import a dataset again so that its images lie as these letters say."""
-    number: int | str = int(folder.name[7:10])
-    name = folder.name[11:]
+    number: int | str = dataset_number(folder.name)
+    name = dataset_title(folder.name)
     try:
         report = read_json(folder / REPORT_FILE)
         source, channels = report["source"], report["channels"]

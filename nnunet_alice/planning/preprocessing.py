@@ -27,7 +27,7 @@ from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.checks import read_case
 from nnunet_alice.importing.report import changed_since_import
 from nnunet_alice.matching.invalidation import forget_all, forget_case
-from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
+from nnunet_alice.nnunet_folders import dataset_number, dataset_title, nnunet_folder, plain_name
 from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, telling
@@ -66,7 +66,7 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
 
     folder = nnunet_folder("nnUNet_raw") / dataset
     if not (folder / "dataset.json").is_file():
-        command = f"nnunet_alice import -i FOLDER -d {int(dataset[7:10])} -n {dataset[11:]} --channel CT"
+        command = f"nnunet_alice import -i FOLDER -d {dataset_number(dataset)} -n {dataset_title(dataset)} --channel CT"
         raise NotPreparedError(f"{folder} holds no dataset.json; run: {command}")
     cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
     if not cases:
