@@ -82,13 +82,13 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
             jobs.append(job)
             owners[str(job)] = cell, percent
     outcomes = for_each_case(partial(evaluate, truth), jobs, doing="Comparing", num_processes=num_processes)
-    unusable |= {owners[job][0].name: reason for job, reason in outcomes.failed.items()}
+    unusable |= {owners[name][0].name: reason for name, reason in outcomes.failed.items()}
     tables = {}
-    for job, found in outcomes.results.items():
-        cell, percent = owners[job]
-        tables[job] = found.assign(**keys_of(runner, cell), percent=percent)
+    for name, found in outcomes.results.items():
+        cell, percent = owners[name]
+        tables[name] = found.assign(**keys_of(runner, cell), percent=percent)
     # of a run that cannot be used, what it had on the way is not used either
-    usable = [table for job, table in tables.items() if owners[job][0].name not in unusable]
+    usable = [table for name, table in tables.items() if owners[name][0].name not in unusable]
     if not usable:
         return pd.DataFrame(columns=[*KEYS, "percent", "case", "class", *METRICS]), unusable
     table = pd.concat(usable, ignore_index=True)
