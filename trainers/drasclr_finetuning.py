@@ -121,7 +121,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         self._say_how_tiles_differ(weights.own)
 
     def _compare_atlas(self, checkpoint: dict, filename: str) -> None:
-        located, trained = self.dataset_json[LOCATED]["atlas"], atlas_of_checkpoint(checkpoint, filename).digest
+        located, trained = self.dataset_json[LOCATED]["atlas"], atlas_of_checkpoint(checkpoint, filename).checksum
         if located != trained:
             self.print_to_log_file(
                 f"WARNING: the coordinates of {self.plans_manager.dataset_name} are of another atlas than that of "

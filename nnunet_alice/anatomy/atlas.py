@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
-from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_stamp, load_geometry
+from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_checksum, load_geometry
 from nnunet_alice.anatomy.lungs import lung_geometry
 from nnunet_alice.anatomy.medoid import most_typical
 from nnunet_alice.anatomy.registration import BODY, MIN_QUALITY, register_by
@@ -115,7 +115,7 @@ def _register_one(job: _Job, case: str) -> AtlasRecord:
     geometry = job.atlas
     if case != job.atlas.case:
         geometry = load_geometry(job.dataset, case, job.overwrite)
-    stamp = geometry_stamp(job.dataset, case)
+    checksum = geometry_checksum(job.dataset, case)
     result = register_by(job.region, geometry, job.atlas)
     good = result.quality >= MIN_QUALITY
     record = AtlasRecord(
@@ -128,5 +128,5 @@ def _register_one(job: _Job, case: str) -> AtlasRecord:
         result.correlation,
         result.overlap,
     )
-    AtlasFiles(job.dataset).write_record(record, job.fingerprint, stamp)
+    AtlasFiles(job.dataset).write_record(record, job.fingerprint, checksum)
     return record

@@ -15,7 +15,7 @@ from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.files import file_stamp, read_json, write_json
+from nnunet_alice.files import file_checksum, read_json, write_json
 from nnunet_alice.nnunet_folders import dataset_number
 
 #: how the cases are divided; the names of the splits, in the order of their folds
@@ -199,7 +199,7 @@ class Workspace:
         """Finished runs learned from and were measured against the segmentations that were linked first."""
         record, ending, cases = self.folder / "truth.json", self.file_ending, source.cases()
         known = read_json(record) if record.is_file() else {}
-        found = {case: file_stamp(folder / f"{case}{ending}") for case in cases}
+        found = {case: file_checksum(folder / f"{case}{ending}") for case in cases}
         changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])
         if changed:
             raise InputError(

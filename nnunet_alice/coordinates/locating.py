@@ -17,7 +17,6 @@ hold is said in `nnunet_alice.methods.drasclr.located`.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +37,7 @@ from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
 from nnunet_alice.importing.mending import COPY_ENDING, write_image
+from nnunet_alice.importing.report import file_states
 from nnunet_alice.importing.turning import read_turned
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations, location_weights
 from nnunet_alice.parallel import Outcomes, for_each_case
@@ -77,7 +77,7 @@ class LocationReport:
 
     Attributes:
         folder: where the channels lie.
-        atlas: digest of the atlas.
+        atlas: checksum of the atlas.
         image_channels: number of image channels before the coordinates.
         files: name -> image channels, of all cases.
         outcomes: name -> ``status`` (``ok``; ``poor``: the middle of the atlas everywhere), ``reason``, ``quality``,
@@ -170,7 +170,7 @@ def locate_cases(
     Raises:
         InputError: no case can be used.
     """
-    report = LocationReport(folder, atlas.digest, len(atlas.channels), {case.name: case.files for case in cases})
+    report = LocationReport(folder, atlas.checksum, len(atlas.channels), {case.name: case.files for case in cases})
     known = _read_known(report_file, report)
 
     def keep(case: RawCase) -> dict[str, Any] | None:
@@ -259,7 +259,7 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
         raise InputError(case.problem)
     if len(case.files) != len(job.atlas.channels):
         raise InputError(f"has {counted(len(case.files), 'channel')} instead of {len(job.atlas.channels)}.")
-    files = _signature(case.files)
+    files = file_states(case.files)
     letters = job.atlas.orientation
     turned = read_turned(case.files, "" if letters == TURNED else letters)  # nnU-Net's reader turns all to RAS
     ending = (volume_ending(case.files[0], ENDINGS_OF_IMPORT) or "").lower()
@@ -333,21 +333,9 @@ def _location_map(to_atlas_mm: np.ndarray, atlas: CaseGeometry) -> np.ndarray:
     return np.column_stack([*(step - origin for step in steps), origin])
 
 
-def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What tells whether files changed."""
-    found = []
-    for path in files:
-        status = os.stat(path)
-        found.append({"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns})
-    return found
-
-
 def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
     """The case was located from these very files, and its channels are there."""
-    try:
-        unchanged = record["files"] == _signature(case.files)
-    except OSError:
-        return False
+    unchanged = record["files"] == file_states(case.files)
     return record["status"] != FAILED and unchanged and all((folder / name).is_file() for name in _written(record))
 
 

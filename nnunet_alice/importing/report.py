@@ -205,13 +205,14 @@ def changed_since_import(folder: Path) -> list[str]:
         return sorted(
             case
             for case, record in cases.items()
-            if record["status"] == IMPORTED and record["files"] != signature([file["path"] for file in record["files"]])
+            if record["status"] == IMPORTED
+            and record["files"] != file_states([file["path"] for file in record["files"]])
         )
     except (InputError, KeyError, TypeError, AttributeError):
         return []
 
 
-def signature(files: Sequence[str | Path]) -> list[dict[str, Any]]:
+def file_states(files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Return what tells whether files changed: path, bytes and time of modification, None where they cannot be had."""
     found = []
     for path in map(Path, files):

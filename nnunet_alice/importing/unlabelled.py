@@ -19,7 +19,7 @@ from nnunet_alice.files import write_json
 from nnunet_alice.importing.cases import LABEL_ENDING, LABEL_FOLDER, Job, Task, import_case
 from nnunet_alice.importing.endings import ENDINGS
 from nnunet_alice.importing.intensities import is_ct, outliers
-from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, open_report, signature
+from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, file_states, open_report
 from nnunet_alice.importing.scan import Scan
 from nnunet_alice.importing.sources import scan_source
 from nnunet_alice.nnunet_folders import datasets_by_number, nnunet_folder
@@ -133,7 +133,7 @@ def _sort_out(report: ImportReport, job: Job, scan: Scan) -> list[Task]:
     for record in report.cases.values():
         record.pop("kept", None)
     for candidate in scan.cases:
-        files = signature((*candidate.files, *candidate.data_files))
+        files = file_states((*candidate.files, *candidate.data_files))
         record = report.cases.get(candidate.name, {})
         if candidate.problem:
             verdict = {"status": LEFT_OUT, "reason": candidate.problem}
@@ -156,15 +156,15 @@ def _is_settled(job: Job, case: str, record: dict[str, Any]) -> bool:
 def _check_and_label(report: ImportReport, job: Job, work: list[Task], num_processes: int) -> None:
     """Read every candidate, write its label, record the outcome."""
     # before they are read: what changes meanwhile (a copy that is still running) is read again by the next import
-    signatures = {str(task): signature((*task.candidate.files, *task.candidate.data_files)) for task in work}
+    states = {str(task): file_states((*task.candidate.files, *task.candidate.data_files)) for task in work}
 
     def rescue(task: Task, error: Exception) -> dict[str, Any]:
         case = str(task)
-        return _verdict(job, case, error, signatures[case], report.cases.get(case, {}))
+        return _verdict(job, case, error, states[case], report.cases.get(case, {}))
 
     def save(outcomes: Outcomes[dict[str, Any]]) -> None:
         for case, record in outcomes.results.items():
-            report.cases[case] = {"files": signatures[case], "basis": job.basis} | record
+            report.cases[case] = {"files": states[case], "basis": job.basis} | record
         report.read = set(outcomes.results)
         report.save()
 
@@ -263,11 +263,6 @@ def _write_dataset_json(report: ImportReport) -> None:
     mixed = len({report.cases[case]["orientation"] for case in report.imported}) > 1
     if mixed:
         logger.info("The volumes are oriented differently: nnU-Net will turn them all to RAS when reading.")
-    images = {
-        # a report from before copies has no images, and no data files behind headers
-        case: record.get("images", [file["path"] for file in record["files"]])
-        for case, record in report.cases.items()
-    }
     write_json(
         report.folder / "dataset.json",
         {
@@ -278,7 +273,7 @@ def _write_dataset_json(report: ImportReport) -> None:
             # Named even if nothing is to be turned: nnU-Net would choose by the labels' ending, not the images'.
             "overwrite_image_reader_writer": "SimpleITKIOWithReorient" if mixed else "SimpleITKIO",
             "dataset": {
-                case: {"images": images[case], "label": f"{LABEL_FOLDER}/{case}{LABEL_ENDING}"}
+                case: {"images": report.cases[case]["images"], "label": f"{LABEL_FOLDER}/{case}{LABEL_ENDING}"}
                 for case in report.imported
             },
         },

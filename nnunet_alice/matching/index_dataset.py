@@ -97,13 +97,13 @@ def index_dataset(
     """
     path = Path(checkpoint) if checkpoint is not None else default_checkpoint(dataset)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    describer, digest = load_describer(path, dataset, device)
-    store, fingerprint = IndexStore(dataset), Fingerprint.of(dataset, digest, describer.dimension)
+    describer, checksum = load_describer(path, dataset, device)
+    store, fingerprint = IndexStore(dataset), Fingerprint.of(dataset, checksum, describer.dimension)
     store.begin(fingerprint, path)
 
     def index(case: str) -> bool:
-        stamp = dataset.image_stamp(case)
-        store.write(case, index_case(describer, dataset, case, overwrite), fingerprint, stamp)
+        checksum = dataset.image_checksum(case)
+        store.write(case, index_case(describer, dataset, case, overwrite), fingerprint, checksum)
         return True
 
     def rescue(case: str, error: Exception) -> bool:
@@ -121,13 +121,13 @@ def index_dataset(
     )
     report = IndexReport(path, outcomes)
     if part is None and len(outcomes.results) > 1:
-        known = None if outcomes.done else read_trust(store, digest)
+        known = None if outcomes.done else read_trust(store, checksum)
         try:
             report.trust = known or _measure(dataset)
         except NotPreparedError:  # an index that was there before is damaged: only reading it through tells
             _remove_damaged(store, fingerprint, outcomes)
             report.trust = _measure(dataset)
-        write_trust(store, report.trust, digest)
+        write_trust(store, report.trust, checksum)
     return report
 
 

@@ -90,13 +90,13 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
 
 def _basis(cases: dict[str, dict], dataset_json: dict) -> dict[str, Any]:
     """What a fingerprint depends on."""
-    digest = hashlib.sha256()
+    checksum = hashlib.sha256()
     for case, files in cases.items():
-        stamps = [(path, *_size_and_time(path)) for path in (*files["images"], files["label"])]
-        digest.update(json.dumps([case, stamps]).encode())
+        states = [(path, *_size_and_time(path)) for path in (*files["images"], files["label"])]
+        checksum.update(json.dumps([case, states]).encode())
     reader = dataset_json.get("overwrite_image_reader_writer")
     channels = dataset_json.get("channel_names", dataset_json.get("modality"))
-    return {"version": VERSION, "reader": reader, "channels": channels, "files": digest.hexdigest()}
+    return {"version": VERSION, "reader": reader, "channels": channels, "files": checksum.hexdigest()}
 
 
 def _size_and_time(path: str) -> tuple[int, int]:

@@ -190,7 +190,7 @@ def test_workers_can_be_sent_what_they_need(tmp_path):
     job = pickle.loads(pickle.dumps(locating._Job(atlas, tmp_path, None)))
     case = RawCase("a", (write(tmp_path / "in" / "a_0000.nii.gz", bright_ball()),))
     record = locating._locate_one(job, pickle.loads(pickle.dumps(case)))
-    assert job.atlas.digest == atlas.digest and record == locating._locate_one(
+    assert job.atlas.checksum == atlas.checksum and record == locating._locate_one(
         locating._Job(atlas, tmp_path, None), case
     )
 
@@ -216,11 +216,11 @@ def test_an_atlas_file_keeps_everything_and_damaged_ones_are_named(tmp_path):
     atlas = make_atlas()
     atlas.save(tmp_path / "atlas.npz")
     back = open_atlas(tmp_path / "atlas.npz")
-    assert back.digest == atlas.digest and back.plans == atlas.plans and back.channels == ["MR"]
+    assert back.checksum == atlas.checksum and back.plans == atlas.plans and back.channels == ["MR"]
     np.testing.assert_array_equal(back.geometry.body, atlas.geometry.body)
     assert back.geometry.shape == atlas.geometry.shape and back.geometry.factors == atlas.geometry.factors
     other = compute_geometry("other", bright_ball(seed=1)[None], SPACING)
-    assert Atlas(other, atlas.plans, "3d_fullres", atlas.dataset_json).digest != atlas.digest
+    assert Atlas(other, atlas.plans, "3d_fullres", atlas.dataset_json).checksum != atlas.checksum
     (tmp_path / "cut.npz").write_bytes((tmp_path / "atlas.npz").read_bytes()[:300])
     (tmp_path / "no.json").write_text("{}")
     (tmp_path / "no.pth").write_text("nothing")
