@@ -114,6 +114,7 @@ def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
     """A map a class and case, and a picture of each case; cases that fail are named."""
     import numpy as np
 
+    from nnunet_alice.affine import Affine
     from nnunet_alice.features.maps import dense_map, write_maps
     from nnunet_alice.parallel import for_each_case
     from nnunet_alice.pictures.maps import draw_maps
@@ -123,8 +124,7 @@ def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
         found = dense_map(encoder, opened, fitted, args.step_mm, args.region)
         write_maps(args.maps, opened, found, fitted.classes)
         geometry = opened.geometry
-        to_voxels = np.diag([*geometry.factors, 1.0])
-        to_voxels[:3, 3] = (np.asarray(geometry.factors) - 1) / 2
+        to_voxels = Affine.scaling(geometry.factors, (np.asarray(geometry.factors) - 1) / 2)
         coarse = [found.on(to_voxels, geometry.grid_shape, number) for number in range(len(fitted.classes))]
         draw_maps(geometry, np.stack(coarse), fitted.classes, f"{args.maps}/{case}.png", f"{case}: {args.target}")
         return True

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
-from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, orientation
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
 from nnunet_alice.anatomy.world import world_affine
@@ -228,9 +229,9 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
         return None, 0.0, str(error)
     if found.quality < MIN_QUALITY:
         return None, found.quality, f"registration quality {found.quality:.2f} is below {MIN_QUALITY}"
-    file_to_array = np.linalg.solve(world_affine(properties, forward, shape), _file_to_world(files[0]))
-    to_mm = np.diag([*configuration.spacing, 1.0])
-    return _location_map(found.affine @ to_mm @ file_to_array, atlas.geometry), found.quality, ""
+    file_to_array = world_affine(properties, forward, shape).inverse() @ _file_to_world(files[0])
+    to_atlas_mm = Affine(found.affine) @ Affine.scaling(configuration.spacing) @ file_to_array
+    return _location_map(to_atlas_mm, atlas.geometry), found.quality, ""
 
 
 def coordinate_channels(
@@ -307,8 +308,8 @@ def coordinate_names(case: str, image_channels: int, ending: str) -> list[str]:
     return [f"{case}_{image_channels + axis:04d}{ending}" for axis in range(COORDINATE_CHANNELS)]
 
 
-def _file_to_world(path: Path) -> np.ndarray:
-    """(4, 4) from (z, y, x) voxels of a file to (x, y, z) world mm, LPS."""
+def _file_to_world(path: Path) -> Affine:
+    """Map from (z, y, x) voxels of a file to (x, y, z) world mm, LPS."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -326,10 +327,10 @@ def _file_to_world(path: Path) -> np.ndarray:
     return world_affine(properties, (0, 1, 2), shape)
 
 
-def _location_map(to_atlas_mm: np.ndarray, atlas: CaseGeometry) -> np.ndarray:
-    """(3, 4) map to locations, of a (4, 4) map to mm of the atlas."""
+def _location_map(to_atlas_mm: Affine, atlas: CaseGeometry) -> np.ndarray:
+    """(3, 4) map to locations, of a map to mm of the atlas."""
     corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
-    origin, *steps = to_locations(apply_affine(to_atlas_mm, corners), atlas.shape, atlas.spacing)
+    origin, *steps = to_locations(to_atlas_mm.points(corners), atlas.shape, atlas.spacing)
     return np.column_stack([*(step - origin for step in steps), origin])
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
+from nnunet_alice.anatomy.world import sitk_place
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.images import DatasetImages, OpenedImage, RawImages
@@ -101,7 +103,7 @@ def locations_of(encoder: TrainedEncoder, case_to_atlas_mm: np.ndarray, points_v
     """Atlas coordinates of points (M, 3) of a preprocessed array: (M, 3) float32 in [-1, 1], (z, y, x)."""
     if encoder.atlas is None:
         raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
-    points_mm = apply_affine(case_to_atlas_mm, np.asarray(points_vox) * np.asarray(encoder.spacing))
+    points_mm = Affine(case_to_atlas_mm).points(np.asarray(points_vox) * np.asarray(encoder.spacing))
     found = to_locations(points_mm, encoder.atlas.shape, encoder.atlas.spacing)
     return np.clip(found, -1, 1).astype(np.float32)
 
@@ -162,36 +164,33 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
     return total / weights
 
 
-def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int], world_affine: np.ndarray) -> None:
+def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int], world_affine: Affine) -> None:
     """Write a feature map as a NIfTI of vectors that lies where the image lies, one voxel a cell.
 
     Args:
         path: ``.nii.gz`` to write.
         maps: (C, *cells).
         stride: (3,) voxels of the preprocessed array a cell.
-        world_affine: (4, 4), (z, y, x) voxels of the preprocessed array -> world mm, LPS.
+        world_affine: (z, y, x) voxels of the preprocessed array -> world mm, LPS.
     """
     steps = np.asarray(stride, dtype=float)
-    to_array = np.diag([*steps, 1.0])
-    to_array[:3, 3] = (steps - 1) / 2
-    image = image_in_world(np.moveaxis(maps, 0, -1), world_affine @ to_array)
+    image = image_in_world(np.moveaxis(maps, 0, -1), world_affine @ Affine.scaling(steps, (steps - 1) / 2))
     with atomic_write(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
 
-def image_in_world(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
+def image_in_world(array: np.ndarray, affine: Affine) -> sitk.Image:
     """Array as an image that lies where it belongs.
 
     Args:
         array: (z, y, x), or (z, y, x, C) for an image of vectors.
-        affine: (4, 4), (z, y, x) voxels of the array -> (x, y, z) world mm, LPS.
+        affine: (z, y, x) voxels of the array -> (x, y, z) world mm, LPS.
     """
     image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=array.ndim == 4)
-    columns = affine[:3, 2::-1]  # SimpleITK counts x first
-    spacing = np.linalg.norm(columns, axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((columns / spacing).ravel().tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
+    spacing, direction, origin = sitk_place(affine)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    image.SetOrigin(origin)
     return image
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nnunet_alice.anatomy.world import NoWorldError, PreparedCases, to_voxels, to_world
+from nnunet_alice.anatomy.world import NoWorldError, PreparedCases
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.parallel import for_each_case
@@ -42,7 +42,7 @@ def match_point(
             )
     point_vox = np.asarray(point, dtype=float)
     if world:
-        point_vox = to_voxels(cases.world_affine(case_a), point_vox[None])[0]
+        point_vox = cases.world_affine(case_a).points_back(point_vox[None])[0]
     shape = cases.shape(case_a)
     if not ((point_vox >= -0.5) & (point_vox <= np.asarray(shape) - 0.5)).all():
         raise InputError(
@@ -66,6 +66,6 @@ def match_point(
 def _world(cases: PreparedCases, case: str, points_vox: np.ndarray) -> np.ndarray:
     """World position of one point, NaN where the case has none."""
     try:
-        return to_world(cases.world_affine(case), points_vox)[0]
+        return cases.world_affine(case).points(points_vox)[0]
     except NoWorldError:
         return np.full(3, np.nan)

@@ -11,8 +11,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from support.small_datasets import set_folders
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import compute_geometry
-from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.registration import Registration
 from nnunet_alice.coordinates import locating
 from nnunet_alice.coordinates.atlas_file import Atlas, open_atlas
@@ -113,7 +114,7 @@ def test_coordinates_survive_preprocessing_and_leave_the_image_as_it_is(
     np.testing.assert_array_equal(with_coordinates[:1], without)
     shape = without.shape[1:]
     voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3)
-    expected = to_locations(apply_affine(TO_ATLAS, voxels * SPACING), atlas.geometry.shape, atlas.geometry.spacing)
+    expected = to_locations(Affine(TO_ATLAS).points(voxels * SPACING), atlas.geometry.shape, atlas.geometry.spacing)
     found, valid = (x[0].numpy() for x in decode_locations(torch.from_numpy(with_coordinates[None, 1:])))
     off = np.abs(found - np.clip(expected, -1, 1).T.reshape(3, *shape)).max(axis=0)
     assert valid.mean() > 0.9 and np.quantile(off[valid[0]], 0.99) < 0.02

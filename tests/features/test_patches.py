@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
-from nnunet_alice.anatomy.world import file_grid, to_world, world_affine
+from nnunet_alice.anatomy.world import file_grid, world_affine
 from nnunet_alice.cropping import crop_bounds
 from nnunet_alice.errors import InputError
 from nnunet_alice.features.extraction import encode_patches, locations_of
@@ -75,7 +75,7 @@ class Images:
 
 def labelled(cases, points_vox_of, labels, groups=None) -> PatchLabels:
     """Points given as voxels of preprocessed arrays, in world mm."""
-    points = np.concatenate([to_world(Case(case).world_affine(), points_vox_of[case]) for case in dict.fromkeys(cases)])
+    points = np.concatenate([Case(case).world_affine().points(points_vox_of[case]) for case in dict.fromkeys(cases)])
     cases = np.array(cases)
     return PatchLabels(cases, points, True, np.array(labels), cases if groups is None else np.array(groups))
 
@@ -215,7 +215,7 @@ def test_tables_of_points_in_mm_and_in_voxels(tmp_path):
     table = tmp_path / "patches.csv"
     opened = Case("c1")
     vox = np.array([[4.0, 7, 9], [10, 20, 3]])
-    world = to_world(opened.world_affine(), vox)
+    world = opened.world_affine().points(vox)
     in_file = np.linalg.solve(opened.file_grid()[0], np.c_[world, [1, 1]].T).T[:, :3]
     table.write_text("case,x_mm,y_mm,z_mm,kind,who\n" + "".join(f"c1,{x},{y},{z},a,p\n" for x, y, z in world))
     by_mm = read_patch_table(table, "kind", group="who")
