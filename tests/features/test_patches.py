@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.anatomy.world import file_grid, world_affine
@@ -140,7 +141,7 @@ def test_a_map_is_the_answer_patch_by_patch(fitted, case):
     expected = model.predict_proba(Encoder().features(*patches_at(opened, points)).astype(float))
     np.testing.assert_allclose(made.values[(slice(None), *rows.T)].T, expected, atol=1e-5)
     # On the preprocessed array itself, grid points keep their very answers.
-    whole = made.on(np.eye(4), SHAPE, 1)
+    whole = made.on(Affine(np.eye(4)), SHAPE, 1)
     at = np.round(points).astype(int)
     np.testing.assert_allclose(whole[tuple(at.T)], made.values[(1, *rows.T)], atol=1e-5)
 
@@ -207,7 +208,7 @@ def test_a_regression_maps_its_values(tmp_path):
     assert found.classes == ("value",) and made.values.shape[0] == 1
     y = (made.first_vox + np.argwhere(made.inside) * made.step_vox)[:, 1]
     np.testing.assert_allclose(made.values[0][made.inside], y, atol=1)
-    draw_maps(Case("c1").geometry, made.on(np.eye(4), SHAPE, 0)[None], found.classes, tmp_path / "map.png")
+    draw_maps(Case("c1").geometry, made.on(Affine(np.eye(4)), SHAPE, 0)[None], found.classes, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 
