@@ -111,6 +111,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
             return
         weights = conditional_weights(checkpoint, filename)
         load_conditional_encoder(network.encoder, weights, filename)
+        self._tensors_loaded = sum(1 for _ in network.encoder.parameters())
         loaded, fresh = (sum(p.numel() for p in part.parameters()) for part in (network.encoder, network.decoder))
         self.print_to_log_file(
             f"Loaded the location-conditioned encoder of {filename} ({weights.run['trainer']}): {len(weights.state)} "

@@ -1,6 +1,5 @@
 """Parts of fine-tuning: learning rates over the run and over the network, and whether weights were loaded at all."""
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -151,8 +150,8 @@ def layer_groups(network: nn.Module, encoder_decay: float) -> list[dict]:
 
 def load_all_but_segmentation(
     network: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike, fix: str
-) -> None:
-    """What nnU-Net's ``-pretrained_weights`` copies: every tensor but the segmentation layers', or nothing.
+) -> int:
+    """Copy what nnU-Net's ``-pretrained_weights`` does, every tensor but the segmentation layers', or nothing.
 
     Args:
         network: nnU-Net's, without the wrappers of DDP and ``torch.compile``; changed in place.
@@ -163,13 +162,15 @@ def load_all_but_segmentation(
     Raises:
         CheckpointError: a tensor is missing, or of another shape.
     """
-    load_tensors(network, weights, [name for name in network.state_dict() if _SEGMENTATION not in name], path, fix)
+    return load_tensors(
+        network, weights, [name for name in network.state_dict() if _SEGMENTATION not in name], path, fix
+    )
 
 
 def load_tensors(
     network: nn.Module, weights: Mapping[str, torch.Tensor], names: Iterable[str], path: str | os.PathLike, fix: str
-) -> None:
-    """Copy the tensors of these names, or none.
+) -> int:
+    """Copy the tensors of these names, or none; return how many of them are parameters.
 
     Args:
         network: without the wrappers of DDP and ``torch.compile``; changed in place.
@@ -187,6 +188,7 @@ def load_tensors(
         name, there, here = misfit
         raise CheckpointError(f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}.")
     network.load_state_dict(own | {name: weights[name] for name in names})
+    return len({name for name, _ in network.named_parameters()}.intersection(names))
 
 
 def transfer_hint(path: str | os.PathLike, dataset: str, plans_name: str, configuration: str) -> str:
@@ -194,17 +196,3 @@ def transfer_hint(path: str | os.PathLike, dataset: str, plans_name: str, config
     number = dataset_number(dataset)
     words = ["nnunet_alice", "transfer", "-i", path, "-d", number, "-p", plans_name, "-c", configuration]
     return f"make a file that does with {pasteable(*words, '-o', 'adapted.pth')}"
-
-
-def fingerprints(network: nn.Module) -> dict[str, str]:
-    """Digest of each parameter that ``-pretrained_weights`` would replace (all but the segmentation layers')."""
-    return {
-        name: hashlib.blake2b(value.detach().float().cpu().numpy().tobytes(), digest_size=16).hexdigest()
-        for name, value in network.named_parameters()
-        if _SEGMENTATION not in name
-    }
-
-
-def replaced(before: Mapping[str, str], network: nn.Module) -> list[str]:
-    """Names of the parameters that are not what they were when ``before`` was taken."""
-    return [name for name, digest in fingerprints(network).items() if before[name] != digest]

@@ -1,11 +1,10 @@
 """Faster convolutions on the CPU give the same values."""
 
-import pytest
 import torch
 from support.tiny_networks import tiny_unet
 from torch import nn
 
-from nnunet_alice.training.cpu_convolutions import SMALL_IMAGE, channels_last_on_cpu, small_images_twice_on_cpu
+from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
 
 
 def test_channels_last_changes_the_order_in_memory_and_nothing_else():
@@ -36,36 +35,3 @@ def test_channels_last_changes_the_order_in_memory_and_nothing_else():
     assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
     for a, b in zip(before, gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("device", "batch", "size", "seen"),
-    [
-        ("cpu", 1, 8, 2),
-        ("cpu", 2, 8, 2),
-        ("cpu", 3, 8, 3),
-        ("cuda", 1, 8, 1),
-        ("cpu", 1, 80, 1),
-    ],
-)
-def test_a_single_small_image_is_predicted_twice_and_answered_once(device, batch, size, seen):
-    torch.manual_seed(0)
-    module, images = tiny_unet(features=(4, 8, 12)), torch.randn(batch, 1, size, size, 4)
-    assert (4 * size * size <= SMALL_IMAGE) == (size == 8)
-    counts = []
-    module.encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
-    with torch.inference_mode():
-        alone = module(images)
-        with small_images_twice_on_cpu(module, torch.device(device)):
-            within = module(images)
-        after = module(images)
-    assert counts == [batch, seen, batch]
-    torch.testing.assert_close(within, alone, rtol=1e-4, atol=1e-5)
-    assert torch.equal(after, alone)
-
-
-def test_a_network_is_itself_again_after_an_error_within():
-    module = tiny_unet()
-    with pytest.raises(RuntimeError), small_images_twice_on_cpu(module, torch.device("cpu")):
-        module(torch.zeros(1, 1, 6, 6, 6))  # strides do not fit
-    assert not module._forward_hooks and not module._forward_pre_hooks
