@@ -279,11 +279,14 @@ class PretrainingTrainer(nnUNetTrainer):
         outcome = self._take_step(batch.to(self.device), self.progress)
         self.step += 1  # batches and rates are numbered by the step, skipped or not
         self._skipped.count(outcome.skipped is not None)
-        looks_for_scale = self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1
-        if outcome.skipped == "loss" or (outcome.skipped == "gradients" and not looks_for_scale):
+        if outcome.skipped == "loss" or (outcome.skipped == "gradients" and not self._looks_for_scale()):
             slower = with_learning_rate(type(self).__name__, self.settings.optimisation.learning_rate / 10)
             self._skipped.report(outcome.skipped, outcome.cases, self.current_epoch, slower, self.print_to_log_file)
         return {"metrics": outcome.metrics, "views": len(batch.views), "skipped": outcome.skipped is not None}
+
+    def _looks_for_scale(self) -> bool:
+        """Whether the scaler of the loss skips steps to find its scale."""
+        return self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Take the mean of the epoch's metrics over steps and ranks."""
