@@ -18,6 +18,7 @@ COMMON = {
     "discovery",
     "errors",
     "files",
+    "locks",
     "nnunet_folders",
     "parallel",
     "parts",

@@ -133,9 +133,9 @@ class CaseGeometry:
         return found
 
 
-def grid_factors(shape: Sequence[int], spacing: Sequence[float], max_cells: int = MAX_GRID_CELLS) -> tuple:
-    """Voxels a grid cell, per axis: cells about cubic in mm, about ``max_cells`` of them, none finer than the data."""
-    cell_mm = (math.prod(shape) * math.prod(spacing) / max_cells) ** (1 / 3)
+def grid_factors(shape: Sequence[int], spacing: Sequence[float]) -> tuple:
+    """Return voxels a grid cell, per axis: cubic in mm if it can be, about ``MAX_GRID_CELLS``, none finer than the data."""
+    cell_mm = (math.prod(shape) * math.prod(spacing) / MAX_GRID_CELLS) ** (1 / 3)
     return tuple(min(n, max(1, round(cell_mm / s))) for n, s in zip(shape, spacing, strict=True))
 
 

@@ -239,14 +239,6 @@ def lay_landmarks(
     )
 
 
-def count_cases(seen: Iterable[CaseLandmarks], num_landmarks: int) -> np.ndarray:
-    """How many cases see each landmark: (L,) int64."""
-    counts = np.zeros(num_landmarks, dtype=np.int64)
-    for case in seen:
-        counts[case.landmarks] += 1
-    return counts
-
-
 def _starts(occupied: np.ndarray, patch: int, step: float) -> np.ndarray:
     """First voxels of the patches along an axis that cover voxels ``occupied[0]`` to ``occupied[-1]``, centred."""
     first, extent = occupied[0], occupied[-1] - occupied[0] + 1

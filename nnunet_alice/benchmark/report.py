@@ -39,9 +39,7 @@ class Report:
     summary: pd.DataFrame
 
 
-def write_report(
-    benchmark: str | os.PathLike, num_processes: int = 4, resamples: int = 2000, baseline: str | None = None
-) -> Report:
+def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline: str | None = None) -> Report:
     """Write ``report/`` in the benchmark's folder: ``report.md``, ``cases.csv``, ``summary.csv`` and pictures.
 
     What it says is what the folder holds: the preprocessed dataset and the checkpoints may be gone. Of the images only
@@ -50,7 +48,6 @@ def write_report(
     Args:
         benchmark: folder of the benchmark.
         num_processes: processes that compare segmentations.
-        resamples: bootstrap samples.
         baseline: arm to compare the others with, instead of the benchmark's own; the folder is then
             ``report_against_<baseline>/``.
 
@@ -66,7 +63,7 @@ def write_report(
             f"No test run in {runner.workspace.folder} is finished{reason}; run nnunet_alice benchmark."
         )
     folder = runner.workspace.folder / ("report" if baseline is None else f"report_against_{baseline}")
-    summary = summarise(cases, runner.settings.baseline_arm.name, runner.settings.seed, resamples)
+    summary = summarise(cases, runner.settings.baseline_arm.name, runner.settings.seed)
     _write_csv(cases, folder / "cases.csv")
     _write_csv(summary, folder / "summary.csv")
     draw_label_efficiency(summary, folder / "label_efficiency.png")

@@ -16,7 +16,6 @@ import numpy as np
 from nnunet_alice.benchmark import plan
 from nnunet_alice.benchmark.commands import Command, run_command
 from nnunet_alice.benchmark.exposure import exposure
-from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.plan import Cell
 from nnunet_alice.benchmark.settings import Arm, Settings, parse_settings
 from nnunet_alice.benchmark.splits import Partition
@@ -26,6 +25,7 @@ from nnunet_alice.checkpoints.exporting import find_trainer
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.locks import held
 
 logger = logging.getLogger(__name__)
 

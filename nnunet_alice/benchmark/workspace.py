@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import file_checksum, read_json, write_json
+from nnunet_alice.locks import held
 from nnunet_alice.nnunet_folders import dataset_number
 
 #: how the cases are divided; the names of the splits, in the order of their folds

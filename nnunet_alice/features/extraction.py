@@ -118,8 +118,8 @@ def encode_patches(encoder: TrainedEncoder, image: Any, points_vox: np.ndarray, 
     return np.concatenate(found)
 
 
-def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1) -> np.ndarray:
-    """Feature map of a whole case at the resolution of one stage of the encoder.
+def dense_features(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
+    """Return the feature map of a whole case at the resolution of the encoder's bottleneck.
 
     The case is covered by the encoder's crops, half a crop apart, each encoded at the location of its middle; where
     crops overlap, their features are averaged, weighted towards the middle of each.
@@ -127,12 +127,11 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
     Args:
         encoder: the encoder.
         opened: the case.
-        stage: index of the stage; -1 is the bottleneck.
 
     Returns:
         (C, *cells) float32; cell i covers voxels ``i * stride`` to ``(i + 1) * stride - 1``.
     """
-    stride, size = np.asarray(encoder.strides[stage]), np.asarray(encoder.size)
+    stride, size = np.asarray(encoder.strides[-1]), np.asarray(encoder.size)
     shape = np.asarray(opened.geometry.shape)
     # A plain encoder asks for no place, so that no registration can fail.
     affine = case_to_atlas(encoder, opened) if encoder.conditional else None
@@ -152,7 +151,7 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
         where = np.zeros((len(part), 3))
         if affine is not None and encoder.atlas is not None:
             where = locations_of(encoder, affine, part + (size - 1) / 2)
-        maps = encoder.stages(torch.from_numpy(crops), torch.from_numpy(where))[stage].float().cpu().numpy()
+        maps = encoder.stages(torch.from_numpy(crops), torch.from_numpy(where))[-1].float().cpu().numpy()
         if total is None:
             total = np.zeros((maps.shape[1], *cells), dtype=np.float32)
         for corner, found in zip(part // stride, maps, strict=True):

@@ -19,11 +19,11 @@ _SEGMENTATION = ".seg_layers."
 _STAGE = re.compile(r"encoder\.(?:encoder\.)?stages\.(\d+)\.")
 
 
-def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float = 0.9) -> float:
+def warmup_poly(step: int, total: int, warmup: int, peak: float) -> float:
     """Linear warm-up, then nnU-Net's polynomial decay.
 
     ``peak * (step + 1) / warmup`` while ``step < warmup``, then
-    ``peak * (1 - (step - warmup) / (total - warmup)) ** exponent``; 0 from ``total`` on. No step has rate 0, so that
+    ``peak * (1 - (step - warmup) / (total - warmup)) ** 0.9``; 0 from ``total`` on. No step has rate 0, so that
     none is wasted.
 
     Args:
@@ -31,11 +31,10 @@ def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float
         total: steps of the run.
         warmup: steps of the rise; 0 for nnU-Net's own schedule.
         peak: highest learning rate.
-        exponent: of the decay; nnU-Net's is 0.9.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * linear(step - warmup, total - warmup, 1.0, 0.0) ** exponent
+    return peak * linear(step - warmup, total - warmup, 1.0, 0.0) ** 0.9
 
 
 def kept_epoch(percent: int, epochs: int) -> int:

@@ -41,14 +41,14 @@ class EpochMetrics:
         """
         metrics = metrics_over_ranks(mean_metrics(output["metrics"] for output in outputs), device)
         metrics["skipped_steps"] = sum(output["skipped"] for output in outputs)
-        return cls(metrics | more, sum(output["views"] for output in outputs) * world_size(), time())
+        return cls({**metrics, **more}, sum(output["views"] for output in outputs) * world_size(), time())
 
     def add_validation(
         self, metrics: Sequence[Mapping[str, float]], own: Mapping[str, float], device: torch.device
     ) -> None:
         """Add the means of the validation's losses, and the method's own metrics; all ranks have to call it."""
         losses = {f"val_{k}": value for k, value in mean_metrics(metrics).items() if k.startswith("loss")}
-        self.validation = metrics_over_ranks(losses | own, device)
+        self.validation = metrics_over_ranks({**losses, **own}, device)
 
     def row(self, epoch: int, learning_rate: float, started: float) -> dict[str, float]:
         """Return the row of the history.

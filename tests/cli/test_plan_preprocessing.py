@@ -1,9 +1,6 @@
 """`plan` preprocesses: as nnU-Net does, only what is missing or changed, whatever is killed or damaged."""
 
 import os
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from support.planned_datasets import CASES, TARGET, UNLABELLED, plan, write_imag
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.locks import held
 from nnunet_alice.planning import preprocessing
 
 
@@ -223,7 +221,7 @@ def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
 
 
 def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
-    """A second run starts while the first writes a case: the first one's half-written file stays where it is, and what
+    """A second run does the other cases while the first writes one: the half-written file stays where it is, and what
     the second one finished is not done, let alone written, again.
     """
     folder = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres"
@@ -233,36 +231,31 @@ def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
     def meet(self, output, *arguments):
         targets.append(output)
         if len(targets) == 1:
-            Path(f"{output}.b2nd").write_bytes(b"half a case")
-            assert plan("--target", "4") == 0
-            assert Path(f"{output}.b2nd").read_bytes() == b"half a case"
-            Path(f"{output}.b2nd").unlink()
+            half = Path(f"{output}.b2nd")
+            half.write_bytes(b"half a case")
+            for number, case in enumerate(CASES, start=1):
+                if case != half.stem:
+                    assert plan("--target", "4", "--part", f"{number}/{len(CASES)}") == 0
+            assert half.read_bytes() == b"half a case"
+            half.unlink()
             made.update({path.name: path.stat().st_ino for path in folder.glob("*.b2nd")})
         run_case_save(self, output, *arguments)
 
+    assert plan("--target", "4", "--no_preprocess") == 0
     monkeypatch.setattr(DefaultPreprocessor, "run_case_save", meet)
     assert plan("--target", "4") == 0
-    assert len(targets) == 1 + len(CASES) and len({Path(target).parent for target in targets}) == 2
-    assert made == {path.name: path.stat().st_ino for path in folder.glob("*.b2nd")} and len(made) == 2 * len(CASES)
+    assert len(targets) == len(CASES)
+    there = {path.name: path.stat().st_ino for path in folder.glob("*.b2nd")}
+    assert len(made) == 2 * (len(CASES) - 1) and made.items() <= there.items() and len(there) == 2 * len(CASES)
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == list(CASES)
     assert not list(folder.glob(".partial*"))
 
 
-def test_only_folders_of_dead_or_long_idle_runs_are_removed(tmp_path):
-    here = platform.node()
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        pass
-    names = {
-        "dead": f".partial@{here}@{dead.pid}@1",
-        "alive": f".partial@{here}@{os.getpid()}@2",
-        "elsewhere": f".partial@not{here}@{dead.pid}@3",
-        "idle": f".partial@not{here}@{dead.pid}@4",
-        "of an older version": ".partial",
-    }
-    for name in names.values():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.b2nd").touch()
-    os.utime(tmp_path / names["idle"], (time.time() - 25 * 3600,) * 2)
+def test_only_what_nobody_writes_is_removed(tmp_path):
+    for case in ("dead", "alive"):
+        (tmp_path / ".partial" / case).mkdir(parents=True)
+    with held(tmp_path / ".partial" / "alive.lock"):
+        preprocessing._remove_leftovers(tmp_path)
+        assert sorted(path.name for path in (tmp_path / ".partial").iterdir()) == ["alive", "alive.lock"]
     preprocessing._remove_leftovers(tmp_path)
-    left = {reason for reason, name in names.items() if (tmp_path / name).exists()}
-    assert left == {"alive", "elsewhere", "of an older version"}
+    assert not (tmp_path / ".partial").exists()
