@@ -1,4 +1,4 @@
-"""What ``training.cpu_convolutions`` saves, for small and for stock networks, against torch's default.
+"""What ``training.cpu`` saves, for small and for stock networks, against torch's default.
 
     python benchmarks/cpu_convolutions.py
 
@@ -16,7 +16,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
+from nnunet_alice.training.cpu import channels_last_on_cpu
 
 #: features of the stages, patch, batch
 CASES = (

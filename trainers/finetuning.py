@@ -41,8 +41,7 @@ from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.finetuning.settings import FineTuneSettings
 from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.training.continuing import told_when_interrupted
-from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
-from nnunet_alice.training.cpu_threads import keep_thread_limit
+from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP
 from nnunet_alice.training.nonfinite import GuardedOptimizer, SkippedSteps
 from nnunet_alice.training.ranks import wait_for_all_ranks

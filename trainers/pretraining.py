@@ -33,8 +33,7 @@ from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepRe
 from nnunet_alice.pretraining.settings import PretrainingSettings
 from nnunet_alice.pretraining.step import TrainingStep
 from nnunet_alice.training.continuing import advice_without_checkpoint, longer_run, told_when_interrupted
-from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
-from nnunet_alice.training.cpu_threads import keep_thread_limit
+from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP, share_batch_statistics
 from nnunet_alice.training.epoch import EpochMetrics
 from nnunet_alice.training.history import MetricsHistory

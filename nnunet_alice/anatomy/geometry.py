@@ -134,7 +134,7 @@ class CaseGeometry:
 
 
 def grid_factors(shape: Sequence[int], spacing: Sequence[float]) -> tuple:
-    """Return voxels a grid cell, per axis: cubic in mm if it can be, about ``MAX_GRID_CELLS``, none finer than the data."""
+    """Return voxels a grid cell, per axis: about cubic in mm, ``MAX_GRID_CELLS`` cells, none finer than the data."""
     cell_mm = (math.prod(shape) * math.prod(spacing) / MAX_GRID_CELLS) ** (1 / 3)
     return tuple(min(n, max(1, round(cell_mm / s))) for n, s in zip(shape, spacing, strict=True))
 

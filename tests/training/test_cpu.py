@@ -1,10 +1,11 @@
-"""Faster convolutions on the CPU give the same values."""
+"""Training on the CPU: faster convolutions give the same values, and OMP_NUM_THREADS limits the threads."""
 
+import pytest
 import torch
 from support.tiny_networks import tiny_unet
 from torch import nn
 
-from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
+from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 
 
 def test_channels_last_changes_the_order_in_memory_and_nothing_else():
@@ -35,3 +36,25 @@ def test_channels_last_changes_the_order_in_memory_and_nothing_else():
     assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
     for a, b in zip(before, gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("limit", "device", "threads"),
+    [
+        ("1", "cpu", 1),
+        ("1,1", "cpu", 1),
+        ("2", "cpu", 2),
+        ("8", "cpu", 2),
+        ("0", "cpu", 2),
+        ("many", "cpu", 2),
+        (None, "cpu", 2),
+        ("1", "cuda", 2),
+    ],
+)
+def test_threads_are_limited_on_the_cpu_only(limit, device, threads, two_threads, monkeypatch):
+    if limit is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    keep_thread_limit(torch.device(device))
+    assert torch.get_num_threads() == threads
