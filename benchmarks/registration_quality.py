@@ -3,7 +3,7 @@
     python -m benchmarks.registration_quality hippocampus --data ../shared/data --out quality.csv --cases 40
 
 Labels are only looked at afterwards: those of the atlas, brought onto the case, against the case's own. Some cases are
-registered again upside down: a map that looks plausible and is wrong.
+registered again upside down: a map that looks plausible and is wrong. Run again, it does what is missing.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from nnunet_alice.anatomy.medoid import most_typical
 from nnunet_alice.anatomy.registration import Registration, cell_map, register, warp_atlas
 
 _BINS = 32
+#: grid cells of a window of the local correlation, on every axis
+_WINDOW = 7
 
 
 def figures(result: Registration, case: CaseGeometry, atlas: CaseGeometry) -> dict[str, float]:
@@ -36,6 +38,7 @@ def figures(result: Registration, case: CaseGeometry, atlas: CaseGeometry) -> di
         "information_of_both_bodies": shared_information(
             np.where(case.body, image, -8)[either], np.where(warped_body, warped, -8)[either]
         ),
+        "local_correlation": local_correlation(image, warped, both),
         "gradient_correlation": float(np.corrcoef(slopes(image)[both], slopes(warped)[both])[0, 1]),
     }
 
@@ -45,6 +48,15 @@ def shared_information(a: np.ndarray, b: np.ndarray) -> float:
     joint, *_ = np.histogram2d(a.astype(float), b.astype(float), _BINS)
     parts = entropy(joint.sum(0)) + entropy(joint.sum(1))
     return float(2 * (parts - entropy(joint.ravel())) / parts) if parts > 0 else 0.0
+
+
+def local_correlation(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Mean over cells of the squared correlation in a window around each: blind to the contrast."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    mean_a, mean_b, aa, bb, ab = (ndimage.uniform_filter(image, _WINDOW) for image in (a, b, a * a, b * b, a * b))
+    variances = (aa - mean_a**2) * (bb - mean_b**2)
+    squared = np.divide((ab - mean_a * mean_b) ** 2, variances, out=np.zeros_like(a), where=variances > 1e-3)
+    return float(squared[where].mean())
 
 
 def slopes(image: np.ndarray) -> np.ndarray:
@@ -97,9 +109,15 @@ def main() -> None:
     geometries = {case: compute_geometry(case, image[None], spacing) for case, (image, _) in volumes.items()}
     atlas = geometries[most_typical(list(geometries), geometries.__getitem__)]
     atlas_label = on_grid(volumes[atlas.case][1], atlas)
+    done = set()
+    if args.out.exists():
+        with open(args.out, newline="") as file:
+            done = {(row["set"], row["case"], row["upside_down"]) for row in csv.DictReader(file)}
     others = [case for case in volumes if case != atlas.case]
     for turned, cases in ((False, others), (True, others[: args.upside_down])):
         for case in cases:
+            if (args.set, case, str(int(turned))) in done:
+                continue
             image, label = (array[::-1] if turned else array for array in volumes[case])
             geometry = compute_geometry(case, np.ascontiguousarray(image)[None], spacing)
             started = time.process_time()
