@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import blosc2
 
 from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import file_stamp, read_json
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
+from nnunet_alice.files import file_checksum, read_json
+from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name
 
 if TYPE_CHECKING:
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
@@ -124,7 +124,7 @@ class PreprocessedDataset:
     @property
     def number(self) -> int:
         """Dataset number, e.g. 900."""
-        return int(self.name[7:10])
+        return dataset_number(self.name)
 
     @property
     def base(self) -> Path:
@@ -203,13 +203,13 @@ class PreprocessedDataset:
                 raise InputError(f"{path} cannot be read ({error}); delete it and preprocess again.") from error
         return self._dataset.load_case(case)[0]
 
-    def image_stamp(self, case: str) -> str | None:
+    def image_checksum(self, case: str) -> str | None:
         """Return a cheap checksum of the preprocessed image of a case; None without a file.
 
-        The :func:`file_stamp`; a blosc2 file says at its ends how long each of its chunks is.
+        See :func:`file_checksum`; a blosc2 file says at its ends how long each of its chunks is.
         """
-        stamps = (file_stamp(self.folder / f"{case}{suffix}") for suffix in (".b2nd", ".npz"))
-        return next(filter(None, stamps), None)
+        checksums = (file_checksum(self.folder / f"{case}{suffix}") for suffix in (".b2nd", ".npz"))
+        return next(filter(None, checksums), None)
 
     def shape(self, case: str) -> tuple[int, ...]:
         """Return the shape of a case's preprocessed array without channels, (z, y, x) voxels."""

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ, is_orientation, reader_that_gives
@@ -29,15 +30,15 @@ class OpenedImage(Protocol):
     image: Any
     geometry: CaseGeometry
 
-    def world_affine(self) -> np.ndarray:
-        """Return the (4, 4) affine from (z, y, x) voxels of the array to (x, y, z) world mm."""
+    def world_affine(self) -> Affine:
+        """Return the map from (z, y, x) voxels of the array to (x, y, z) world mm."""
         ...
 
-    def file_grid(self) -> tuple[np.ndarray, tuple[int, ...]]:
-        """Return the affine of the file's voxels to world mm, and their number on each axis."""
+    def file_grid(self) -> tuple[Affine, tuple[int, ...]]:
+        """Return the map from the file's voxels to world mm, and their number on each axis."""
         ...
 
-    def known_affine(self, atlas_case: str) -> np.ndarray | None:
+    def known_affine(self, atlas_case: str) -> Affine | None:
         """Return the stored map to mm of an atlas case; None without one."""
         ...
 
@@ -49,9 +50,9 @@ class _Opened:
         self,
         image: Any,
         geometry: CaseGeometry,
-        world: Callable[[], np.ndarray],
-        grid: Callable[[], tuple[np.ndarray, tuple[int, ...]]],
-        known: Callable[[str], np.ndarray | None],
+        world: Callable[[], Affine],
+        grid: Callable[[], tuple[Affine, tuple[int, ...]]],
+        known: Callable[[str], Affine | None],
     ) -> None:
         self.image, self.geometry = image, geometry
         self.world_affine, self.file_grid, self.known_affine = world, grid, known
