@@ -11,7 +11,6 @@ TOP = Path(__file__).resolve().parents[1]
 PACKAGE = "nnunet_alice"
 #: modules at the top of the package that every room may import
 COMMON = {
-    "__init__",
     "affine",
     "cropping",
     "dataset",
