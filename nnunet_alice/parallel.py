@@ -215,6 +215,7 @@ def _parallel(work: Callable, cases: Sequence, num_processes: int) -> Iterator[t
         while True:
             if broken:
                 pool, broken = _pool(min(num_processes, len(cases))), False
+            assert pool is not None
             suspects = yield from _drain(pool, work, waiting, 2 * num_processes)
             if not suspects:
                 return

@@ -88,6 +88,8 @@ class PairPlanning:
     UNet_reference_val_3d: float
     UNet_reference_val_corresp_bs_3d: int
     UNet_reference_val_corresp_GB: float
+    UNet_vram_target_GB: float
+    UNet_featuremap_min_edge_length: int
     standard_gigabytes: float = 8
 
     def __init__(
@@ -189,7 +191,7 @@ class PairPlanning:
         _cache: dict,
     ) -> dict:
         """Return nnU-Net's configuration, in 3D with a patch for block masks and pairs of views for a batch."""
-        plan = super().get_plans_for_configuration(
+        plan = super().get_plans_for_configuration(  # type: ignore[misc]  # mixed in before nnU-Net's planner
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         if len(spacing) == 3:

@@ -159,11 +159,17 @@ class FineTuneTrainer(nnUNetTrainer):
             self._encoder_learns(False)  # before DDP looks which parameters will have gradients
         total = self.num_epochs * self.num_iterations_per_epoch
         groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+        optimizer: torch.optim.Optimizer
         if settings.optimizer_name == "AdamW":
             optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
         else:
-            momentum = {"momentum": short_momentum(total), "nesterov": True}
-            optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, weight_decay=self.weight_decay, **momentum)
+            optimizer = torch.optim.SGD(
+                groups,
+                lr=settings.learning_rate,
+                weight_decay=self.weight_decay,
+                momentum=short_momentum(total),
+                nesterov=True,
+            )
         schedule = FineTuneSchedule(
             total=total,
             warmup=round(settings.warmup_share * total),

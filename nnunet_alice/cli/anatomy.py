@@ -144,7 +144,9 @@ def _register(args: argparse.Namespace) -> int:
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
     _note_subjects(args, dataset)
-    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by, args.part)
+    report = prepare_atlas(
+        dataset, args.np, atlas_case=args.atlas, overwrite=args.overwrite, region=args.register_by, part=args.part
+    )
     done = f"registered to the atlas {report.atlas_case}"
     status = say_outcomes(dataset.name, report.outcomes, done, AtlasFiles(dataset).report_file, args.part)
     name_some(POOR, [(record.case, record.reason) for record in report.named(POOR)])

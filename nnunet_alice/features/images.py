@@ -38,8 +38,8 @@ class OpenedImage(Protocol):
         """Return the map from the file's voxels to world mm, and their number on each axis."""
         ...
 
-    def known_affine(self, atlas_case: str) -> Affine | None:
-        """Return the stored map to mm of an atlas case; None without one."""
+    def known_affine(self, atlas_case: str) -> np.ndarray | None:
+        """Return the stored (4, 4) map from mm to mm of an atlas case; None without one."""
         ...
 
 
@@ -52,7 +52,7 @@ class _Opened:
         geometry: CaseGeometry,
         world: Callable[[], Affine],
         grid: Callable[[], tuple[Affine, tuple[int, ...]]],
-        known: Callable[[str], Affine | None],
+        known: Callable[[str], np.ndarray | None],
     ) -> None:
         self.image, self.geometry = image, geometry
         self.world_affine, self.file_grid, self.known_affine = world, grid, known

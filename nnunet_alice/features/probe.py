@@ -113,7 +113,7 @@ def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 
 #: predictions by name, fold and penalty of each case, models by fold, metrics
-_Answers = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[Any], dict[str, Callable[[np.ndarray], float]]]
+_Answers = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[Any], dict[str, Metric]]
 
 
 def _classify(data: ProbeData, folds: int, seed: int) -> _Answers:
@@ -201,7 +201,11 @@ def _regress(data: ProbeData, folds: int, seed: int) -> _Answers:
         one, other = true_ranks[at], ranks[at]
         return float(np.corrcoef(one, other)[0, 1]) if np.ptp(one) > 0 and np.ptp(other) > 0 else np.nan
 
-    metrics = {"r2": explained, "mae": lambda at: float(np.abs(target - predicted)[at].mean()), "spearman": correlation}
+    metrics: dict[str, Metric] = {
+        "r2": explained,
+        "mae": lambda at: float(np.abs(target - predicted)[at].mean()),
+        "spearman": correlation,
+    }
     return {"predicted": predicted}, fold, np.array(penalties), models, metrics
 
 
