@@ -17,7 +17,7 @@ from scipy.stats import entropy
 
 from benchmarks.fast.sets import SETS, read_case
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
-from nnunet_alice.anatomy.medoid import most_typical
+from nnunet_alice.anatomy.medoid import find_medoid
 from nnunet_alice.anatomy.registration import Registration, cell_map, register, warp_atlas
 
 _BINS = 32
@@ -107,7 +107,7 @@ def main() -> None:
         volumes[path.name.removesuffix(".nii.gz")] = (image, label)
     spacing = (settings.spacing_mm,) * 3
     geometries = {case: compute_geometry(case, image[None], spacing) for case, (image, _) in volumes.items()}
-    atlas = geometries[most_typical(list(geometries), geometries.__getitem__)]
+    atlas = geometries[find_medoid(list(geometries), geometries.__getitem__)]
     atlas_label = on_grid(volumes[atlas.case][1], atlas)
     done = set()
     if args.out.exists():

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
-from nnunet_alice.anatomy.medoid import most_typical
+from nnunet_alice.anatomy.medoid import find_medoid
 from nnunet_alice.anatomy.registration import register
 
 
@@ -61,7 +61,7 @@ def prepare(name: str, data: Path, out: Path) -> None:
         images[case] = (values - mean) / std
     spacing = (settings.spacing_mm,) * 3
     geometries = {case: compute_geometry(case, image[None], spacing) for case, image in images.items()}
-    atlas = most_typical(list(geometries), geometries.__getitem__)
+    atlas = find_medoid(list(geometries), geometries.__getitem__)
     for case, geometry in tqdm(geometries.items(), desc=f"Registering {name}"):
         affine, quality = np.eye(4), 1.0
         if case != atlas:

@@ -8,7 +8,7 @@ from functools import partial
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
 from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_checksum, load_geometry
 from nnunet_alice.anatomy.lungs import lung_geometry
-from nnunet_alice.anatomy.medoid import most_typical
+from nnunet_alice.anatomy.medoid import find_medoid
 from nnunet_alice.anatomy.registration import BODY, MIN_QUALITY, register_by
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
@@ -112,7 +112,7 @@ def _choose_atlas(files: AtlasFiles, cases: list[str], asked: str | None, overwr
         raise InputError(f"There is no preprocessed case '{asked}' in {files.dataset.folder}; check --atlas.")
     chosen = asked or (None if overwrite else files.atlas_case())
     if chosen not in cases:
-        chosen = most_typical(cases, lambda case: load_geometry(files.dataset, case, overwrite))
+        chosen = find_medoid(cases, lambda case: load_geometry(files.dataset, case, overwrite))
     return load_geometry(files.dataset, chosen, overwrite)
 
 

@@ -18,7 +18,7 @@ _SEED = 0
 _ROUGH = 8
 
 
-def most_typical(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry]) -> str:
+def find_medoid(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry]) -> str:
     """Return the case whose size, body shape and intensities differ least from those of the others.
 
     A seeded choice of ``MAX_CANDIDATES`` cases stands for all of them. Each of the three kinds of difference is

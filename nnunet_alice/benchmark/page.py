@@ -83,8 +83,8 @@ def _facts(runner: Runner, unusable: dict[str, str], runs: int) -> list[str]:
     trainers = sorted({arm.trainer.replace("_scratch", "") for arm in settings.arms})
     if len(trainers) > 1:
         lines.append(f"- **Arms differ in more than their start**: their trainers are {', '.join(trainers)}.")
-    exposure = runner.exposure()
-    lines += [f"- **{arm.name}** ({arm.trainer}): {exposure[arm.name]['says']}." for arm in settings.arms]
+    leakage = runner.leakage()
+    lines += [f"- **{arm.name}** ({arm.trainer}): {leakage[arm.name]['says']}." for arm in settings.arms]
     lines += [f"- **Left out**: {name}: {why}" for name, why in unusable.items()]
     lines.append(f"- nnunet_alice {__version__}, {date.today().isoformat()}.")
     return lines

@@ -15,7 +15,7 @@ import numpy as np
 
 from nnunet_alice.benchmark import plan
 from nnunet_alice.benchmark.commands import Command, run_command
-from nnunet_alice.benchmark.exposure import exposure
+from nnunet_alice.benchmark.leakage import leakage
 from nnunet_alice.benchmark.plan import Cell
 from nnunet_alice.benchmark.settings import Arm, Settings, parse_settings
 from nnunet_alice.benchmark.splits import Partition
@@ -30,7 +30,7 @@ from nnunet_alice.locks import held
 logger = logging.getLogger(__name__)
 
 #: whether pretraining saw test images, of each arm
-_EXPOSURE = "exposure.json"
+_LEAKAGE = "exposure.json"
 
 
 class RateUnknown(Exception):
@@ -84,7 +84,7 @@ class Runner:
         self.weights.check()
         self.splits = self._wanted_splits()
         self.folds = self.workspace.write_splits(self.splits.items())
-        self._record_exposure()
+        self._record_leakage()
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike, baseline: str | None = None) -> "Runner":
@@ -111,9 +111,9 @@ class Runner:
         cells = [*self.tuning_cells(), *self.test_cells()]
         return dict(plan.splits(self.settings, self.divisions, cells))
 
-    def _record_exposure(self) -> None:
+    def _record_leakage(self) -> None:
         """Write down of each arm whether its pretraining saw test images, which its checkpoints' files tell."""
-        known = self.exposure()
+        known = self.leakage()
         listed = read_json(self.workspace.dataset_folder / "dataset.json").get("dataset", {})
         tests = {case for partition in self.divisions for case in partition.test}
         images = {case: listed.get(case, {}).get("images", []) for case in sorted(tests)}
@@ -121,12 +121,12 @@ class Runner:
             checksums = [self.weights.checksum(arm.name, number) for number in range(len(arm.checkpoints))]
             made_from = [checksums, arm.saw_test_images, len(tests)]
             if known.get(arm.name, {}).get("made_from") != made_from:
-                known[arm.name] = {"made_from": made_from, "says": exposure(arm, images)}
-        write_json(self.workspace.folder / _EXPOSURE, known)
+                known[arm.name] = {"made_from": made_from, "says": leakage(arm, images)}
+        write_json(self.workspace.folder / _LEAKAGE, known)
 
-    def exposure(self) -> dict[str, dict[str, Any]]:
+    def leakage(self) -> dict[str, dict[str, Any]]:
         """Return arm -> record of whether its pretraining saw test images; ``says`` has it in a sentence."""
-        path = self.workspace.folder / _EXPOSURE
+        path = self.workspace.folder / _LEAKAGE
         return read_json(path) if path.is_file() else {}
 
     def tuning_cells(self) -> list[Cell]:

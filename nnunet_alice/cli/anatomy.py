@@ -110,20 +110,20 @@ def _index(args: argparse.Namespace) -> int:
     status = say_outcomes(dataset.name, report.outcomes, "indexed", IndexStore(dataset).folder, args.part)
     if args.part is not None:
         return status
-    if report.trust is None:
+    if report.calibration is None:
         print("Fewer than two cases have an index: nothing can be matched.")
         return 1
-    trust = report.trust
+    calibration = report.calibration
     came_back = (
-        f"Of {trust.points} points matched to a different case and back, {trust.returned:.0%} came back within "
-        f"{trust.tolerance_mm:.1f} mm."
+        f"Of {calibration.points} points matched to a different case and back, {calibration.returned:.0%} came back "
+        f"within {calibration.tolerance_mm:.1f} mm."
     )
-    if trust.finds_nothing:
+    if calibration.finds_nothing:
         print(f"{came_back} No score tells which, so no match is trusted: train the embedding longer.")
         return 1
     print(
-        f"{came_back} Matches are trusted from a score of {trust.threshold:.3f} on: "
-        f"{trust.accepted:.0%} of all, of which {trust.returned_of_accepted:.0%} came back."
+        f"{came_back} Matches are trusted from a score of {calibration.threshold:.3f} on: "
+        f"{calibration.accepted:.0%} of all, of which {calibration.returned_of_accepted:.0%} came back."
     )
     arguments = f"-d {dataset.number} -p {args.p} -c {args.c}"
     print(

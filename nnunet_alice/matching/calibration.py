@@ -26,7 +26,7 @@ _FEWEST = 0.1
 
 
 @dataclass(frozen=True)
-class Trust:
+class Calibration:
     """Threshold of scores and what it was learned from.
 
     Points are matched from A to B and back. Those that come back are mostly right; those that do not are mostly wrong
@@ -59,7 +59,7 @@ class Trust:
         return math.isinf(self.threshold)
 
 
-def measure_trust(matcher: Matcher, spacing_mm: tuple[float, ...], tolerance_mm: float) -> Trust:
+def calibrate(matcher: Matcher, spacing_mm: tuple[float, ...], tolerance_mm: float) -> Calibration:
     """Match points there and back between random pairs of cases.
 
     Args:
@@ -79,23 +79,24 @@ def measure_trust(matcher: Matcher, spacing_mm: tuple[float, ...], tolerance_mm:
         off[answered] = np.linalg.norm((back.points_vox - points[answered]) * spacing_mm, axis=1)
         scores.append(there.scores)
         off_mm.append(off)
-    trust = trust_in(np.concatenate(scores), np.concatenate(off_mm) <= tolerance_mm, float(tolerance_mm))
-    if trust.finds_nothing:
+    calibration = calibration_of(np.concatenate(scores), np.concatenate(off_mm) <= tolerance_mm, float(tolerance_mm))
+    if calibration.finds_nothing:
         logger.warning(
             "Only %.0f %% of %d points came back, and no score tells them from the others: this embedding finds "
-            "nothing, and none of its matches is trusted; train longer.", 100 * trust.returned, trust.points,
+            "nothing, and none of its matches is trusted; train longer.",
+            100 * calibration.returned, calibration.points,
         )  # fmt: skip
-    return trust
+    return calibration
 
 
-def trust_in(scores: np.ndarray, returned: np.ndarray, tolerance_mm: float) -> Trust:
+def calibration_of(scores: np.ndarray, returned: np.ndarray, tolerance_mm: float) -> Calibration:
     """Return which scores to trust, of (N,) matches and whether each came back (N,), bool."""
     threshold = max(_low_score(scores, returned), _reliable_score(scores, returned))
     if (scores >= threshold).mean() < _FEWEST:
-        return Trust(math.inf, float(returned.mean()), 0.0, 0.0, tolerance_mm, len(scores))
+        return Calibration(math.inf, float(returned.mean()), 0.0, 0.0, tolerance_mm, len(scores))
     accepted = scores >= threshold
     shares = float(returned.mean()), float(accepted.mean()), float(returned[accepted].mean())
-    return Trust(threshold, *shares, tolerance_mm, len(scores))
+    return Calibration(threshold, *shares, tolerance_mm, len(scores))
 
 
 def _low_score(scores: np.ndarray, returned: np.ndarray) -> float:
@@ -110,16 +111,16 @@ def _reliable_score(scores: np.ndarray, returned: np.ndarray) -> float:
     return float(scores[order[reliable][-1]]) if reliable.any() else math.inf
 
 
-def write_trust(store: IndexStore, trust: Trust, checkpoint: str) -> None:
+def write_calibration(store: IndexStore, calibration: Calibration, checkpoint: str) -> None:
     """Keep what was measured beside the indices of a checkpoint (its SHA-256)."""
-    threshold = None if trust.finds_nothing else trust.threshold  # JSON knows no infinity
-    content = {"version": VERSION, "checkpoint": checkpoint, **asdict(trust), "threshold": threshold}
-    write_json(store.trust_file, content)
+    threshold = None if calibration.finds_nothing else calibration.threshold  # JSON knows no infinity
+    content = {"version": VERSION, "checkpoint": checkpoint, **asdict(calibration), "threshold": threshold}
+    write_json(store.calibration_file, content)
 
 
-def read_trust(store: IndexStore, checkpoint: str) -> Trust | None:
+def read_calibration(store: IndexStore, checkpoint: str) -> Calibration | None:
     """Return what was measured with the indices of this checkpoint; None where nothing was, or otherwise."""
-    path = store.trust_file
+    path = store.calibration_file
     if not path.is_file():
         return None
     try:
@@ -127,7 +128,7 @@ def read_trust(store: IndexStore, checkpoint: str) -> Trust | None:
         if (content.pop("version", None), content.pop("checkpoint")) != (VERSION, checkpoint):
             return None
         threshold = content.pop("threshold")
-        return Trust(threshold=math.inf if threshold is None else threshold, **content)
+        return Calibration(threshold=math.inf if threshold is None else threshold, **content)
     except (InputError, KeyError, TypeError, ValueError) as error:
         logger.warning("%s is not usable (%s) and is ignored.", path, error)
         return None

@@ -142,7 +142,7 @@ class IndexStore:
         return self.folder / "index.json"
 
     @property
-    def trust_file(self) -> Path:
+    def calibration_file(self) -> Path:
         """JSON file with the scores to trust (``matching.calibration``); written last, when all is finished."""
         return self.folder / "trust.json"
 
@@ -179,7 +179,7 @@ class IndexStore:
                 logger.info("%d indices of a different checkpoint, plans or version are deleted.", len(stale))
             for path in stale:
                 path.unlink(missing_ok=True)  # a different process may begin at the same time
-            self.trust_file.unlink(missing_ok=True)
+            self.calibration_file.unlink(missing_ok=True)
         if described != fingerprint or self.checkpoint_file != made_by:
             write_json(self.description_file, {**asdict(fingerprint), "checkpoint_file": str(made_by)})
 

@@ -11,7 +11,7 @@ import torch
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError
-from nnunet_alice.matching.calibration import Trust, measure_trust, read_trust, write_trust
+from nnunet_alice.matching.calibration import Calibration, calibrate, read_calibration, write_calibration
 from nnunet_alice.matching.describing import METHOD, Describer, load_describer
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.matching.search import EmbeddingMatcher
@@ -40,7 +40,7 @@ class IndexReport:
 
     checkpoint: Path
     outcomes: Outcomes[bool]
-    trust: Trust | None = None
+    calibration: Calibration | None = None
 
 
 def default_checkpoint(dataset: PreprocessedDataset) -> Path:
@@ -121,13 +121,13 @@ def index_dataset(
     )
     report = IndexReport(path, outcomes)
     if part is None and len(outcomes.results) > 1:
-        known = None if outcomes.done else read_trust(store, checksum)
+        known = None if outcomes.done else read_calibration(store, checksum)
         try:
-            report.trust = known or _measure(dataset)
+            report.calibration = known or _measure(dataset)
         except NotPreparedError:  # an index that was there before is damaged: only reading it through tells
             _remove_damaged(store, fingerprint, outcomes)
-            report.trust = _measure(dataset)
-        write_trust(store, report.trust, checksum)
+            report.calibration = _measure(dataset)
+        write_calibration(store, report.calibration, checksum)
     return report
 
 
@@ -154,10 +154,10 @@ def index_case(
     return CaseIndex(geometry.shape, geometry.spacing, grid, fine.astype(np.float16), coarse.astype(np.float16))
 
 
-def _measure(dataset: PreprocessedDataset) -> Trust:
+def _measure(dataset: PreprocessedDataset) -> Calibration:
     """Return which scores to trust; the tolerance follows from the grid of the first cases."""
     matcher = EmbeddingMatcher(dataset)
     steps_mm = [
         max(np.multiply(matcher.search(case).index.grid.step_vox, dataset.spacing)) for case in matcher.cases[:5]
     ]
-    return measure_trust(matcher, dataset.spacing, float(_RETURN_STEPS * np.median(steps_mm)))
+    return calibrate(matcher, dataset.spacing, float(_RETURN_STEPS * np.median(steps_mm)))

@@ -20,7 +20,7 @@ def forget_all(dataset: PreprocessedDataset) -> None:
     """Remove all that is known of the images of a dataset; pictures and landmarks stay to be looked at."""
     atlas, store = AtlasFiles(dataset), IndexStore(dataset)
     evidence = dataset.anatomy_folder / EVIDENCE_FILE
-    for path in (atlas.atlas_file, atlas.report_file, store.description_file, store.trust_file, evidence):
+    for path in (atlas.atlas_file, atlas.report_file, store.description_file, store.calibration_file, evidence):
         path.unlink(missing_ok=True)
     for pattern in ("cases/*.npz", "atlas/cases/*.json", "embedding/*.npz"):
         for path in dataset.anatomy_folder.glob(pattern):

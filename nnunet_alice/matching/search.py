@@ -19,7 +19,7 @@ from scipy.spatial import KDTree
 
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError, named
-from nnunet_alice.matching.calibration import read_trust
+from nnunet_alice.matching.calibration import read_calibration
 from nnunet_alice.matching.consensus import agreed_matches
 from nnunet_alice.matching.index import CaseIndex, IndexStore
 from nnunet_alice.matching.interface import GeometryMatcher, Matches, usable_cases
@@ -167,8 +167,8 @@ class EmbeddingMatcher(GeometryMatcher):
                 len(missing), len(existing), named(missing), self.store.command,
             )  # fmt: skip
         if threshold is None:
-            trust = read_trust(self.store, self.fingerprint.checkpoint)
-            threshold = THRESHOLD if trust is None else trust.threshold
+            calibration = read_calibration(self.store, self.fingerprint.checkpoint)
+            threshold = THRESHOLD if calibration is None else calibration.threshold
         self.threshold = threshold
         self.open_indices = open_indices
         self._searches: OrderedDict[str, IndexSearch] = OrderedDict()
@@ -217,7 +217,7 @@ def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
     except NotPreparedError as error:
         logger.warning("%s", error)
         return False
-    if read_trust(store, checkpoint) is None:
+    if read_calibration(store, checkpoint) is None:
         logger.warning("The indices in %s are not finished and are not used; run: %s", store.folder, store.command)
         return False
     return len(store.cases()) >= 2
@@ -230,11 +230,11 @@ def open_trusted_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
         NotPreparedError: there are no usable indices, or the embedding that made them finds nothing.
     """
     matcher = EmbeddingMatcher(dataset)
-    trust = read_trust(matcher.store, matcher.fingerprint.checkpoint)
-    if trust is not None and trust.finds_nothing:
+    calibration = read_calibration(matcher.store, matcher.fingerprint.checkpoint)
+    if calibration is not None and calibration.finds_nothing:
         raise NotPreparedError(
             f"The embedding of {dataset.name} finds nothing (of the points matched to a different case and back, "
-            f"{trust.returned:.0%} came back, and no score tells which): train it longer, then run: "
+            f"{calibration.returned:.0%} came back, and no score tells which): train it longer, then run: "
             f"{matcher.store.command}"
         )
     return matcher

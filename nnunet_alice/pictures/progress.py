@@ -23,7 +23,7 @@ class _Panel:
 _PANELS = (
     _Panel("losses", ("loss", "val_loss"), log_scale=True),
     _Panel("entropies of the teacher's targets (nats)", ("conditional_entropy", "marginal_entropy", "token_index")),
-    _Panel("signs of life", ("spread", "centre_norm")),
+    _Panel("collapse diagnostics", ("spread", "centre_norm")),
     _Panel("negatives of a sample, and their age in steps", ("negative",)),
     _Panel("retrieval and accuracies", ("retrieval", "chance", "accuracy")),
     _Panel("scores in validation", ("val_auc", "val_r2", "val_c_index")),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
-from nnunet_alice.anatomy.medoid import MAX_CANDIDATES, describe, most_typical
+from nnunet_alice.anatomy.medoid import MAX_CANDIDATES, describe, find_medoid
 from nnunet_alice.errors import InputError
 
 
@@ -17,7 +17,7 @@ def ellipsoid(size: float, brightness: int = 200, shape=(20, 24, 28)) -> CaseGeo
 
 def test_the_middle_of_a_family_is_chosen():
     sizes = {f"s{i}": 0.5 + 0.05 * i for i in range(9)}
-    assert most_typical(sorted(sizes), lambda case: ellipsoid(sizes[case])) == "s4"
+    assert find_medoid(sorted(sizes), lambda case: ellipsoid(sizes[case])) == "s4"
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,14 @@ def test_the_middle_of_a_family_is_chosen():
 def test_the_odd_one_out_is_never_chosen(odd):
     geometries = {f"c{i}": ellipsoid(0.7 + 0.01 * i) for i in range(4)} | {"odd": odd}
     for order in (sorted(geometries), sorted(geometries, reverse=True)):
-        assert most_typical(order, geometries.__getitem__) != "odd"
+        assert find_medoid(order, geometries.__getitem__) != "odd"
 
 
 def test_only_some_cases_are_looked_at_in_a_large_dataset_always_the_same():
     runs = []
     for _ in range(2):
         seen = []
-        chosen = most_typical([f"c{i:05d}" for i in range(20_000)], lambda case: seen.append(case) or ellipsoid(0.7))  # noqa: B023
+        chosen = find_medoid([f"c{i:05d}" for i in range(20_000)], lambda case: seen.append(case) or ellipsoid(0.7))  # noqa: B023
         runs.append((chosen, seen))
     assert runs[0] == runs[1]
     assert len(runs[0][1]) == MAX_CANDIDATES
@@ -45,9 +45,9 @@ def test_a_case_that_fails_is_no_candidate_and_stops_nothing():
             raise InputError(f"Case {case} is bad.")
         return ellipsoid(0.7)
 
-    assert most_typical(["bad1", "good", "bad2"], geometry_of) == "good"
+    assert find_medoid(["bad1", "good", "bad2"], geometry_of) == "good"
     with pytest.raises(InputError, match="None of the 2 cases"):
-        most_typical(["bad1", "bad2"], geometry_of)
+        find_medoid(["bad1", "bad2"], geometry_of)
 
 
 def test_description_has_its_documented_size_also_of_tiny_volumes():

@@ -13,7 +13,7 @@ from scipy import stats
 from support.benchmark_runs import make_runner, settings, write_dataset
 from support.labelled_runs import DATASET
 
-from nnunet_alice.benchmark.exposure import exposure
+from nnunet_alice.benchmark.leakage import leakage
 from nnunet_alice.benchmark.report import summarise, write_report
 from nnunet_alice.benchmark.results import collect
 from nnunet_alice.benchmark.settings import Arm
@@ -302,15 +302,15 @@ def pretrained_on(path: Path, *images: str) -> Arm:
     return Arm("alice", checkpoints=(str(path),))
 
 
-def test_exposure_is_told_from_the_checkpoint(tmp_path):
+def test_leakage_is_told_from_the_checkpoint(tmp_path):
     arm = pretrained_on(tmp_path / "a.pth", *(f"/data/case{i:02d}_0000.nii.gz" for i in range(4)))
-    assert "SAW images of 2 of 3" in exposure(arm, {"case02": [], "case03": [], "case07": []})
-    assert "did not see" in exposure(arm, {"case07": []})
-    assert "SAW" in exposure(arm, {"BTCV_0001": ["/raw/case01.nii.gz"]})
+    assert "SAW images of 2 of 3" in leakage(arm, {"case02": [], "case03": [], "case07": []})
+    assert "did not see" in leakage(arm, {"case07": []})
+    assert "SAW" in leakage(arm, {"BTCV_0001": ["/raw/case01.nii.gz"]})
     torch.save({"network_weights": {}}, tmp_path / "b.pth")
-    assert "unknown" in exposure(Arm("x", checkpoints=(str(tmp_path / "b.pth"),)), {"case07": []})
-    assert "SAW" in exposure(Arm("x", checkpoints=("gone.pth",), saw_test_images=True), {"case07": []})
-    assert exposure(Arm("scratch"), {"case07": []}) == "no pretraining"
+    assert "unknown" in leakage(Arm("x", checkpoints=(str(tmp_path / "b.pth"),)), {"case07": []})
+    assert "SAW" in leakage(Arm("x", checkpoints=("gone.pth",), saw_test_images=True), {"case07": []})
+    assert leakage(Arm("scratch"), {"case07": []}) == "no pretraining"
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ def test_exposure_is_told_from_the_checkpoint(tmp_path):
         (["/a/1.nii.gz", "/b/1.nii.gz"], {"x": ["/b/1.nii.gz"], "y": ["/c/1.nii.gz"]}, "SAW images of 1 of 2"),
     ],
 )
-def test_exposure_by_the_usual_layouts(tmp_path, seen, tests, says):
-    assert says in exposure(pretrained_on(tmp_path / "a.pth", *seen), tests)
+def test_leakage_by_the_usual_layouts(tmp_path, seen, tests, says):
+    assert says in leakage(pretrained_on(tmp_path / "a.pth", *seen), tests)
 
 
 def test_folds_of_different_size_are_one_row_and_never_two_seeds(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnunet_alice.matching.calibration import VERSION, measure_trust, read_trust, trust_in, write_trust
+from nnunet_alice.matching.calibration import VERSION, calibrate, calibration_of, read_calibration, write_calibration
 from nnunet_alice.matching.interface import Matches
 
 
@@ -32,26 +32,31 @@ class Halves:
 
 
 def test_the_threshold_keeps_most_of_what_comes_back_and_little_else():
-    trust = measure_trust(Halves(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
-    assert trust.returned == pytest.approx(0.5, abs=0.03)
-    assert trust.threshold == pytest.approx(0.6 + 0.05 * 0.3, abs=0.01)
+    calibration = calibrate(Halves(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    assert calibration.returned == pytest.approx(0.5, abs=0.03)
+    assert calibration.threshold == pytest.approx(0.6 + 0.05 * 0.3, abs=0.01)
     # 95 % of the right half and the wrong ones above the threshold: (0.7 - 0.615) / 0.4 of their half
-    assert trust.accepted == pytest.approx(0.475 + 0.5 * 0.2125, abs=0.03)
-    assert trust.returned_of_accepted == pytest.approx(0.475 / trust.accepted, abs=0.01)
-    assert trust.points == 6000
+    assert calibration.accepted == pytest.approx(0.475 + 0.5 * 0.2125, abs=0.03)
+    assert calibration.returned_of_accepted == pytest.approx(0.475 / calibration.accepted, abs=0.01)
+    assert calibration.points == 6000
 
 
 def test_nothing_comes_back_so_nothing_is_trusted():
-    trust = measure_trust(Halves(right=False), (1.0, 1.0, 1.0), tolerance_mm=5.0)
-    assert (trust.threshold, trust.returned, trust.accepted, trust.returned_of_accepted) == (np.inf, 0.0, 0.0, 0.0)
-    assert trust.finds_nothing
+    calibration = calibrate(Halves(right=False), (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    assert (calibration.threshold, calibration.returned, calibration.accepted, calibration.returned_of_accepted) == (
+        np.inf,
+        0.0,
+        0.0,
+        0.0,
+    )
+    assert calibration.finds_nothing
 
 
 def test_a_few_that_come_back_by_luck_make_nothing_trusted():
     """4 % come back, with scores like those of all others: no score tells them apart."""
     rng = np.random.default_rng(0)
-    trust = trust_in(rng.uniform(0.9, 1.0, 5000), rng.random(5000) < 0.04, 5.0)
-    assert trust.finds_nothing and trust.returned == pytest.approx(0.04, abs=0.01)
+    calibration = calibration_of(rng.uniform(0.9, 1.0, 5000), rng.random(5000) < 0.04, 5.0)
+    assert calibration.finds_nothing and calibration.returned == pytest.approx(0.04, abs=0.01)
 
 
 def test_the_threshold_rises_until_most_of_what_is_trusted_comes_back():
@@ -59,18 +64,18 @@ def test_the_threshold_rises_until_most_of_what_is_trusted_comes_back():
     rng = np.random.default_rng(0)
     returned = np.repeat([True, False], 2000)
     scores = np.where(returned, rng.uniform(0.5, 1.0, 4000), rng.uniform(0.0, 0.9, 4000))
-    trust = trust_in(scores, returned, 5.0)
+    calibration = calibration_of(scores, returned, 5.0)
     naive = [scores >= t for t in np.sort(scores) if returned[scores >= t].mean() >= 0.8]
-    assert trust.accepted == pytest.approx(naive[0].mean()) and trust.returned_of_accepted >= 0.8
-    assert trust.threshold > np.quantile(scores[returned], 0.05)
+    assert calibration.accepted == pytest.approx(naive[0].mean()) and calibration.returned_of_accepted >= 0.8
+    assert calibration.threshold > np.quantile(scores[returned], 0.05)
 
 
 def test_too_few_reliable_matches_count_as_none():
     scores, returned = np.linspace(0, 1, 1000), np.zeros(1000, dtype=bool)
     returned[-90:] = True
-    assert trust_in(scores, returned, 5.0).finds_nothing
+    assert calibration_of(scores, returned, 5.0).finds_nothing
     returned[-150:] = True
-    assert trust_in(scores, returned, 5.0).accepted == pytest.approx(0.95 * 0.15, abs=0.002)
+    assert calibration_of(scores, returned, 5.0).accepted == pytest.approx(0.95 * 0.15, abs=0.002)
 
 
 def test_unanswered_queries_count_as_lost():
@@ -81,21 +86,23 @@ def test_unanswered_queries_count_as_lost():
             matches.points_vox[lost], matches.scores[lost] = np.nan, -np.inf
             return matches
 
-    trust = measure_trust(Silent(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
-    assert trust.returned == pytest.approx(0.25, abs=0.03) and np.isfinite(trust.threshold)
+    calibration = calibrate(Silent(), (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    assert calibration.returned == pytest.approx(0.25, abs=0.03) and np.isfinite(calibration.threshold)
 
 
 def test_what_was_measured_is_kept_for_its_checkpoint_only(tmp_path: Path):
-    store: Any = SimpleNamespace(trust_file=tmp_path / "trust.json")
+    store: Any = SimpleNamespace(calibration_file=tmp_path / "trust.json")
     halves: Any = Halves()
-    assert read_trust(store, "a") is None
-    trust = measure_trust(halves, (1.0, 1.0, 1.0), tolerance_mm=5.0)
-    write_trust(store, trust, "a")
-    assert read_trust(store, "a") == trust and read_trust(store, "b") is None
-    nothing = replace(trust, threshold=np.inf)
-    write_trust(store, nothing, "a")
-    assert read_trust(store, "a") == nothing and "Infinity" not in store.trust_file.read_text()
-    store.trust_file.write_text(store.trust_file.read_text().replace(f'"version": {VERSION}', '"version": 1'))
-    assert read_trust(store, "a") is None  # measured by another rule
+    assert read_calibration(store, "a") is None
+    calibration = calibrate(halves, (1.0, 1.0, 1.0), tolerance_mm=5.0)
+    write_calibration(store, calibration, "a")
+    assert read_calibration(store, "a") == calibration and read_calibration(store, "b") is None
+    nothing = replace(calibration, threshold=np.inf)
+    write_calibration(store, nothing, "a")
+    assert read_calibration(store, "a") == nothing and "Infinity" not in store.calibration_file.read_text()
+    store.calibration_file.write_text(
+        store.calibration_file.read_text().replace(f'"version": {VERSION}', '"version": 1')
+    )
+    assert read_calibration(store, "a") is None  # measured by another rule
     (tmp_path / "trust.json").write_text('{"threshold": 1}')
-    assert read_trust(store, "a") is None
+    assert read_calibration(store, "a") is None

@@ -66,11 +66,11 @@ def test_going_on_with_the_same_checkpoint_keeps_what_is_there(dataset, store):
 
 
 def test_another_checkpoint_never_mixes_with_the_old_indices(dataset, store):
-    store.trust_file.touch()
+    store.calibration_file.touch()
     store.begin(store.fingerprint(), "checkpoint_final.pth")
-    assert store.cases() == ["c0", "c1"] and store.trust_file.is_file()
+    assert store.cases() == ["c0", "c1"] and store.calibration_file.is_file()
     store.begin(Fingerprint.of(dataset, "b" * 64, 8), "other.pth")
-    assert store.cases() == [] and not store.trust_file.exists()
+    assert store.cases() == [] and not store.calibration_file.exists()
     assert store.fingerprint().checkpoint == "b" * 64
 
 

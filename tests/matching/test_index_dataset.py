@@ -13,7 +13,7 @@ from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, NotPreparedError
-from nnunet_alice.matching.calibration import read_trust
+from nnunet_alice.matching.calibration import read_calibration
 from nnunet_alice.matching.index import IndexStore
 from nnunet_alice.matching.index_dataset import default_checkpoint, index_dataset
 from nnunet_alice.matching.registry import open_matcher
@@ -120,30 +120,30 @@ def test_the_command_indexes_everything_says_so_and_goes_on_where_it_stopped(dat
 
     matcher = open_matcher(dataset)
     assert matcher.name == "embedding"
-    assert matcher.threshold == read_trust(store, matcher.fingerprint.checkpoint).threshold
+    assert matcher.threshold == read_calibration(store, matcher.fingerprint.checkpoint).threshold
     assert main(["match", "-d", "900", "--from", "case0", "--point", "20", "9", "12", "--to", "case1"]) in (0, 1)
 
 
 def test_parts_index_all_cases_and_a_last_run_measures_trust(dataset):
     for number in (1, 2):
         report = index_dataset(dataset, device=torch.device("cpu"), part=Part(number, 2))
-        assert report.outcomes.done == CASES // 2 and report.trust is None
+        assert report.outcomes.done == CASES // 2 and report.calibration is None
     report = index_dataset(dataset, device=torch.device("cpu"))
-    assert len(report.outcomes.kept) == CASES and report.trust is not None
+    assert len(report.outcomes.kept) == CASES and report.calibration is not None
 
 
 def test_a_damaged_index_does_not_keep_the_others_from_being_finished(dataset):
     index_dataset(dataset, device=torch.device("cpu"))
     store = IndexStore(dataset)
-    store.trust_file.unlink()
+    store.calibration_file.unlink()
     with np.load(store.file("case1")) as file:
         content = dict(file)
     content["fine"] = content["fine"][:-1]  # whole as a file, and usable by all that is not its content
     np.savez(store.file("case1"), **content)
     report = index_dataset(dataset, device=torch.device("cpu"))
     failed = report.outcomes.failed
-    assert list(failed) == ["case1"] and "is damaged" in failed["case1"] and report.trust is not None
-    assert store.trust_file.is_file() and not store.file("case1").exists()
+    assert list(failed) == ["case1"] and "is damaged" in failed["case1"] and report.calibration is not None
+    assert store.calibration_file.is_file() and not store.file("case1").exists()
     again = index_dataset(dataset, device=torch.device("cpu")).outcomes
     assert again.results.keys() - set(again.kept) == {"case1"}
 
@@ -184,7 +184,7 @@ def test_another_checkpoint_replaces_the_indices_and_what_was_measured(dataset):
     assert report.outcomes.done == CASES
     second = store.fingerprint().checkpoint
     assert second != first
-    assert read_trust(store, first) is None and read_trust(store, second) == report.trust
+    assert read_calibration(store, first) is None and read_calibration(store, second) == report.calibration
 
 
 def test_a_bad_case_is_named_and_does_not_stop_the_others(dataset, capsys):

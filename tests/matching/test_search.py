@@ -10,7 +10,7 @@ from support.small_datasets import FourierField, ball, replace_image, write_prep
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.errors import NotPreparedError
-from nnunet_alice.matching.calibration import Trust, write_trust
+from nnunet_alice.matching.calibration import Calibration, write_calibration
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.matching.search import EmbeddingMatcher, _parabola_peak, embedding_is_prepared
@@ -19,7 +19,7 @@ from nnunet_alice.views.pairs import MatchedPairs
 SPACING = (4.0, 1.0, 1.5)
 DIMENSION = 32
 STEP_MM = 5.0
-TRUST = Trust(0.7, 1.0, 1.0, 1.0, 5.0, 100)
+CALIBRATION = Calibration(0.7, 1.0, 1.0, 1.0, 5.0, 100)
 FINE, COARSE = FourierField(DIMENSION, 12.0, 1), FourierField(DIMENSION, 40.0, 2)
 #: canonical position = (mm - shift) / scale
 PLACES = {"a": (np.zeros(3), 1.0), "b": (np.array([4.0, -6.0, 5.0]), 1.1), "c": (np.array([-3.0, 2.0, 1.0]), 0.9)}
@@ -52,7 +52,7 @@ def dataset(tmp_path_factory):
         store.begin(fingerprint, "checkpoint_final.pth")
         for case in PLACES:
             store.write(case, index_of(dataset, case), fingerprint)
-        write_trust(store, TRUST, fingerprint.checkpoint)
+        write_calibration(store, CALIBRATION, fingerprint.checkpoint)
         yield dataset
 
 
@@ -201,9 +201,9 @@ def test_prepared_means_usable_indices_of_two_cases(dataset, tmp_path, monkeypat
     store.write("b", index_of(other, "b"), fingerprint)
     assert not embedding_is_prepared(other)  # a kill could have left this
     assert f"are not finished and are not used; run: {store.command}" in caplog.text
-    write_trust(store, TRUST, "b" * 64)
+    write_calibration(store, CALIBRATION, "b" * 64)
     assert not embedding_is_prepared(other)
-    write_trust(store, TRUST, fingerprint.checkpoint)
+    write_calibration(store, CALIBRATION, fingerprint.checkpoint)
     assert embedding_is_prepared(other)
     store.begin(replace(fingerprint, plans="otherPlans"), "checkpoint_final.pth")
     assert not embedding_is_prepared(other)
@@ -226,7 +226,7 @@ def test_a_killed_indexing_does_not_beat_a_finished_atlas(tmp_path, monkeypatch)
     for case in "ab":
         store.write(case, index_of(other, case), fingerprint)
     assert open_matcher(other).name == "atlas"
-    write_trust(store, TRUST, fingerprint.checkpoint)
+    write_calibration(store, CALIBRATION, fingerprint.checkpoint)
     assert open_matcher(other, name="embedding").name == "embedding"
 
 
@@ -239,7 +239,7 @@ def copy(tmp_path, monkeypatch):
     store.begin(fingerprint, "checkpoint_final.pth")
     for case, place in zip("abcd", "abca", strict=True):
         store.write(case, index_of(other, case, place), fingerprint, other.image_checksum(case))
-    write_trust(store, TRUST, fingerprint.checkpoint)
+    write_calibration(store, CALIBRATION, fingerprint.checkpoint)
     return other
 
 

@@ -10,7 +10,7 @@ from support.labelled_runs import make_finetuner, stay_in_process, write_labelle
 from support.small_datasets import set_folders
 from support.upstream_reader import network_with_weights
 
-from nnunet_alice.benchmark.exposure import pretraining_cases
+from nnunet_alice.benchmark.leakage import pretraining_cases
 from nnunet_alice.benchmark.weights import Weights
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.transfer import transfer_checkpoint

@@ -177,7 +177,7 @@ class Alice(nn.Module):
         share: float = 0.0,
         body: Tensor | None = None,
     ) -> AliceStep:
-        """Return losses and signs of life of one batch.
+        """Return losses and collapse diagnostics of one batch.
 
         Args:
             views: (2B, C, *patch), first B query views, then their B anchor views.
@@ -203,14 +203,14 @@ class Alice(nn.Module):
                 assert outputs.cls is not None
                 targets = self._targets(target.cls, self.centre_cls, teacher_temperature)
                 cls = cross_view_loss(targets, outputs.cls, settings.student_temperature)
-                parts |= _signs_of_life("cls", targets)
+                parts |= _collapse_diagnostics("cls", targets)
                 parts["spread"] = embedding_spread(target.embedding)
             if settings.alignment:
                 assert outputs.encoder_tokens is not None and outputs.aligned is not None
                 aligned = self._aligned_target(outputs.encoder_tokens, target)
                 targets = self._targets(aligned, self.centre_alignment, teacher_temperature)
                 alignment = alignment_loss(targets, outputs.aligned, settings.student_temperature)
-                parts |= _signs_of_life("align", targets)
+                parts |= _collapse_diagnostics("align", targets)
                 token_codes = targets.argmax(-1)
             if update_centres:
                 if settings.contrast:
@@ -267,7 +267,7 @@ class Alice(nn.Module):
         return view_descriptors(backbone(views, 0).bottleneck)
 
 
-def _signs_of_life(name: str, targets: Tensor) -> dict[str, Tensor]:
+def _collapse_diagnostics(name: str, targets: Tensor) -> dict[str, Tensor]:
     """Return entropies (nats) of the teacher's targets: low conditional and high marginal entropy is alive."""
     return {
         f"conditional_entropy_{name}": conditional_entropy(targets),

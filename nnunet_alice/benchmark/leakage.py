@@ -11,7 +11,7 @@ from nnunet_alice.errors import AliceError
 from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
 
 
-def exposure(arm: Arm, tests: Mapping[str, Sequence[str]]) -> str:
+def leakage(arm: Arm, tests: Mapping[str, Sequence[str]]) -> str:
     """Return one sentence on whether an arm's pretraining saw test images.
 
     What is compared: names of cases, paths of images, and the names of their files and folders (of ``s0001/ct.nii.gz``
