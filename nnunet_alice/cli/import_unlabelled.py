@@ -10,8 +10,9 @@ only what is new is read."""
 
 import argparse
 
-from nnunet_alice.cli.common import end_of_part
+from nnunet_alice.cli.common import end_of_part, positive
 from nnunet_alice.parts import add_part_argument
+from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice import -i /data/scans -d 900 -n Torso --channel CT -np 8"
 RESUMES = True
@@ -34,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the volumes are: CT, MRI, ...; several names for several channels. nnU-Net normalises by this name",
     )
     parser.add_argument(
-        "-np", dest="num_processes", type=int, default=4, metavar="N", help="processes (default: %(default)s)"
+        "-np",
+        dest="num_processes",
+        type=positive(int),
+        default=4,
+        metavar="N",
+        help="processes (default: %(default)s)",
     )
     parser.add_argument(
         "--orient",
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         args.part,
     )
     print(
-        f"{len(report.imported)} cases in {report.folder} ({report.checked} read now), "
+        f"{counted(len(report.imported), 'case')} in {report.folder} ({report.checked} read now), "
         f"{len(report.left_out)} left out; details: {report.file}"
     )
     if args.part is not None:

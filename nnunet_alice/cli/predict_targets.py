@@ -34,14 +34,13 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.errors import AliceError, InputError
     from nnunet_alice.features.images import RawImages
     from nnunet_alice.files import atomic_write
-    from nnunet_alice.importing.scan import passed_over
     from nnunet_alice.targets.prediction import TargetModel, predict_images
     from nnunet_alice.words import counted
 
     model = TargetModel.open(args.m, args.f, args.chk, args.device)
     images = RawImages(args.i, model.run)
-    if images.others:
-        print(f"Passed over: {passed_over(images.others)}.")
+    if images.passed_over:
+        print(f"Passed over: {images.passed_over}.")
     rows, failed = {}, {}
     for case, outcome in predict_images(model, images, None if args.explain is None else Path(args.explain)):
         if isinstance(outcome, AliceError):

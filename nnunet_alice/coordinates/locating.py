@@ -149,6 +149,7 @@ def locate_cases(
     report_file: Path,
     num_processes: int,
     ending: str | None = None,
+    forget: bool = True,
 ) -> LocationReport:
     """Write coordinate channels of all cases and the report. What is there already is kept.
 
@@ -162,6 +163,7 @@ def locate_cases(
         report_file: read and written.
         num_processes: processes, each holding one case in memory; 1 works in this process.
         ending: images of other endings are copied with this one; None leaves them.
+        forget: whether cases that are not asked for any more are removed.
 
     Raises:
         InputError: no case can be used.
@@ -177,6 +179,9 @@ def locate_cases(
             report.cases[case.name] = record
         else:
             work.append(case)
+    if not forget:
+        report.cases |= known
+        known = {}
     for record in known.values():
         for name in _written(record):
             (folder / name).unlink(missing_ok=True)

@@ -106,7 +106,7 @@ class RawImages:
 
     Attributes:
         cases: names of the cases.
-        others: ending -> files that are no images and were passed over.
+        passed_over: files and folders that were passed over, and why; empty if none.
 
     Raises:
         InputError: the folder holds no image.
@@ -119,10 +119,10 @@ class RawImages:
         if not Path(folder).is_dir():
             raise InputError(f"{folder} is not a folder.")
         found = scan_folder(Path(folder), run["num_input_channels"], ENDINGS_OF_IMPORT)
-        self.others = found.others
+        self.passed_over = passed_over(found)
         self._cases = {case.name: case for case in found.cases}
         if not self._cases:
-            passed = f" ({passed_over(found.others)})" if found.others else ""
+            passed = f" ({self.passed_over})" if self.passed_over else ""
             raise InputError(f"{folder} holds no image that can be read{passed}: {', '.join(ENDINGS_OF_IMPORT)}.")
         self.cases: Sequence[str] = sorted(self._cases)
         self._letters = pretrained_orientation({"pretraining": run})

@@ -21,10 +21,10 @@ from nnunet_alice.importing.scan import Candidate
 from nnunet_alice.importing.turning import read_turned
 
 #: Raised when a check changes, so that what older ones said is looked at again. Masks have a number of their own.
-VERSION = 2
+VERSION = 3
 #: Labels are always written as this, whatever the images are.
 LABEL_ENDING, LABEL_FOLDER = ".nii.gz", "labelsTr"
-NO_ORIENTATION = "its format keeps no orientation, and LPS is assumed"
+NO_ORIENTATION = "its format or header keeps no orientation, and LPS is assumed"
 
 
 @dataclass(frozen=True)

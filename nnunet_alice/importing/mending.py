@@ -13,6 +13,7 @@ from typing import cast
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import SpatialImage
 
 from nnunet_alice.errors import InputError
@@ -29,6 +30,8 @@ ROUNDING_DEGREES = 0.01
 MAX_SKEW_DEGREES = 1.0
 #: Formats that nibabel reads.
 _NIBABEL = (".nii", ".nii.gz", ".hdr", ".mgz", ".mgh")
+#: Millimetres of a unit of NIfTI, which SimpleITK minds and nibabel does not.
+_MM = {"meter": 1e3, "micron": 1e-3}
 
 
 def read_another_way(path: Path) -> tuple[sitk.Image, str] | None:
@@ -72,6 +75,9 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
         raise InputError(
             "its direction matrix has no inverse (an axis is missing, or two are the same); mend the header."
         )
+    if isinstance(found, Nifti1Image):
+        affine[:3] *= _MM.get(found.header.get_xyzt_units()[0], 1.0)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
     to_lps = np.diag([-1.0, -1.0, 1.0])  # nibabel speaks RAS
     image.SetSpacing(spacing.tolist())
     image.SetOrigin((to_lps @ affine[:3, 3]).tolist())

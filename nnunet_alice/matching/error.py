@@ -12,6 +12,7 @@ from nnunet_alice.anatomy.world import PreparedCases, to_voxels, to_world
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.phantoms import Subject, corresponding_point
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,9 @@ def matching_errors(
             )
     tables = [table for table in tables if len(table)]
     if not tables:
-        raise InputError(f"None of {len(pairs)} pairs could be asked ({skipped} failed); see the messages above.")
+        raise InputError(
+            f"None of {counted(len(pairs), 'pair')} could be asked ({skipped} failed); see the messages above."
+        )
     if skipped:
         logger.warning("%d of %d pairs were left out.", skipped, len(pairs))
     return pd.concat(tables, ignore_index=True)

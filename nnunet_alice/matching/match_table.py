@@ -9,7 +9,7 @@ from tqdm import tqdm
 from nnunet_alice.anatomy.world import NoWorldError, PreparedCases, to_voxels, to_world
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import Matcher
-from nnunet_alice.words import telling
+from nnunet_alice.words import counted, telling
 
 WORLD = ("world_x_mm", "world_y_mm", "world_z_mm")
 
@@ -38,7 +38,7 @@ def match_point(
     for case in (case_a, *targets):
         if case not in matcher.cases:
             raise InputError(
-                f"Case {case} cannot be matched by the {matcher.name}; it knows {len(matcher.cases)} cases, "
+                f"Case {case} cannot be matched by the {matcher.name}; it knows {counted(len(matcher.cases), 'case')}, "
                 f"such as {', '.join(matcher.cases[:3])}."
             )
     point_vox = np.asarray(point, dtype=float)

@@ -28,7 +28,7 @@ def command(folder, *more):
 def test_import_prints_the_next_command(scans, tmp_path, capsys, channels):
     assert command(scans, *channels) == 0
     printed = capsys.readouterr().out
-    assert "1 cases in" in printed and "0 left out" in printed
+    assert "1 case in" in printed and "0 left out" in printed
     assert "nnunet_alice plan -d 900" in printed
     assert (tmp_path / "raw" / "Dataset900_New" / "dataset.json").is_file()
 
@@ -43,7 +43,7 @@ def test_bad_files_are_named_and_count_only_if_strict(scans, capsys, caplog):
 
 def test_nothing_imported_is_an_error(scans, capsys):
     assert command(scans, "--channel", "CT") == 1
-    assert "None of 1 cases" in capsys.readouterr().err
+    assert "None of 1 case" in capsys.readouterr().err
 
 
 def test_help_shows_an_example(capsys):

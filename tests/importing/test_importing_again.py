@@ -191,7 +191,7 @@ def test_nothing_importable_leaves_the_earlier_import_as_it_is(raw, scans):
     before = contents(report.folder / "labelsTr"), (report.folder / "dataset.json").read_bytes()
     whole = (scans / "good.nii.gz").read_bytes()
     cut(scans / "good.nii.gz")
-    with pytest.raises(InputError, match="None of 1 cases"):
+    with pytest.raises(InputError, match="None of 1 case"):
         run(scans)
     assert (contents(report.folder / "labelsTr"), (report.folder / "dataset.json").read_bytes()) == before
     (scans / "good.nii.gz").write_bytes(whole)

@@ -12,6 +12,7 @@ from support.raw_volumes import cut, run, volume, write
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.mending import straighten
 from nnunet_alice.importing.scan import scan_folder
+from nnunet_alice.importing.turning import read_turned
 
 SPACING = np.array([1.5, 1.5, 2.0])
 
@@ -173,6 +174,29 @@ def test_analyze_keeps_no_orientation(raw, tmp_path):
     save(tmp_path / "scans" / "old.hdr", nibabel.AnalyzeImage)
     report = run(tmp_path / "scans")
     assert report.imported == ["old"] and "no orientation" in next(iter(report.hints))
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize(("codes", "told"), [((0, 0), True), ((1, 0), False), ((0, 2), False)])
+def test_nifti_without_an_affine_keeps_no_orientation(raw, scans, kind, codes, told):
+    image = kind(volume().T, affine())
+    image.set_qform(affine(), codes[0])
+    image.set_sform(affine(), codes[1])
+    nibabel.save(image, scans / "a.nii.gz")
+    assert any("no orientation" in hint and "a" in cases for hint, cases in run(scans).hints.items()) is told
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1.0), ("micron", 1e-3), ("meter", 1e3)])
+def test_units_of_nifti_count_whoever_reads_it(tmp_path, unit, factor):
+    found = []
+    for name, shear in (("straight", 0.0), ("skewed", 1e-3)):
+        image = nibabel.Nifti1Image(volume().T, affine(shear))
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, tmp_path / f"{name}.nii.gz")
+        found.append(read_turned([tmp_path / f"{name}.nii.gz"], "").images[0])
+    for image in found:
+        np.testing.assert_allclose(image.GetSpacing(), SPACING * factor, rtol=1e-4)
+        np.testing.assert_allclose(image.GetOrigin(), np.array([10, -20, 30]) * factor, rtol=0.02)
 
 
 def test_a_change_behind_a_header_is_a_change(raw, tmp_path):

@@ -7,6 +7,7 @@ import multiprocessing.pool
 import os
 import re
 import shutil
+import struct
 import types
 
 import numpy as np
@@ -57,6 +58,26 @@ def zero_dimension_nifti(folder):
     (folder / "bad.nii").write_bytes(bytes(data))
 
 
+def nifti_voxels(*sizes):
+    """A NIfTI whose header holds other voxel sizes."""
+
+    def make(folder):
+        write(folder / "bad.nii")
+        data = bytearray((folder / "bad.nii").read_bytes())
+        struct.pack_into("<3f", data, 80, *sizes)
+        (folder / "bad.nii").write_bytes(bytes(data))
+
+    return make
+
+
+def nrrd_voxels(folder):
+    write(folder / "bad.nrrd")
+    data = re.sub(
+        rb"space directions: \([^)]*\)", b"space directions: (nan,nan,nan)", (folder / "bad.nrrd").read_bytes()
+    )
+    (folder / "bad.nrrd").write_bytes(data)
+
+
 def two_formats(folder):
     write(folder / "bad.nii.gz")
     write(folder / "bad.mha")
@@ -89,6 +110,9 @@ BAD = {
     "constant": (lambda f: write(f / "bad.nii.gz", np.full(SHAPE, 7, np.int16)), "constant"),
     "zero-sized": (zero_sized, "unreadable|zero-sized"),
     "zero-sized NIfTI": (zero_dimension_nifti, "unreadable|zero-sized"),
+    "voxels of no size": (nifti_voxels(0, 0, 0), "no usable voxel size: 0 x 0 x 0 mm"),
+    "voxels of unknown size": (nifti_voxels(1, np.nan, 1), "no usable voxel size: 1 x nan x 1 mm"),
+    "NRRD of unknown size": (nrrd_voxels, "no usable voxel size"),
     "duplicate": (two_formats, "duplicate case: bad.mha and bad.nii.gz"),
     "duplicate suffix": (suffixed_and_plain, "duplicate case"),
     "dangling link": (lambda f: (f / "bad.nii.gz").symlink_to(f / "nowhere.nii.gz"), "No such file"),
@@ -270,7 +294,7 @@ def test_nothing_good_or_strict_raises_after_the_report_is_written(raw, scans):
         run(scans, strict=True)
     assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
     (scans / "good.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"None of 1 cases.* What was imported before stays"):
+    with pytest.raises(InputError, match=r"None of 1 case .* What was imported before stays"):
         run(scans)
     assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
     assert (raw / "Dataset900_Test" / "labelsTr" / "good.nii.gz").is_file()
@@ -318,6 +342,11 @@ def test_names_of_cases(tmp_path):
     assert found == {"a": None, "c.D": None, "c_0012": None, "sub-1__anat__b": None}
     found = names(tmp_path, 1, "labelsTr/a.nii.gz", "notes.txt", "x_seg.nii.gz")
     assert "nnU-Net takes names that end in _seg" in found["x_seg"] and len(found) == 5
+
+
+def test_names_that_cannot_be_printed_are_refused(tmp_path):
+    found = names(tmp_path, 1, "two\nlines.nii.gz", "bell\a.nii.gz", "äöü 1.nii.gz")
+    assert found.pop("äöü 1") is None and all("cannot be printed" in problem for problem in found.values())
 
 
 def test_numbered_series_are_not_channels(tmp_path):
