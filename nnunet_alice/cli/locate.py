@@ -111,6 +111,7 @@ def _say(name: str, report, file: Path, atlas) -> int:
     if report.turned:
         print(f"Of {counted(len(report.turned), 'case')} nnU-Net reads copies:")
         name_some("copied", report.turned.items())
+    name_some("look at it", report.assumed.items())
     name_some(POOR, poor.items())
     name_some(FAILED, failed.items())
     if not located:

@@ -44,7 +44,7 @@ from nnunet_alice.parallel import map_cases
 from nnunet_alice.words import counted, telling
 
 #: Raised when channels or report change: older ones are made again.
-VERSION = 3
+VERSION = 4
 #: The report beside the channels.
 REPORT_FILE = "locations.json"
 #: The report is written at least so often.
@@ -85,7 +85,7 @@ class LocationReport:
             ``reason``, ``quality``, ``voxel_to_location`` ((3, 4), file voxel (z, y, x, 1) -> location; None unless
             ok), ``files`` (what tells whether they changed), ``coordinates`` (names of the channels' files),
             ``images`` (names of copies, where nnU-Net reads those), ``label`` (name of the turned segmentation, or
-            None), ``done`` (what was done to the images).
+            None), ``done`` (what was done to the images), ``assumed`` (of images that do not say how they lie).
     """
 
     folder: Path
@@ -106,6 +106,11 @@ class LocationReport:
     def turned(self) -> dict[str, str]:
         """Cases of which nnU-Net reads copies, with what was done."""
         return {case: record["done"] for case, record in sorted(self.cases.items()) if record["images"]}
+
+    @property
+    def assumed(self) -> dict[str, str]:
+        """Cases whose images do not say how they lie, with what was assumed."""
+        return {case: r["assumed"] for case, r in sorted(self.cases.items()) if r.get("assumed")}
 
     def images(self, case: str) -> list[Path]:
         """Copies of a case's images; empty where nnU-Net reads the originals."""
@@ -295,6 +300,7 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
         "images": [path.name for path in used] if turned.done else [],
         "label": label,
         "done": "; ".join(turned.done),
+        "assumed": turned.assumed,
     }
 
 

@@ -142,6 +142,8 @@ class RawImages:
             raise InputError(f"Case {case}: {candidate.problem}")
         letters = self._letters if is_orientation(self._letters) and self._letters != TURNED else ""
         turned = read_turned(candidate.files, letters)
+        if turned.assumed:
+            logger.warning("Case %s: %s.", case, turned.assumed)
         if turned.done:
             logger.info("Case %s: %s.", case, "; ".join(turned.done))
         preprocessor = self._configuration.preprocessor_class(verbose=False)

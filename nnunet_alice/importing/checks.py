@@ -130,5 +130,14 @@ def grid_difference(first: sitk.Image, second: sitk.Image | sitk.ImageFileReader
     return None
 
 
+def is_beside(first: sitk.Image, second: sitk.Image) -> bool:
+    """Return whether an image of the same size lies half a voxel or more beside the first one, or is rotated."""
+    ends = np.asarray(first.GetSize()) - 1
+    corners = [[0, 0, 0], *np.diag(ends).tolist()]
+    places = [[image.TransformIndexToPhysicalPoint(corner) for corner in corners] for image in (first, second)]
+    shift_mm = np.linalg.norm(np.subtract(*places), axis=1).max()
+    return bool(shift_mm > min(first.GetSpacing()) / 2)
+
+
 def _times(numbers: Sequence[float]) -> str:
     return " x ".join(f"{n:g}" for n in numbers)

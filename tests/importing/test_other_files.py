@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import struct
 
 import nibabel
 import numpy as np
@@ -123,6 +125,26 @@ def missing_data(path):
     next(p for p in path.parent.glob("bad.*") if p != path and p.name != "good.nii.gz").unlink()
 
 
+def nifti_voxels(*sizes):
+    """A NIfTI whose header holds other voxel sizes."""
+
+    def make(path):
+        write(path)
+        data = bytearray(path.read_bytes())
+        struct.pack_into("<3f", data, 80, *sizes)
+        path.write_bytes(bytes(data))
+
+    return make
+
+
+def nrrd_voxels(folder):
+    write(folder / "bad.nrrd")
+    data = re.sub(
+        rb"space directions: \([^)]*\)", b"space directions: (nan,nan,nan)", (folder / "bad.nrrd").read_bytes()
+    )
+    (folder / "bad.nrrd").write_bytes(data)
+
+
 REFUSED = {
     "tilted gantry": ("bad.nii.gz", lambda p: save(p, shear=0.2), "skewed by 11"),
     "compressed without saying so": ("bad.nii", gzip_named_nii, "rename it to bad.nii.gz"),
@@ -135,6 +157,9 @@ REFUSED = {
     "no .img": ("bad.hdr", missing_data, "points to bad.img, which is missing"),
     "truncated .mgz": ("bad.mgz", lambda p: (save(p, nibabel.MGHImage), cut(p)), "truncated"),
     "NaN in .mgz": ("bad.mgz", lambda p: nan_mgz(p), "NaN"),
+    "no voxel size": ("bad.nii", nifti_voxels(0, 0, 0), "no usable voxel size: 0 x 0 x 0 mm"),
+    "unknown voxel size": ("bad.nii", nifti_voxels(1, np.nan, 1), "no usable voxel size: 1 x nan x 1 mm"),
+    "unknown voxel size in .nrrd": ("bad.nrrd", nrrd_voxels, "no usable voxel size"),
     "4D .mgz": ("bad.mgz", lambda p: four(p), "not 3D"),
 }
 
@@ -197,6 +222,17 @@ def test_units_of_nifti_count_whoever_reads_it(tmp_path, unit, factor):
     for image in found:
         np.testing.assert_allclose(image.GetSpacing(), SPACING * factor, rtol=1e-4)
         np.testing.assert_allclose(image.GetOrigin(), np.array([10, -20, 30]) * factor, rtol=0.02)
+
+
+@pytest.mark.parametrize(("shift_mm", "angle", "told"), [(0, 0, 0), (0.2, 0, 0), (9, 0, 1), (0, 0.2, 1)])
+def test_channels_that_lie_beside_each_other_are_told(raw, tmp_path, shift_mm, angle, told):
+    write(tmp_path / "scans" / "a_0000.nii.gz")
+    second = sitk.ReadImage(str(tmp_path / "scans" / "a_0000.nii.gz"))
+    second.SetOrigin([place + shift_mm for place in second.GetOrigin()])
+    second.SetDirection([np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle), 0, 0, 0, 1])
+    sitk.WriteImage(second, str(tmp_path / "scans" / "a_0001.nii.gz"))
+    hints = run(tmp_path / "scans", channels=["T1", "T2"]).hints
+    assert len([hint for hint in hints if "beside each other" in hint]) == told
 
 
 def test_a_change_behind_a_header_is_a_change(raw, tmp_path):

@@ -7,7 +7,6 @@ import multiprocessing.pool
 import os
 import re
 import shutil
-import struct
 import types
 
 import numpy as np
@@ -58,26 +57,6 @@ def zero_dimension_nifti(folder):
     (folder / "bad.nii").write_bytes(bytes(data))
 
 
-def nifti_voxels(*sizes):
-    """A NIfTI whose header holds other voxel sizes."""
-
-    def make(folder):
-        write(folder / "bad.nii")
-        data = bytearray((folder / "bad.nii").read_bytes())
-        struct.pack_into("<3f", data, 80, *sizes)
-        (folder / "bad.nii").write_bytes(bytes(data))
-
-    return make
-
-
-def nrrd_voxels(folder):
-    write(folder / "bad.nrrd")
-    data = re.sub(
-        rb"space directions: \([^)]*\)", b"space directions: (nan,nan,nan)", (folder / "bad.nrrd").read_bytes()
-    )
-    (folder / "bad.nrrd").write_bytes(data)
-
-
 def two_formats(folder):
     write(folder / "bad.nii.gz")
     write(folder / "bad.mha")
@@ -110,9 +89,6 @@ BAD = {
     "constant": (lambda f: write(f / "bad.nii.gz", np.full(SHAPE, 7, np.int16)), "constant"),
     "zero-sized": (zero_sized, "unreadable|zero-sized"),
     "zero-sized NIfTI": (zero_dimension_nifti, "unreadable|zero-sized"),
-    "voxels of no size": (nifti_voxels(0, 0, 0), "no usable voxel size: 0 x 0 x 0 mm"),
-    "voxels of unknown size": (nifti_voxels(1, np.nan, 1), "no usable voxel size: 1 x nan x 1 mm"),
-    "NRRD of unknown size": (nrrd_voxels, "no usable voxel size"),
     "duplicate": (two_formats, "duplicate case: bad.mha and bad.nii.gz"),
     "duplicate suffix": (suffixed_and_plain, "duplicate case"),
     "dangling link": (lambda f: (f / "bad.nii.gz").symlink_to(f / "nowhere.nii.gz"), "No such file"),
