@@ -19,6 +19,7 @@ from nibabel.spatialimages import SpatialImage
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
 from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, data_files, volume_ending
+from nnunet_alice.importing.nifti import keeps_orientation
 from nnunet_alice.words import telling
 
 #: Ending of copies, and their folder in the dataset.
@@ -75,6 +76,8 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
         raise InputError(
             "its direction matrix has no inverse (an axis is missing, or two are the same); mend the header."
         )
+    if not keeps_orientation(path):  # as SimpleITK takes it; nibabel would turn x and y
+        affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     if isinstance(found, Nifti1Image):
         affine[:3] *= _MM.get(found.header.get_xyzt_units()[0], 1.0)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -55,7 +55,7 @@ def keeps_orientation(path: Path) -> bool:
             start = file.read(352)
         if start[344:347] in (b"ni1", b"n+1"):
             return start[252:256] != bytes(4)
-        return start[4:7] in (b"ni2", b"n+2")
+        return start[4:7] in (b"ni2", b"n+2") and start[344:352] != bytes(8)
     return not name.endswith(WITHOUT_ORIENTATION)
 
 

@@ -137,12 +137,10 @@ def nifti_voxels(*sizes):
     return make
 
 
-def nrrd_voxels(folder):
-    write(folder / "bad.nrrd")
-    data = re.sub(
-        rb"space directions: \([^)]*\)", b"space directions: (nan,nan,nan)", (folder / "bad.nrrd").read_bytes()
-    )
-    (folder / "bad.nrrd").write_bytes(data)
+def nrrd_voxels(path):
+    write(path)
+    unknown = b"space directions: (nan,nan,nan)"
+    path.write_bytes(re.sub(rb"space directions: \([^)]*\)", unknown, path.read_bytes()))
 
 
 REFUSED = {
@@ -208,7 +206,9 @@ def test_nifti_without_an_affine_keeps_no_orientation(raw, scans, kind, codes, t
     image.set_qform(affine(), codes[0])
     image.set_sform(affine(), codes[1])
     nibabel.save(image, scans / "a.nii.gz")
-    assert any("no orientation" in hint and "a" in cases for hint, cases in run(scans).hints.items()) is told
+    report = run(scans)
+    assert any("no orientation" in hint and "a" in cases for hint, cases in report.hints.items()) is told
+    assert report.cases["a"]["orientation"] == ("LPS" if told else "RAS")
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("mm", 1.0), ("micron", 1e-3), ("meter", 1e3)])
