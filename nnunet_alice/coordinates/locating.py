@@ -17,7 +17,6 @@ hold is said in `nnunet_alice.methods.drasclr.located`.
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +37,7 @@ from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
 from nnunet_alice.importing.mending import COPY_ENDING, write_image
+from nnunet_alice.importing.report import signature
 from nnunet_alice.importing.turning import read_turned
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations, location_weights
 from nnunet_alice.parallel import map_cases
@@ -68,6 +68,11 @@ class RawCase:
     files: tuple[Path, ...]
     problem: str | None = None
     label: Path | None = None
+
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """All files that what is written depends on."""
+        return self.files if self.label is None else (*self.files, self.label)
 
     def __str__(self) -> str:
         return self.name
@@ -175,21 +180,20 @@ def locate_cases(
     """
     report = LocationReport(folder, atlas.digest, len(atlas.channels))
     known = _read_known(report_file, report)
-    work = []
+    work, before = [], {}
     for case in cases:
         record = known.pop(case.name, None)
+        before[case.name] = set() if record is None else set(_written(record))
         if case.problem:
             report.cases[case.name] = _failed(case, case.problem)
-        elif record is not None and _is_current(record, case, folder):
+        elif record is not None and _is_current(record, case, folder, ending):
             report.cases[case.name] = record
         else:
             work.append(case)
-    if not forget:
+    if forget:
+        before |= {case: set(_written(record)) for case, record in known.items()}
+    else:
         report.cases |= known
-        known = {}
-    for record in known.values():
-        for name in _written(record):
-            (folder / name).unlink(missing_ok=True)
     saved = time.monotonic()
     for case, outcome in map_cases(_locate_one, _Job(atlas, folder, ending), work, num_processes, "Locating"):
         if isinstance(outcome, Exception):
@@ -201,6 +205,9 @@ def locate_cases(
     with contextlib.suppress(OSError):  # another run is writing into it, or a killed one was
         (folder / _UNFINISHED).rmdir()
     report.save(report_file)
+    for case, names in before.items():  # what nnU-Net would take for channels of a case that has others, or none
+        for name in names.difference(_written(report.cases[case]) if case in report.cases else ()):
+            (folder / name).unlink(missing_ok=True)
     if not report.located:
         name, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))
         raise InputError(f"No case could be located; case {name}: {reason} (all in {report_file}).")
@@ -266,7 +273,7 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
 
     if len(case.files) != len(job.atlas.channels):
         raise InputError(f"has {counted(len(case.files), 'channel')} instead of {len(job.atlas.channels)}.")
-    files = _signature(case.files)
+    files = signature(case.all_files)
     letters = job.atlas.orientation
     turned = read_turned(case.files, "" if letters == TURNED else letters)  # nnU-Net's reader turns all to RAS
     ending = (volume_ending(case.files[0], ENDINGS_OF_IMPORT) or "").lower()
@@ -341,22 +348,12 @@ def _location_map(to_atlas_mm: np.ndarray, atlas: CaseGeometry) -> np.ndarray:
     return np.column_stack([*(step - origin for step in steps), origin])
 
 
-def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What tells whether files changed."""
-    found = []
-    for path in files:
-        status = os.stat(path)
-        found.append({"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns})
-    return found
-
-
-def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
-    """The case was located from these very files, and its channels are there."""
-    try:
-        unchanged = record["files"] == _signature(case.files)
-    except OSError:
+def _is_current(record: dict, case: RawCase, folder: Path, ending: str | None) -> bool:
+    """The case was located from these very files, for this ending, and its channels are there."""
+    if record["status"] == FAILED or record["files"] != signature(case.all_files):
         return False
-    return record["status"] != FAILED and unchanged and all((folder / name).is_file() for name in _written(record))
+    fits = ending is None or all(name.endswith(ending) for name in record["coordinates"])
+    return fits and all((folder / name).is_file() for name in _written(record))
 
 
 def _read_known(path: Path, report: LocationReport) -> dict[str, dict]:

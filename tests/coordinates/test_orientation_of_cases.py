@@ -205,6 +205,25 @@ def test_a_located_dataset_has_turned_images_and_labels(labelled, seen, caplog):
     assert "names 1 case that the dataset does not have (gone)" in caplog.text
 
 
+def test_a_label_that_changed_is_turned_again(labelled, seen):
+    made = locate_dataset(4, atlas_lying("LPS"))
+    label = labelled / "raw" / "Dataset004_Target" / "labelsTr" / "b.nii.gz"
+    lying(write(label, (bright_ball() > 50).astype(np.float32), LPS), "LAS")
+    count = len(seen)
+    locate_dataset(4, atlas_lying("LPS"))
+    assert len(seen) == count + 1
+    found = array_of(labelled / "raw" / made.name / "labelsTr" / "b.nii.gz") > 0
+    np.testing.assert_array_equal(found, bright_ball() > 50)
+
+
+def test_images_for_a_model_of_another_ending_are_written_again(tmp_path, seen):
+    write(tmp_path / "in" / "a_0000.nii.gz", bright_ball(), LPS)
+    for ending in (".nii.gz", ".nrrd"):
+        report = locate_folder(tmp_path / "in", tmp_path / "out", replace(atlas_lying("LPS"), predicts=ending))
+        written = sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".json")
+        assert written == [f"a_000{channel}{ending}" for channel in range(5)] and report.located == ["a"]
+
+
 def test_a_located_dataset_is_read_by_the_reader_that_turns_where_the_atlas_lies_ras(labelled, seen):
     made = locate_dataset(4, atlas_lying("RAS"))
     content = json.loads((labelled / "raw" / made.name / "dataset.json").read_text())
