@@ -9,6 +9,7 @@ and cumulative_error.png.
 import argparse
 from pathlib import Path
 
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice evaluate_matching -d 4 -p nnUNetPlans -c 3d_fullres --pairs 2000"
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, write, draw."""
     from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.files import atomic_write
-    from nnunet_alice.matching.error import matching_errors, ordered_pairs, summarise
+    from nnunet_alice.matching.error import SKIPPED, matching_errors, ordered_pairs, summarise
     from nnunet_alice.matching.matchers import open_matchers, shared_cases
     from nnunet_alice.pictures.matching import draw_cumulative_error
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             table.to_csv(temporary, index=False)
     draw_cumulative_error(errors, folder / "cumulative_error.png", title=dataset.name)
     print(f"Tables and plot: {folder}")
-    return 0
+    return SOME_FAILED if errors.attrs[SKIPPED] else 0
 
 
 def _joined(overall, detailed):
