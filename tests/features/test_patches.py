@@ -292,10 +292,9 @@ def test_labels_and_images_that_do_not_meet_are_told(fitted, caplog):
     caplog.set_level("INFO")
     rows = [case for case in ("c0", "c1") for _ in range(12)]
     known = labelled(rows, points, (["dark"] * 6 + ["bright"] * 6) * 2)
-    cases = np.append(known.cases, ["d1", "d2"])
-    both = PatchLabels(
-        cases, np.vstack([known.points, np.zeros((2, 3))]), True, np.append(known.labels, ["dark"] * 2), cases
-    )
+    cases, points_mm = np.append(known.cases, ["d1", "d2"]), np.vstack([known.points, np.zeros((2, 3))])
+    groups = np.arange(len(cases)).astype(str)
+    both = PatchLabels(cases, points_mm, True, np.append(known.labels, ["dark"] * 2), groups)
     found = probe_patches(Encoder(), Images(3), both, "classification", folds=2)
     assert set(found.data.cases) == {"c0", "c1"} and found.failed == {}
     assert "2 of 4 labelled cases have no image and are left out: d1, d2." in caplog.text
