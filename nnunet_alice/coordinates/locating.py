@@ -205,8 +205,9 @@ def locate_cases(
     with contextlib.suppress(OSError):  # another run is writing into it, or a killed one was
         (folder / _UNFINISHED).rmdir()
     report.save(report_file)
-    for case, names in before.items():  # what nnU-Net would take for channels of a case that has others, or none
-        for name in names.difference(_written(report.cases[case]) if case in report.cases else ()):
+    # what nnU-Net would take for channels of a case that has others, or none
+    for known_case, names in before.items():
+        for name in names.difference(_written(report.cases[known_case]) if known_case in report.cases else ()):
             (folder / name).unlink(missing_ok=True)
     if not report.located:
         name, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))

@@ -134,9 +134,10 @@ def is_beside(first: sitk.Image, second: sitk.Image) -> bool:
     """Return whether an image of the same size lies half a voxel or more beside the first one, or is rotated."""
     ends = np.asarray(first.GetSize()) - 1
     corners = [[0, 0, 0], *np.diag(ends).tolist()]
-    places = [[image.TransformIndexToPhysicalPoint(corner) for corner in corners] for image in (first, second)]
-    shift_mm = np.linalg.norm(np.subtract(*places), axis=1).max()
-    return bool(shift_mm > min(first.GetSpacing()) / 2)
+    here, there = (
+        np.array([image.TransformIndexToPhysicalPoint(corner) for corner in corners]) for image in (first, second)
+    )
+    return bool(np.linalg.norm(here - there, axis=1).max() > min(first.GetSpacing()) / 2)
 
 
 def _times(numbers: Sequence[float]) -> str:
