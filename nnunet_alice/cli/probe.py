@@ -10,7 +10,7 @@ import argparse
 import re
 
 from nnunet_alice.cli.common import SOME_FAILED, name_some
-from nnunet_alice.words import counted, telling
+from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice probe --features features.npz --table labels.csv --target severity --task regression"
 
@@ -115,29 +115,26 @@ def _probe_patches(args: argparse.Namespace) -> int:
 def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> int:
     """A map a class and case, and a picture of each case; cases that fail are named, their number is returned."""
     import numpy as np
-    from tqdm import tqdm
 
+    from nnunet_alice.affine import Affine
     from nnunet_alice.features.maps import dense_map, write_maps
+    from nnunet_alice.parallel import for_each_case
     from nnunet_alice.pictures.maps import draw_maps
 
-    failed = {}
-    for case in tqdm(images.cases, desc="Maps", disable=None):
-        try:
-            opened = images.open(case)
-            found = dense_map(encoder, opened, fitted, args.step_mm, args.region)
-            write_maps(args.maps, opened, found, fitted.classes)
-        except Exception as error:  # a damaged image ends in errors of every kind
-            failed[case] = telling(error)
-            continue
+    def draw(case: str) -> bool:
+        opened = images.open(case)
+        found = dense_map(encoder, opened, fitted, args.step_mm, args.region)
+        write_maps(args.maps, opened, found, fitted.classes)
         geometry = opened.geometry
-        to_voxels = np.diag([*geometry.factors, 1.0])
-        to_voxels[:3, 3] = (np.asarray(geometry.factors) - 1) / 2
+        to_voxels = Affine.scaling(geometry.factors, (np.asarray(geometry.factors) - 1) / 2)
         coarse = [found.on(to_voxels, geometry.grid_shape, number) for number in range(len(fitted.classes))]
         draw_maps(geometry, np.stack(coarse), fitted.classes, f"{args.maps}/{case}.png", f"{case}: {args.target}")
-    done = f"{len(images.cases) - len(failed)} of {counted(len(images.cases), 'case')}"
-    print(f"Maps of {done}, every {args.step_mm:g} mm, {args.region}: {args.maps}")
-    name_some("no map", failed.items())
-    return len(failed)
+        return True
+
+    outcomes = for_each_case(draw, images.cases, doing="Maps")
+    name_some("no map", outcomes.failed.items())
+    print(f"{outcomes.sentence('mapped')}, every {args.step_mm:g} mm, {args.region}: {args.maps}")
+    return len(outcomes.failed)
 
 
 def _report(args: argparse.Namespace, data, result, what: str) -> None:

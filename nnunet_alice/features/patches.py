@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.features.case_names import written_otherwise
@@ -19,7 +18,8 @@ from nnunet_alice.features.images import DatasetImages, RawImages
 from nnunet_alice.features.patch_labels import PatchLabels
 from nnunet_alice.features.probe import ProbeResult, fit_classifier, fit_ridge, probe
 from nnunet_alice.features.probe_data import ProbeData, numbers
-from nnunet_alice.words import counted, telling
+from nnunet_alice.parallel import for_each_case
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +87,16 @@ def probe_patches(
     """
     features: dict[int, np.ndarray] = {}
     points: dict[int, np.ndarray] = {}
-    failed: dict[str, str] = {}
+
+    def take(case: str) -> bool:
+        rows, opened = labels.of_case(case), images.open(case)
+        found = labels.points_vox(rows, opened)
+        points.update(zip(rows.tolist(), found, strict=True))
+        features.update(zip(rows.tolist(), point_features(encoder, opened, found), strict=True))
+        return True
+
     labelled = _with_images(labels, images.cases)
-    for case in tqdm(labelled, desc="Features of patches", disable=None):
-        rows = labels.of_case(case)
-        try:
-            opened = images.open(case)
-            found = labels.points_vox(rows, opened)
-            points |= dict(zip(rows.tolist(), found, strict=True))
-            features |= dict(zip(rows.tolist(), point_features(encoder, opened, found), strict=True))
-        except Exception as error:  # a damaged image ends in errors of every kind
-            failed[case] = telling(error)
-            logger.warning("%s is left out: %s", case, failed[case])
+    failed = for_each_case(take, labelled, doing="Features of patches").failed
     if not features:
         reason = next(iter(failed.values()), f"no image of case '{labels.cases[0]}'")
         raise InputError(f"No labelled patch gave features; the first reason: {reason}")

@@ -124,7 +124,7 @@ def test_left_stays_left_by_a_known_truth(tmp_path, lies, letters):
     sitk.WriteImage(case, str(tmp_path / "a_0000.nii.gz"))
     cases = [RawCase("a", (tmp_path / "a_0000.nii.gz",))]
     report = locate_cases(atlas, cases, tmp_path / "out", tmp_path / "r.json", 1)
-    assert report.cases["a"]["status"] == "ok"
+    assert report.outcomes.results["a"]["status"] == "ok"
     weight, *places = (sitk.ReadImage(str(path)) for path in report.coordinates("a"))
     image = sitk.ReadImage(str(report.images("a")[0] if report.turned else tmp_path / "a_0000.nii.gz"))
     there = tuple(np.round(bone_of(image)).astype(int))
@@ -139,7 +139,7 @@ def test_images_that_do_not_say_how_they_lie_are_told(tmp_path, seen, capsys):
     write(tmp_path / "in" / "b_0000.nii.gz", bright_ball(), LPS)
     report = locate_folder(tmp_path / "in", tmp_path / "out", replace(atlas_lying("LPS"), predicts=".nii.gz"))
     assert list(report.assumed) == ["a"] and "LPS is assumed" in report.assumed["a"]
-    assert report.cases["b"]["assumed"] == ""
+    assert report.outcomes.results["b"]["assumed"] == ""
 
 
 def test_what_was_located_of_a_folder_that_cannot_be_listed_now_stays(tmp_path, seen, monkeypatch, caplog):
