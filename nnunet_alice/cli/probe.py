@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from nnunet_alice.features.probe import ProbeResult
     from nnunet_alice.features.probe_data import ProbeData
 
-from nnunet_alice.cli.common import name_some
+from nnunet_alice.cli.common import SOME_FAILED, name_some
+from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice probe --features features.npz --table labels.csv --target severity --task regression"
 
@@ -106,6 +107,8 @@ def _probe_patches(args: argparse.Namespace) -> int:
         images, subjects = DatasetImages(dataset, encoder.run), load_subjects(dataset)
     else:
         images = RawImages(args.i, encoder.run)
+        if images.passed_over:
+            print(f"Passed over: {images.passed_over}.")
     if args.table is not None:
         labels = read_patch_table(args.table, args.target, args.id, args.group, subjects)
     else:
@@ -113,15 +116,14 @@ def _probe_patches(args: argparse.Namespace) -> int:
     fitted = probe_patches(encoder, images, labels, args.task, args.folds, args.seed)
     _report(args, fitted.data, fitted.result, "patches")
     name_some("left out", fitted.failed.items())
-    if args.maps is not None:
-        _write_maps(args, encoder, images, fitted)
-    return 0
+    failed = len(fitted.failed) + (0 if args.maps is None else _write_maps(args, encoder, images, fitted))
+    return SOME_FAILED if failed else 0
 
 
 def _write_maps(
     args: argparse.Namespace, encoder: "TrainedEncoder", images: "DatasetImages | RawImages", fitted: "PatchProbe"
-) -> None:
-    """Write a map a class and case and a picture of each case, and name cases that fail."""
+) -> int:
+    """Write a map a class and case and a picture of each case; name cases that fail, and return their number."""
     import numpy as np
 
     from nnunet_alice.affine import Affine
@@ -142,6 +144,7 @@ def _write_maps(
     outcomes = for_each_case(draw, images.cases, doing="Maps")
     name_some("no map", outcomes.failed.items())
     print(f"{outcomes.sentence('mapped')}, every {args.step_mm:g} mm, {args.region}: {args.maps}")
+    return len(outcomes.failed)
 
 
 def _report(args: argparse.Namespace, data: "ProbeData", result: "ProbeResult", what: str) -> None:
@@ -154,7 +157,7 @@ def _report(args: argparse.Namespace, data: "ProbeData", result: "ProbeResult", 
     print(f"{args.task} of '{args.target}' from {data.features.shape[1]} features of {len(data.cases)} {what}")
     if data.groups is not None:
         by = f"by '{args.group}'" if args.group else "(cases, or their subjects)"
-        print(f"{len(set(data.groups))} groups {by}, kept together in folds and intervals")
+        print(f"{counted(len(set(data.groups)), 'group')} {by}, kept together in folds and intervals")
     print(
         f"{args.folds} folds of {sizes} {what}, seed {args.seed}; {penalty}: "
         + ", ".join(f"{p:g}" for p in result.penalties)

@@ -176,7 +176,7 @@ def test_an_atlas_that_was_preprocessed_again_is_another_atlas(balls, registered
 @pytest.fixture
 def prepared(balls, registered):
     """Three balls registered to b."""
-    prepare_atlas(balls, 1, "b")
+    prepare_atlas(balls, 1, atlas_case="b")
     registered.clear()
     return balls
 
