@@ -46,7 +46,7 @@ def check_truth(dataset: PreprocessedDataset, folder: Path, ending: str, cases: 
             affine, shape = file_grid(properties, dataset.plans["transpose_forward"])
         except KeyError:  # a reader that keeps no geometry
             continue
-        columns = affine[:3, 2::-1]  # of x, y and z
+        columns = affine.matrix[:3, 2::-1]  # of x, y and z
         directions = columns / np.linalg.norm(columns, axis=0)
         if not np.allclose(truth.GetDirection(), directions.ravel(), atol=1e-3):
             raise InputError(
