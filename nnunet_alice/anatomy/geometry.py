@@ -18,6 +18,7 @@ import numpy as np
 
 from nnunet_alice.anatomy.body import body_mask
 from nnunet_alice.anatomy.orientation import axial_axis_of_plans
+from nnunet_alice.cropping import part_inside
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
@@ -105,6 +106,21 @@ class CaseGeometry:
             drawn = (cell + rng.random(cell.shape)) * self.factors - 0.5
             points = np.concatenate([points, drawn[(drawn < np.asarray(self.shape) - 0.5).all(axis=1)]])
         return np.clip(points[:count], 0, np.asarray(self.shape) - 1.0)
+
+    def body_crop(self, first_vox: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
+        """Return which voxels of a crop lie in the array and in the body: bool ``patch_size``.
+
+        Args:
+            first_vox: (3,) int, first voxel of the crop, (z, y, x); may lie outside.
+            patch_size: (3,) crop size in voxels.
+        """
+        crop = np.zeros(tuple(patch_size), dtype=bool)
+        source, target = part_inside(first_vox, patch_size, self.shape)
+        body = self.body
+        for axis in (2, 1, 0):  # the largest copy last, of whole planes
+            body = body.take(np.arange(source[axis].start, source[axis].stop) // self.factors[axis], axis)
+        crop[target] = body
+        return crop
 
     def contains(self, points_vox: np.ndarray) -> np.ndarray:
         """Which points (N, 3) lie in the array: bool (N,). A voxel reaches half a voxel to each side."""

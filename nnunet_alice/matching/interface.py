@@ -88,6 +88,10 @@ class GeometryMatcher:
         """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
         return self.geometry(case).body_points(count, rng)
 
+    def body_crop(self, case: str, first_vox: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
+        """Return which voxels of a crop show the body, see :meth:`CaseGeometry.body_crop`."""
+        return self.geometry(case).body_crop(first_vox, patch_size)
+
     def open(self, case: str) -> None:
         """Read what matching needs of a case, and keep it for a while."""
         self.geometry(case)

@@ -217,3 +217,14 @@ def test_the_axial_axis_follows_the_transposition_of_the_plans(tmp_path, monkeyp
     monkeypatch.setattr("nnunet_alice.anatomy.geometry.body_mask", watch)
     load_geometry(dataset, "a")
     assert seen == [2]
+
+
+@pytest.mark.parametrize("first", [(0, 0, 0), (-3, 4, -9), (5, -2, 6), (40, 0, 0), (0, -30, 0)])
+def test_the_body_in_a_crop_is_what_every_voxel_says(first):
+    factors, shape, size = (2, 3, 1), (11, 13, 7), (9, 8, 20)  # the last cells stick out
+    geometry = geometry_of(np.random.default_rng(1).random((6, 5, 7)) < 0.6, factors, shape)
+    crop = geometry.body_crop(np.array(first), size)
+    for index in np.ndindex(size):
+        voxel = np.add(first, index)
+        inside = bool(np.all(voxel >= 0) and np.all(voxel < shape))
+        assert crop[index] == (inside and geometry.body[tuple(voxel // factors)])
