@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.fast.dense import LEVELS, DenseTerm, Frame, shared_points
 from benchmarks.fast.sets import Case
 from benchmarks.fast.views import points_of, random_intensities, random_map, sample
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.regions import lay_regions
 from nnunet_alice.methods.alice.regions import GRID_STEP, RegionHead, grid_size, region_accuracy, region_loss
@@ -109,10 +110,8 @@ def pretrain(
                 clean.append(view)
                 masks.append(ratio > 0)
                 # the grid of labels as an affine map of its own: the crop's, thinned
-                turned = case.affine.copy()
-                spacing = case.geometry.spacing[0]
-                turned[:3, 3] += case.affine[:3, :3] @ ((centre - matrix @ ((np.array(length.size) - 1) / 2)) * spacing)
-                turned[:3, :3] = case.affine[:3, :3] @ matrix
+                corner_mm = (centre - matrix @ ((np.array(length.size) - 1) / 2)) * case.geometry.spacing[0]
+                turned = (Affine(case.affine) @ Affine.of_parts(matrix, corner_mm)).matrix
                 found = regions.on_grid(turned, case.geometry, first, (GRID_STEP,) * 3, grid_size(length.size))
                 labels.append(torch.from_numpy(found))
             anchors.append(whole)
