@@ -98,7 +98,7 @@ def registrations(folder: Path, file: str, *thresholds: str) -> str:
     Args:
         folder: of the page.
         file: CSV of ``benchmarks/registration_quality.py``.
-        thresholds: ``FIGURE: VALUE`` each.
+        thresholds: ``FIGURE: VALUE`` each; a product of figures is written ``FIGURE*FIGURE``.
     """
     table = pd.read_csv(folder / file)
     lines = table_head(
@@ -108,11 +108,11 @@ def registrations(folder: Path, file: str, *thresholds: str) -> str:
     for text in thresholds:
         figure, _, threshold = text.partition(": ")
         for name, rows in table.groupby("set", sort=False):
-            kept = rows[figure] >= float(threshold)
+            values = rows[figure.split("*")].prod(axis=1)
+            kept, dice = values >= float(threshold), rows["dice"]
             right, wrong = rows["upside_down"] == 0, rows["upside_down"] == 1
-            dice = rows["dice"]
-            cells = [figure.replace("_", " "), threshold, name]
-            cells += [f"{rows[right][figure].corr(rows[right]['dice'], method='spearman'):.2f}"]
+            cells = [figure.replace("_", " ").replace("*", " x "), threshold, name]
+            cells += [f"{values[right].corr(dice[right], method='spearman'):.2f}"]
             cells += [f"{(kept & right).sum()} of {right.sum()}"]
             cells += _texts([dice[kept & right].mean(), dice[~kept & right].mean()])
             lines.append(table_line([*cells, f"{(kept & wrong).sum()} of {wrong.sum()}"]))

@@ -108,6 +108,7 @@ class PretrainingTrainer(nnUNetTrainer):
         # An epoch without a single step would have nothing to report.
         self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self._first_validation: tuple[Batch, StepResult] | None = None
+        self._epoch = EpochMetrics()
 
     # --------------------------------------------------------------------------------------------- building
 

@@ -10,6 +10,7 @@ import functools
 import logging
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -129,7 +130,8 @@ def preprocess_cases(
         report=lambda so_far: write_json(report, {"recipe": recipe, "failed": so_far.failed}),
     )
     _remove_leftovers(folder)
-    outcomes.check_some("preprocessed", report)
+    if outcomes.failed:  # a part may have no case
+        outcomes.check_some("preprocessed", report)
     return outcomes
 
 
@@ -181,10 +183,11 @@ def _remove_leftovers(folder: Path) -> None:
     partial = folder / _PARTIAL
     if not partial.is_dir():
         return
-    for case in {path.name.removesuffix(".lock") for path in partial.iterdir()}:
+    for case in {path.stem for path in partial.iterdir()}:
         with held(partial / f"{case}.lock") as lock:
             if lock is not None and lock >= 0:
-                shutil.rmtree(partial / case, ignore_errors=True)
+                for path in [path for path in partial.iterdir() if path.is_dir() and path.stem == case]:
+                    shutil.rmtree(path, ignore_errors=True)
                 (partial / f"{case}.lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # a different run is at something
         partial.rmdir()
@@ -232,12 +235,12 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
 def _preprocess_case(job: _Job, case: str) -> bool:
     """Preprocess one case and move its files to their place, the image last; other runs wait for it."""
     cases, dataset_json, plans, configuration, preprocessor = _tools(job)
-    partial = job.folder / _PARTIAL / case
-    with held(job.folder / _PARTIAL / f"{case}.lock", wait=True):
+    folder = job.folder / _PARTIAL
+    with held(folder / f"{case}.lock", wait=True):
         if _is_current(job.folder, case, cases[case]):
             return True  # a different run did it meanwhile; what is known of it stays
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{case}.", dir=folder))  # its own, where nothing can be locked
         preprocessor.run_case_save(
             str(partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
         )

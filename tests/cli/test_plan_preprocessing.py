@@ -260,10 +260,10 @@ def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
 
 
 def test_only_what_nobody_writes_is_removed(tmp_path):
-    for case in ("dead", "alive"):
-        (tmp_path / ".partial" / case).mkdir(parents=True)
+    for name in ("dead.x1", "alive.y2", "alive.more.z3"):
+        (tmp_path / ".partial" / name).mkdir(parents=True)
     with held(tmp_path / ".partial" / "alive.lock"):
         preprocessing._remove_leftovers(tmp_path)
-        assert sorted(path.name for path in (tmp_path / ".partial").iterdir()) == ["alive", "alive.lock"]
+        assert sorted(path.name for path in (tmp_path / ".partial").iterdir()) == ["alive.lock", "alive.y2"]
     preprocessing._remove_leftovers(tmp_path)
     assert not (tmp_path / ".partial").exists()

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
+from support.plans import normalised_by, resampled
 from support.pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, with_settings, write_run
 from support.small_datasets import set_folders
 from torch import nn
@@ -40,14 +41,7 @@ def trained(tmp_path_factory):
         images = phantom_images(3)
         base = write_run(folder / "preprocessed", images)
         plans = json.loads((base / f"{PLANS}.json").read_text())
-        resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-        plans["configurations"]["3d_fullres"] |= {
-            "normalization_schemes": ["NoNormalization"],
-            "resampling_fn_data": "resample_data_or_seg_to_shape",
-            "resampling_fn_data_kwargs": resampling,
-            "resampling_fn_seg": "resample_data_or_seg_to_shape",
-            "resampling_fn_seg_kwargs": resampling | {"is_seg": True},
-        }
+        plans["configurations"]["3d_fullres"] |= normalised_by("NoNormalization") | resampled()
         plans["foreground_intensity_properties_per_channel"] = {"0": {}}
         (base / f"{PLANS}.json").write_text(json.dumps(plans))
         dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
