@@ -217,13 +217,13 @@ def test_the_trainer_itself_comes_before_its_variants(dataset):
         (lambda saved: saved.pop("pretraining"), "no pretraining checkpoint"),
         (
             lambda saved: saved["pretraining"]["plans"]["configurations"]["3d_fullres"].update(spacing=[3.0] * 3),
-            "another spacing",
+            "a different spacing",
         ),
         (
             lambda saved: saved["pretraining"]["plans"]["configurations"]["3d_fullres"].update(
                 normalization_schemes=["ZScoreNormalization"]
             ),
-            "another normalisation",
+            "a different normalisation",
         ),
         (lambda saved: saved["model_state"].pop("heads.fine.weight"), "other heads"),
     ],
