@@ -92,6 +92,28 @@ def arms(folder: Path, file: str, baseline: str = "scratch") -> str:
     return "\n".join(lines)
 
 
+def seeds(folder: Path, file: str) -> str:
+    """Return the Dice of every seed of ``benchmarks/demo_seeds.py``, and their mean.
+
+    Args:
+        folder: of the page.
+        file: the CSV.
+    """
+    table = pd.read_csv(folder / file)
+    lines = table_head(["seed", "pretrained", "from scratch", "points above", "CPU minutes"])
+    rows = [(str(row.seed), row) for row in table.itertuples()]
+    rows.append((f"mean of {len(table)}, above in {(table['gain'] > 0).sum()}", table.mean()))
+    for name, row in rows:
+        cells = [
+            f"{row.pretrained:.3f}",
+            f"{row.from_scratch:.3f}",
+            f"{100 * row.gain:+.1f}",
+            f"{row.cpu_seconds / 60:.0f}",
+        ]
+        lines.append(table_line([name, *cells]))
+    return "\n".join(lines)
+
+
 def data(folder: Path, file: str, where: str = "", columns: str = "", last_of: str = "") -> str:
     """Return a CSV as it is.
 
