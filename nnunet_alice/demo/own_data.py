@@ -71,24 +71,25 @@ class OwnData:
 
     def write(self, unlabelled: Path, labelled: Path) -> None:
         """Link the images of all parts, and the labels of those that have to have them."""
-        ending = self.content["file_ending"]
-        folders = [(self.pool, unlabelled, None)]
-        folders += [(self.labelled, labelled / "imagesTr", labelled / "labelsTr")]
-        folders += [(self.test, labelled / "imagesTs", labelled / "labelsTs")]
-        for cases, images, labels in folders:
-            for folder in (images, labels):
-                if folder is not None:
-                    folder.mkdir(parents=True, exist_ok=True)
-            for case in cases:
-                for channel, file in enumerate(self.cases[case].images):
-                    # import takes a file a case where there is one channel, whatever it is called
-                    suffix = "" if labels is None and len(self.channels) == 1 else f"_{channel:04d}"
-                    link_file(file, images / f"{case}{suffix}{ending}")
-                label = self.cases[case].label
-                if labels is not None and label is not None:
-                    link_file(label, labels / f"{case}{ending}")
+        self._link(self.pool, unlabelled, None)
+        for cases, part in ((self.labelled, "Tr"), (self.test, "Ts")):
+            self._link(cases, labelled / f"images{part}", labelled / f"labels{part}")
         content = {key: value for key, value in self.content.items() if key != "dataset"}
         write_json(labelled / "dataset.json", content | {"numTraining": len(self.labelled)})
+
+    def _link(self, cases: Sequence[str], images: Path, labels: Path | None) -> None:
+        ending = self.content["file_ending"]
+        for folder in (images, labels):
+            if folder is not None:
+                folder.mkdir(parents=True)
+        for case in cases:
+            files = self.cases[case]
+            for channel, file in enumerate(files.images):
+                # import takes a file a case where there is one channel, whatever it is called
+                suffix = "" if labels is None and len(self.channels) == 1 else f"_{channel:04d}"
+                link_file(file, images / f"{case}{suffix}{ending}")
+            if labels is not None and files.label is not None:
+                link_file(files.label, labels / f"{case}{ending}")
 
 
 def read_own_data(folder: str | os.PathLike, labelled: int, test: int | None, seed: int) -> OwnData:
@@ -139,9 +140,10 @@ def _dataset_json(folder: Path) -> dict[str, Any]:
             f"{folder} is no dataset in nnU-Net's format: it has no dataset.json (beside imagesTr and labelsTr)."
         )
     try:
-        content: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        read = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{folder / 'dataset.json'} is not valid JSON ({error}); mend it.") from None
+    content: dict[str, Any] = read if isinstance(read, dict) else {}
     if "background" not in content.get("labels", {}) and "training" in content:
         raise InputError(
             f"{folder} is in the Decathlon's format; run nnUNetv2_convert_MSD_dataset -i {folder} and give the dataset "
@@ -165,11 +167,12 @@ def _listed(folder: Path, content: Mapping[str, Any]) -> dict[str, Case]:
     def path(text: str) -> Path:
         return folder / os.path.expandvars(text)
 
-    return {
-        case: Case(tuple(path(image) for image in files["images"]), label if label.is_file() else None)
-        for case, files in content["dataset"].items()
-        for label in [path(files["label"])]
-    }
+    cases = {}
+    for case, files in content["dataset"].items():
+        label = path(files["label"]) if "label" in files else None
+        images = tuple(path(image) for image in files.get("images", ()))
+        cases[case] = Case(images, label if label is not None and label.is_file() else None)
+    return cases
 
 
 def _found(folder: Path, content: Mapping[str, Any]) -> dict[str, Case]:

@@ -50,7 +50,7 @@ class Phantoms:
     Attributes:
         unlabelled, training, test: numbers of phantoms.
         spacing_mm: voxel size.
-        seed: of the first phantom.
+        seed: of all; no two demos of this size share a phantom.
     """
 
     unlabelled: int = 24
@@ -66,17 +66,17 @@ class Phantoms:
 
     def write(self, unlabelled: Path, labelled: Path) -> None:
         """Render all phantoms, each from a seed of its own."""
-        seeds = iter(range(self.seed, self.seed + self.unlabelled + self.training + self.test))
-        pool, training, test = (
-            [next(seeds) for _ in range(count)] for count in (self.unlabelled, self.training, self.test)
-        )
+        counts = (self.unlabelled, self.training, self.test)
+        first = self.seed * sum(counts)
+        seeds = iter(range(first, first + sum(counts)))
+        pool, training, test = ([next(seeds) for _ in range(count)] for count in counts)
         options: dict[str, Any] = {"spacing_mm": self.spacing_mm, "num_processes": os.cpu_count() or 1}
-        population = make_population(pool, cut_share=0.1)
-        write_subjects(unlabelled, population, images_folder=".", labels_folder=None, **options)
-        for population, kind in ((training, "Tr"), (test, "Ts")):
+        people = make_population(pool, cut_share=0.1)
+        write_subjects(unlabelled, people, images_folder=".", labels_folder=None, **options)
+        for numbers, kind in ((training, "Tr"), (test, "Ts")):
             write_subjects(
                 labelled,
-                make_population(population, cut_share=0),
+                make_population(numbers, cut_share=0),
                 images_folder=f"images{kind}",
                 labels_folder=f"labels{kind}",
                 image_suffix="_0000",

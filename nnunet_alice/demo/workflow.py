@@ -135,14 +135,8 @@ class Demo:
         )
         plan = [*alice, "plan", "-d", str(LABELLED), "-pl", "AlicePlannerSmall", *processes]
         if self.budget.device != "cpu":
-            plan = [
-                "nnUNetv2_plan_and_preprocess",
-                "-d",
-                str(LABELLED),
-                "-c",
-                "3d_fullres",
-                "--verify_dataset_integrity",
-            ]
+            plan = ["nnUNetv2_plan_and_preprocess", "-c", "3d_fullres", "--verify_dataset_integrity"]
+            plan += ["-d", str(LABELLED)]
         self._step("plan the labelled dataset", plan, whole=True)
         target = ["--target", str(LABELLED), "--target_plans", self.budget.plans]
         self._step("plan the unlabelled dataset", [*alice, "plan", "-d", str(UNLABELLED), *target, *processes])
@@ -166,24 +160,30 @@ class Demo:
 
     def _foretell(self) -> None:
         """Train for a few steps elsewhere, and announce how long everything takes from here."""
-        elsewhere = self.folder / "nnUNet_results_trial"
-        whole = {}
-        for dataset, trainer in ((UNLABELLED, self.budget.pretraining), (LABELLED, self.budget.scratch)):
-            epochs, iterations = length(trainer)
-            trial = re.sub(r"_\d+(epochs|iterations)", "", trainer)
-            trial += f"_{_TRIAL_EPOCHS}epochs_{_TRIAL_ITERATIONS}iterations"
-            start = time.time()
-            self._train(f"try {trainer.partition('_')[0]} for the time it takes", dataset, trial, results=elsewhere)
-            taken = time.time() - start
-            epoch = _epoch_seconds(self._fold(elsewhere, dataset, trial))
-            # what comes before and after the epochs, and the epochs; validation has its share of an epoch
-            whole[trainer] = taken - _TRIAL_EPOCHS * epoch + epochs * epoch * iterations / _TRIAL_ITERATIONS
-        pretraining, labels = (seconds / 60 for seconds in whole.values())
+        pretraining = sum(self._tried(UNLABELLED, self.budget.pretraining))
+        around, epochs = self._tried(LABELLED, self.budget.scratch)
+        # a run on labels ends with predictions of its own cases
+        labelled, tested = (len(list((self.labelled / part).iterdir())) for part in ("labelsTr", "labelsTs"))
+        labels, predictions = around + epochs, around * tested / labelled
+        minutes = [
+            seconds / 60 for seconds in (pretraining + 2 * (labels + predictions), pretraining, labels, predictions)
+        ]
         self.commands.announce(
-            f"from here about {pretraining + 2 * labels:.0f} minutes: {pretraining:.0f} of pretraining, twice "
-            f"{labels:.0f} of training on labels, and the predictions (Ctrl-C ends it; --epochs and "
-            "--finetuning_epochs change it)"
+            "from here about {:.0f} minutes: {:.0f} of pretraining, twice {:.0f} of training on labels and {:.0f} of "
+            "predictions (Ctrl-C ends it; --epochs and --finetuning_epochs change it)".format(*minutes)
         )
+
+    def _tried(self, dataset: int, trainer: str) -> tuple[float, float]:
+        """Seconds that a run takes around its epochs, and for them, by a short run elsewhere."""
+        elsewhere, (epochs, iterations) = self.folder / "nnUNet_results_trial", length(trainer)
+        trial = (
+            re.sub(r"_\d+(epochs|iterations)", "", trainer) + f"_{_TRIAL_EPOCHS}epochs_{_TRIAL_ITERATIONS}iterations"
+        )
+        start = time.time()
+        self._train(f"try {trainer.partition('_')[0]} for the time it takes", dataset, trial, results=elsewhere)
+        taken, epoch = time.time() - start, _epoch_seconds(self._fold(elsewhere, dataset, trial))
+        # validation has its share of an epoch
+        return taken - _TRIAL_EPOCHS * epoch, epochs * epoch * iterations / _TRIAL_ITERATIONS
 
     # --------------------------------------------------------------------------------------------- training
 

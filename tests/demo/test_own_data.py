@@ -105,6 +105,10 @@ def broken_dataset_json(folder):
     (folder / "dataset.json").write_text("{")
 
 
+def a_list_as_dataset_json(folder):
+    (folder / "dataset.json").write_text("[]")
+
+
 def decathlon(folder):
     dataset(folder, labels={"0": "background", "1": "liver"}, channel_names=None, training=[])
 
@@ -152,6 +156,7 @@ def too_few(folder):
         (no_folder, "is not a folder"),
         (no_dataset_json, "has no dataset.json"),
         (broken_dataset_json, "dataset.json is not valid JSON"),
+        (a_list_as_dataset_json, "lacks labels, channel_names, file_ending"),
         (decathlon, "nnUNetv2_convert_MSD_dataset"),
         (a_key_is_missing, "lacks file_ending"),
         (pictures, r"end in \.png"),
