@@ -29,6 +29,7 @@ RENDERERS: dict[str, Callable[..., str]] = {
     "arms": result_tables.arms,
     "seeds": result_tables.seeds,
     "data": result_tables.data,
+    "registrations": result_tables.registrations,
     "overview": result_tables.overview,
 }
 _PART = re.compile(r"<!-- generate: (?P<call>.+?) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
