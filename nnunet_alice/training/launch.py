@@ -4,7 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.training.devices import place
-from nnunet_alice.training.ranks import PATIENCE
+from nnunet_alice.training.ranks import PATIENCE, of_all_ranks
 
 #: Where nnU-Net continues from, whichever is there first.
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -33,20 +33,20 @@ def train(arguments: Sequence[str]) -> None:
     from nnunetv2.run import run_training as nnunet
 
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    restarted = False
     run, make, load = nnunet.run_training, nnunet.get_trainer_from_args, nnunet.maybe_load_checkpoint
 
     def run_together(*args, **kwargs) -> None:
+        nonlocal restarted
         call = inspect.signature(run).bind(*args, **kwargs).arguments
-        if restarted and not call["only_run_validation"]:
-            call["continue_training"] = True
-        if not together:
-            run(**call)
-            return
-        if call["num_gpus"] > 1:
+        if together and call["num_gpus"] > 1:
             raise InputError("torchrun says how many processes train (--nproc-per-node); leave -num_gpus away.")
-        with _process_group(call["device"]) as device, patch.object(nnunet, "get_trainer_from_args", _on(device, make)):
-            run(**call | {"device": device})
+        with _process_group(call["device"]) if together else nullcontext(call["device"]) as device:
+            restarted = any(of_all_ranks([_started_again()]))
+            if restarted and not call["only_run_validation"]:
+                call["continue_training"] = True
+            with patch.object(nnunet, "get_trainer_from_args", _on(device, make) if together else make):
+                run(**call | {"device": device})
 
     def load_after_restart(trainer, continues: bool, validates: bool, pretrained: str | None = None) -> None:
         if restarted and continues:
@@ -60,6 +60,19 @@ def train(arguments: Sequence[str]) -> None:
         patch.object(sys, "argv", ["nnunet_alice train", *arguments]),
     ):
         nnunet.run_training_entry()
+
+
+def _started_again() -> bool:
+    """Whether torchrun had processes of this run before these, as far as this one can tell; each is to ask once.
+
+    torchrun's own count is that of failures on one machine: it stays 0 where healthy processes were stopped because
+    those of a different machine start again. The store of torchrun's first machine outlives all processes.
+    """
+    starts = 1
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        starts = store.add(f"nnunet_alice/starts/{os.environ['RANK']}", 1)
+    return starts > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Plans foresee what steps take: live bytes of steps of full size, counted on tensors without memory."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -19,14 +21,15 @@ from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNe
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.planning.memory import (
-    STOCK,
     cost_of,
     live_bytes_of_pairs,
     live_bytes_of_subjects,
+    live_bytes_of_training,
     more_bytes_of_experts,
     network_cost,
     subjects_in_memory,
 )
+from nnunet_alice.trainers.drasclr_finetuning import DrasCLRFineTuneTrainer
 
 EXPERTS = 8
 
@@ -79,17 +82,20 @@ def network(family: str, outputs: int, deep_supervision: bool):
 
 
 def peak(cuda, optimizer, loss_of_step) -> int:
-    """Most live bytes of a step in half precision, after a first one has made the optimiser's state."""
+    """Most live bytes of a step in half precision, once the optimiser has its state."""
     scaler = torch.amp.GradScaler("cuda")
-    for _ in range(2):
-        cuda.forget()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda"):
-            loss = loss_of_step()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        optimizer.step()
-        scaler.update()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    cuda.forget()
+    with torch.autocast("cuda"):
+        loss = loss_of_step()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    optimizer.step()
+    scaler.update()
     return cuda.peak
 
 
@@ -163,8 +169,30 @@ def test_fine_tuning_takes_what_the_scale_is_built_on_and_experts_what_is_said(f
     plain = network(family, 3, True)
     cost = cost_of(plain, (128,) * 3)
     stock = peak_of_stock(lambda: network(family, 3, True), 1, 128, 2)
-    assert 0.9 < (STOCK.fixed(cost) + 2 * STOCK.sample(cost)) / stock < 1.12
+    foreseen = live_bytes_of_training(cost, 2)
+    assert 0.9 < foreseen / stock < 1.12
     located = peak_of_stock(lambda: LocatedUNet(network(family, 3, True), EXPERTS), 1 + COORDINATE_CHANNELS, 128, 2)
     with without_memory():
         encoder = to_conditional(plain.to("meta").encoder, EXPERTS)
     assert 0.9 < more_bytes_of_experts(encoder, EXPERTS) / (located - stock) < 1.15
+    said = what_the_trainer_says(family, encoder)
+    assert said.startswith("WARNING") == (located - stock > stock / 4)
+    in_all, experts, _, own = (float(number) * 2**30 for number in re.findall(r"[\d.]+(?= )", said))
+    assert (in_all / located, experts / (located - stock), own / stock) == pytest.approx((1, 1, 1), rel=0.15)
+
+
+def what_the_trainer_says(family: str, encoder) -> str:
+    """What DrasCLRFineTuneTrainer logs of its memory with two patches of 128 voxels a batch."""
+    lines: list[str] = []
+    plans = SimpleNamespace(configuration={"architecture": architecture(family)}, patch_size=(128,) * 3)
+    trainer = SimpleNamespace(
+        bare_network=SimpleNamespace(encoder=encoder),
+        configuration_manager=plans,
+        settings=DrasCLRFineTuneTrainer.settings,
+        num_input_channels=1 + COORDINATE_CHANNELS,
+        label_manager=SimpleNamespace(num_segmentation_heads=3),
+        batch_size=2,
+        print_to_log_file=lines.append,
+    )
+    DrasCLRFineTuneTrainer._say_what_experts_take(trainer)  # type: ignore[arg-type]  # what it reads of a trainer
+    return lines[0]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from nnunetv2.run import run_training as nnunet
 
 from nnunet_alice.cli.main import main
@@ -59,6 +60,19 @@ def test_a_restart_continues_where_there_is_something_to_continue(asked, tmp_pat
     assert asked["load"] == ((True, False, None) if checkpoint else (False, False, "w.pth"))
     launch.train([*COMMAND, "-device", "cpu", "--val"])
     assert asked["load"] == (False, True, None)
+
+
+def test_processes_know_that_others_ran_before_them_where_torchrun_counts_no_failure(monkeypatch):
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    found = []
+    for rank in (0, 1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        found.append(launch._started_again())
+    assert found == [False, False, True]
 
 
 def test_several_processes_share_a_group_and_take_their_own_device(asked, monkeypatch):
