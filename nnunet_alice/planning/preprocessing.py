@@ -30,6 +30,7 @@ from nnunet_alice.matching.invalidation import forget_all, forget_case
 from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
 from nnunet_alice.parallel import map_cases
 from nnunet_alice.parts import Part
+from nnunet_alice.planning.compact import store_compactly
 from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class _Job:
     configuration: str
     folder: Path
     partial: Path
+    compact: bool
 
 
 def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
@@ -92,7 +94,12 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
 
 
 def preprocess_cases(
-    dataset: str, plans_name: str, configuration: str, num_processes: int, part: Part | None = None
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    num_processes: int,
+    part: Part | None = None,
+    compact: bool = False,
 ) -> Preprocessed:
     """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
 
@@ -107,6 +114,7 @@ def preprocess_cases(
         configuration: configuration of the plans.
         num_processes: processes to use; 1 works in this process.
         part: preprocess this share of the cases only; a run without tries failed ones again and names them all.
+        compact: store images as :mod:`nnunet_alice.planning.compact` does; cases that are there stay as they are.
 
     Raises:
         AliceError: no case could be preprocessed.
@@ -142,7 +150,7 @@ def preprocess_cases(
     write_json(report, {"recipe": recipe, "failed": {}})
     partial = _partial_folder(folder)
     partial.mkdir(parents=True)
-    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, partial)
+    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, partial, compact)
     failed = {}
     for case, outcome in map_cases(_preprocess_case, job, missing, num_processes, "Preprocessing"):
         if isinstance(outcome, Exception):
@@ -283,6 +291,8 @@ def _preprocess_case(job: _Job, case: str) -> None:
         str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
     )
     _check_not_flat(job.partial / f"{case}.b2nd", configuration.normalization_schemes)
+    if job.compact:
+        store_compactly(job.partial / f"{case}.b2nd")
     if _is_current(job.folder, case, cases[case]):
         return  # the same; what is known of it stays
     forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)

@@ -102,9 +102,28 @@ def apply_affine_to_crops(crops: Tensor, affines: np.ndarray) -> Tensor:
     # grid_sample counts from -1 to 1 over the array, borders included, x first.
     matrix = affines[:, :, :3] * size / size[:, None]
     shift = 2 * affines[:, :, 3] / size
-    theta = np.concatenate([matrix[:, ::-1, ::-1], shift[:, ::-1, None]], axis=2)
-    grid = functional.affine_grid(torch.from_numpy(theta.astype(np.float32)), list(crops.shape), align_corners=False)
-    return functional.grid_sample(crops, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    theta = np.concatenate([matrix[:, ::-1, ::-1], shift[:, ::-1, None]], axis=2).astype(np.float32)
+    result, grid = torch.empty_like(crops), torch.empty(1, *crops.shape[2:], 3)
+    for number, rows in enumerate(torch.from_numpy(theta)):
+        _write_grid(grid, rows)  # one that stays in the processor's cache, where all together do not
+        crop = crops[number : number + 1]
+        result[number] = functional.grid_sample(
+            crop, grid, mode="bilinear", padding_mode="border", align_corners=False
+        )[0]
+    return result
+
+
+def _write_grid(grid: Tensor, rows: Tensor) -> None:
+    """``affine_grid`` in place, by sums over axes instead of a product of matrices for every voxel.
+
+    Args:
+        grid: (1, z, y, x, 3), overwritten.
+        rows: (3, 4), of x, y and z; columns x, y, z and shift.
+    """
+    z, y, x = ((2 * torch.arange(n, dtype=torch.float32) + 1) / n - 1 for n in grid.shape[1:4])
+    for axis, (by_x, by_y, by_z, shift) in enumerate(rows):
+        plane = (by_z * z + shift)[:, None] + by_y * y
+        torch.add(plane[..., None], by_x * x, out=grid[0, ..., axis])
 
 
 def crop_with_border(image, centre_vox: Sequence[float] | np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -150,6 +150,7 @@ def test_a_step_of_alice_takes_what_plans_foresee(family, edge, pairs):
     assert 0.97 < live_bytes_of_pairs(cost, pairs) / peak_of_alice(family, edge, pairs) < 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_of_drasclr_takes_no_more_than_its_batch_was_chosen_for(family):
     plain = network(family, 1, False)
@@ -164,6 +165,7 @@ def test_a_step_of_drasclr_takes_no_more_than_its_batch_was_chosen_for(family):
     assert taken < 1.03 * live_bytes_of_pairs(cost, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fine_tuning_takes_what_the_scale_is_built_on_and_experts_what_is_said(family):
     plain = network(family, 3, True)
