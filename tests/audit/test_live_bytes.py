@@ -27,8 +27,8 @@ from nnunet_alice.planning.memory import (
     live_bytes_of_training,
     more_bytes_of_experts,
     network_cost,
-    subjects_in_memory,
 )
+from nnunet_alice.pretraining.drasclr import DrasCLRMethod, DrasCLRPretrainingSettings
 from nnunet_alice.trainers.drasclr_finetuning import DrasCLRFineTuneTrainer
 
 EXPERTS = 8
@@ -150,19 +150,36 @@ def test_a_step_of_alice_takes_what_plans_foresee(family, edge, pairs):
     assert 0.97 < live_bytes_of_pairs(cost, pairs) / peak_of_alice(family, edge, pairs) < 1.1
 
 
+def batch_of_drasclr(family: str, pairs: int, **settings) -> tuple[int, bool]:
+    """Subjects of a batch that the method chooses for plans of so many pairs, and whether it warns of memory."""
+    lines: list[str] = []
+    method = SimpleNamespace(
+        context=SimpleNamespace(batch_size=pairs, patch_size=(128,) * 3, log=lines.append),
+        settings=DrasCLRPretrainingSettings(**settings),
+        crop_size=(64,) * 3,
+        places=SimpleNamespace(cases=range(500)),
+    )
+    plain = network(family, 1, False)
+    size = DrasCLRMethod._choose_batch_size(method, plain)  # type: ignore[arg-type]  # what it reads of a method
+    return size, any("WARNING" in line for line in lines)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_of_drasclr_takes_no_more_than_its_batch_was_chosen_for(family):
     plain = network(family, 1, False)
     cost = cost_of(plain, (128,) * 3)
     elements = plain.encoder.compute_conv_feature_map_size([64] * 3)
-    subjects = max(2, subjects_in_memory(cost, 2, EXPERTS, elements, 3))
-    foreseen, taken = (
-        live_bytes_of_subjects(cost, EXPERTS, elements, 3, subjects),
-        peak_of_drasclr(family, 64, subjects),
-    )
-    assert 0.97 < foreseen / taken < 1.25
+    subjects, _ = batch_of_drasclr(family, 2)
+    taken = peak_of_drasclr(family, 64, subjects)
+    assert 0.97 < live_bytes_of_subjects(cost, EXPERTS, elements, 3, subjects) / taken < 1.25
     assert taken < 1.03 * live_bytes_of_pairs(cost, 2)
+
+
+def test_plans_too_small_for_the_experts_are_warned_of():
+    assert batch_of_drasclr("ResidualEncoderUNet", 1) == (2, True)
+    assert batch_of_drasclr("ResidualEncoderUNet", 1, num_experts=2) == (3, False)
+    assert batch_of_drasclr("PlainConvUNet", 1) == (6, False)
 
 
 @pytest.mark.slow
