@@ -27,6 +27,7 @@ pytestmark = [needs_distributed, pytest.mark.slow]
 
 TRAINER = '''
 import os
+import time
 from pathlib import Path
 
 from nnunet_alice.trainers.alice import AliceTrainer
@@ -49,6 +50,8 @@ class AliceTrainer_killed(AliceTrainer):
     def on_train_epoch_start(self):
         marker = Path(os.environ["MARKER"])
         if self.rank == 1 and self.current_epoch == 1 and not marker.exists():
+            while not Path(self.output_folder, "checkpoint_latest.pth").exists():  # the first rank writes it
+                time.sleep(0.1)
             marker.touch()
             os.kill(os.getpid(), 9)
         super().on_train_epoch_start()
