@@ -138,7 +138,7 @@ def _plain(number):
 
 def overhead(cost: NetworkCost, reference: MemoryReference) -> float:
     """Memory that nnU-Net's reference took, as a multiple of the live bytes of that step."""
-    live = live_bytes_of_training(replace(cost, elements=reference.elements), reference.batch_size)
+    live = live_bytes_of_training(replace(cost, elements=round(reference.elements)), reference.batch_size)
     return reference.gigabytes * _GB / live
 
 
