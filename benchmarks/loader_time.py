@@ -54,14 +54,14 @@ def main() -> None:
             around = [point, *(point + _STEP_MM / spacing[0] * np.roll((1, 0, 0), axis) for axis in (1, 2))]
             affines = np.stack([draw_affine(AffineRange(), size, spacing, rng) for _ in around])
             crops = torch.from_numpy(np.stack(crops_with_border(array, around, size)))
-            ways: dict[str, tuple[Callable, ...]] = {
-                "read, naive": (one_by_one, array, around, size),
-                "read": (crops_with_border, array, around, size),
-                "affine, naive": (naive_affine, crops, affines),
-                "affine": (apply_affine_to_crops, crops, affines),
-                "intensities": (intensities, crops, rng),
+            ways: dict[str, tuple[Callable, list]] = {
+                "read, naive": (one_by_one, [array, around, size]),
+                "read": (crops_with_border, [array, around, size]),
+                "affine, naive": (naive_affine, [crops, affines]),
+                "affine": (apply_affine_to_crops, [crops, affines]),
+                "intensities": (intensities, [crops, rng]),
             }
-            for name, (way, *arguments) in ways.items():
+            for name, (way, arguments) in ways.items():
                 start = time.process_time()
                 way(*arguments)
                 times.setdefault(name, []).append(1e3 * (time.process_time() - start) / len(around))
