@@ -3,6 +3,8 @@
 import inspect
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
@@ -16,6 +18,8 @@ from nnunet_alice.training.ranks import PATIENCE, of_all_ranks
 
 #: Where nnU-Net continues from, whichever is there first.
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+#: Beginning of our keys in torchrun's store, and seconds between two looks at it.
+_OURS, _PAUSE = "nnunet_alice", 0.2
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -68,11 +72,46 @@ def _started_again() -> bool:
     torchrun's own count is that of failures on one machine: it stays 0 where healthy processes were stopped because
     those of a different machine start again. The store of torchrun's first machine outlives all processes.
     """
-    starts = 1
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        starts = store.add(f"nnunet_alice/starts/{os.environ['RANK']}", 1)
+    store = _torchruns_store()
+    starts = 1 if store is None else store.add(f"{_OURS}/starts/{os.environ['RANK']}", 1)
     return starts > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def _torchruns_store() -> dist.Store | None:
+    """The store that torchrun shares with its processes; None without."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+
+
+def own_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of torchrun's store in which no earlier processes of the run have written; waits for all ranks.
+
+    torchrun keeps one store when it starts processes again, and torch would find the addresses of the dead ones there.
+    Rank 0 names the part, and repeats the name to everybody who says to be there, until all have answered.
+
+    Args:
+        store: where earlier ranks have done the same.
+        rank: of this process.
+        size: number of ranks.
+    """
+    me, others = uuid.uuid4().hex, range(1, size)
+    if rank > 0:
+        store.set(f"{_OURS}/here/{rank}", me)
+        while True:
+            store.wait([f"{_OURS}/invited/{rank}"])
+            asked, name = store.get(f"{_OURS}/invited/{rank}").decode().split()
+            if asked == me:
+                store.set(f"{_OURS}/{name}/{rank}", "")
+                return dist.PrefixStore(name, store)
+            time.sleep(_PAUSE)
+    while not all(store.check([f"{_OURS}/{me}/{other}"]) for other in others):
+        for other in others:
+            if store.check([f"{_OURS}/here/{other}"]):
+                store.set(f"{_OURS}/invited/{other}", f"{store.get(f'{_OURS}/here/{other}').decode()} {me}")
+        time.sleep(_PAUSE)
+    return dist.PrefixStore(me, store)
 
 
 @contextmanager
@@ -87,7 +126,13 @@ def _process_group(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     # Ranks prepare and validate at their own pace, which takes longer than the ten minutes that NCCL would wait.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    backend, store = "nccl" if device.type == "cuda" else "gloo", _torchruns_store()
+    if store is None:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    else:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        part = own_part(store, rank, size)
+        dist.init_process_group(backend, store=part, rank=rank, world_size=size, timeout=PATIENCE)
     yield device
     dist.destroy_process_group()  # not after an error: other ranks may be in the middle of a collective
 

@@ -1,5 +1,9 @@
 """``nnunet_alice train`` hands nnU-Net's own functions what torchrun's environment says."""
 
+import time
+from datetime import timedelta
+from multiprocessing.pool import ThreadPool
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -73,6 +77,24 @@ def test_processes_know_that_others_ran_before_them_where_torchrun_counts_no_fai
         monkeypatch.setenv("RANK", str(rank))
         found.append(launch._started_again())
     assert found == [False, False, True]
+
+
+def test_every_start_gets_a_part_of_torchruns_store_that_nobody_wrote_to():
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    def start(rank, late):
+        store = dist.TCPStore("localhost", server.port, is_master=False, timeout=timedelta(seconds=30))
+        time.sleep(0.3 * (rank == late))
+        part = launch.own_part(store, rank, 3)
+        found = part.check(["address"])  # of one that is dead by now
+        return part, found
+
+    for late in range(3):
+        with ThreadPool(3) as pool:
+            parts, found = zip(*pool.starmap(start, [(rank, late) for rank in range(3)], chunksize=1), strict=True)
+        assert not any(found)
+        parts[0].set("address", str(late))
+        assert [part.get("address") for part in parts] == [str(late).encode()] * 3
 
 
 def test_several_processes_share_a_group_and_take_their_own_device(asked, monkeypatch):
