@@ -6,16 +6,21 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError
-from nnunet_alice.files import file_stamp, read_json, write_json
+from nnunet_alice.errors import InputError, named
+from nnunet_alice.files import file_checksum, read_json, write_json
+from nnunet_alice.locks import held
+from nnunet_alice.nnunet_folders import dataset_number
+from nnunet_alice.words import counted
 
+#: how the cases are divided; the names of the splits, in the order of their folds
+_DIVISIONS, _NAMES = "divisions.json", "splits_names.json"
 #: settings that may not change within a folder: they decide which cases a split's name stands for
 _FIXED = ("dataset", "plans", "configuration", "seed", "test")
 
@@ -62,12 +67,29 @@ class Workspace:
                 raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
         self._check_unchanged(source.base, target)
         self._link(source, files)
-        self._check_truth(source, target / "gt_segmentations")
+        self._check_truth(source)
         for arm in self.settings.arms:
             if arm.dataset is not None:
                 self._link_located(source, arm)
         write_json(self.folder / "settings.json", self.settings.plain())
+        write_json(self.folder / _DIVISIONS, [asdict(division) for division in divisions])
         return divisions
+
+    def divisions(self) -> list[Partition]:
+        """Return the divisions of the cases, as :meth:`prepare` wrote them down.
+
+        Raises:
+            InputError: it did not, or an earlier version did.
+        """
+        path = self.folder / _DIVISIONS
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; run nnunet_alice benchmark with --dry_run, which writes it.")
+        return [Partition(one["name"], tuple(one["pool"]), tuple(one["test"])) for one in read_json(path)]
+
+    def folds(self) -> dict[str, int]:
+        """Return name -> fold of the splits that were written."""
+        names = self.dataset_folder / _NAMES
+        return {name: fold for fold, name in enumerate(read_json(names) if names.is_file() else [])}
 
     def _link(self, source: PreprocessedDataset, files: Sequence[str]) -> None:
         """Links to preprocessed cases and truth of a dataset, and copies of its small files."""
@@ -92,10 +114,11 @@ class Workspace:
         missing = sorted(set(source.cases()) - set(located.cases()))
         if missing:
             raise InputError(
-                f"{located.name} of arm '{arm.name}' lacks {len(missing)} cases of {source.name}, the first is "
-                f"{missing[0]}; run nnunet_alice locate -d {source.number} and preprocess what it writes."
+                f"{located.name} of arm '{arm.name}' lacks {counted(len(missing), 'case')} of {source.name} "
+                f"({named(missing)}); run nnunet_alice locate -d {source.number} and preprocess what it writes."
             )
         self._link(located, (f"{plans}.json", "dataset.json", "dataset_fingerprint.json"))
+        self._check_truth(located, f"truth_{located.name}.json")
 
     @property
     def dataset(self) -> str:
@@ -110,7 +133,7 @@ class Workspace:
         """Full name of a linked dataset, given by number or name."""
         names = sorted(path.name for path in self.preprocessed.glob("Dataset*"))
         number = int(dataset) if dataset.isdigit() else None
-        return next(name for name in names if name == dataset or int(name[7:10]) == number)
+        return next(name for name in names if name == dataset or dataset_number(name) == number)
 
     @property
     def dataset_folder(self) -> Path:
@@ -134,7 +157,7 @@ class Workspace:
         Raises:
             InputError: a split of this name has other cases.
         """
-        names_file, splits_file = self.dataset_folder / "splits_names.json", self.dataset_folder / "splits_final.json"
+        names_file, splits_file = self.dataset_folder / _NAMES, self.dataset_folder / "splits_final.json"
         with held(self.folder / "locks" / "splits.lock", wait=True):  # two that add at once would lose a fold
             names = read_json(names_file) if names_file.is_file() else []
             splits = read_json(splits_file)[: len(names)] if names else []
@@ -174,11 +197,12 @@ class Workspace:
                     f"{source / name} changed since the benchmark in {self.folder} began; use a new folder for it."
                 )
 
-    def _check_truth(self, source: PreprocessedDataset, folder: Path) -> None:
+    def _check_truth(self, source: PreprocessedDataset, file: str = "truth.json") -> None:
         """Finished runs learned from and were measured against the segmentations that were linked first."""
-        record, ending, cases = self.folder / "truth.json", self.file_ending, source.cases()
+        folder = self.preprocessed / source.name / "gt_segmentations"
+        record, ending, cases = self.folder / file, self.file_ending, source.cases()
         known = read_json(record) if record.is_file() else {}
-        found = {case: file_stamp(folder / f"{case}{ending}") for case in cases}
+        found = {case: file_checksum(folder / f"{case}{ending}") for case in cases}
         changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])
         if changed:
             raise InputError(

@@ -11,7 +11,7 @@ prepared, views are matched by the one whose matches look more alike in the imag
 
 import argparse
 
-from nnunet_alice.cli.common import SOME_FAILED, end_of_part, name_some, positive
+from nnunet_alice.cli.common import name_some, positive, say_outcomes
 from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import counted
 
@@ -102,14 +102,10 @@ def _index(args: argparse.Namespace) -> int:
     except RuntimeError:
         raise InputError(f"There is no device '{args.device}'; use cpu or cuda.") from None
     report = index_dataset(dataset, args.checkpoint, device, args.overwrite, args.part)
-    print(
-        f"{dataset.name}: {counted(len(report.made), 'case')} indexed, {len(report.kept)} kept, "
-        f"{len(report.failed)} failed; embedding of {report.checkpoint}."
-    )
-    name_some("failed", report.failed.items())
-    print(f"Indices: {IndexStore(dataset).folder}")
+    print(f"Embedding of {report.checkpoint}.")
+    status = say_outcomes(dataset.name, report.outcomes, "indexed", IndexStore(dataset).folder, args.part)
     if args.part is not None:
-        return end_of_part(args.part, bool(report.failed))
+        return status
     if report.trust is None:
         print("Fewer than two cases have an index: nothing can be matched.")
         return 1
@@ -132,33 +128,31 @@ def _index(args: argparse.Namespace) -> int:
         f"  nnunet_alice evaluate_matching {arguments}"
     )
     _print_next(dataset)
-    return SOME_FAILED if report.failed else 0
+    return status
 
 
 def _register(args: argparse.Namespace) -> int:
     """Register every case to the atlas."""
     from nnunet_alice.anatomy.atlas import prepare_atlas
-    from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles
+    from nnunet_alice.anatomy.atlas_files import OK, POOR, AtlasFiles
     from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.pictures.atlas import draw_atlas
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
     _note_subjects(args, dataset)
     report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by, args.part)
-    counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
-    print(f"{dataset.name}: registered to the atlas {report.atlas_case}: {counts}.")
-    for status in (POOR, FAILED):
-        name_some(status, [(record.case, record.reason) for record in report.named(status)])
+    done = f"registered to the atlas {report.atlas_case}"
+    status = say_outcomes(dataset.name, report.outcomes, done, AtlasFiles(dataset).report_file, args.part)
+    name_some(POOR, [(record.case, record.reason) for record in report.named(POOR)])
     if args.part is not None:
-        return end_of_part(args.part, bool(report.named(FAILED)))
-    picture = draw_atlas(dataset, report)
-    print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
+        return status
+    print(f"Picture (look at it): {draw_atlas(dataset, report)}")
     if len(report.named(OK)) < 2:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
         return 1
     _lay_landmarks(args, dataset, report.atlas_case)
     _print_next(dataset)
-    return SOME_FAILED if report.named(FAILED) else 0
+    return status
 
 
 def _note_subjects(args: argparse.Namespace, dataset) -> None:
@@ -169,7 +163,7 @@ def _note_subjects(args: argparse.Namespace, dataset) -> None:
     if args.subjects is not None:
         subjects = read_subjects(args.subjects, cases)
         save_subjects(dataset, subjects)
-        print(f"{len(subjects)} of {len(cases)} cases are scans of {len(set(subjects.values()))} subjects.")
+        print(f"{len(subjects)} of {counted(len(cases), 'case')} are scans of {len(set(subjects.values()))} subjects.")
     elif not load_subjects(dataset) and (alike := likely_repeats(cases)) is not None:
         print(
             f"{alike[0]} and {alike[1]} look like two scans of one person, and DrasCLR would tell them apart as two; "
@@ -203,7 +197,7 @@ def _lay_landmarks(args: argparse.Namespace, dataset, atlas_case: str) -> None:
         print(f"No landmarks were laid, and only DrasCLR needs them: {error}")
         return
     landmarks, seen = report.landmarks, report.seen
-    title = f"{dataset.name}: {len(landmarks)} landmarks on {atlas_case}, region {report.region}"
+    title = f"{dataset.name}: {counted(len(landmarks), 'landmark')} on {atlas_case}, region {report.region}"
     picture = landmarks_picture(dataset)
     atlas = load_geometry(dataset, atlas_case)
     draw_landmarks(atlas, landmarks.points_mm, seen, report.cases, landmarks.patch_mm, picture, title)

@@ -9,6 +9,9 @@ together. The metrics' 95 % intervals come from a bootstrap. Survival needs pip 
 import argparse
 import re
 
+from nnunet_alice.cli.common import SOME_FAILED, name_some
+from nnunet_alice.words import counted
+
 EXAMPLE = "nnunet_alice probe --features features.npz --table labels.csv --target severity --task regression"
 
 
@@ -96,44 +99,42 @@ def _probe_patches(args: argparse.Namespace) -> int:
         images, subjects = DatasetImages(dataset, encoder.run), load_subjects(dataset)
     else:
         images = RawImages(args.i, encoder.run)
+        if images.passed_over:
+            print(f"Passed over: {images.passed_over}.")
     if args.table is not None:
         labels = read_patch_table(args.table, args.target, args.id, args.group, subjects)
     else:
         labels = sample_label_images(args.label_images, images.cases, args.per_label, args.seed, subjects)
     fitted = probe_patches(encoder, images, labels, args.task, args.folds, args.seed)
     _report(args, fitted.data, fitted.result, "patches")
-    for case, reason in list(fitted.failed.items())[:20]:
-        print(f"  left out: {case}: {reason}")
-    if args.maps is not None:
-        _write_maps(args, encoder, images, fitted)
-    return 0
+    name_some("left out", fitted.failed.items())
+    failed = len(fitted.failed) + (0 if args.maps is None else _write_maps(args, encoder, images, fitted))
+    return SOME_FAILED if failed else 0
 
 
-def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
-    """A map a class and case, and a picture of each case; cases that fail are named."""
+def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> int:
+    """A map a class and case, and a picture of each case; cases that fail are named, their number is returned."""
     import numpy as np
-    from tqdm import tqdm
 
-    from nnunet_alice.errors import AliceError
+    from nnunet_alice.affine import Affine
     from nnunet_alice.features.maps import dense_map, write_maps
+    from nnunet_alice.parallel import for_each_case
     from nnunet_alice.pictures.maps import draw_maps
 
-    done = 0
-    for case in tqdm(images.cases, desc="Maps", disable=None):
-        try:
-            opened = images.open(case)
-            found = dense_map(encoder, opened, fitted, args.step_mm, args.region)
-            write_maps(args.maps, opened, found, fitted.classes)
-        except AliceError as error:
-            print(f"  no map: {case}: {error}")
-            continue
+    def draw(case: str) -> bool:
+        opened = images.open(case)
+        found = dense_map(encoder, opened, fitted, args.step_mm, args.region)
+        write_maps(args.maps, opened, found, fitted.classes)
         geometry = opened.geometry
-        to_voxels = np.diag([*geometry.factors, 1.0])
-        to_voxels[:3, 3] = (np.asarray(geometry.factors) - 1) / 2
+        to_voxels = Affine.scaling(geometry.factors, (np.asarray(geometry.factors) - 1) / 2)
         coarse = [found.on(to_voxels, geometry.grid_shape, number) for number in range(len(fitted.classes))]
         draw_maps(geometry, np.stack(coarse), fitted.classes, f"{args.maps}/{case}.png", f"{case}: {args.target}")
-        done += 1
-    print(f"Maps of {done} of {len(images.cases)} cases, every {args.step_mm:g} mm, {args.region}: {args.maps}")
+        return True
+
+    outcomes = for_each_case(draw, images.cases, doing="Maps")
+    name_some("no map", outcomes.failed.items())
+    print(f"{outcomes.sentence('mapped')}, every {args.step_mm:g} mm, {args.region}: {args.maps}")
+    return len(outcomes.failed)
 
 
 def _report(args: argparse.Namespace, data, result, what: str) -> None:
@@ -146,7 +147,7 @@ def _report(args: argparse.Namespace, data, result, what: str) -> None:
     print(f"{args.task} of '{args.target}' from {data.features.shape[1]} features of {len(data.cases)} {what}")
     if data.groups is not None:
         by = f"by '{args.group}'" if args.group else "(cases, or their subjects)"
-        print(f"{len(set(data.groups))} groups {by}, kept together in folds and intervals")
+        print(f"{counted(len(set(data.groups)), 'group')} {by}, kept together in folds and intervals")
     print(
         f"{args.folds} folds of {sizes} {what}, seed {args.seed}; {penalty}: "
         + ", ".join(f"{p:g}" for p in result.penalties)

@@ -6,6 +6,7 @@ May be run while the benchmark is still going; the report then says how many run
 
 import argparse
 
+from nnunet_alice.cli.common import positive
 from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice report -i /results/hippocampus -np 8"
@@ -19,23 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARM",
         help="compare with this arm and write FOLDER/report_against_ARM (default: the benchmark's baseline, scratch)",
     )
-    parser.add_argument("-np", type=int, default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("-np", type=positive(int), default=4, metavar="N", help="processes (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Report and print the means."""
-    from pathlib import Path
-
     from nnunet_alice.benchmark.report import write_report
-    from nnunet_alice.benchmark.runner import Runner
-    from nnunet_alice.benchmark.settings import parse_settings
-    from nnunet_alice.errors import InputError
-    from nnunet_alice.files import read_json
 
-    settings = Path(args.input) / "settings.json"
-    if not settings.is_file():
-        raise InputError(f"{args.input} holds no benchmark (no settings.json); run nnunet_alice benchmark first.")
-    report = write_report(Runner(parse_settings(read_json(settings)), args.input), args.np, baseline=args.baseline)
+    report = write_report(args.input, args.np, baseline=args.baseline)
     rows = report.summary[(report.summary["metric"] == "dice") & (report.summary["class"] == "mean")]
     baseline = args.baseline or "the baseline"
     for row in rows.itertuples():

@@ -40,6 +40,7 @@ from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepRe
 from nnunet_alice.training.ranks import number_of_each_rank, on_one_rank_first
 from nnunet_alice.training.settings import flat, unrecorded
 from nnunet_alice.views.landmark_crops import LandmarkBatch, LandmarkCrops, crop_size, noise_and_gamma
+from nnunet_alice.words import counted
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         self.batch_size = self._choose_batch_size(network)
         subjects = len({self.subject_of.get(case, case) for case in self.places.cases})
         self.context.log(
-            f"{len(self.landmarks)} landmarks, {int((seen > 1).sum())} of them shown by at least two of "
+            f"{counted(len(self.landmarks), 'landmark')}, {int((seen > 1).sum())} of them shown by at least two of "
             f"{len(self.places.cases)} registered cases, which count as {subjects} subjects."
         )
         embedder = PatchEmbedder(
@@ -260,8 +261,8 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         )
 
     @torch.no_grad()
-    def measure_difference(self, batches: int = 16) -> dict[str, float]:
-        """Return `feature_difference` over unchanged crops at ``batches`` landmarks, in full precision."""
+    def measure_difference(self) -> dict[str, float]:
+        """Return `feature_difference` over unchanged crops at 16 landmarks, in full precision."""
         context = self.context
         crops = LandmarkCrops(
             self.places, self.places.cases, context.dataset.image, self.crop_size, context.spacing, self.batch_size,
@@ -270,7 +271,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         channels = encoder_of(self.network).output_channels[-1]
         plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels)
         pairs = []
-        for number in range(batches):
+        for number in range(16):
             batch = crops(number, np.random.default_rng([context.seed, number])).to(context.device)
             where = LocationGroups(batch.location[None], (len(batch.views),))
             pairs.append((self.model.query.represent.features(batch.views, where), plain.features(batch.views, where)))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
-from nnunet_alice.anatomy.world import file_grid, to_world, world_affine
+from nnunet_alice.anatomy.world import file_grid, world_affine
 from nnunet_alice.cropping import crop_bounds
 from nnunet_alice.errors import InputError
 from nnunet_alice.features.extraction import encode_patches, locations_of
@@ -75,7 +76,7 @@ class Images:
 
 def labelled(cases, points_vox_of, labels, groups=None) -> PatchLabels:
     """Points given as voxels of preprocessed arrays, in world mm."""
-    points = np.concatenate([to_world(Case(case).world_affine(), points_vox_of[case]) for case in dict.fromkeys(cases)])
+    points = np.concatenate([Case(case).world_affine().points(points_vox_of[case]) for case in dict.fromkeys(cases)])
     cases = np.array(cases)
     return PatchLabels(cases, points, True, np.array(labels), cases if groups is None else np.array(groups))
 
@@ -140,7 +141,7 @@ def test_a_map_is_the_answer_patch_by_patch(fitted, case):
     expected = model.predict_proba(Encoder().features(*patches_at(opened, points)).astype(float))
     np.testing.assert_allclose(made.values[(slice(None), *rows.T)].T, expected, atol=1e-5)
     # On the preprocessed array itself, grid points keep their very answers.
-    whole = made.on(np.eye(4), SHAPE, 1)
+    whole = made.on(Affine(np.eye(4)), SHAPE, 1)
     at = np.round(points).astype(int)
     np.testing.assert_allclose(whole[tuple(at.T)], made.values[(1, *rows.T)], atol=1e-5)
 
@@ -207,7 +208,7 @@ def test_a_regression_maps_its_values(tmp_path):
     assert found.classes == ("value",) and made.values.shape[0] == 1
     y = (made.first_vox + np.argwhere(made.inside) * made.step_vox)[:, 1]
     np.testing.assert_allclose(made.values[0][made.inside], y, atol=1)
-    draw_maps(Case("c1").geometry, made.on(np.eye(4), SHAPE, 0)[None], found.classes, tmp_path / "map.png")
+    draw_maps(Case("c1").geometry, made.on(Affine(np.eye(4)), SHAPE, 0)[None], found.classes, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 
@@ -215,7 +216,7 @@ def test_tables_of_points_in_mm_and_in_voxels(tmp_path):
     table = tmp_path / "patches.csv"
     opened = Case("c1")
     vox = np.array([[4.0, 7, 9], [10, 20, 3]])
-    world = to_world(opened.world_affine(), vox)
+    world = opened.world_affine().points(vox)
     in_file = np.linalg.solve(opened.file_grid()[0], np.c_[world, [1, 1]].T).T[:, :3]
     table.write_text("case,x_mm,y_mm,z_mm,kind,who\n" + "".join(f"c1,{x},{y},{z},a,p\n" for x, y, z in world))
     by_mm = read_patch_table(table, "kind", group="who")
@@ -267,6 +268,46 @@ def test_label_images_give_points_with_their_label(tmp_path):
     np.testing.assert_array_equal(again.points, found.points)
     with pytest.raises(InputError, match="no label image"):
         sample_label_images(tmp_path, ["c0"], 5, seed=0)
+
+
+def test_label_images_of_no_case_are_told_and_other_files_are_none(tmp_path, caplog):
+    array = np.zeros((4, 5, 6), dtype=np.uint8)
+    array[1:3] = 2
+    for name in ("c1", "c1.x", "strange[1]"):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"{name}.nii.gz"))
+    (tmp_path / "c1.json").write_text("{}")  # before c1.nii.gz in the alphabet
+    found = sample_label_images(tmp_path, ["c1", "strange[1]"], 3, seed=0)
+    assert found.cases.tolist() == ["c1"] * 3 + ["strange[1]"] * 3
+    assert "no image for 1 label image: c1.x." in caplog.text
+
+
+def test_label_images_of_another_kind_are_refused(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((3, 4, 5, 2), np.uint8), isVector=True), str(tmp_path / "c1.nrrd"))
+    with pytest.raises(InputError, match=r"c1\.nrrd is no label image"):
+        sample_label_images(tmp_path, ["c1"], 3, seed=0)
+
+
+def test_labels_and_images_that_do_not_meet_are_told(fitted, caplog):
+    """A table that knows half of the images, and cases that are none."""
+    _, points, _ = fitted
+    caplog.set_level("INFO")
+    rows = [case for case in ("c0", "c1") for _ in range(12)]
+    known = labelled(rows, points, (["dark"] * 6 + ["bright"] * 6) * 2)
+    cases, points_mm = np.append(known.cases, ["d1", "d2"]), np.vstack([known.points, np.zeros((2, 3))])
+    groups = np.arange(len(cases)).astype(str)
+    both = PatchLabels(cases, points_mm, True, np.append(known.labels, ["dark"] * 2), groups)
+    found = probe_patches(Encoder(), Images(3), both, "classification", folds=2)
+    assert set(found.data.cases) == {"c0", "c1"} and found.failed == {}
+    assert "2 of 4 labelled cases have no image and are left out: d1, d2." in caplog.text
+    assert "1 of 3 images have no label: c2." in caplog.text
+
+
+def test_labels_under_another_spelling_are_refused(fitted):
+    _, points, _ = fitted
+    known = labelled(["c0"] * 12, points, ["dark"] * 6 + ["bright"] * 6)
+    eaten = PatchLabels(np.array(["C00"] * 12), known.points, True, known.labels, known.groups)
+    with pytest.raises(InputError, match="'c0' is 'C00' there"):
+        probe_patches(Encoder(), Images(3), eaten, "classification", folds=2)
 
 
 def test_one_class_only_is_one_sentence(fitted):
