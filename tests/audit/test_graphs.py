@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.audited import begin, losses, rows, short_trainer
 
-COMPILED = ("Alice", "Alice noContrast", "DrasCLR", "Embedding", "FineTune", "DrasCLRFineTune")
+COMPILED = ("Alice", "Alice noContrast", "DrasCLR", "Embedding")
 
 
 @pytest.fixture
