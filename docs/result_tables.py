@@ -92,6 +92,24 @@ def arms(folder: Path, file: str, baseline: str = "scratch") -> str:
     return "\n".join(lines)
 
 
+def seeds(folder: Path, file: str) -> str:
+    """Return the Dice of every seed of ``benchmarks/demo_seeds.py``, their mean, and whether that is what was wanted.
+
+    Args:
+        folder: of the page.
+        file: the CSV.
+    """
+    table = pd.read_csv(folder / file)
+    above, mean = int((table["gain"] > 0).sum()), table.mean()
+    lines = table_head(["seed", "pretrained", "from scratch", "points above", "CPU minutes"])
+    for name, row in [*((f"{row['seed']:.0f}", row) for _, row in table.iterrows()), (f"mean of {len(table)}", mean)]:
+        dice = [f"{row[column]:.3f}" for column in ("pretrained", "from_scratch")]
+        lines.append(table_line([name, *dice, f"{100 * row['gain']:+.1f}", f"{row['cpu_seconds'] / 60:.0f}"]))
+    verdict = "Reached" if above >= 0.9 * len(table) and mean["gain"] >= 0.05 else "Missed"
+    wanted = "above scratch in 9 of 10 seeds, and by 5 points on average"
+    return "\n".join([*lines, "", f"Wanted: {wanted}. {verdict}: above in {above} of {len(table)}."])
+
+
 def registrations(folder: Path, file: str, *thresholds: str) -> str:
     """Return how well figures of a registration tell its Dice, and what a threshold keeps.
 

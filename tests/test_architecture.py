@@ -56,7 +56,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "benchmark": {"anatomy", "checkpoints", "finetuning", "importing", "pictures"},
     "publishing": {"anatomy", "checkpoints", "planning"},
-    "demo": {"phantoms", "pictures"},
+    "demo": {"importing", "phantoms", "pictures"},
     "planners": {"anatomy", "planning", "views"},
     "trainers": {
         *("anatomy", "checkpoints", "coordinates", "finetuning", "matching", "methods"),

@@ -69,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(-1024 to 240 HU), or two numbers",
     )
     parser.add_argument("--no_preprocess", action="store_true", help="write the plans and stop")
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="store preprocessed images with 11 significant bits in small blocks, for pools on a network disk: a view "
+        "then takes about half the reading",
+    )
     parser.add_argument("-np", type=positive(int), metavar="N", help="processes [as nnU-Net, at most one a processor]")
 
 
@@ -108,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             "all views would look alike; views are smaller (the weights fit all the same; --keep_patch keeps it)."
         )
     if not args.no_preprocess:
-        outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part)
+        outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part, args.compact)
         report = PreprocessedDataset(name, planned.plans_name, args.c).preprocessing_report
         status = say_outcomes(name, outcome, "preprocessed", report, args.part)
     if args.part is None:

@@ -30,6 +30,7 @@ from nnunet_alice.matching.invalidation import forget_all, forget_case
 from nnunet_alice.nnunet_folders import dataset_number, dataset_title, nnunet_folder, plain_name
 from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
+from nnunet_alice.planning.compact import store_compactly
 from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class _Job:
     plans_file: Path
     configuration: str
     folder: Path
+    compact: bool
     started: float = field(default_factory=time.time)
 
 
@@ -75,7 +77,12 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
 
 
 def preprocess_cases(
-    dataset: str, plans_name: str, configuration: str, num_processes: int, part: Part | None = None
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    num_processes: int,
+    part: Part | None = None,
+    compact: bool = False,
 ) -> Outcomes[bool]:
     """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
 
@@ -90,6 +97,7 @@ def preprocess_cases(
         configuration: configuration of the plans.
         num_processes: processes to use; 1 works in this process.
         part: preprocess this share of the cases only; a run without tries failed ones again and names them all.
+        compact: store images as :mod:`nnunet_alice.planning.compact` does; cases that are there stay as they are.
 
     Raises:
         AliceError: no case could be preprocessed.
@@ -114,7 +122,7 @@ def preprocess_cases(
     if part is not None:
         cases = {case: cases[case] for case in part.share(cases)}
     names = random.sample(list(cases), len(cases))  # several runs then seldom meet at a case
-    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder)
+    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, compact)
 
     def rescue(case: str, error: Exception) -> bool:
         stays = "; it stays as it was preprocessed before" if _stays(prepared, case, cases[case], error) else ""
@@ -245,6 +253,8 @@ def _preprocess_case(job: _Job, case: str) -> bool:
             str(partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
         )
         _check_not_flat(partial / f"{case}.b2nd", configuration.normalization_schemes)
+        if job.compact:
+            store_compactly(partial / f"{case}.b2nd")
         forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
         for suffix in _SUFFIXES:
             (partial / f"{case}{suffix}").replace(job.folder / f"{case}{suffix}")

@@ -321,7 +321,7 @@ def test_the_command_probes_patches_and_writes_maps(folders, tmp_path, monkeypat
     command += ["--target", "height", "--task", "classification", "--group", "own", "--folds", 2]
     assert main([*map(str, command), "--maps", "maps", "--step_mm", "48", "--region", "body"]) == 0
     printed = capsys.readouterr().out
-    assert "of 36 patches" in printed and "36 groups by 'own'" in printed and "Maps of 3 of 3 cases" in printed
+    assert "of 36 patches" in printed and "36 groups by 'own'" in printed and "3 of 3 cases mapped" in printed
     assert len(pd.read_csv("probe_height_predictions.csv")) == 36
     names = {f"case{n}{end}" for n in range(3) for end in ("_low.nii.gz", "_high.nii.gz", ".png")}
     assert {path.name for path in (tmp_path / "maps").iterdir()} == names
