@@ -200,7 +200,7 @@ class PretrainingTrainer(nnUNetTrainer):
         """Return loaders of views for training and validation; prepare what they need first where it is missing."""
         matching = None if self.resumed_run is None else self.resumed_run["matching"]
         training, validation = self.method.prepare(*self.do_split(), matching=matching)
-        self.views_record = record_of_views(self.method.matcher, training)
+        self.views_record = record_of_views(self.method.matcher, training, self.dataset.modalities)
         if self.resumed_run is not None and self.current_epoch < self.num_epochs:
             check_same_views(self.resumed_run, self.views_record, self.output_folder, self.print_to_log_file)
         train = NumberedBatches(

@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which cases are scans of one person: a table with the columns case and subject, or a regular expression "
         "whose group finds the person in a case's name, e.g. '(sub-[0-9]+)_'",
     )
+    parser.add_argument(
+        "--across_modalities",
+        action="store_true",
+        help="one atlas for cases of all modalities, for AliceTrainer_acrossModalities (default: one for each)",
+    )
     add_part_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="do everything again, body masks too")
 
@@ -137,28 +142,54 @@ def _index(args: argparse.Namespace) -> int:
 
 def _register(args: argparse.Namespace) -> int:
     """Register every case to the atlas."""
-    from nnunet_alice.anatomy.atlas import prepare_atlas
-    from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles
+    from nnunet_alice.anatomy.atlas_files import FAILED, OK
     from nnunet_alice.dataset import PreprocessedDataset
-    from nnunet_alice.pictures.atlas import draw_atlas
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
+    dataset = dataset.together() if args.across_modalities else dataset
     _note_subjects(args, dataset)
-    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by, args.part)
-    counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
-    print(f"{dataset.name}: registered to the atlas {report.atlas_case}: {counts}.")
-    for status in (POOR, FAILED):
-        name_some(status, [(record.case, record.reason) for record in report.named(status)])
+    parts = dataset.parts
+    reports = [_register_one(args, part) for part in parts if len(parts) == 1 or _takes_part(args, part)]
+    failed = any(report.named(FAILED) for report in reports)
     if args.part is not None:
-        return end_of_part(args.part, bool(report.named(FAILED)))
-    picture = draw_atlas(dataset, report)
-    print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
-    if len(report.named(OK)) < 2:
+        return end_of_part(args.part, failed)
+    usable = [report for report in reports if len(report.named(OK)) > 1]
+    if not usable:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
         return 1
-    _lay_landmarks(args, dataset, report.atlas_case)
+    if len(parts) == 1:
+        _lay_landmarks(args, dataset, usable[0].atlas_case)
+    else:
+        print("No landmarks were laid: DrasCLR needs one atlas for all cases; --across_modalities makes it.")
     _print_next(dataset)
-    return SOME_FAILED if report.named(FAILED) else 0
+    return SOME_FAILED if failed else 0
+
+
+def _takes_part(args: argparse.Namespace, part) -> bool:
+    """Whether a modality has cases to register; with --atlas only the one of that case, or the atlas as it is."""
+    cases = part.cases()
+    if len(cases) < 2:
+        print(f"{part.modality}: {counted(len(cases), 'case')}, too few to match; both of its views come from itself.")
+        return False
+    return args.atlas is None or args.atlas in cases
+
+
+def _register_one(args: argparse.Namespace, dataset):
+    """Register the cases of a dataset, or of one of its modalities, draw them and say how it went."""
+    from nnunet_alice.anatomy.atlas import prepare_atlas
+    from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles
+    from nnunet_alice.pictures.atlas import draw_atlas
+
+    report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by, args.part)
+    counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
+    which = dataset.name if dataset.modality is None else f"{dataset.name}, {dataset.modality}"
+    print(f"{which}: registered to the atlas {report.atlas_case}: {counts}.")
+    for status in (POOR, FAILED):
+        name_some(status, [(record.case, record.reason) for record in report.named(status)])
+    if args.part is None:
+        picture = draw_atlas(dataset, report)
+        print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
+    return report
 
 
 def _note_subjects(args: argparse.Namespace, dataset) -> None:

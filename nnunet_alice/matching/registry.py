@@ -16,6 +16,7 @@ from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.evidence import EVIDENCE_FILE, measure_evidence
 from nnunet_alice.matching.index import IndexStore
 from nnunet_alice.matching.interface import Matcher
+from nnunet_alice.matching.modalities import ModalityAtlases
 from nnunet_alice.matching.search import embedding_is_prepared, open_trusted_embedding
 
 logger = logging.getLogger(__name__)
@@ -49,14 +50,23 @@ def _basis_of_embedding(dataset: PreprocessedDataset) -> Any:
 
 
 def _basis_of_atlas(dataset: PreprocessedDataset) -> Any:
-    report = AtlasFiles(dataset).read_report()
-    return report and [report.fingerprint, [len(report.named(status)) for status in (OK, POOR, FAILED)]]
+    reports = [AtlasFiles(part).read_report() for part in dataset.parts]
+    basis = [r and [r.fingerprint, [len(r.named(status)) for status in (OK, POOR, FAILED)]] for r in reports]
+    return basis[0] if len(basis) == 1 else basis
+
+
+def _atlas_is_prepared(dataset: PreprocessedDataset) -> bool:
+    return any(AtlasFiles(part).read_report() is not None for part in dataset.parts)
+
+
+def _open_atlas(dataset: PreprocessedDataset) -> Matcher:
+    return AtlasMatcher(dataset) if len(dataset.parts) == 1 else ModalityAtlases(dataset)
 
 
 #: Where evidence does not tell them apart, the first of them is used.
 PROVIDERS: list[Provider] = [
     Provider("embedding", embedding_is_prepared, open_trusted_embedding, _basis_of_embedding),
-    Provider("atlas", lambda dataset: AtlasFiles(dataset).read_report() is not None, AtlasMatcher, _basis_of_atlas),
+    Provider("atlas", _atlas_is_prepared, _open_atlas, _basis_of_atlas),
 ]
 
 

@@ -13,7 +13,7 @@ import random
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunet_alice.dataset import PreprocessedDataset, preprocessing_recipe
+from nnunet_alice.dataset import MODALITIES, PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.checks import read_case
@@ -128,6 +128,7 @@ def preprocess_cases(
     recipe = preprocessing_recipe(plans, manager.configuration)
     _clear_if_different(prepared, report, recipe)
     _remove_unnamed(prepared, cases)
+    record = {"recipe": recipe} | _sort_modalities(prepared, report, cases)
     if part is not None:
         cases = {case: cases[case] for case in part.share(cases)}
     missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
@@ -135,11 +136,11 @@ def preprocess_cases(
     kept = len(cases) - len(missing)
     if not missing:
         logger.info("All %d cases in %s are preprocessed with these plans already.", kept, folder)
-        write_json(report, {"recipe": recipe, "failed": {}})
+        write_json(report, record | {"failed": {}})
         return Preprocessed(0, kept, {})
     if kept:
         logger.info("%d of %d cases are preprocessed already and stay.", kept, len(cases))
-    write_json(report, {"recipe": recipe, "failed": {}})
+    write_json(report, record | {"failed": {}})
     partial = _partial_folder(folder)
     partial.mkdir(parents=True)
     job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, partial)
@@ -151,7 +152,7 @@ def preprocess_cases(
             kept_as = "stays as it was preprocessed before" if stays else "is left out"
             logger.warning("Case %s could not be preprocessed and %s: %s.", case, kept_as, failed[case])
     shutil.rmtree(partial, ignore_errors=True)
-    write_json(report, {"recipe": recipe, "failed": failed})
+    write_json(report, record | {"failed": failed})
     if failed and len(failed) == len(cases):
         case, reason = next(iter(failed.items()))
         raise AliceError(f"No case of {dataset} could be preprocessed; case {case}: {reason} (all in {report}).")
@@ -211,6 +212,24 @@ def _remove_unnamed(dataset: PreprocessedDataset, cases: dict) -> None:
     for case in sorted(set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) - set(cases)):
         logger.info("Case %s is no longer in dataset.json; its preprocessed files are removed.", case)
         _remove_case(dataset, case)
+
+
+def _sort_modalities(dataset: PreprocessedDataset, report: Path, cases: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What the report is to say of modalities; cases that were preprocessed as of a different one are removed.
+
+    Raises:
+        InputError: cases have no modality.
+    """
+    modalities = dataset.modalities
+    if not modalities:
+        return {}
+    nameless = [case for case in cases if case not in modalities]
+    if nameless:
+        raise InputError(f"{named(nameless)} of {dataset.name} have no modality; plan again with --modalities.")
+    known = read_json(report).get(MODALITIES, {}) if report.is_file() else {}
+    for case in sorted(case for case, modality in known.items() if modalities.get(case) != modality):
+        _remove_case(dataset, case)
+    return {MODALITIES: modalities}
 
 
 def _stays(dataset: PreprocessedDataset, case: str, files: dict, error: Exception) -> bool:
@@ -275,11 +294,11 @@ def _is_alive(process: int) -> bool:
 
 def _preprocess_case(job: _Job, case: str) -> None:
     """Preprocess one case and move its files to their place, the image last."""
-    cases, dataset_json, plans, configuration, preprocessor = _tools(job)
+    cases, dataset_json, plans, configuration, preprocessors, modality_of = _tools(job)
     if _is_current(job.folder, case, cases[case]):
         return  # another run did it meanwhile
     job.partial.mkdir(parents=True, exist_ok=True)  # a run in another container may have taken this one for dead
-    preprocessor.run_case_save(
+    preprocessors[modality_of.get(case)].run_case_save(
         str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
     )
     _check_not_flat(job.partial / f"{case}.b2nd", configuration.normalization_schemes)
@@ -311,12 +330,19 @@ def _check_not_flat(file: Path, schemes: Sequence[str]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _tools(job: _Job) -> tuple:
-    """Plans, files and preprocessor, read once a process and run."""
+    """Plans, files, and the preprocessor of each modality (of None where there are none), once a process and run."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / job.dataset / "dataset.json")
     dataset_json.pop("dataset", None)
     plans = PlansManager(str(job.plans_file))
     configuration = plans.get_configuration(job.configuration)
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessor
+    preprocessors = {None: configuration.preprocessor_class(verbose=False)}
+    prepared = PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration)
+    if prepared.modalities:
+        from nnunet_alice.planning.modality_preprocessor import ModalityPreprocessor
+
+        for modality, own in prepared.plans[MODALITIES].items():
+            statistics = own.get("foreground_intensity_properties_per_channel", {})
+            preprocessors[modality] = ModalityPreprocessor(own["normalization_scheme"], statistics)
+    return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessors, prepared.modalities

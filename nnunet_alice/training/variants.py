@@ -90,6 +90,13 @@ ENDINGS = (
     ),
     Ending("_mirror", "(mirror)", "target.mirror", lambda _: True, "classification, regression: mirror crops"),
     Ending("_<N>pictures", r"(\d+)pictures?", "target.pictures", int, "classification, regression: what decided", 0),
+    Ending(
+        "_acrossModalities",
+        "(acrossModalities)",
+        "method.across_modalities",
+        lambda _: True,
+        "Alice: pair views of different modalities, too",
+    ),
     Ending("_AdamW", "(AdamW)", "optimisation.optimizer_name", str, "FineTuneTrainer: AdamW instead of SGD"),
 )
 
