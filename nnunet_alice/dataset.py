@@ -32,6 +32,8 @@ _GPUS = "num_gpus"
 MODALITIES = "modalities"
 #: Which case is of which modality, beside the plans.
 MODALITIES_FILE = "modalities.json"
+#: Describes the labelled crops of the online probe, beside them.
+PROBE_FILE = "probe.json"
 #: Stands for all modalities of a dataset taken as one.
 TOGETHER = "together"
 
@@ -161,6 +163,11 @@ class PreprocessedDataset:
     def anatomy_folder(self) -> Path:
         """Folder of what ``nnunet_alice anatomy`` stores about these cases, beside ``folder``."""
         return self.base / f"{self.configuration_manager.data_identifier}_anatomy"
+
+    @property
+    def probe_folder(self) -> Path:
+        """Folder of the labelled crops of the online probe, beside ``folder``."""
+        return self.base / f"{self.configuration_manager.data_identifier}_probe"
 
     @property
     def spacing(self) -> tuple[float, ...]:

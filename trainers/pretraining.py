@@ -29,6 +29,7 @@ from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.pretraining.cases import check_batch_split
 from nnunet_alice.pretraining.matched_cases import check_same_views, record_of_views
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
+from nnunet_alice.pretraining.online_probe import OnlineProbe, open_probe
 from nnunet_alice.pretraining.settings import PretrainingSettings
 from nnunet_alice.pretraining.step import StepOutcome, TrainingStep
 from nnunet_alice.training.continuing import advice_without_checkpoint, longer_run, told_when_interrupted
@@ -107,6 +108,7 @@ class PretrainingTrainer(nnUNetTrainer):
         # An epoch without a single step would have nothing to report.
         self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self._first_validation: tuple[Batch, StepResult] | None = None
+        self._probe: OnlineProbe | None = None
         self._train_metrics: dict[str, float] = {}
         self._validation_metrics: dict[str, float] = {}
 
@@ -248,6 +250,9 @@ class PretrainingTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """As nnU-Net's; then prepare the method if the run is not continued."""
         super().on_train_start()
+        if self.rank == 0:
+            trained = self.method.trained_parts()["decoder"]
+            self._probe = open_probe(self.network, self.dataset, self.device, trained, self.print_to_log_file)
         if self.resumed_run is None:
             if self._asked_to_continue:
                 self.print_to_log_file(f"WARNING: {advice_without_checkpoint(self.output_folder)}")
@@ -315,8 +320,12 @@ class PretrainingTrainer(nnUNetTrainer):
     @property
     def _draws(self) -> bool:
         """Whether this epoch gets pictures, from this rank."""
+        return self._is_due(self.settings.run.pictures_every)
+
+    def _is_due(self, every: int) -> bool:
+        """Whether this rank does what it does every few epochs, and in the last one."""
         last = self.current_epoch == self.num_epochs - 1
-        return self.rank == 0 and (last or self.current_epoch % self.settings.run.pictures_every == 0)
+        return self.rank == 0 and (last or self.current_epoch % every == 0)
 
     def validation_step(self, batch: Batch) -> dict[str, Any]:
         """Return metrics and outputs of one validation batch; the first one is kept for the picture."""
@@ -333,6 +342,8 @@ class PretrainingTrainer(nnUNetTrainer):
         metrics = {f"val_{name}": value for name, value in means.items() if name.startswith("loss")}
         metrics |= self.method.validation_metrics([output["outputs"] for output in val_outputs])
         self._validation_metrics = metrics_over_ranks(metrics, self.device)
+        if self._probe is not None and self._is_due(self.settings.run.probe_every):
+            self._validation_metrics |= self._probe.measure(self.method.network_weights())
 
     def on_epoch_end(self) -> None:
         """Log, warn, draw and save."""

@@ -107,7 +107,9 @@ def trainer_name(settings: Settings, arm: Arm, cell: Cell, learning_rate: float 
         f"lr{rate}" if rate else "",
         # tuning looks at the end of the run only
         f"keep{'-'.join(map(str, settings.keep_at))}" if settings.keep_at and cell.stage == "test" else "",
-        "" if settings.mirroring else "noTTA",
+        "" if settings.mirroring or settings.predicts else "noTTA",
+        f"target{settings.target}" if settings.target else "",
+        "0pictures" if settings.predicts else "",
         # equal for all arms, so that they differ by their start alone
         f"seed{1000 * cell.draw + cell.seed}",
     ]

@@ -5,19 +5,24 @@
 """
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nnunet_alice.benchmark.locks import held
+from nnunet_alice.benchmark.measures import Predictions, Segmentations, measure_of
 from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.files import file_stamp, read_json, write_json
+from nnunet_alice.files import atomic_write, file_stamp, read_json, write_json
+from nnunet_alice.targets.definitions import DEFINITIONS
+from nnunet_alice.targets.splits import check_no_leak
 
 #: settings that may not change within a folder: they decide which cases a split's name stands for
-_FIXED = ("dataset", "plans", "configuration", "seed", "test")
+_FIXED = ("dataset", "plans", "configuration", "seed", "test", "target")
 
 
 class Workspace:
@@ -32,6 +37,7 @@ class Workspace:
         self.folder = Path(folder).absolute()
         self.settings = settings
         self.preprocessed = self.folder / "preprocessed"
+        self.measure: Segmentations | Predictions
 
     def prepare(self) -> list[Partition]:
         """Link the dataset and remember the settings; may be called again at any time.
@@ -53,8 +59,8 @@ class Workspace:
                 f"{self.settings.configuration} of {self.settings.plans} is a stage of a cascade, which a benchmark "
                 "cannot run; choose another configuration, e.g. 3d_fullres."
             )
-        own = source.base / "splits_final.json"
-        divisions = partitions(self.settings, source.cases(), read_json(own) if own.is_file() else None)
+        self.measure = measure_of(self.settings, source)
+        divisions = self._divide(source)
         target = self.preprocessed / source.name
         files = (f"{self.settings.plans}.json", "dataset.json", "dataset_fingerprint.json")
         for name in files:
@@ -62,18 +68,49 @@ class Workspace:
                 raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
         self._check_unchanged(source.base, target)
         self._link(source, files)
-        self._check_truth(source, target / "gt_segmentations")
+        if isinstance(self.measure, Predictions):
+            self._copy_targets(self.measure, target)
+        else:
+            link_files(source.base / "gt_segmentations", target / "gt_segmentations")
+            self._check_truth(source, target / "gt_segmentations")
         for arm in self.settings.arms:
             if arm.dataset is not None:
                 self._link_located(source, arm)
         write_json(self.folder / "settings.json", self.settings.plain())
         return divisions
 
+    def _divide(self, source: PreprocessedDataset) -> list[Partition]:
+        """The divisions of the cases; of a target those of the cases that have it, with its strata, without leaks."""
+        own = source.base / "splits_final.json"
+        split, cases = read_json(own) if own.is_file() else None, source.cases()
+        measure = self.measure
+        if not isinstance(measure, Predictions):
+            return partitions(self.settings, cases, split)
+        known = set(cases) & set(measure.values.index)
+        if split is not None:
+            split = [{side: [case for case in fold[side] if case in known] for side in fold} for fold in split]
+        divisions = partitions(self.settings, sorted(known), split)
+        for division in divisions:
+            check_no_leak(measure.targets, {"train": division.pool, "val": division.test}, measure.targets.path)
+        return [replace(division, strata=measure.strata(division.pool)) for division in divisions]
+
+    def _copy_targets(self, measure: Predictions, folder: Path) -> None:
+        """Put the targets beside the links, where the runs find them.
+
+        Raises:
+            InputError: they changed since the benchmark began: finished runs learned others.
+        """
+        for path in (measure.targets.path, measure.targets.path.with_name(DEFINITIONS)):
+            copy = folder / path.name
+            if copy.is_file() and copy.read_bytes() != path.read_bytes():
+                raise InputError(f"{path} changed since the benchmark in {self.folder} began; use a new folder for it.")
+            with atomic_write(copy) as temporary:
+                shutil.copyfile(path, temporary)
+
     def _link(self, source: PreprocessedDataset, files: Sequence[str]) -> None:
         """Links to preprocessed cases and truth of a dataset, and copies of its small files."""
         target = self.preprocessed / source.name
         link_files(source.folder, target / source.folder.name)
-        link_files(source.base / "gt_segmentations", target / "gt_segmentations")
         for name in files:
             write_json(target / name, read_json(source.base / name))
 
@@ -96,6 +133,7 @@ class Workspace:
                 f"{missing[0]}; run nnunet_alice locate -d {source.number} and preprocess what it writes."
             )
         self._link(located, (f"{plans}.json", "dataset.json", "dataset_fingerprint.json"))
+        link_files(located.base / "gt_segmentations", self.preprocessed / located.name / "gt_segmentations")
 
     @property
     def dataset(self) -> str:

@@ -144,12 +144,15 @@ def _register(args: argparse.Namespace) -> int:
     """Register every case to the atlas."""
     from nnunet_alice.anatomy.atlas_files import FAILED, OK
     from nnunet_alice.dataset import PreprocessedDataset
+    from nnunet_alice.errors import InputError
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
     dataset = dataset.together() if args.across_modalities else dataset
     _note_subjects(args, dataset)
     parts = dataset.parts
     reports = [_register_one(args, part) for part in parts if len(parts) == 1 or _takes_part(args, part)]
+    if not reports and args.atlas is not None:
+        raise InputError(f"There is no preprocessed case '{args.atlas}' in {dataset.folder}; check --atlas.")
     failed = any(report.named(FAILED) for report in reports)
     if args.part is not None:
         return end_of_part(args.part, failed)
@@ -210,11 +213,13 @@ def _note_subjects(args: argparse.Namespace, dataset) -> None:
 
 def _print_next(dataset) -> None:
     """Print by what views will be matched, and the commands that train with it."""
+    from nnunet_alice.dataset import TOGETHER
     from nnunet_alice.matching.registry import open_matcher
 
     matcher = open_matcher(dataset)
     print(matcher.why or f"Views will be matched by the {matcher.name} ({counted(len(matcher.cases), 'case')}).")
-    train = dataset.pretraining_command("AliceTrainer")
+    together = "_acrossModalities" if dataset.modality == TOGETHER else ""
+    train = dataset.pretraining_command(f"AliceTrainer{together}")
     print(f"Next:\n  export nnUNet_extTrainer=$(nnunet_alice trainers)\n  {train}")
 
 

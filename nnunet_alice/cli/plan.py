@@ -70,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which case is CT, T1, ...: a table with the columns case and modality, or 'folders' where the first "
         "folder below the imported one says it; each is normalised by its own scheme [as named before, or one]",
     )
+    parser.add_argument(
+        "--probe",
+        metavar="DATASET",
+        help="a labelled dataset: a few crops of it tell during pretraining what frozen features know (metrics.csv)",
+    )
     parser.add_argument("--no_preprocess", action="store_true", help="write the plans and stop")
     parser.add_argument("-np", type=positive(int), metavar="N", help="processes [as nnU-Net, at most one a processor]")
 
@@ -114,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
             f"The target's patch of {'x'.join(map(str, planned.target_patch))} would show nearly the whole volume, and "
             "all views would look alike; views are smaller (the weights fit all the same; --keep_patch keeps it)."
         )
+    if args.probe is not None:
+        _keep_probe(args, name, planned.plans_name)
     if not args.no_preprocess:
         outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part)
         print(f"Preprocessed: {outcome.done} now, {outcome.kept} before, {len(outcome.failed)} failed.")
@@ -168,6 +175,17 @@ def _plan(args: argparse.Namespace, name: str):
         args.overwrite_plans_name,
         args.keep_patch,
         args.num_gpus,
+    )
+
+
+def _keep_probe(args: argparse.Namespace, name: str, plans_name: str) -> None:
+    """Keep crops of a labelled dataset for the online probe, and say of which cases."""
+    from nnunet_alice.planning.probe import prepare_probe
+
+    probe = prepare_probe(PreprocessedDataset(name, plans_name, args.c), dataset_name(args.probe))
+    print(
+        f"Online probe: a linear layer on {', '.join(probe.fitted)} of {probe.dataset}, Dice on "
+        f"{', '.join(probe.tested)}; do not report these as test cases."
     )
 
 

@@ -138,7 +138,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
                 "their views come from themselves. Look at atlas.png; nnunet_alice anatomy --atlas CASE tries a "
                 "different atlas."
             )
-        return training, cases_to_validate_on(self.matcher, training, validation, context.log)
+        return training, cases_to_validate_on(self.matcher, training, validation, context.log, self._groups)
 
     def _opened_matcher(self) -> Matcher:
         assert self.matcher is not None, "prepare() opens the matcher"
@@ -149,6 +149,12 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         """The dataset with its modalities apart, or taken as one."""
         dataset = self.context.dataset
         return dataset.together() if self.settings.across_modalities else dataset
+
+    @property
+    def _groups(self) -> dict[str, str]:
+        """Case -> modality within which views are paired; empty for none."""
+        known = getattr(self.context.dataset, "modalities", {})  # whoever gives a matcher need not know of any
+        return {} if self.settings.across_modalities else known
 
     def _open_atlas(self, matcher: Matcher) -> Matcher:
         """Return the atlas (or those of the modalities), whose regions are learned whichever matcher pairs the views.
@@ -172,8 +178,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         elif self.settings.same_volume and training:
             pairs = SameVolumePairs(self._opened_matcher(), cases, patch_size)
         else:
-            groups = {} if self.settings.across_modalities else dataset.modalities
-            pairs = MatchedPairs(self._opened_matcher(), cases, patch_size, dataset.shape, group_of=groups)
+            pairs = MatchedPairs(self._opened_matcher(), cases, patch_size, dataset.shape, group_of=self._groups)
         if training:
             self._warn_of_large_views(pairs)
         return MatchedViews(

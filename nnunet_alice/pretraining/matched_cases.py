@@ -111,11 +111,24 @@ def open_or_prepare_matcher(dataset: PreprocessedDataset, name: str | None, log:
 
 
 def cases_to_validate_on(
-    matcher: Matcher, training: list[str], validation: list[str], log: Callable[[str], None]
+    matcher: Matcher,
+    training: list[str],
+    validation: list[str],
+    log: Callable[[str], None],
+    group_of: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Return the validation cases, or the training cases where too few of them can be matched; log what was opened."""
+    """Return the validation cases, or the training cases where too few of them can be matched; log what was opened.
+
+    Args:
+        matcher: of the run.
+        training: training cases.
+        validation: validation cases.
+        log: takes a line for the log.
+        group_of: case -> group within which views are paired; None or empty for one group.
+    """
     log(f"Views are matched by the {matcher.name} ({counted(len(matcher.cases), 'case')}). {matcher.why}".rstrip())
-    if len(set(validation) & set(matcher.cases)) >= 2:
+    groups = Counter((group_of or {}).get(case) for case in set(validation) & set(matcher.cases))
+    if max(groups.values(), default=0) >= 2:
         return validation
     log("Fewer than two validation cases can be matched: validating on training cases.")
     return training

@@ -39,7 +39,7 @@ def test_counterparts_are_those_of_the_own_atlas_and_none_in_another_modality(po
     alone = AtlasMatcher(PreprocessedDataset(pool.name, pool.plans_name, pool.configuration, "CT"))
     np.testing.assert_array_equal(matcher.match(a, b, points).points_vox, alone.match(a, b, points).points_vox)
     assert np.isneginf(matcher.match(a, "T1__m0", points).scores).all()
-    assert pickle.loads(pickle.dumps(matcher)).cases == matcher.cases  # noqa: S301  as workers get it
+    assert pickle.loads(pickle.dumps(matcher)).cases == matcher.cases
 
 
 def test_pairs_stay_within_a_modality_unless_asked(pool):

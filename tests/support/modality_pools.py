@@ -1,11 +1,11 @@
 """Raw pools of CT and MR in folders of their own, as `import` and `plan --modalities` take them."""
 
 import numpy as np
-from support.planned_datasets import write_image
 
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.phantoms import make_subject, render
+from support.planned_datasets import write_image
 
 SPACING_MM = 16.0
 #: folder -> its cases as import names them; every T1 has a scale of its own, as scanners do
