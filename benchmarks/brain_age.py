@@ -136,8 +136,8 @@ def prepare(args: Namespace, folders: dict[str, Path]) -> None:
         call("nnUNetv2_preprocess", "-d", 62, "-plans_name", VIEWS, "-c", "3d_fullres", "-np", args.np)
         table = pd.read_csv(args.i / "subjects.csv")
         table.assign(male=(table["sex"] == "M").astype(int)).to_csv(args.o / "subjects.csv", index=False)
-        words = ("--target", *COLUMNS, "--task", "regression", "--name", "both")
-        call("nnunet_alice", "targets", "-d", 62, "--table", args.o / "subjects.csv", *words)
+        target = ("--target", *COLUMNS, "--task", "regression", "--name", "both")
+        call("nnunet_alice", "targets", "-d", 62, "--table", args.o / "subjects.csv", *target)
         if any(not trainer.startswith("MIM") for trainer in args.trainers):
             call("nnunet_alice", "anatomy", "-d", 62, "-p", VIEWS, "-c", "3d_fullres", "-np", args.np)
         (base / "prepared").touch()
@@ -343,7 +343,7 @@ def over_seeds(function, truth: np.ndarray, predicted: np.ndarray) -> float:
 
 def measured(rows: pd.DataFrame) -> dict[str, float]:
     """Metrics of the rows of one arm, mean over its seeds."""
-    found = {}
+    found: dict[str, float] = {}
     for column, own in rows.groupby("column"):
         wide = own.pivot(index="case", columns="seed", values="predicted")
         truth = own.groupby("case")["truth"].first().to_numpy()

@@ -40,16 +40,16 @@ def page(
     for picture in pictures:
         lines += [f"![{picture.partition('.')[0].replace('_', ' ')}]({picture})", ""]
     baseline, measure = runner.settings.baseline_arm.name, runner.workspace.measure
-    predicts = isinstance(measure, Predictions)
-    titles = TARGET_TITLES if predicts else _TITLES
+    predicted = measure.target if isinstance(measure, Predictions) else None
+    titles = _TITLES if predicted is None else TARGET_TITLES
     shown = [metric for metric in titles if (summary["metric"] == metric).any()]
-    lines += [f"## {measure.target.name}" if predicts else "## Mean over classes", ""]
+    lines += ["## Mean over classes" if predicted is None else f"## {predicted.name}", ""]
     lines += [f"Mean [95 %]; below it minus {baseline} [95 %], the draws in which it is better, p, Holm's p.", ""]
     for metric in shown:
         if (summary[summary["metric"] == metric]["class"] == MEAN).any():
             lines += [f"### {titles[metric]}", "", *mean_table(summary, metric, baseline), ""]
     if (summary["class"] != MEAN).any():
-        each = "columns of the target" if predicts else "classes"
+        each = "classes" if predicted is None else "columns of the target"
         names = ", ".join(titles[metric].partition(" (")[0] for metric in shown)
         lines += [f"## {each.capitalize()}, at the end of the run ({names})", "", *class_table(summary, shown), ""]
     lines += _tuning(runner)

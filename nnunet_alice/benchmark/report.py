@@ -65,8 +65,9 @@ def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, 
         runner.settings = runner.settings.against(baseline)
         name = f"report_against_{baseline}"
     measure = runner.workspace.measure
-    predicts = isinstance(measure, Predictions)
-    cases, unusable = collect_predictions(runner, measure) if predicts else collect(runner, num_processes)
+    predictions = measure if isinstance(measure, Predictions) else None
+    collected = collect_predictions(runner, predictions) if predictions else collect(runner, num_processes)
+    cases, unusable = collected
     if cases.empty:
         reason = f" ({next(iter(unusable.values()))})" if unusable else ""
         raise NotPreparedError(
@@ -74,18 +75,18 @@ def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, 
         )
     folder = runner.workspace.folder / name
     chosen = runner.settings.baseline_arm.name, runner.settings.seed, resamples
-    if predicts:
-        summary = _in_order(summarise_predictions(cases, measure, *chosen), list(TITLES), [MEAN])
+    if predictions:
+        summary = _in_order(summarise_predictions(cases, predictions, *chosen), list(TITLES), [MEAN])
     else:
         summary = summarise(cases, *chosen)
     if summary.empty:
         raise NotPreparedError(f"No run in {runner.workspace.folder} has predicted all test cases yet.")
     _write_csv(cases, folder / "cases.csv")
     _write_csv(summary, folder / "summary.csv")
-    metric = measure.task.score if predicts else "dice"
-    title = measure.title if predicts else "Dice, mean over classes"
+    metric = predictions.task.score if predictions else "dice"
+    title = predictions.title if predictions else "Dice, mean over classes"
     draw_label_efficiency(summary, folder / "label_efficiency.png", metric, title)
-    examples = [] if predicts else example_cases(runner, cases)
+    examples = [] if predictions else example_cases(runner, cases)
     if examples:
         draw_examples(examples, folder / "examples.png")
     runs = cases.groupby(list(KEYS), sort=False).ngroups

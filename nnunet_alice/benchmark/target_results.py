@@ -105,7 +105,8 @@ def _scores(
     runs: dict[tuple, pd.DataFrame], measure: Predictions, tests: Sequence[str], samples: Sequence[np.ndarray]
 ) -> dict[str, pd.DataFrame]:
     """Metric -> its values: (checkpoint, draw) x samples of cases, averaged over seeds; the first sample is all."""
-    truth, found = measure.truth(tests), {}
+    truth = measure.truth(tests)
+    found: dict[str, dict[tuple, list[float]]] = {}
     for key, table in runs.items():
         for name, metric in measure.task.metrics(truth, table.loc[tests].reset_index()).items():
             if name.partition("_")[0] in TITLES or name in TITLES:
@@ -162,7 +163,8 @@ def _resampled(values: pd.DataFrame, checkpoints: np.ndarray, draws: np.ndarray)
 
 def _interval(values: pd.DataFrame, checkpoints: np.ndarray, draws: np.ndarray) -> tuple[float, float, float]:
     means = _resampled(values, checkpoints, draws)
-    return (float(means[0]), *map(float, np.nanpercentile(means[1:], [2.5, 97.5])))
+    low, high = np.nanpercentile(means[1:], [2.5, 97.5])
+    return float(means[0]), float(low), float(high)
 
 
 def _comparison(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str, rng: np.random.Generator) -> dict:

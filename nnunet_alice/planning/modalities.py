@@ -95,16 +95,22 @@ def add_modalities(
 
     Returns:
         modality -> identifier of its plain plans.
+
+    Raises:
+        InputError: there is a window and no CT.
     """
     base = nnunet_folder("nnUNet_preprocessed") / dataset
     plans, fingerprint = read_json(base / f"{plans_name}.json"), read_json(base / "dataset_fingerprint.json")
-    known = plans[MODALITIES] = {}
+    known: dict[str, dict] = {}
+    plans[MODALITIES] = known
     for modality, statistics in fingerprint[MODALITIES].items():
         scheme = scheme_of(modality)
         known[modality] = {SCHEME: scheme}
         if not is_self_contained(scheme):
             ours = statistics if keep is None or keep[SCHEME] != scheme else keep[STATISTICS]
             known[modality][STATISTICS] = {"0": ours["0"] | ({} if window is None else window.statistics)}
+    if window is not None and not any(STATISTICS in own for own in known.values()):
+        raise InputError(f"No modality of {dataset} is CT, so there is no window to set; plan without --window.")
     names: dict[str, str] = {}
     for modality in known:
         plain = plans_of_modality(plans, modality)

@@ -38,15 +38,16 @@ def link_pool(real_data: Path, folder: Path) -> None:
 def write_target(real_data: Path, raw: Path, modality: str) -> str:
     """A labelled raw dataset of three scans of a set; its full name."""
     images, pattern, labels = SETS[modality]
+    assert labels is not None, "only labelled sets are targets"
     files = {}
     for path in sorted((real_data / images).glob(pattern))[:3]:
         case = path.name.removesuffix(".nii.gz").removesuffix("_0000")
         files[case] = {"images": [str(path)], "label": str(real_data / labels / f"{case}.nii.gz")}
     number = 11 if modality == "CT" else 12
-    content = {"channel_names": {"0": modality}, "labels": {"background": 0, "one": 1, "two": 2}}
-    content["labels"] |= {"three": 3, "four": 4} if modality == "CT" else {}
-    content |= {"numTraining": 3, "file_ending": ".nii.gz", "dataset": files}
-    write_json(raw / f"Dataset{number:03d}_{modality}" / "dataset.json", content)
+    names = ("background", "one", "two", "three", "four")[: 5 if modality == "CT" else 3]
+    content = {"channel_names": {"0": modality}, "labels": {name: value for value, name in enumerate(names)}}
+    more = {"numTraining": 3, "file_ending": ".nii.gz", "dataset": files}
+    write_json(raw / f"Dataset{number:03d}_{modality}" / "dataset.json", content | more)
     return f"Dataset{number:03d}_{modality}"
 
 

@@ -26,9 +26,9 @@ from nnunet_alice.trainers.alice import AliceTrainer_noContrast
 TIMES = ("seconds", "views_per_second", "seconds_probe")
 
 
-def short(**changes):
+def short():
     """A short run that measures in every second epoch and in the last."""
-    own = {"run.epochs": 4, "run.iterations": 2, "run.probe_every": 2} | changes
+    own = {"run.epochs": 3, "run.iterations": 2, "run.probe_every": 2, "run.save_every": 1}
     return with_settings(AliceTrainer_noContrast, own, "AliceTrainer_test")
 
 
@@ -62,31 +62,22 @@ def write_probe(base, changes=None) -> PreprocessedDataset:
     return dataset
 
 
-def weights(folder):
-    return load_checkpoint(folder / "checkpoint_final.pth")["network_weights"]
-
-
-def test_a_run_with_the_probe_is_the_run_without_it(base):
-    without = weights(run(make_trainer(short(), base)))
+def test_a_run_with_the_probe_is_the_run_without_it_also_when_continued(base):
+    without = run(make_trainer(short(), base))
+    weights = load_checkpoint(without / "checkpoint_final.pth")["network_weights"]
+    (without / "checkpoint_final.pth").unlink()
     write_probe(base)
-    folder = run(make_trainer(short(), base))
-    assert same_content(weights(folder), without)
-    history = load_checkpoint(folder / "checkpoint_final.pth")["history"]
-    assert [("probe_dice" in row) for row in history] == [True, False, True, True]
-    for row in history:
-        if "probe_dice" in row:
+    whole, resumed = whole_and_resumed(short(), base, killed_in=1)
+    for checkpoint in (whole, resumed):
+        assert same_content(checkpoint["network_weights"], weights)
+        rows = checkpoint["history"]
+        assert ["probe_dice" in row for row in rows] == [True, False, True]
+        for row in rows[::2]:
             assert row["probe_dice"] > 0.5  # brightness is there from the first layer on
             assert 1 <= row["bottleneck_rank"] <= 8 and 0 <= row["bottleneck_dead"] <= 1
-    assert "Online probe on 3 + 1 crops of Dataset004_T" in training_log(folder)
-
-
-def test_a_continued_run_measures_the_same(base):
-    write_probe(base)
-    whole, resumed = whole_and_resumed(short(**{"run.save_every": 1}), base, killed_in=2)
-    for checkpoint in (whole, resumed):
-        checkpoint["history"] = [{k: v for k, v in row.items() if k not in TIMES} for row in checkpoint["history"]]
-    assert same_content(whole["history"], resumed["history"])
-    assert same_content(whole["network_weights"], resumed["network_weights"])
+    kept = [[{k: v for k, v in row.items() if k not in TIMES} for row in c["history"]] for c in (whole, resumed)]
+    assert same_content(*kept)
+    assert "Online probe on 3 + 1 crops of Dataset004_T" in training_log(without)
 
 
 def test_an_untrained_decoder_is_not_asked(base):
