@@ -37,14 +37,17 @@ setup(
         "numpy>=1.24",
         # What nnunetv2 brings anyway, named because we import it ourselves.
         "blosc2>=3.3.2",
+        "dynamic_network_architectures>=0.4.4",
         "filelock",
         "matplotlib",
+        "nibabel",
         "pandas",
         "PyYAML",
         "safetensors>=0.4",
         "scikit-image>=0.22",  # phase_cross_correlation answers alike with and without masks
         "scikit-learn",
         "scipy",
+        "threadpoolctl",
         "tqdm",
     ],
     extras_require={

@@ -12,14 +12,12 @@ histogram of the intensities. Running it again does only what is missing and con
 
 import argparse
 import os
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from disease_encoders import command, train, untrained
 from folders import set_folders
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
@@ -30,9 +28,6 @@ from nnunet_alice.features.images import DatasetImages
 from nnunet_alice.features.probe import probe
 from nnunet_alice.features.probe_data import load_features, load_table
 from nnunet_alice.files import atomic_write, write_json
-from nnunet_alice.methods.drasclr.conversion import to_conditional
-from nnunet_alice.methods.drasclr.representation import PatchRepresentation
-from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.phantoms import Subject, load_subjects, make_subject, write_disease_table, write_subjects
 
@@ -78,13 +73,14 @@ def main() -> None:
     intensities(dataset, probed, args.o)
     for form in args.forms:
         name = f"DrasCLRTrainer{form}"
-        checkpoint = train(name, args)
+        variant = f"{name}_{args.epochs}epochs_{args.iterations}iterations_lr{args.learning_rate}"
+        checkpoint = train(variant, dataset.name, PLANS, 0)
         trained = open_encoder(checkpoint)
         take(name, trained, dataset, probed, args.o)
         arms[name] = None
         if form == "":
             take("untrained", open_encoder(checkpoint, untrained=True), dataset, probed, args.o)
-            take("untrained, conditional", untrained_conditional(checkpoint), dataset, probed, args.o)
+            take("untrained, conditional", untrained(checkpoint, 0, conditional=True), dataset, probed, args.o)
             take(f"{name}, plain", open_encoder(checkpoint, plain=True), dataset, probed, args.o)
             arms |= dict.fromkeys(("untrained", "untrained, conditional", f"{name}, plain"))
             channels = encoder_of(trained.module).output_channels[-1]
@@ -130,39 +126,6 @@ def prepare(args: argparse.Namespace) -> tuple[PreprocessedDataset, list[str]]:
 def draw(number: int) -> Subject:
     """Phantom of a number: kinds take turns; severity and sites of its disease come from the number too."""
     return make_subject(number, disease=KINDS[number % len(KINDS)])
-
-
-def command(*words: str) -> None:
-    """Run ``nnunet_alice ...``."""
-    subprocess.run([sys.executable, "-m", "nnunet_alice.cli.main", *words], check=True)
-
-
-def train(name: str, args: argparse.Namespace) -> Path:
-    """Checkpoint of a trained form; trains what is missing."""
-    variant = f"{name}_{args.epochs}epochs_{args.iterations}iterations_lr{args.learning_rate}"
-    folder = (
-        Path(os.environ["nnUNet_results"]) / f"Dataset{DATASET}_{NAME}" / f"{variant}__{PLANS}__3d_fullres" / "fold_0"
-    )
-    if not (folder / "checkpoint_final.pth").is_file():
-        script = "from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
-        words = [str(DATASET), "3d_fullres", "0", "-tr", variant, "-p", PLANS, "-device", "cpu"]
-        resume = ["--c"] if (folder / "checkpoint_latest.pth").is_file() else []
-        subprocess.run([sys.executable, "-c", script, *words, *resume], check=True)
-    return folder / "checkpoint_final.pth"
-
-
-def untrained_conditional(checkpoint: Path) -> TrainedEncoder:
-    """The location-conditioned encoder as training starts from it."""
-    plain = open_encoder(checkpoint, untrained=True)
-    generator = torch.Generator().manual_seed(0)
-    module = to_conditional(
-        encoder_of(plain.module),
-        DrasCLRSettings.num_experts,
-        location_gain=DrasCLRSettings.location_gain,
-        generator=generator,
-    ).eval()
-    represent = PatchRepresentation(module, encoder_of(plain.module).output_channels[-1])
-    return replace(plain, module=module, represent=represent, conditional=True)
 
 
 def take(name: str, encoder: TrainedEncoder, dataset: PreprocessedDataset, probed: list[str], folder: Path) -> None:

@@ -1,6 +1,6 @@
 """How old may DrasCLR's negatives be? Trains on made-up subjects with four orders and queues, and compares.
 
-    python benchmarks/drasclr_negatives.py [--seeds 0 1 2]
+    python benchmarks/drasclr_negatives.py -o TABLE.csv [--seeds 0 1 2]
 
 64 subjects share an anatomy and differ in texture, density and fine structure. 24 landmarks, batches of 8 subjects,
 1,536 steps of a small location-conditioned encoder. The forms:
@@ -10,11 +10,13 @@
 - ``whole visits``: the same order, keys of this visit alone count (what DrasCLRTrainer does);
 - ``the batch alone``: every batch goes to another landmark, only its own keys are negatives.
 
-Printed for each: mean age of the negatives, the local loss in each eighth of the run, and how often the second view of
-a subject is found among all 64 at a landmark, with keys that the final encoders make (chance: 0.016).
+For each: mean age of the negatives, the local loss in each eighth of the run, and how often the second view of a
+subject is found among all 64 at a landmark, with keys that the final encoders make (chance: 0.016). Rows are added to
+the table one by one; run again, it does only what is missing.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -47,6 +49,7 @@ FORMS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", type=Path, required=True, metavar="CSV", help="table that rows are added to")
     parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
     parser.add_argument("--forms", nargs="*", default=FORMS, choices=FORMS)
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -55,8 +58,11 @@ def main() -> None:
     images = {f"subject{number:02d}": make_image(number) for number in range(SUBJECTS)}
     for seed in args.seeds:
         for form in args.forms:
-            row = {"form": form, "seed": seed} | train(images, *FORMS[form], seed, args.steps)
-            print(pd.DataFrame([row]).to_string(index=False, header=form == next(iter(args.forms))), flush=True)
+            if args.o.is_file() and (pd.read_csv(args.o)[["form", "seed"]] == [form, seed]).all(axis=1).any():
+                continue
+            row = pd.DataFrame([{"form": form, "seed": seed} | train(images, *FORMS[form], seed, args.steps)])
+            row.to_csv(args.o, mode="a", header=not args.o.is_file(), index=False)
+            print(row.to_string(index=False), flush=True)
 
 
 def smooth_noise(rng: np.random.Generator, width: float) -> np.ndarray:
@@ -100,8 +106,14 @@ def train(images: dict[str, np.ndarray], slots: int, longest_stay: int | None, s
         model.update_key_encoder(min(0.999, 1 - 20 / steps))
         losses.append(float(parts.local))
         ages.append(float(parts.negative_age))
-    eighths = " ".join(f"{part.mean():.2f}" for part in np.array_split(losses, 8))
-    return {"age": round(np.mean(ages), 1), "loss": eighths, "retrieval": round(retrieval(model, images, seed), 3)}
+    eighths = [float(part.mean()) for part in np.array_split(losses, 8)]
+    return {
+        "steps": steps,
+        "age of negatives": round(float(np.mean(ages)), 1),
+        "loss by eighths of the run": " ".join(f"{loss:.2f}" for loss in eighths),
+        "end above lowest": round(eighths[-1] - min(eighths), 2),
+        "retrieval": round(retrieval(model, images, seed), 3),
+    }
 
 
 def make_crops(images: dict[str, np.ndarray], batch_size: int, seed: int, longest_stay: int | None) -> LandmarkCrops:

@@ -59,7 +59,7 @@ def main() -> None:
         start = time.perf_counter()
         report = index_dataset(dataset, checkpoint, torch.device("cpu"))
         seconds = time.perf_counter() - start
-        print(f"{len(dataset.cases())} cases ({len(report.made)} made in {seconds:.0f} s): {memory()}", flush=True)
+        print(f"{len(dataset.cases())} cases ({report.outcomes.done} made in {seconds:.0f} s): {memory()}", flush=True)
     matcher, rng = EmbeddingMatcher(dataset), np.random.default_rng(0)
     for part in range(4):
         for _ in range(args.pairs // 4):

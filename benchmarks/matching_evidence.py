@@ -108,7 +108,7 @@ def main() -> None:
     checkpoint = args.checkpoint or train(args, dataset)
     held_out = HeldOut(dataset.name, PLANS, "3d_fullres")
     report = index_dataset(held_out, checkpoint, torch.device("cpu"))
-    print(f"Indices by {checkpoint}: {len(report.made)} made, {len(report.kept)} kept; {report.trust}")
+    print(f"Indices by {checkpoint}: {report.outcomes.sentence('indexed')}; {report.trust}")
     measure(args, held_out, checkpoint)
 
 

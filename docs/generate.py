@@ -28,6 +28,7 @@ RENDERERS: dict[str, Callable[..., str]] = {
     "classes": result_tables.classes,
     "arms": result_tables.arms,
     "data": result_tables.data,
+    "registrations": result_tables.registrations,
     "overview": result_tables.overview,
 }
 _PART = re.compile(r"<!-- generate: (?P<call>.+?) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)

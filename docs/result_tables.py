@@ -92,6 +92,33 @@ def arms(folder: Path, file: str, baseline: str = "scratch") -> str:
     return "\n".join(lines)
 
 
+def registrations(folder: Path, file: str, *thresholds: str) -> str:
+    """Return how well figures of a registration tell its Dice, and what a threshold keeps.
+
+    Args:
+        folder: of the page.
+        file: CSV of ``benchmarks/registration_quality.py``.
+        thresholds: ``FIGURE: VALUE`` each.
+    """
+    table = pd.read_csv(folder / file)
+    lines = table_head(
+        ["figure", "kept from", "set", "rank correlation with Dice", "kept", "Dice of those", "Dice of the others"]
+        + ["upside down: kept"]
+    )
+    for text in thresholds:
+        figure, _, threshold = text.partition(": ")
+        for name, rows in table.groupby("set", sort=False):
+            kept = rows[figure] >= float(threshold)
+            right, wrong = rows["upside_down"] == 0, rows["upside_down"] == 1
+            dice = rows["dice"]
+            cells = [figure.replace("_", " "), threshold, name]
+            cells += [f"{rows[right][figure].corr(rows[right]['dice'], method='spearman'):.2f}"]
+            cells += [f"{(kept & right).sum()} of {right.sum()}"]
+            cells += _texts([dice[kept & right].mean(), dice[~kept & right].mean()])
+            lines.append(table_line([*cells, f"{(kept & wrong).sum()} of {wrong.sum()}"]))
+    return "\n".join(lines)
+
+
 def data(folder: Path, file: str, where: str = "", columns: str = "", last_of: str = "") -> str:
     """Return a CSV as it is.
 

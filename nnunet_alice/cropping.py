@@ -26,16 +26,27 @@ def crop_centred(image, centre_vox: Sequence[float] | np.ndarray, patch_size: Se
     Returns:
         (C, *patch_size) float32, zero outside the volume.
     """
-    lower = crop_bounds(centre_vox, patch_size)
-    upper = lower + np.asarray(patch_size)
-    shape = np.asarray(image.shape[1:])
-    inside_lower, inside_upper = np.clip(lower, 0, shape), np.clip(upper, 0, shape)
+    source, target = part_inside(crop_bounds(centre_vox, patch_size), patch_size, image.shape[1:])
     crop = np.zeros((image.shape[0], *patch_size), dtype=np.float32)
-    if np.all(inside_upper > inside_lower):
-        source = (slice(None), *map(slice, inside_lower.tolist(), inside_upper.tolist()))
-        target = (slice(None), *map(slice, (inside_lower - lower).tolist(), (inside_upper - lower).tolist()))
-        crop[target] = image[source]
+    if crop[(slice(None), *target)].size:
+        crop[(slice(None), *target)] = image[(slice(None), *source)]
     return crop
+
+
+def part_inside(
+    first_vox: np.ndarray, patch_size: Sequence[int] | np.ndarray, shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return which voxels of a volume a crop shows, and where they lie in the crop; empty slices where it shows none.
+
+    Args:
+        first_vox: (3,) int, first voxel of the crop, (z, y, x); may lie outside.
+        patch_size: (3,) crop size in voxels.
+        shape: (3,) shape of the volume.
+    """
+    lower, upper = (np.clip(end, 0, shape) for end in (first_vox, first_vox + np.asarray(patch_size)))
+    return tuple(map(slice, lower.tolist(), upper.tolist())), tuple(
+        map(slice, (lower - first_vox).tolist(), (upper - first_vox).tolist())
+    )
 
 
 def share_inside(points_vox: np.ndarray, shape: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:

@@ -8,8 +8,8 @@ from pathlib import Path
 import blosc2
 
 from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import file_stamp, read_json
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
+from nnunet_alice.files import file_checksum, read_json
+from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name
 
 #: memory-mapped files crash on Windows, says nnU-Net
 _MMAP_MODE = None if os.name == "nt" else "r"
@@ -124,7 +124,7 @@ class PreprocessedDataset:
     @property
     def number(self) -> int:
         """Dataset number, e.g. 900."""
-        return int(self.name[7:10])
+        return dataset_number(self.name)
 
     @property
     def base(self) -> Path:
@@ -227,13 +227,13 @@ class PreprocessedDataset:
                 raise InputError(f"{path} cannot be read ({error}); delete it and preprocess again.") from error
         return self._dataset.load_case(case)[0]
 
-    def image_stamp(self, case: str) -> str | None:
-        """What tells the preprocessed image of a case from another one that was there before; None without a file.
+    def image_checksum(self, case: str) -> str | None:
+        """Return a cheap checksum of the preprocessed image of a case; None without a file.
 
-        The :func:`file_stamp`; a blosc2 file says at its ends how long each of its chunks is.
+        See :func:`file_checksum`; a blosc2 file says at its ends how long each of its chunks is.
         """
-        stamps = (file_stamp(self.folder / f"{case}{suffix}") for suffix in (".b2nd", ".npz"))
-        return next(filter(None, stamps), None)
+        checksums = (file_checksum(self.folder / f"{case}{suffix}") for suffix in (".b2nd", ".npz"))
+        return next(filter(None, checksums), None)
 
     def shape(self, case: str) -> tuple[int, ...]:
         """Shape of a case's preprocessed array without channels, (z, y, x) voxels."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent (written beside their place, then renamed), and the stamps that tell them apart."""
+"""Files that are whole or absent (written beside their place, then renamed), and the checksums that tell them apart."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from typing import Any
 from nnunet_alice.errors import InputError
 from nnunet_alice.words import mend
 
-#: bytes of each end of a file that its stamp looks at
-_STAMPED_BYTES = 1 << 16
+#: bytes of each end of a file that its checksum looks at
+_CHECKED_BYTES = 1 << 16
 
 
 @contextmanager
@@ -120,8 +120,8 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it.") from None
 
 
-def file_stamp(path: Path) -> str | None:
-    """What tells a file from another one that had its name before; None without a file.
+def file_checksum(path: Path) -> str | None:
+    """Return a cheap checksum of a file, None without one; a file that took its name later has a different one.
 
     Its size and a checksum of its ends. A time would change when the dataset is copied to another disk, and reading
     all of it would take as long as training.
@@ -129,8 +129,8 @@ def file_stamp(path: Path) -> str | None:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            checksum = zlib.crc32(file.read(_STAMPED_BYTES))
-            file.seek(max(0, size - _STAMPED_BYTES))
+            checksum = zlib.crc32(file.read(_CHECKED_BYTES))
+            file.seek(max(0, size - _CHECKED_BYTES))
             return f"{size}-{zlib.crc32(file.read(), checksum):08x}"
     except FileNotFoundError:
         return None
@@ -138,8 +138,8 @@ def file_stamp(path: Path) -> str | None:
 
 def sha256_of(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
+    checksum = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+            checksum.update(block)
+    return checksum.hexdigest()

@@ -72,6 +72,16 @@ def dataset_name(dataset: int | str) -> str:
     return names.pop()
 
 
+def dataset_number(name: str) -> int:
+    """Return the number in a dataset's full name: 900 of ``Dataset900_NAME``."""
+    return int(name[7:10])
+
+
+def dataset_title(name: str) -> str:
+    """Return what follows the number in a dataset's full name: ``NAME`` of ``Dataset900_NAME``."""
+    return name[11:]
+
+
 def datasets_by_number() -> dict[int, set[str]]:
     """Return number -> full names of the datasets that any of nnU-Net's folders holds; folders not set hold none."""
     found: dict[int, set[str]] = {}
@@ -80,7 +90,7 @@ def datasets_by_number() -> dict[int, set[str]]:
         if place and Path(place).is_dir():
             for entry in Path(place).glob("Dataset[0-9][0-9][0-9]_*"):
                 if entry.is_dir():
-                    found.setdefault(int(entry.name[7:10]), set()).add(entry.name)
+                    found.setdefault(dataset_number(entry.name), set()).add(entry.name)
     return found
 
 

@@ -2,41 +2,168 @@
 
 import concurrent.futures
 import itertools
+import logging
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from nnunet_alice.errors import AliceError
+from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.words import counted, telling
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two savings of a report during the work, so that a killed run loses little.
+SAVE_EVERY_S = 30.0
+
+Result = TypeVar("Result")
 
 
-def map_cases(
-    function: Callable[[Any, Any], Any], shared: Any, cases: Sequence, num_processes: int, description: str
-) -> Iterator[tuple[Any, Any]]:
-    """Call ``function(shared, case)`` for every case and yield (case, result) as they finish, with a progress bar.
+@dataclass
+class Outcomes(Generic[Result]):
+    """What became of every case.
 
-    Processes are spawned, so ``function`` must be importable and ``shared`` picklable. An exception is yielded as the
-    result of its case. When a process dies (killed for memory, a crash in a library), the cases that were in work are
-    tried again one by one, each in its own process; only the one that dies again fails.
+    Attributes:
+        results: case -> result, of the cases that are done, now or before.
+        kept: names of those that were done before.
+        failed: case -> reason, of all others.
+    """
+
+    results: dict[str, Result] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def fail(self, case: str, reason: str) -> None:
+        """Note that a case is not done, whatever was said before."""
+        self.results.pop(case, None)
+        if case in self.kept:
+            self.kept.remove(case)
+        self.failed[case] = reason
+
+    @property
+    def done(self) -> int:
+        """How many cases were done now."""
+        return len(self.results) - len(self.kept)
+
+    def sentence(self, done: str) -> str:
+        """Return how it went, e.g. ``3 of 4 cases indexed (1 now, 2 before), 1 failed``.
+
+        Args:
+            done: what was done with a case, e.g. ``indexed``.
+        """
+        total = counted(len(self.results) + len(self.failed), "case")
+        before = len(self.kept)
+        return f"{len(self.results)} of {total} {done} ({self.done} now, {before} before), {len(self.failed)} failed"
+
+    def check_some(self, what: str, report: Any = None) -> None:
+        """Make sure that not all cases failed.
+
+        Args:
+            what: what no case could be, e.g. ``located``.
+            report: file with all reasons, if there is one.
+
+        Raises:
+            InputError: no case is done; the message has the first reason.
+        """
+        if not self.results:
+            first = next((f"case {case}: {reason}" for case, reason in self.failed.items()), "there is no case")
+            where = "" if report is None else f" (all in {report})"
+            raise InputError(f"No case could be {what}; {first}{where}.")
+
+
+def for_each_case(
+    work: Callable[[Any], Result],
+    cases: Sequence,
+    *,
+    doing: str,
+    num_processes: int = 1,
+    keep: Callable[[Any], Result | None] | None = None,
+    rescue: Callable[[Any, Exception], Result] | None = None,
+    report: Callable[[Outcomes[Result]], None] | None = None,
+) -> Outcomes[Result]:
+    """Do the same work for every case; a case that fails is named and stops no other.
 
     Args:
-        function: work on one case.
-        shared: what every call needs; keep it small.
+        work: on one case; see :func:`map_cases`.
+        cases: names of the cases, or anything picklable whose ``str`` is the name.
+        doing: text of the progress bar, and what a case is named for in the log.
+        num_processes: processes; 1 works in this process.
+        keep: gives the result of a case that was done before, or None.
+        rescue: is called with a case and its error; gives a result in spite of it, or raises what is to be told.
+        report: writes down how far it is: at the start, every half minute and at the end, also of a run that is
+            stopped. It has to be atomic.
+    """
+    outcomes: Outcomes[Result] = Outcomes()
+
+    def settle(case: Any, outcome: Any) -> None:
+        try:
+            if isinstance(outcome, Exception):
+                if rescue is None:
+                    raise outcome
+                outcome = rescue(case, outcome)
+            outcomes.results[str(case)] = outcome
+        except Exception as error:  # whatever is wrong with one case, the others go on
+            outcomes.fail(str(case), telling(error))
+            logger.warning("%s: case %s failed: %s.", doing, case, telling(error))
+
+    waiting = list(cases)
+    if keep is not None:
+        waiting = []
+        for case in cases:
+            try:
+                known = keep(case)
+            except Exception as error:
+                settle(case, error)
+                continue
+            if known is None:
+                waiting.append(case)
+            else:
+                outcomes.results[str(case)] = known
+                outcomes.kept.append(str(case))
+        if outcomes.kept:
+            logger.info("%s: %d of %s were done before.", doing, len(outcomes.kept), counted(len(cases), "case"))
+    if report is not None:
+        report(outcomes)
+    saved = time.monotonic()
+    try:
+        for case, outcome in map_cases(work, waiting, num_processes, doing):
+            settle(case, outcome)
+            if report is not None and time.monotonic() - saved > SAVE_EVERY_S:
+                report(outcomes)
+                saved = time.monotonic()
+    finally:
+        if report is not None:
+            report(outcomes)
+    return outcomes
+
+
+def map_cases(work: Callable[[Any], Any], cases: Sequence, num_processes: int, doing: str) -> Iterator[tuple[Any, Any]]:
+    """Call ``work(case)`` for every case and yield (case, result) as they finish, with a progress bar.
+
+    Processes are spawned, so ``work`` must be picklable: a function of a module, or a ``functools.partial`` of one with
+    what every call needs. An exception is yielded as the result of its case. When a process dies (killed for memory, a
+    crash in a library), the cases that were in work are tried again one by one, each in its own process; only the one
+    that dies again fails.
+
+    Args:
+        work: on one case.
         cases: names of the cases, or anything else picklable that says what a case is.
         num_processes: processes; with 1 everything runs in this process, without that safety net.
-        description: text of the progress bar.
+        doing: text of the progress bar.
 
     Yields:
         (case, result or Exception), in the order of finishing.
     """
-    with tqdm(total=len(cases), desc=description, disable=None) as bar:
-        work = _serial if num_processes <= 1 or len(cases) <= 1 else _parallel
-        for case, outcome in work(function, shared, cases, num_processes):
+    with tqdm(total=len(cases), desc=doing, disable=None) as bar:
+        run = _serial if num_processes <= 1 or len(cases) <= 1 else _parallel
+        for case, outcome in run(work, cases, num_processes):
             bar.update()
             yield case, outcome
 
@@ -67,16 +194,16 @@ def end_processes() -> None:
         process.terminate()
 
 
-def _serial(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any]]:
+def _serial(work, cases, num_processes) -> Iterator[tuple[Any, Any]]:
     for case in cases:
         try:
-            outcome = function(shared, case)
+            outcome = work(case)
         except Exception as error:
             outcome = error
         yield case, outcome
 
 
-def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any]]:
+def _parallel(work, cases, num_processes) -> Iterator[tuple[Any, Any]]:
     waiting = iter(cases)
     broken = True
     pool = None
@@ -84,7 +211,7 @@ def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any
         while True:
             if broken:
                 pool, broken = _pool(min(num_processes, len(cases))), False
-            suspects = yield from _drain(pool, function, shared, waiting, 2 * num_processes)
+            suspects = yield from _drain(pool, work, waiting, 2 * num_processes)
             if not suspects:
                 return
             assert pool is not None
@@ -94,7 +221,7 @@ def _parallel(function, shared, cases, num_processes) -> Iterator[tuple[Any, Any
                 with _pool(1) as own:
                     try:
                         with deaf_to_interrupts():
-                            future = own.submit(function, shared, case)
+                            future = own.submit(work, case)
                         outcome = future.result()
                     except BrokenProcessPool:
                         outcome = AliceError(f"{case}: the process died, perhaps for want of memory.")
@@ -115,14 +242,14 @@ def _abandon(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:
         process.terminate()
 
 
-def _drain(pool, function, shared, waiting, in_flight) -> Generator[tuple[Any, Any], None, list]:
+def _drain(pool, work, waiting, in_flight) -> Generator[tuple[Any, Any], None, list]:
     """Yield outcomes until ``waiting`` is used up; returns the cases that were in work when a process died."""
     running: dict[concurrent.futures.Future, Any] = {}
     while True:
         for case in itertools.islice(waiting, in_flight - len(running)):
             try:
                 with deaf_to_interrupts():
-                    running[pool.submit(function, shared, case)] = case
+                    running[pool.submit(work, case)] = case
             except BrokenProcessPool:
                 return [*running.values(), case]
         if not running:

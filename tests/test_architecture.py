@@ -12,11 +12,13 @@ PACKAGE = "nnunet_alice"
 #: modules at the top of the package that every room may import
 COMMON = {
     "__init__",
+    "affine",
     "cropping",
     "dataset",
     "discovery",
     "errors",
     "files",
+    "locks",
     "nnunet_folders",
     "parallel",
     "parts",
@@ -38,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "views": {"anatomy", "matching", "methods"},
     "training": {"methods"},
     "pictures": {"anatomy", "phantoms", "training", "views"},
-    "pretraining": {"anatomy", "matching", "methods", "pictures", "planning", "training", "views"},
+    "pretraining": {"anatomy", "checkpoints", "matching", "methods", "pictures", "planning", "training", "views"},
     "finetuning": {"checkpoints", "methods", "training"},
     "coordinates": {"anatomy", "checkpoints", "importing", "methods", "planning"},
     "features": {"anatomy", "checkpoints", "coordinates", "importing", "matching", "methods", "views"},

@@ -56,6 +56,18 @@ class AliceTrainer_noReconstruction(AliceTrainer):
     settings = changed(AliceTrainer_noRegions.settings, {"method.reconstruction": False})
 
 
+class AliceTrainer_withAir(AliceTrainer):
+    """Ablation: air and padding are reconstructed, too, as in the paper."""
+
+    settings = changed(AliceTrainer.settings, {"method.reconstruct_air": True})
+
+
+class AliceTrainer_maskedOnly(AliceTrainer):
+    """Ablation: only masked voxels are reconstructed."""
+
+    settings = changed(AliceTrainer.settings, {"method.reconstruct_visible": False})
+
+
 class AliceTrainer_sameVolume(AliceTrainer):
     """Ablation: both views come from one volume."""
 

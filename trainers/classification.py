@@ -160,7 +160,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
         weights = finite_weights(checkpoint, filename)
         names = [name for name in self.bare_network.state_dict() if is_encoder(name)]
-        load_tensors(self.bare_network, weights, names, filename, fix)
+        self._tensors_loaded = load_tensors(self.bare_network, weights, names, filename, fix)
         self.print_to_log_file(f"Loaded the encoder of {filename}; the head starts fresh.")
 
     def get_dataloaders(self):

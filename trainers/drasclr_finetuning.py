@@ -18,6 +18,7 @@ from nnunet_alice.coordinates.located_dataset import LOCATED
 from nnunet_alice.errors import InputError
 from nnunet_alice.finetuning.settings import DrasCLRFineTuneSettings
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
+from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.planning.memory import more_bytes_of_experts
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
 from nnunet_alice.training.settings import changed
@@ -87,7 +88,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         if LOCATED not in self.dataset_json:
             name = self.plans_manager.dataset_name
             raise InputError(
-                f"{name} has no coordinate channels; run nnunet_alice locate -d {int(name[7:10])} --atlas "
+                f"{name} has no coordinate channels; run nnunet_alice locate -d {dataset_number(name)} --atlas "
                 "checkpoint_final.pth and train on the dataset that it writes."
             )
         super().initialize()
@@ -110,6 +111,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
             return
         weights = conditional_weights(checkpoint, filename)
         load_conditional_encoder(network.encoder, weights, filename)
+        self._tensors_loaded = sum(1 for _ in network.encoder.parameters())
         loaded, fresh = (sum(p.numel() for p in part.parameters()) for part in (network.encoder, network.decoder))
         self.print_to_log_file(
             f"Loaded the location-conditioned encoder of {filename} ({weights.run['trainer']}): {len(weights.state)} "
@@ -120,7 +122,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
         self._say_how_tiles_differ(weights.own)
 
     def _compare_atlas(self, checkpoint: dict, filename: str) -> None:
-        located, trained = self.dataset_json[LOCATED]["atlas"], atlas_of_checkpoint(checkpoint, filename).digest
+        located, trained = self.dataset_json[LOCATED]["atlas"], atlas_of_checkpoint(checkpoint, filename).checksum
         if located != trained:
             self.print_to_log_file(
                 f"WARNING: the coordinates of {self.plans_manager.dataset_name} are of another atlas than that of "

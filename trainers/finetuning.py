@@ -24,17 +24,15 @@ from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint, ne
 from nnunet_alice.checkpoints.pretraining import explain_failed_resume, pretrained_orientation
 from nnunet_alice.checkpoints.saving import whole_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError, NonFiniteLossError
+from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.finetuning.parts import (
     FineTuneSchedule,
     GroupRates,
-    fingerprints,
     is_encoder,
     kept_epoch,
     layer_groups,
     load_all_but_segmentation,
-    replaced,
     short_momentum,
     transfer_hint,
 )
@@ -43,11 +41,10 @@ from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.finetuning.settings import FineTuneSettings
 from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.training.continuing import told_when_interrupted
-from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu, small_images_twice_on_cpu
-from nnunet_alice.training.cpu_threads import keep_thread_limit
+from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP
 from nnunet_alice.training.nonfinite import GuardedOptimizer, SkippedSteps
-from nnunet_alice.training.ranks import names_of_all_ranks, wait_for_all_ranks
+from nnunet_alice.training.ranks import wait_for_all_ranks
 from nnunet_alice.training.settings import changed, flat
 from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 from nnunet_alice.training.variants import trainer_names, with_learning_rate
@@ -89,7 +86,7 @@ class FineTuneTrainer(nnUNetTrainer):
         self._step = 0
         self._resumed = False
         self._training_cases: list[str] = []
-        self._initial: dict[str, str] = {}
+        self._tensors_loaded = 0
         self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self.settings.check()
 
@@ -111,14 +108,10 @@ class FineTuneTrainer(nnUNetTrainer):
         return min(self.num_epochs - 1, max(1, round(share * self.num_epochs)))
 
     def initialize(self) -> None:
-        """As nnU-Net's; remembers the initial weights, so that it shows whether others were loaded.
-
-        From then on ``-pretrained_weights`` calls ``load_pretrained_weights``.
-        """
+        """As nnU-Net's; from then on ``-pretrained_weights`` calls ``load_pretrained_weights``."""
         self._seed(0)
         super().initialize()
         channels_last_on_cpu(self.bare_network, self.device)
-        self._initial = fingerprints(self.bare_network)
         self._guard = GuardedOptimizer(self.optimizer, scaled=self.grad_scaler is not None)
         load_pretrained_weights_by(self)
 
@@ -148,7 +141,7 @@ class FineTuneTrainer(nnUNetTrainer):
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
         weights = finite_weights(checkpoint, filename)
-        load_all_but_segmentation(self.bare_network, weights, filename, fix)
+        self._tensors_loaded = load_all_but_segmentation(self.bare_network, weights, filename, fix)
         self.print_to_log_file(f"Loaded the weights of {filename}; segmentation layers start fresh.")
 
     def configure_optimizers(self):
@@ -241,10 +234,10 @@ class FineTuneTrainer(nnUNetTrainer):
             self.print_to_log_file(f"Continues a run that started with pretrained weights: {start['pretrained']}.")
             return start
         family = name.partition("_")[0]
-        changed = replaced(self._initial, self.bare_network)
-        pretrained = bool(changed)
+        pretrained = self._tensors_loaded > 0
         if pretrained:
-            self.print_to_log_file(f"Starts from pretrained weights: {len(changed)} of {len(self._initial)} tensors.")
+            total = sum(1 for _ in self.bare_network.parameters())
+            self.print_to_log_file(f"Starts from pretrained weights: {self._tensors_loaded} of {total} tensors.")
         else:
             self.print_to_log_file("Starts from random weights.")
         if self.settings.optimisation.freeze_encoder and not pretrained:
@@ -262,7 +255,7 @@ class FineTuneTrainer(nnUNetTrainer):
         return {
             "trainer": name,
             "pretrained": pretrained,
-            "tensors_loaded": len(changed),
+            "tensors_loaded": self._tensors_loaded,
             "settings": flat(self.settings),
         }
 
@@ -299,19 +292,10 @@ class FineTuneTrainer(nnUNetTrainer):
         skipped = self._guard.skipped()
         self._skipped.count(skipped)
         if skipped and (self.grad_scaler is None or self.grad_scaler.get_scale() < 1):  # else it looks for its scale
-            self._report_skipped(sorted(set(batch["keys"])))
-        return output
-
-    def _report_skipped(self, own_cases: list[str]) -> None:
-        """Warn of a skipped step; give up after too many in a row."""
-        cases, skipped = names_of_all_ranks(own_cases), self._skipped
-        if skipped.too_many():
             slower = with_learning_rate(type(self).__name__, self.settings.optimisation.learning_rate / 10)
-            raise NonFiniteLossError(skipped.in_a_row, self.current_epoch, cases, slower, "gradients")
-        self.print_to_log_file(
-            f"WARNING: the gradients are not finite on the cases {', '.join(cases)}: this step is skipped "
-            f"({skipped.in_a_row} in a row; {skipped.most} end the run)."
-        )
+            cases = sorted(set(batch["keys"]))
+            self._skipped.report("gradients", cases, self.current_epoch, slower, self.print_to_log_file)
+        return output
 
     def on_epoch_end(self) -> None:
         """As nnU-Net's; keeps a checkpoint where one was asked for."""
@@ -356,16 +340,15 @@ class FineTuneTrainer(nnUNetTrainer):
         """nnU-Net's validation of the kept checkpoints (below ``at_<percent>``), then of the current weights."""
         if not self.settings.validation.mirroring:
             self.inference_allowed_mirroring_axes = None
-        with small_images_twice_on_cpu(self.bare_network, self.device):
-            for percent in self.settings.validation.keep_at:
-                if os.path.isfile(self._kept_file(percent)):
-                    self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
-                    with self._kept_weights(percent):
-                        self._validate(save_probabilities)
-                    wait_for_all_ranks()  # rank 0 alone computes the metrics
-                else:
-                    self.print_to_log_file(f"WARNING: {self._kept_file(percent)} is missing and not validated.")
-            self._validate(save_probabilities)
+        for percent in self.settings.validation.keep_at:
+            if os.path.isfile(self._kept_file(percent)):
+                self.print_to_log_file(f"Validation of the checkpoint at {percent} per cent of the run:")
+                with self._kept_weights(percent):
+                    self._validate(save_probabilities)
+                wait_for_all_ranks()  # rank 0 alone computes the metrics
+            else:
+                self.print_to_log_file(f"WARNING: {self._kept_file(percent)} is missing and not validated.")
+        self._validate(save_probabilities)
 
     def _validate(self, save_probabilities: bool) -> None:
         """nnU-Net's validation of the weights that the network holds."""

@@ -18,27 +18,28 @@ from torch import nn
 
 from nnunet_alice.anatomy.world import dataset_orientation
 from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint
-from nnunet_alice.checkpoints.pretraining import describe_run, read_for_resume
+from nnunet_alice.checkpoints.pretraining import read_for_resume
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError, NonFiniteLossError
+from nnunet_alice.errors import InputError
 from nnunet_alice.finetuning.parts import load_all_but_segmentation, transfer_hint
 from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.methods.distributed import rank, world_size
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.pretraining.cases import check_batch_split
+from nnunet_alice.pretraining.checkpoint import checkpoint_of, restore
 from nnunet_alice.pretraining.matched_cases import check_same_views, record_of_views
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
 from nnunet_alice.pretraining.online_probe import OnlineProbe, open_probe
 from nnunet_alice.pretraining.settings import PretrainingSettings
-from nnunet_alice.pretraining.step import StepOutcome, TrainingStep
+from nnunet_alice.pretraining.step import TrainingStep
 from nnunet_alice.training.continuing import advice_without_checkpoint, longer_run, told_when_interrupted
-from nnunet_alice.training.cpu_convolutions import channels_last_on_cpu
-from nnunet_alice.training.cpu_threads import keep_thread_limit
+from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP, share_batch_statistics
-from nnunet_alice.training.history import MetricsHistory, mean_metrics
+from nnunet_alice.training.epoch import EpochMetrics
+from nnunet_alice.training.history import MetricsHistory
 from nnunet_alice.training.nonfinite import SkippedSteps
-from nnunet_alice.training.ranks import metrics_over_ranks, names_of_all_ranks, number_of_each_rank
+from nnunet_alice.training.ranks import number_of_each_rank
 from nnunet_alice.training.settings import flat
 from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 from nnunet_alice.training.variants import with_learning_rate
@@ -104,13 +105,11 @@ class PretrainingTrainer(nnUNetTrainer):
         self.step = 0
         self.resumed_run: Mapping[str, Any] | None = None  # entry ``pretraining`` of the checkpoint
         self.views_record: dict[str, Any] | None = None
-        self._orientation = dataset_orientation(self.dataset)
+        self.orientation = dataset_orientation(self.dataset)
         # An epoch without a single step would have nothing to report.
         self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self._first_validation: tuple[Batch, StepResult] | None = None
         self._probe: OnlineProbe | None = None
-        self._train_metrics: dict[str, float] = {}
-        self._validation_metrics: dict[str, float] = {}
 
     # --------------------------------------------------------------------------------------------- building
 
@@ -284,34 +283,19 @@ class PretrainingTrainer(nnUNetTrainer):
         outcome = self._take_step(batch.to(self.device), self.progress)
         self.step += 1  # batches and rates are numbered by the step, skipped or not
         self._skipped.count(outcome.skipped is not None)
-        if outcome.skipped is not None:
-            self._report_skipped(outcome)
+        if outcome.skipped == "loss" or (outcome.skipped == "gradients" and not self._looks_for_scale()):
+            slower = with_learning_rate(type(self).__name__, self.settings.optimisation.learning_rate / 10)
+            self._skipped.report(outcome.skipped, outcome.cases, self.current_epoch, slower, self.print_to_log_file)
         return {"metrics": outcome.metrics, "views": len(batch.views), "skipped": outcome.skipped is not None}
 
-    def _report_skipped(self, outcome: StepOutcome) -> None:
-        """Warn of a skipped step; give up after too many in a row."""
-        assert outcome.skipped is not None
-        if outcome.skipped == "gradients" and self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1:
-            return  # the scaler looks for its scale
-        cases = names_of_all_ranks(outcome.cases)
-        if self._skipped.too_many():
-            slower = with_learning_rate(type(self).__name__, self.settings.optimisation.learning_rate / 10)
-            raise NonFiniteLossError(self._skipped.in_a_row, self.current_epoch, cases, slower, outcome.skipped)
-        what = "the loss is" if outcome.skipped == "loss" else "the gradients are"
-        self.print_to_log_file(
-            f"WARNING: {what} not finite on the cases {', '.join(cases)}: this step is left out "
-            f"({self._skipped.in_a_row} in a row; {self._skipped.most} end the run)."
-        )
+    def _looks_for_scale(self) -> bool:
+        """Whether the scaler of the loss skips steps to find its scale."""
+        return self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Take the mean of the epoch's metrics over steps and ranks."""
-        metrics = mean_metrics(output["metrics"] for output in train_outputs)
-        self._train_metrics = metrics_over_ranks(metrics, self.device)
-        self._train_metrics["skipped_steps"] = sum(output["skipped"] for output in train_outputs)
-        if self.grad_scaler is not None:
-            self._train_metrics["grad_scale"] = self.grad_scaler.get_scale()
-        self._views = sum(output["views"] for output in train_outputs) * world_size()
-        self._train_end = time()
+        scale = {} if self.grad_scaler is None else {"grad_scale": self.grad_scaler.get_scale()}
+        self._epoch = EpochMetrics.of_training(train_outputs, self.device, scale)
 
     def on_validation_epoch_start(self) -> None:
         """Switch to evaluation mode: dropout off."""
@@ -338,21 +322,16 @@ class PretrainingTrainer(nnUNetTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Take the mean of the losses, and the method's own metrics of the whole epoch."""
-        means = mean_metrics(output["metrics"] for output in val_outputs)
-        metrics = {f"val_{name}": value for name, value in means.items() if name.startswith("loss")}
-        metrics |= self.method.validation_metrics([output["outputs"] for output in val_outputs])
-        self._validation_metrics = metrics_over_ranks(metrics, self.device)
+        own = self.method.validation_metrics([output["outputs"] for output in val_outputs])
+        self._epoch.add_validation([output["metrics"] for output in val_outputs], own, self.device)
         if self._probe is not None and self._is_due(self.settings.run.probe_every):
-            self._validation_metrics |= self._probe.measure(self.method.network_weights())
+            self._epoch.validation |= self._probe.measure(self.method.network_weights())
 
     def on_epoch_end(self) -> None:
         """Log, warn, draw and save."""
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
         started = self.logger.get_value("epoch_start_timestamps", step=-1)
-        row = {"epoch": self.current_epoch, **self._train_metrics, **self._validation_metrics}
-        row["lr"] = self.optimizer.param_groups[0]["lr"]
-        row["seconds"] = time() - started
-        row["views_per_second"] = self._views / max(self._train_end - started, 1e-9)
+        row = self._epoch.row(self.current_epoch, self.optimizer.param_groups[0]["lr"], started)
         self.history.append(row)
         self.logger.log("train_losses", row["loss"], self.current_epoch)
         self.logger.log("val_losses", row["val_loss"], self.current_epoch)
@@ -392,45 +371,7 @@ class PretrainingTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        save_checkpoint(
-            {
-                "network_weights": self.method.network_weights(),
-                "model_state": self.model_state(),
-                "optimizer_state": self.optimizer.state_dict(),
-                "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
-                "logging": self.logger.get_checkpoint(),
-                "history": self.history.rows,
-                "_best_ema": None,
-                "current_epoch": self.current_epoch + 1,
-                "init_args": self.my_init_kwargs,
-                "trainer_name": type(self).__name__,
-                "inference_allowed_mirroring_axes": None,
-                **describe_run(
-                    method=self.method.name,
-                    trainer_name=type(self).__name__,
-                    plans=self.plans_manager.plans,
-                    configuration=self.configuration_name,
-                    dataset_json=self.dataset_json,
-                    num_input_channels=self.num_input_channels,
-                    hyper_parameters=self.hyper_parameters(),
-                    epochs_done=self.current_epoch + 1,
-                    trained=self.method.trained_parts(),
-                    matching=None if self.method.matcher is None else self.method.matcher.name,
-                    fold=self.fold,
-                    ranks=len(self.rank_batch_sizes),
-                    views=self.views_record,
-                    orientation=self._orientation,
-                ),
-                **self.method.checkpoint_extras(),
-            },
-            filename,
-        )
-
-    def model_state(self) -> dict[str, torch.Tensor]:
-        """Return everything of the model that is not the network itself (which is saved under its own name)."""
-        own = {id(parameter) for parameter in self.network.state_dict(keep_vars=True).values()}
-        state = self.model.state_dict(keep_vars=True)
-        return {name: value.detach() for name, value in state.items() if id(value) not in own}
+        save_checkpoint(checkpoint_of(self), filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str | os.PathLike) -> None:
         """Continue a run (``--c``).
@@ -442,12 +383,7 @@ class PretrainingTrainer(nnUNetTrainer):
             self.initialize()
         settings, weights = self.hyper_parameters(), self.network.state_dict()
         checkpoint = read_for_resume(filename_or_checkpoint, self.method.name, settings, weights, self.rank_batch_sizes)
-        self.network.load_state_dict(checkpoint["network_weights"])
-        self.model.load_state_dict({**self.model.state_dict(), **checkpoint["model_state"]})
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.logger.load_checkpoint(checkpoint["logging"])
+        restore(self, checkpoint)
         self.history = MetricsHistory(checkpoint["history"])
         self.current_epoch = checkpoint["current_epoch"]
         self.step = self.current_epoch * self.num_iterations_per_epoch

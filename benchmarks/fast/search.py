@@ -29,6 +29,9 @@ ARMS: dict[str, Objective | None] = {
     "regions_mask75": Objective(regions=1.0, anchor_mask=0.0),
     "regions_all_masked": Objective(regions=1.0),
     "regions_only": Objective(reconstruction=0.0, regions=1.0, query_mask=0.0, anchor_mask=0.0),
+    "mim_dense": Objective(dense=0.1),
+    "regions_dense": Objective(regions=1.0, query_mask=0.5, anchor_mask=0.0, dense=0.1),
+    "regions_later": Objective(regions=1.0, query_mask=0.5, anchor_mask=0.0, later=0.5),
     "regions_30": Objective(regions=1.0, num_regions=30, query_mask=0.5, anchor_mask=0.0),
     "regions_300": Objective(regions=1.0, num_regions=300, query_mask=0.5, anchor_mask=0.0),
 }

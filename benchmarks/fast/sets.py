@@ -54,15 +54,7 @@ def prepare(name: str, data: Path, out: Path) -> None:
     labels: dict[str, np.ndarray] = {}
     for path in sorted((data / settings.folder / "labelsTr").glob("*.nii.gz")):
         case = path.name.removesuffix(".nii.gz")
-        image = data / settings.folder / "imagesTr" / f"{case}_0000.nii.gz"
-        if not image.exists():
-            image = data / settings.folder / "imagesTr" / f"{case}.nii.gz"
-        images[case] = _read(image, settings.spacing_mm, sitk.sitkLinear).astype(np.float32)
-        values = _read(path, settings.spacing_mm, sitk.sitkNearestNeighbor)
-        labels[case] = sum(
-            ((values == value) * np.uint8(number) for number, value in enumerate(settings.labels, start=1)),
-            np.zeros(values.shape, np.uint8),
-        )
+        images[case], labels[case] = read_case(path, settings)
     inside = np.concatenate([image[image > np.percentile(image, 30)][::50] for image in images.values()])
     for case, values in images.items():
         mean, std = (values.mean(), values.std()) if settings.scale_by_case else (inside.mean(), inside.std())
@@ -77,6 +69,18 @@ def prepare(name: str, data: Path, out: Path) -> None:
             affine, quality = result.affine, result.quality
         np.savez(folder / f"{case}.npz", image=images[case], label=labels[case], affine=affine, quality=quality)
     (folder / "set.json").write_text(json.dumps({"atlas": atlas, "spacing_mm": settings.spacing_mm}))
+
+
+def read_case(path: Path, settings: SetSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Return image (float32) and label (1, 2, ... as the settings count) of a label file, axes (z, y, x), resampled."""
+    case, folder = path.name.removesuffix(".nii.gz"), path.parent.parent / "imagesTr"
+    image = folder / f"{case}_0000.nii.gz"
+    image = image if image.exists() else folder / f"{case}.nii.gz"
+    values = _read(path, settings.spacing_mm, sitk.sitkNearestNeighbor)
+    label = np.zeros(values.shape, np.uint8)
+    for number, value in enumerate(settings.labels, start=1):
+        label[values == value] = number
+    return _read(image, settings.spacing_mm, sitk.sitkLinear).astype(np.float32), label
 
 
 def _read(path: Path, spacing_mm: float, interpolator: int) -> np.ndarray:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
 
+from benchmarks.fast.dense import LEVELS, DenseTerm, Frame, shared_points
 from benchmarks.fast.sets import Case
 from benchmarks.fast.views import points_of, random_intensities, random_map, sample
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.regions import lay_regions
 from nnunet_alice.methods.alice.regions import GRID_STEP, RegionHead, grid_size, region_accuracy, region_loss
@@ -33,6 +35,8 @@ class Objective:
         num_regions: of the atlas.
         query_mask: share of the query views' blocks that are masked.
         anchor_mask: the same of the anchor views.
+        dense: weight of ``L_dense``.
+        later: share of the run before regions are learned; until then reconstruction alone.
     """
 
     reconstruction: float = 1.0
@@ -40,6 +44,8 @@ class Objective:
     num_regions: int = 100
     query_mask: float = 0.75
     anchor_mask: float = 0.75
+    dense: float = 0.0
+    later: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,42 +84,60 @@ def pretrain(
     net, regions = network(1), lay_regions(atlas, objective.num_regions)
     backbone, head = TappedUNet(net), RegionHead(FEATURES[-2::-1], objective.num_regions)
     trained = nn.ModuleList([net, head])
+    dense, places_rng = None, np.random.default_rng([5, seed])
+    if objective.dense:
+        dense = DenseTerm(backbone, FEATURES[-2::-1][-LEVELS:])
+        trained.extend([dense.projections, dense.predictions])
     optimizer = torch.optim.AdamW(trained.parameters(), length.rate, weight_decay=0.02)
     block = (max(2, length.size[0] // 5),) * 3
     history: dict[str, list[float]] = {}
     for step in range(length.steps):
         _set_rate(optimizer, step, length)
         first = rng.integers(GRID_STEP, size=3)
-        seen, clean, masks, labels = [], [], [], []
+        seen, clean, masks, labels, anchors, pairs = [], [], [], [], [], []
         for _ in range(length.views // 2):
             case = cases[int(rng.integers(len(cases)))]
-            place = case.geometry.body_points(1, rng)[0]
+            place, frames = case.geometry.body_points(1, rng)[0], []
             for ratio in (objective.query_mask, objective.anchor_mask):
                 centre = place + rng.uniform(-1 / 8, 1 / 8, 3) * length.size
                 matrix = random_map(rng, 0.8)
                 points = points_of(centre, matrix, length.size)
                 view = sample(case.image, points)
                 mask = torch.from_numpy(block_mask(length.size, block, ratio, rng))
-                seen.append(random_intensities(view, rng).masked_fill(mask, 0))
+                whole = random_intensities(view, rng)
+                seen.append(whole.masked_fill(mask, 0))
+                frames.append(Frame(centre, matrix))
                 clean.append(view)
                 masks.append(ratio > 0)
                 # the grid of labels as an affine map of its own: the crop's, thinned
-                turned = case.affine.copy()
-                spacing = case.geometry.spacing[0]
-                turned[:3, 3] += case.affine[:3, :3] @ ((centre - matrix @ ((np.array(length.size) - 1) / 2)) * spacing)
-                turned[:3, :3] = case.affine[:3, :3] @ matrix
+                corner_mm = (centre - matrix @ ((np.array(length.size) - 1) / 2)) * case.geometry.spacing[0]
+                turned = (Affine(case.affine) @ Affine.of_parts(matrix, corner_mm)).matrix
                 found = regions.on_grid(turned, case.geometry, first, (GRID_STEP,) * 3, grid_size(length.size))
                 labels.append(torch.from_numpy(found))
+            anchors.append(whole)
+            pairs.append((case.geometry, *frames))
         with _autocast():
             maps = backbone(torch.stack(seen).contiguous(memory_format=_CHANNELS_LAST))
             logits = head(maps.decoder, torch.from_numpy(first))
+            found_again = None
+            if dense is not None:
+                found_again = dense(
+                    [stage[::2] for stage in maps.decoder],  # queries and anchors take turns
+                    torch.stack(anchors).contiguous(memory_format=_CHANNELS_LAST),
+                    shared_points(pairs, length.size, places_rng),
+                )
         parts, chosen = {}, torch.tensor(masks)
         if objective.reconstruction and maps.output is not None and chosen.any():
             parts["reconstruction"] = F.mse_loss(maps.output.float()[chosen], torch.stack(clean)[chosen])
-        if objective.regions:
+        if objective.regions and step >= objective.later * length.steps:
             parts["regions"] = region_loss(logits, torch.stack(labels))
+        if found_again is not None:
+            parts["dense"] = found_again[0]
         loss = sum(getattr(objective, name) * value for name, value in parts.items())
         _step(optimizer, trained, loss)
+        if dense is not None and found_again is not None:
+            dense.follow(backbone, step / length.steps)
+            parts["found_again"] = found_again[1]
         parts["accuracy"] = region_accuracy(logits, torch.stack(labels))
         for name, value in parts.items():
             history.setdefault(name, []).append(float(value.detach()))

@@ -3,16 +3,18 @@
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
-from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_stamp, load_geometry
+from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_checksum, load_geometry
 from nnunet_alice.anatomy.lungs import lung_geometry
 from nnunet_alice.anatomy.medoid import most_typical
 from nnunet_alice.anatomy.registration import BODY, MIN_QUALITY, register_by
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import AliceError, InputError
-from nnunet_alice.parallel import map_cases
+from nnunet_alice.errors import InputError
+from nnunet_alice.parallel import for_each_case
 from nnunet_alice.parts import Part
+from nnunet_alice.words import telling
 
 logger = logging.getLogger(__name__)
 
@@ -59,24 +61,28 @@ def prepare_atlas(
         lung_geometry(atlas)  # an atlas without lungs would fail every case
     files.write_atlas(atlas.case, atlas.grid_spacing_mm, region)
     job = _Job(dataset, atlas, region, files.fingerprint(atlas.case), overwrite)
-    report = AtlasReport(atlas.case, job.fingerprint)
     cases = cases if part is None else part.share(cases)
-    for case in cases:
-        known = None if overwrite else files.read_record(case, job.fingerprint)
-        if known is not None and known.status != FAILED:
-            report.records[case] = known
-    waiting = [case for case in cases if case not in report.records]
-    logger.info("Atlas %s: %d of %d cases to register.", atlas.case, len(waiting), len(cases))
-    for case, outcome in map_cases(_register_one, job, waiting, num_processes, "Registering to the atlas"):
-        if isinstance(outcome, Exception):
-            reason = str(outcome) if isinstance(outcome, AliceError) else f"{type(outcome).__name__}: {outcome}"
-            outcome = AtlasRecord(case, FAILED, reason)
-            there = files.read_record(case, job.fingerprint)  # by another machine, meanwhile
-            if there is not None and there.status != FAILED:
-                outcome = there
-            else:
-                files.write_record(outcome, job.fingerprint, None)  # it will be tried again, whatever the image
-        report.records[case] = outcome
+
+    def known(case: str) -> AtlasRecord | None:
+        record = files.read_record(case, job.fingerprint)
+        return record if record is not None and record.status != FAILED else None
+
+    def rescue(case: str, error: Exception) -> AtlasRecord:
+        if (record := known(case)) is not None:  # by another machine, meanwhile
+            return record
+        failed = AtlasRecord(case, FAILED, telling(error))
+        files.write_record(failed, job.fingerprint, None)  # it will be tried again, whatever the image
+        raise error
+
+    outcomes = for_each_case(
+        partial(_register_one, job),
+        cases,
+        doing="Registering to the atlas",
+        num_processes=num_processes,
+        keep=None if overwrite else known,
+        rescue=rescue,
+    )
+    report = AtlasReport(atlas.case, job.fingerprint, outcomes)
     if part is None:
         files.write_report(report)
         if report.shortfall:
@@ -109,7 +115,7 @@ def _register_one(job: _Job, case: str) -> AtlasRecord:
     geometry = job.atlas
     if case != job.atlas.case:
         geometry = load_geometry(job.dataset, case, job.overwrite)
-    stamp = geometry_stamp(job.dataset, case)
+    checksum = geometry_checksum(job.dataset, case)
     result = register_by(job.region, geometry, job.atlas)
     good = result.quality >= MIN_QUALITY
     record = AtlasRecord(
@@ -122,5 +128,5 @@ def _register_one(job: _Job, case: str) -> AtlasRecord:
         result.correlation,
         result.overlap,
     )
-    AtlasFiles(job.dataset).write_record(record, job.fingerprint, stamp)
+    AtlasFiles(job.dataset).write_record(record, job.fingerprint, checksum)
     return record

@@ -2,21 +2,23 @@
 
 ``<data_identifier>_anatomy/atlas/atlas.json`` names the atlas case and what it was made from (the fingerprint),
 ``atlas/cases/<case>.json`` holds one registration and ``atlas/report.json`` the outcome of all. Every file carries the
-fingerprint: what does not fit it belongs to another atlas and is made again. A registration carries the stamp of its
-case's image, too (``PreprocessedDataset.image_stamp``), and the fingerprint that of the atlas: an image that was
+fingerprint: what does not fit it belongs to another atlas and is made again. A registration carries the checksum of its
+case's image, too (``PreprocessedDataset.image_checksum``), and the fingerprint that of the atlas: an image that was
 preprocessed again is another image.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_alice.anatomy.geometry import geometry_stamp
+from nnunet_alice.anatomy.geometry import geometry_checksum
 from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.dataset import TOGETHER, PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.parallel import Outcomes
 
 #: Raised when the registration or its stored form changes: older registrations are made again.
 VERSION = 1
@@ -71,12 +73,18 @@ class AtlasReport:
     Attributes:
         atlas_case: name of the atlas.
         fingerprint: what the registrations were made from.
-        records: case -> its record (without ``affine`` when read from the report's file).
+        outcomes: the record of each case (without ``affine`` when read from the report's file).
     """
 
     atlas_case: str
     fingerprint: dict
-    records: dict[str, AtlasRecord] = field(default_factory=dict)
+    outcomes: Outcomes[AtlasRecord]
+
+    @cached_property
+    def records(self) -> dict[str, AtlasRecord]:
+        """Case -> its record, also of those that failed."""
+        failed = {case: AtlasRecord(case, FAILED, reason) for case, reason in self.outcomes.failed.items()}
+        return self.outcomes.results | failed
 
     def named(self, status: str) -> list[AtlasRecord]:
         """Records of one status, worst first."""
@@ -143,9 +151,7 @@ class AtlasFiles:
         region = region or self.region()
         if region != BODY:
             fingerprint["registered_by"] = region
-        stamp = geometry_stamp(self.dataset, atlas_case)
-        # An atlas from before stamps were kept stays what it is, and so do the registrations to it.
-        return fingerprint if stamp is None else fingerprint | {"atlas_image": stamp}
+        return fingerprint | {"atlas_image": geometry_checksum(self.dataset, atlas_case)}
 
     def named_case(self) -> str | None:
         """Name of the atlas that was chosen before, whether it still fits or not; None if there is none."""
@@ -183,16 +189,16 @@ class AtlasFiles:
             return None
         try:
             content = read_json(path)
-            stale = content.pop("image", None) != geometry_stamp(self.dataset, case)
+            stale = content.pop("image", None) != geometry_checksum(self.dataset, case)
             if content.pop("fingerprint") != fingerprint or stale:
                 return None
             return AtlasRecord(**content)
         except (InputError, KeyError, TypeError, AttributeError, OSError):  # OSError: the image cannot be opened
             return None
 
-    def write_record(self, record: AtlasRecord, fingerprint: dict, stamp: str | None) -> None:
-        """Store the registration of a case, and the stamp of the image that it was made from."""
-        write_json(self.case_file(record.case), {**asdict(record), "fingerprint": fingerprint, "image": stamp})
+    def write_record(self, record: AtlasRecord, fingerprint: dict, checksum: str | None) -> None:
+        """Store the registration of a case, and the checksum of the image that it was made from."""
+        write_json(self.case_file(record.case), {**asdict(record), "fingerprint": fingerprint, "image": checksum})
 
     def write_report(self, report: AtlasReport) -> None:
         """Store the outcome of all cases, without their affine maps."""
@@ -215,4 +221,6 @@ class AtlasFiles:
             records = {case: AtlasRecord(case=case, **entry) for case, entry in content["cases"].items()}
         except (InputError, KeyError, TypeError, AttributeError):
             return None
-        return AtlasReport(atlas_case, fingerprint, records)
+        failed = {case: record.reason for case, record in records.items() if record.status == FAILED}
+        done = {case: record for case, record in records.items() if case not in failed}
+        return AtlasReport(atlas_case, fingerprint, Outcomes(done, list(done), failed))

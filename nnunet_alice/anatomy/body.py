@@ -158,9 +158,9 @@ def _is_uniform(dark: np.ndarray, low: float, body_level: float) -> bool:
     return bool(np.mean(dark < low + AIR_SPREAD * (body_level - low)) >= AIR_SHARE)
 
 
-def _otsu(values: np.ndarray, bins: int = 256) -> float:
+def _otsu(values: np.ndarray) -> float:
     """Otsu's threshold: the cut that makes the variance between the two sides largest."""
-    counts, edges = np.histogram(values, bins=bins)
+    counts, edges = np.histogram(values, bins=256)
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1].astype(np.float64)
     above = counts.sum() - below

@@ -18,6 +18,7 @@ import numpy as np
 
 from nnunet_alice.anatomy.body import body_mask
 from nnunet_alice.anatomy.orientation import axial_axis_of_plans
+from nnunet_alice.cropping import part_inside
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
@@ -106,6 +107,21 @@ class CaseGeometry:
             points = np.concatenate([points, drawn[(drawn < np.asarray(self.shape) - 0.5).all(axis=1)]])
         return np.clip(points[:count], 0, np.asarray(self.shape) - 1.0)
 
+    def body_crop(self, first_vox: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
+        """Return which voxels of a crop lie in the array and in the body: bool ``patch_size``.
+
+        Args:
+            first_vox: (3,) int, first voxel of the crop, (z, y, x); may lie outside.
+            patch_size: (3,) crop size in voxels.
+        """
+        crop = np.zeros(tuple(patch_size), dtype=bool)
+        source, target = part_inside(first_vox, patch_size, self.shape)
+        body = self.body
+        for axis in (2, 1, 0):  # the largest copy last, of whole planes
+            body = body.take(np.arange(source[axis].start, source[axis].stop) // self.factors[axis], axis)
+        crop[target] = body
+        return crop
+
     def contains(self, points_vox: np.ndarray) -> np.ndarray:
         """Which points (N, 3) lie in the array: bool (N,). A voxel reaches half a voxel to each side."""
         return np.all((points_vox >= -0.5) & (points_vox <= np.asarray(self.shape) - 0.5), axis=1)
@@ -133,9 +149,9 @@ class CaseGeometry:
         return found
 
 
-def grid_factors(shape: Sequence[int], spacing: Sequence[float], max_cells: int = MAX_GRID_CELLS) -> tuple:
-    """Voxels a grid cell, per axis: cells about cubic in mm, about ``max_cells`` of them, none finer than the data."""
-    cell_mm = (math.prod(shape) * math.prod(spacing) / max_cells) ** (1 / 3)
+def grid_factors(shape: Sequence[int], spacing: Sequence[float]) -> tuple:
+    """Return voxels a grid cell, per axis: about cubic in mm, ``MAX_GRID_CELLS`` cells, none finer than the data."""
+    cell_mm = (math.prod(shape) * math.prod(spacing) / MAX_GRID_CELLS) ** (1 / 3)
     return tuple(min(n, max(1, round(cell_mm / s))) for n, s in zip(shape, spacing, strict=True))
 
 
@@ -224,14 +240,14 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
         if stored is not None:
             return stored
     # Before the image is read: one that is replaced meanwhile is noticed next time.
-    stamp = dataset.image_stamp(case)
+    checksum = dataset.image_checksum(case)
     axial_axis = axial_axis_of_plans(dataset.plans)
     geometry = compute_geometry(case, dataset.image(case), dataset.spacing, axial_axis)
     with atomic_write(path) as temporary:
         np.savez_compressed(
             temporary,
             version=VERSION,
-            stamp=stamp or "",
+            checksum=checksum or "",
             axial_axis=axial_axis,
             shape=geometry.shape,
             spacing=geometry.spacing,
@@ -242,23 +258,15 @@ def load_geometry(dataset: PreprocessedDataset, case: str, overwrite: bool = Fal
     return geometry
 
 
-def geometry_stamp(dataset: PreprocessedDataset, case: str) -> str | None:
-    """Stamp of the image that :func:`load_geometry` answers for: what is made from the geometry is to remember it.
-
-    None for a geometry from before stamps were kept, as long as it fits the image.
-    """
+def geometry_checksum(dataset: PreprocessedDataset, case: str) -> str | None:
+    """Return the checksum of the image that :func:`load_geometry` answers for, to be stored with what is made of it."""
     try:
         with np.load(geometry_file(dataset, case), allow_pickle=False) as file:
             if _fits(file, dataset, case):
-                return _stamp(file)
+                return str(file["checksum"])
     except UNREADABLE:
         pass  # it will be computed from the image that is there now
-    return dataset.image_stamp(case)
-
-
-def _stamp(file) -> str | None:
-    """Stamp in a stored geometry; None in one from before stamps were kept."""
-    return (str(file["stamp"]) if "stamp" in file else "") or None
+    return dataset.image_checksum(case)
 
 
 def _fits(file, dataset: PreprocessedDataset, case: str) -> bool:
@@ -267,14 +275,13 @@ def _fits(file, dataset: PreprocessedDataset, case: str) -> bool:
         return False
     if int(file["axial_axis"]) != axial_axis_of_plans(dataset.plans):
         return False
-    stamp = _stamp(file)
-    if stamp is not None and stamp == dataset.image_stamp(case):
+    if str(file["checksum"]) == dataset.image_checksum(case):
         return True
     try:
-        shape = dataset.shape(case)
+        dataset.shape(case)
     except (OSError, RuntimeError):
-        return True  # nothing says that an image that cannot be opened is another one; whoever reads it will complain
-    return stamp is None and tuple(file["shape"].tolist()) == shape
+        return True  # nothing says that an image that cannot be opened is a different one; whoever reads it complains
+    return False
 
 
 def _read(path: Path, dataset: PreprocessedDataset, case: str) -> CaseGeometry | None:

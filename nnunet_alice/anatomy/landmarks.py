@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from scipy.spatial import cKDTree
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.triples import triple
@@ -125,7 +126,7 @@ class Landmarks:
         Raises:
             InputError: the affine is not a finite, invertible 4 x 4 affine.
         """
-        points_mm = apply_affine(invert_affine(case_to_atlas), self.points_mm)
+        points_mm = Affine(case_to_atlas).inverse().points(self.points_mm)
         points_vox = points_mm / np.asarray(spacing, dtype=float)
         inside = ((points_vox >= -0.5) & (points_vox <= np.asarray(shape) - 0.5)).all(axis=1)
         return CaseLandmarks(np.flatnonzero(inside), points_vox[inside])
@@ -236,33 +237,6 @@ def lay_landmarks(
     return Landmarks(
         centres_vox[inside] * spacing, region.shape, tuple(spacing.tolist()), float(patch_mm), float(step_mm)
     )
-
-
-def count_cases(seen: Iterable[CaseLandmarks], num_landmarks: int) -> np.ndarray:
-    """How many cases see each landmark: (L,) int64."""
-    counts = np.zeros(num_landmarks, dtype=np.int64)
-    for case in seen:
-        counts[case.landmarks] += 1
-    return counts
-
-
-def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Map points (N, 3) by a homogeneous 4 x 4 affine."""
-    return np.asarray(points, dtype=float) @ affine[:3, :3].T + affine[:3, 3]
-
-
-def invert_affine(affine: np.ndarray) -> np.ndarray:
-    """Inverse of a 4 x 4 affine.
-
-    Raises:
-        InputError: it is not finite, not 4 x 4, its last row is not (0, 0, 0, 1), or it has no inverse.
-    """
-    affine = np.asarray(affine, dtype=float)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.allclose(affine[3], (0, 0, 0, 1)):
-        raise InputError(f"An affine must be 4 x 4 and finite with last row 0 0 0 1, got {affine.tolist()}.")
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError("An affine that flattens space cannot be inverted; register the case again.")
-    return np.linalg.inv(affine)
 
 
 def _starts(occupied: np.ndarray, patch: int, step: float) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import slic
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry
 
 #: Weight of distance against intensity in SLIC: regions follow strong borders and stay compact.
@@ -59,9 +60,9 @@ class AtlasRegions:
         """
         first, step = np.asarray(first_vox, dtype=float), np.asarray(step_vox, dtype=float)
         shape, cell_mm = tuple(int(n) for n in size), np.asarray(self.grid_spacing_mm)
-        linear, shift = affine[:3, :3], affine[:3, 3]
-        matrix = linear * (step * case.spacing) / cell_mm[:, None]
-        offset = (linear @ (first * case.spacing) + shift - self.grid_origin_mm) / cell_mm
+        to_atlas = Affine(affine)
+        matrix = to_atlas.linear * (step * case.spacing) / cell_mm[:, None]
+        offset = (to_atlas.points(first * case.spacing) - self.grid_origin_mm) / cell_mm
         found = ndimage.affine_transform(self.labels, matrix, offset, shape, order=0)
         factors = np.asarray(case.factors)
         first_cell = (first + 0.5) / factors - 0.5

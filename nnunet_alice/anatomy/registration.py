@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.lungs import lung_geometry
 
@@ -53,14 +54,14 @@ class Registration:
     @property
     def quality(self) -> float:
         """``correlation * overlap``, in [0, 1]; 0 for a negative correlation and for implausible stretching."""
-        if self.stretch > MAX_STRETCH or np.linalg.det(self.affine[:3, :3]) <= 0:
+        if self.stretch > MAX_STRETCH or np.linalg.det(Affine(self.affine).linear) <= 0:
             return 0.0
         return max(0.0, self.correlation) * self.overlap
 
     @property
     def stretch(self) -> float:
         """Largest factor by which a length grows or shrinks; infinite for a singular map."""
-        values = np.linalg.svd(self.affine[:3, :3], compute_uv=False)
+        values = np.linalg.svd(Affine(self.affine).linear, compute_uv=False)
         return float(max(values.max(), 1 / values.min() if values.min() > 0 else np.inf))
 
 
@@ -129,7 +130,7 @@ def assess(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry, thin: in
     a, b = a - a.mean(), b - b.mean()
     norm = np.sqrt((a @ a) * (b @ b))
     cell_mm3 = np.prod(case.grid_spacing_mm)
-    atlas_body_mm3 = atlas.body_cells * np.prod(atlas.grid_spacing_mm) / abs(np.linalg.det(affine[:3, :3]))
+    atlas_body_mm3 = atlas.body_cells * np.prod(atlas.grid_spacing_mm) / abs(np.linalg.det(Affine(affine).linear))
     smaller_mm3 = min(case.body_cells * cell_mm3, atlas_body_mm3)
     overlap = min(1.0, cells * thin**3 * cell_mm3 / smaller_mm3)
     return Registration(affine, float(a @ b / norm) if norm > 0 else 0.0, float(overlap))
@@ -152,9 +153,9 @@ def warp_atlas(
 
 def cell_map(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
     """Matrix (3, 3) and offset (3,) from grid cells of the case to grid cells of the atlas, of a map between mm."""
-    linear, target = affine[:3, :3], np.asarray(atlas.grid_spacing_mm)
-    matrix = linear * np.asarray(case.grid_spacing_mm) / target[:, None]
-    return matrix, (linear @ case.grid_origin_mm + affine[:3, 3] - atlas.grid_origin_mm) / target
+    to_atlas, target = Affine(affine), np.asarray(atlas.grid_spacing_mm)
+    matrix = to_atlas.linear * np.asarray(case.grid_spacing_mm) / target[:, None]
+    return matrix, (to_atlas.points(case.grid_origin_mm) - atlas.grid_origin_mm) / target
 
 
 def _starts(case: CaseGeometry, atlas: CaseGeometry) -> Iterator[np.ndarray]:
@@ -164,7 +165,7 @@ def _starts(case: CaseGeometry, atlas: CaseGeometry) -> Iterator[np.ndarray]:
     # Same size; same thickness of the body, whatever field of view lies along the first axis; same size of everything.
     same, across, all_axes = np.ones(3), np.array([1.0, ratio[1], ratio[2]]), ratio
     for scale in (same, across, all_axes):
-        yield _scale_and_shift(scale, atlas_centre - scale * case_centre)
+        yield Affine.scaling(scale, atlas_centre - scale * case_centre).matrix
     for scale in (same, across):
         yield _best_shift(case, atlas, scale)
 
@@ -173,12 +174,6 @@ def _moments(geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
     """Centre and standard deviation of the body in mm along each axis."""
     points_mm = np.argwhere(geometry.body) * geometry.grid_spacing_mm + geometry.grid_origin_mm
     return points_mm.mean(axis=0), np.maximum(points_mm.std(axis=0), geometry.grid_spacing_mm)
-
-
-def _scale_and_shift(scale: np.ndarray, shift_mm: np.ndarray) -> np.ndarray:
-    affine = np.diag([*scale, 1.0])
-    affine[:3, 3] = shift_mm
-    return affine
 
 
 def _best_shift(case: CaseGeometry, atlas: CaseGeometry, scale: np.ndarray) -> np.ndarray:
@@ -195,7 +190,7 @@ def _best_shift(case: CaseGeometry, atlas: CaseGeometry, scale: np.ndarray) -> n
     peak = -np.round(shift)
     # Rough grids start at the corner of the array, half a voxel before its origin.
     corner_shift = scale * np.asarray(case.spacing) / 2 - np.asarray(atlas.spacing) / 2
-    return _scale_and_shift(scale, corner_shift - peak * cell_mm)
+    return Affine.scaling(scale, corner_shift - peak * cell_mm).matrix
 
 
 def _padded(array: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -251,9 +246,7 @@ def _refine(case_image: sitk.Image, case_mask: sitk.Image, atlas_image: sitk.Ima
         return start
     matrix = np.array(transform.GetMatrix()).reshape(3, 3)
     shift = np.array(transform.GetTranslation()) + centre - matrix @ centre
-    refined = np.eye(4)
-    refined[:3, :3], refined[:3, 3] = matrix[::-1, ::-1], shift[::-1]
-    return refined
+    return Affine.of_parts(matrix[::-1, ::-1], shift[::-1]).matrix
 
 
 def _to_sitk(geometry: CaseGeometry, array: np.ndarray) -> sitk.Image:

@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.orientation import MIXED, ORIENTATION, UNKNOWN
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
@@ -69,8 +70,8 @@ class PreparedCases:
                 f"{self.dataset.folder} and preprocess again."
             ) from error
 
-    def world_affine(self, case: str) -> np.ndarray:
-        """(4, 4) affine from (z, y, x) voxels of the preprocessed array to (x, y, z) world mm of a case.
+    def world_affine(self, case: str) -> Affine:
+        """Map from (z, y, x) voxels of the preprocessed array to (x, y, z) world mm of a case.
 
         Raises:
             InputError: its files are damaged.
@@ -84,7 +85,7 @@ class PreparedCases:
                 f"Case {case}: its properties hold no {error}, so voxels cannot be told in world mm."
             ) from None
 
-    def file_grid(self, case: str) -> tuple[np.ndarray, tuple[int, ...]]:
+    def file_grid(self, case: str) -> tuple[Affine, tuple[int, ...]]:
         """`file_grid` of a case.
 
         Raises:
@@ -112,11 +113,10 @@ def array_orientation(properties: Mapping) -> str:
         e.g. ``LPS``; empty where the reader kept no geometry.
     """
     try:
-        columns = _file_affine(properties)[:3, 2::-1]
+        _, direction, _ = sitk_place(_file_affine(properties))
     except KeyError:
         return ""
-    directions = columns / np.linalg.norm(columns, axis=0)
-    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(directions.ravel().tolist())
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)
 
 
 def dataset_orientation(dataset: PreprocessedDataset) -> str:
@@ -138,7 +138,7 @@ def dataset_orientation(dataset: PreprocessedDataset) -> str:
     return MIXED if len(found) > 1 else next(iter(found), dataset.plans.get(ORIENTATION, UNKNOWN))
 
 
-def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: Sequence[int]) -> Affine:
     """Affine from voxels of a preprocessed array to world mm.
 
     Args:
@@ -147,7 +147,7 @@ def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: S
         shape: (3,) of the preprocessed array.
 
     Returns:
-        (4, 4), (z, y, x, 1) -> (x, y, z, 1), LPS.
+        the map (z, y, x) -> (x, y, z), LPS.
 
     Raises:
         KeyError: the properties lack what is needed.
@@ -156,8 +156,7 @@ def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: S
     lower = np.asarray(properties["bbox_used_for_cropping"], dtype=float)[:, 0]
     # Resampling keeps the outer faces of the first and last voxel in place: (i + 0.5) * ratio - 0.5.
     ratio = cropped / np.asarray(shape, dtype=float)
-    to_transposed = np.diag([*ratio, 1.0])
-    to_transposed[:3, 3] = 0.5 * ratio - 0.5 + lower
+    to_transposed = Affine.scaling(ratio, 0.5 * ratio - 0.5 + lower)
     to_file = np.zeros((4, 4))
     to_file[3, 3] = 1
     for axis, source in enumerate(transpose_forward):
@@ -165,7 +164,7 @@ def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: S
     return _file_affine(properties) @ to_file @ to_transposed
 
 
-def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:
+def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[Affine, tuple[int, ...]]:
     """Where the voxels of a case's file lie, as nnU-Net's reader gave them.
 
     Args:
@@ -173,7 +172,7 @@ def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[np
         transpose_forward: of the plans.
 
     Returns:
-        (4, 4) affine from (z, y, x) voxels of the file to (x, y, z) world mm, LPS; shape (z, y, x) of the file's array.
+        the map from (z, y, x) voxels of the file to (x, y, z) world mm, LPS; shape (z, y, x) of the file's array.
 
     Raises:
         KeyError: the properties lack what is needed.
@@ -184,27 +183,26 @@ def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[np
     return _file_affine(properties), tuple(shape)
 
 
-def to_world(affine: np.ndarray, points_vox: np.ndarray) -> np.ndarray:
-    """(N, 3) voxels (z, y, x) to (N, 3) world mm (x, y, z)."""
-    return points_vox @ affine[:3, :3].T + affine[:3, 3]
-
-
-def to_voxels(affine: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
-    """(N, 3) world mm (x, y, z) to (N, 3) voxels (z, y, x)."""
-    return np.linalg.solve(affine[:3, :3], (points_mm - affine[:3, 3]).T).T
-
-
-def _file_affine(properties: Mapping) -> np.ndarray:
-    """(4, 4) from (z, y, x) voxels of the array that the reader gave to LPS (x, y, z)."""
-    affine = np.eye(4)
+def _file_affine(properties: Mapping) -> Affine:
+    """Map from (z, y, x) voxels of the array that the reader gave to LPS (x, y, z)."""
     if "sitk_stuff" in properties:
         stuff = properties["sitk_stuff"]
-        affine[:3, :3] = np.asarray(stuff["direction"]).reshape(3, 3) * np.asarray(stuff["spacing"])
-        affine[:3, 3] = stuff["origin"]
+        linear = np.asarray(stuff["direction"]).reshape(3, 3) * np.asarray(stuff["spacing"])
+        affine = Affine.of_parts(linear, stuff["origin"])
     else:
         stuff = properties["nibabel_stuff"]
         # nibabel speaks RAS.
         ras = np.asarray(stuff["reoriented_affine"] if "reoriented_affine" in stuff else stuff["original_affine"])
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ ras
-    reverse_axes = np.eye(4)[[2, 1, 0, 3]]
-    return affine @ reverse_axes
+        affine = Affine.scaling((-1, -1, 1)) @ ras
+    return affine @ np.eye(4)[[2, 1, 0, 3]]
+
+
+def sitk_place(affine: Affine) -> tuple[list[float], list[float], list[float]]:
+    """Return spacing, direction and origin, as SimpleITK takes them, of an array that lies in the world.
+
+    Args:
+        affine: (z, y, x) voxels of the array -> (x, y, z) world mm, LPS.
+    """
+    columns = affine.linear[:, ::-1]  # SimpleITK counts x first
+    spacing = np.linalg.norm(columns, axis=0)
+    return spacing.tolist(), (columns / spacing).ravel().tolist(), affine.shift.tolist()

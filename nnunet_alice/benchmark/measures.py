@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from nnunet_alice.benchmark.settings import TARGET_TRAINERS, Settings
-from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json
-from nnunet_alice.targets.definitions import DatasetTargets, TargetDefinition, load_targets
+from nnunet_alice.targets.definitions import DatasetTargets, TargetDefinition, read_targets
 from nnunet_alice.targets.splits import strata
 from nnunet_alice.targets.tasks import Task, task_of_record
 
@@ -108,22 +107,21 @@ TITLES = {"auc": "AUC", "r2": "R2", "c_index": "Concordance index", "mae": "Mean
 TITLES |= {"balanced_accuracy": "Balanced accuracy", "brier": "Brier score (lower is better)"}
 
 
-def measure_of(settings: Settings, dataset: PreprocessedDataset) -> Segmentations | Predictions:
+def measure_of(settings: Settings, folder: Path) -> Segmentations | Predictions:
     """What the runs of a benchmark leave.
 
     Args:
         settings: of the benchmark.
-        dataset: its labelled dataset.
+        folder: of its labelled dataset, preprocessed; with the targets if arms predict one.
 
     Raises:
-        NotPreparedError: arms are target trainers, and the dataset has no targets.
         InputError: the target is not clear, or a trainer cannot learn it.
     """
     if not settings.predicts:
         if settings.target:
             raise InputError(f"'target' is for arms with a {' or '.join(TARGET_TRAINERS)}; leave it out.")
-        return Segmentations(read_json(dataset.base / "dataset.json")["file_ending"])
-    targets = load_targets(dataset.name)
+        return Segmentations(read_json(folder / "dataset.json")["file_ending"])
+    targets = read_targets(folder)
     found = None
     for arm in settings.arms:
         family = next((name for name in TARGET_TRAINERS if arm.trainer.startswith(name)), None)

@@ -6,14 +6,12 @@ from datetime import date
 import pandas as pd
 
 from nnunet_alice import __version__
-from nnunet_alice.benchmark.exposure import exposure
 from nnunet_alice.benchmark.measures import TITLES as TARGET_TITLES
 from nnunet_alice.benchmark.measures import Predictions
 from nnunet_alice.benchmark.results import MEAN
 from nnunet_alice.benchmark.runner import Runner
 from nnunet_alice.benchmark.segmentation_metrics import METRICS
 from nnunet_alice.benchmark.settings import ALL
-from nnunet_alice.files import read_json
 
 _TITLES = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95_mm": "HD95 (mm, lower is better)"}
 
@@ -84,8 +82,8 @@ def _facts(runner: Runner, cases: pd.DataFrame, unusable: dict[str, str], runs: 
     trainers = sorted({arm.trainer.replace("_scratch", "") for arm in settings.arms})
     if len(trainers) > 1:
         lines.append(f"- **Arms differ in more than their start**: their trainers are {', '.join(trainers)}.")
-    images = _test_images(runner, tests)
-    lines += [f"- **{arm.name}** ({arm.trainer}): {exposure(arm, images)}." for arm in settings.arms]
+    exposure = runner.exposure()
+    lines += [f"- **{arm.name}** ({arm.trainer}): {exposure[arm.name]['says']}." for arm in settings.arms]
     lines += [f"- **Left out**: {name}: {why}" for name, why in unusable.items()]
     lines.append(f"- nnunet_alice {__version__}, {date.today().isoformat()}.")
     return lines
@@ -116,12 +114,6 @@ def _measured(runner: Runner) -> list[str]:
         f"cases; {chance}. p: Wilcoxon's signed-rank test over test cases against {settings.baseline_arm.name}, each "
         f"averaged over the runs; {holm}",
     ]
-
-
-def _test_images(runner: Runner, tests: set[str]) -> dict[str, list[str]]:
-    """Test case -> image files, where ``dataset.json`` lists them."""
-    listed = read_json(runner.workspace.dataset_folder / "dataset.json").get("dataset", {})
-    return {case: listed.get(case, {}).get("images", []) for case in sorted(tests)}
 
 
 def mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:

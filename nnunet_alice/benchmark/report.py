@@ -45,25 +45,23 @@ class Report:
     title: str
 
 
-def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, baseline: str | None = None) -> Report:
+def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline: str | None = None) -> Report:
     """Write ``report/`` in the benchmark's folder: ``report.md``, ``cases.csv``, ``summary.csv`` and pictures.
 
+    What it says is what the folder holds: the preprocessed dataset and the checkpoints may be gone. Of the images only
+    the picture needs those in ``nnUNet_raw``.
+
     Args:
-        runner: of the benchmark; nothing is trained.
+        benchmark: folder of the benchmark.
         num_processes: processes that compare segmentations.
-        resamples: bootstrap samples.
         baseline: arm to compare the others with, instead of the benchmark's own; the folder is then
             ``report_against_<baseline>/``.
 
     Raises:
-        InputError: there is no arm of the baseline's name.
+        InputError: the folder holds no benchmark, or there is no arm of the baseline's name.
         NotPreparedError: no test run is finished.
     """
-    runner.prepare()
-    name = "report"
-    if baseline is not None:
-        runner.settings = runner.settings.against(baseline)
-        name = f"report_against_{baseline}"
+    runner = Runner.of_folder(benchmark, baseline)
     measure = runner.workspace.measure
     predictions = measure if isinstance(measure, Predictions) else None
     collected = collect_predictions(runner, predictions) if predictions else collect(runner, num_processes)
@@ -73,8 +71,8 @@ def write_report(runner: Runner, num_processes: int = 4, resamples: int = 2000, 
         raise NotPreparedError(
             f"No test run in {runner.workspace.folder} is finished{reason}; run nnunet_alice benchmark."
         )
-    folder = runner.workspace.folder / name
-    chosen = runner.settings.baseline_arm.name, runner.settings.seed, resamples
+    folder = runner.workspace.folder / ("report" if baseline is None else f"report_against_{baseline}")
+    chosen = runner.settings.baseline_arm.name, runner.settings.seed
     if predictions:
         summary = _in_order(summarise_predictions(cases, predictions, *chosen), list(TITLES), [MEAN])
     else:

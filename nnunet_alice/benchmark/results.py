@@ -1,7 +1,7 @@
 """Metrics of every finished test run, case by case, from its predictions and the truth."""
 
-import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +13,7 @@ from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.splits import labelled_number
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write, read_json
-from nnunet_alice.parallel import map_cases
-
-logger = logging.getLogger(__name__)
+from nnunet_alice.parallel import for_each_case
 
 #: the row of a case that holds the mean of its classes
 MEAN = "mean"
@@ -34,6 +32,9 @@ class Job:
 
     predictions: Path
     cases: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return str(self.predictions)
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,15 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
         for percent, summary in runner.summaries(cell).items():
             job = Job(summary.parent, tuple(runner.splits[cell.split]["val"]))
             jobs.append(job)
-            owners[job] = cell, percent
+            owners[str(job)] = cell, percent
+    outcomes = for_each_case(partial(evaluate, truth), jobs, doing="Comparing", num_processes=num_processes)
+    unusable |= {owners[name][0].name: reason for name, reason in outcomes.failed.items()}
     tables = {}
-    for job, outcome in map_cases(evaluate, truth, jobs, num_processes, "Comparing"):
-        cell, percent = owners[job]
-        if isinstance(outcome, Exception):
-            unusable[cell.name] = str(outcome)
-            logger.warning("%s: %s", cell.name, outcome)
-        else:
-            tables[job] = outcome.assign(**keys_of(runner, cell), percent=percent)
+    for name, found in outcomes.results.items():
+        cell, percent = owners[name]
+        tables[name] = found.assign(**keys_of(runner, cell), percent=percent)
     # of a run that cannot be used, what it had on the way is not used either
-    usable = [table for job, table in tables.items() if owners[job][0].name not in unusable]
+    usable = [table for name, table in tables.items() if owners[name][0].name not in unusable]
     if not usable:
         return pd.DataFrame(columns=[*KEYS, "percent", "case", "class", *METRICS]), unusable
     return sorted_by_arms(pd.concat(usable, ignore_index=True), runner.settings), unusable

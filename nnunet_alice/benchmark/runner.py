@@ -6,19 +6,18 @@ work since its last checkpoint, and runs made elsewhere with the printed command
 
 import logging
 import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_alice.benchmark import plan
-from nnunet_alice.benchmark.locks import held
+from nnunet_alice.benchmark.commands import Command, run_command
+from nnunet_alice.benchmark.exposure import exposure
 from nnunet_alice.benchmark.plan import Cell
-from nnunet_alice.benchmark.settings import Arm, Settings
+from nnunet_alice.benchmark.settings import Arm, Settings, parse_settings
 from nnunet_alice.benchmark.splits import Partition
 from nnunet_alice.benchmark.weights import Weights
 from nnunet_alice.benchmark.workspace import Workspace
@@ -26,28 +25,12 @@ from nnunet_alice.checkpoints.exporting import find_trainer
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.locks import held
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Command:
-    """One call of a public command.
-
-    Attributes:
-        words: program and arguments.
-        environment: variables to set on top of the present ones.
-        log: file that gets what it prints.
-    """
-
-    words: tuple[str, ...]
-    environment: dict[str, str]
-    log: Path
-
-    def __str__(self) -> str:
-        """A line for a shell."""
-        settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*settings, *map(shlex.quote, self.words)])
+#: whether pretraining saw test images, of each arm
+_EXPOSURE = "exposure.json"
 
 
 class RateUnknown(Exception):
@@ -67,32 +50,6 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
-
-
-def run_command(command: Command, keep_open: Sequence[int] = ()) -> int:
-    """Run a command, its output appended to its log; ends it when this process is interrupted.
-
-    Args:
-        command: what to run.
-        keep_open: file descriptors that it inherits.
-
-    Returns:
-        its exit status.
-    """
-    command.log.parent.mkdir(parents=True, exist_ok=True)
-    scripts = str(Path(sys.executable).parent)  # where pip put the commands, on the PATH or not
-    environment = {**os.environ, **command.environment, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}"}
-    with open(command.log, "ab") as log:
-        log.write(f"$ {command}\n".encode())
-        log.flush()
-        with subprocess.Popen(
-            command.words, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=tuple(keep_open)
-        ) as process:
-            try:
-                return process.wait()
-            finally:
-                if process.poll() is None:
-                    process.terminate()
 
 
 class Runner:
@@ -125,9 +82,52 @@ class Runner:
             find_trainer(plan.trainer_name(self.settings, arm, Cell("test", arm.name, None, "", 1, 0, 0), rate))
         self.divisions = self.workspace.prepare()
         self.weights.check()
-        cells = [*self.tuning_cells(), *self.test_cells()]
-        self.splits = dict(plan.splits(self.settings, self.divisions, cells))
+        self.splits = self._wanted_splits()
         self.folds = self.workspace.write_splits(self.splits.items())
+        self._record_exposure()
+
+    @classmethod
+    def of_folder(cls, folder: str | os.PathLike, baseline: str | None = None) -> "Runner":
+        """Open a benchmark as it is in its folder, to read what it found; nothing is written.
+
+        Args:
+            folder: of the benchmark.
+            baseline: arm to compare the others with, instead of the benchmark's own.
+
+        Raises:
+            InputError: the folder holds no benchmark, or there is no arm of the baseline's name.
+        """
+        file = Path(folder) / "settings.json"
+        if not file.is_file():
+            raise InputError(f"{folder} holds no benchmark (no settings.json); run nnunet_alice benchmark first.")
+        settings = parse_settings(read_json(file))
+        runner = cls(settings if baseline is None else settings.against(baseline), folder)
+        runner.divisions = runner.workspace.divisions()
+        runner.splits = runner._wanted_splits()
+        runner.folds = runner.workspace.folds()
+        return runner
+
+    def _wanted_splits(self) -> dict[str, dict]:
+        cells = [*self.tuning_cells(), *self.test_cells()]
+        return dict(plan.splits(self.settings, self.divisions, cells))
+
+    def _record_exposure(self) -> None:
+        """Write down of each arm whether its pretraining saw test images, which its checkpoints' files tell."""
+        known = self.exposure()
+        listed = read_json(self.workspace.dataset_folder / "dataset.json").get("dataset", {})
+        tests = {case for partition in self.divisions for case in partition.test}
+        images = {case: listed.get(case, {}).get("images", []) for case in sorted(tests)}
+        for arm in self.settings.arms:
+            checksums = [self.weights.checksum(arm.name, number) for number in range(len(arm.checkpoints))]
+            made_from = [checksums, arm.saw_test_images, len(tests)]
+            if known.get(arm.name, {}).get("made_from") != made_from:
+                known[arm.name] = {"made_from": made_from, "says": exposure(arm, images)}
+        write_json(self.workspace.folder / _EXPOSURE, known)
+
+    def exposure(self) -> dict[str, dict[str, Any]]:
+        """Arm -> record of whether its pretraining saw test images; ``says`` has it in a sentence."""
+        path = self.workspace.folder / _EXPOSURE
+        return read_json(path) if path.is_file() else {}
 
     def tuning_cells(self) -> list[Cell]:
         """Cells that choose learning rates."""
@@ -174,7 +174,7 @@ class Runner:
 
     def results_folder(self, cell: Cell) -> Path:
         """``nnUNet_results`` of a cell: one for each start, so that equal trainers do not meet."""
-        return self.workspace.folder / "results" / cell.arm / self.weights.identity(cell) / f"seed{cell.seed}"
+        return self.workspace.folder / "results" / cell.arm / self.weights.start_of(cell) / f"seed{cell.seed}"
 
     def fold_folder(self, cell: Cell) -> Path:
         """nnU-Net's folder of the cell's run."""
@@ -186,7 +186,7 @@ class Runner:
     def lock_file(self, cell: Cell) -> Path:
         """Held while the cell runs; named by its weights, as another's settings may list them in another order."""
         rate = "" if cell.learning_rate is None else f".lr{cell.learning_rate:g}"
-        name = f"{cell.split}.{cell.arm}.{self.weights.identity(cell)}.seed{cell.seed}{rate}.lock"
+        name = f"{cell.split}.{cell.arm}.{self.weights.start_of(cell)}.seed{cell.seed}{rate}.lock"
         return self.workspace.folder / "locks" / name
 
     def summaries(self, cell: Cell) -> dict[int, Path]:

@@ -16,10 +16,8 @@ class Interval:
     high: float
 
 
-def bootstrap_mean(
-    values: np.ndarray, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
-) -> Interval:
-    """Mean of values that vary in several ways, with a percentile bootstrap that draws all of them anew.
+def bootstrap_mean(values: np.ndarray, rng: np.random.Generator, resamples: int = 2000) -> Interval:
+    """Return the mean of values that vary in several ways, with a 95 % interval: a bootstrap that draws all of them.
 
     The entries of each axis (pretraining seeds, draws of the labelled cases, test cases) are drawn with replacement,
     independently of the other axes; an axis of one entry does not vary. Drawing cases alone would take the luck of a
@@ -29,7 +27,6 @@ def bootstrap_mean(
         values: an axis for each way in which they vary, e.g. (seeds, draws, cases); NaN where there is none.
         rng: source of chance.
         resamples: bootstrap samples.
-        confidence: e.g. 0.95.
 
     Returns:
         NaN throughout if there is no value.
@@ -42,8 +39,7 @@ def bootstrap_mean(
     sums = _weighted_sums(np.where(known, values, 0.0), weights)
     counts = _weighted_sums(known.astype(float), weights)
     means = sums[counts > 0] / counts[counts > 0]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(values[known].mean()), float(low), float(high))
 
 

@@ -50,7 +50,7 @@ def collect_predictions(runner: Runner, measure: Predictions) -> tuple[pd.DataFr
 
 
 def summarise_predictions(
-    cases: pd.DataFrame, measure: Predictions, baseline: str, seed: int, resamples: int
+    cases: pd.DataFrame, measure: Predictions, baseline: str, seed: int, resamples: int = 2000
 ) -> list[dict]:
     """Rows of ``summary.csv`` but for Holm's correction, as ``report.summarise`` has them for segmentations.
 

@@ -13,7 +13,7 @@ from nnunet_alice.files import read_json, sha256_of, write_json
 class Weights:
     """Transferred checkpoints of all arms.
 
-    Their digests are part of the results' paths: when a checkpoint is replaced by a better one of the same name, its
+    Their checksums are part of the results' paths: when a checkpoint is replaced by a better one of the same name, its
     cells are new cells.
 
     Args:
@@ -24,62 +24,62 @@ class Weights:
     def __init__(self, workspace: Workspace, settings: Settings) -> None:
         self.workspace = workspace
         self.settings = settings
-        self._digests: dict[tuple[str, int], str] = {}
+        self._checksums: dict[tuple[str, int], str] = {}
 
     def check(self) -> None:
-        """Look for checkpoints that are the same.
+        """Record the checkpoints' checksums, of those that changed again, and look for some that are the same.
 
         Raises:
-            InputError: one arm has a checkpoint twice, which would count as two pretraining seeds.
+            InputError: one arm has a checkpoint twice, which would count as two pretraining seeds; or a file is gone
+                and was never transferred.
         """
+        self._checksums.clear()
         for arm in self.settings.arms:
             seen: dict[str, Path] = {}
             for number in range(len(arm.checkpoints)):
-                source, digest = self.source(arm.name, number), self.digest(arm.name, number)
-                if digest in seen:
+                self._record_checksum(arm.name, number)
+                source, checksum = self.source(arm.name, number), self.checksum(arm.name, number)
+                if checksum in seen:
                     raise InputError(
-                        f"Arm '{arm.name}' has the same weights twice ({seen[digest]}, {source}); leave one out."
+                        f"Arm '{arm.name}' has the same weights twice ({seen[checksum]}, {source}); leave one out."
                     )
-                seen[digest] = source
+                seen[checksum] = source
 
     def source(self, arm: str, checkpoint: int) -> Path:
         """The checkpoint as the settings name it."""
         return Path(self.settings.arm(arm).checkpoints[checkpoint])
 
-    def digest(self, arm: str, checkpoint: int) -> str:
-        """Eight hexadecimal digits of the checkpoint's content.
-
-        Raises:
-            InputError: the file is gone and was never transferred.
-        """
+    def checksum(self, arm: str, checkpoint: int) -> str:
+        """Return eight hexadecimal digits of the checkpoint's content, as :meth:`check` recorded them."""
         key = (arm, checkpoint)
-        if key not in self._digests:
-            source, record = self.source(arm, checkpoint), self._record(arm, checkpoint)
-            known = read_json(record) if record.is_file() else {}
-            if source.exists():
-                stat = content_file(source).stat()
-                stamp = [str(source), stat.st_size, stat.st_mtime_ns]
-                if known.get("stamp") != stamp:
-                    known = {"stamp": stamp, "digest": sha256_of(content_file(source))[:8]}
-                    write_json(record, known)
-            elif known.get("stamp", [None])[0] != str(source):
-                raise InputError(f"The checkpoint {source} of arm '{arm}' does not exist.")
-            self._digests[key] = known["digest"]
-        return self._digests[key]
+        if key not in self._checksums:
+            self._checksums[key] = read_json(self._record(arm, checkpoint))["checksum"]
+        return self._checksums[key]
 
-    def identity(self, cell: Cell) -> str:
+    def _record_checksum(self, arm: str, checkpoint: int) -> None:
+        source, record = self.source(arm, checkpoint), self._record(arm, checkpoint)
+        known = read_json(record) if record.is_file() else {}
+        if source.exists():
+            stat = content_file(source).stat()
+            state = [str(source), stat.st_size, stat.st_mtime_ns]
+            if known.get("state") != state:
+                write_json(record, {"state": state, "checksum": sha256_of(content_file(source))[:8]})
+        elif known.get("state", [None])[0] != str(source):
+            raise InputError(f"The checkpoint {source} of arm '{arm}' does not exist.")
+
+    def start_of(self, cell: Cell) -> str:
         """What a cell starts from, as a folder's name."""
         if cell.checkpoint is None:
             return "scratch"
         parts = self.settings.arm(cell.arm).parts
-        return self.digest(cell.arm, cell.checkpoint) + ("" if parts == "all" else f"_{parts}")
+        return self.checksum(cell.arm, cell.checkpoint) + ("" if parts == "all" else f"_{parts}")
 
     def file(self, arm: str, checkpoint: int) -> Path:
         """The transferred checkpoint; of an arm with a dataset of its own the checkpoint itself."""
         if self.settings.arm(arm).dataset is not None:
             return self.source(arm, checkpoint)
-        identity = self.identity(Cell("test", arm, checkpoint, "", 0, 0, 0))
-        return self.workspace.folder / "weights" / f"{arm}_{identity}.pth"
+        start = self.start_of(Cell("test", arm, checkpoint, "", 0, 0, 0))
+        return self.workspace.folder / "weights" / f"{arm}_{start}.pth"
 
     def missing(self) -> list[tuple[str, int]]:
         """Arms and numbers of the checkpoints that are still to be transferred."""

@@ -7,20 +7,24 @@
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
-from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.measures import Predictions, Segmentations, measure_of
 from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.files import atomic_write, file_stamp, read_json, write_json
-from nnunet_alice.targets.definitions import DEFINITIONS
+from nnunet_alice.files import atomic_write, file_checksum, read_json, write_json
+from nnunet_alice.locks import held
+from nnunet_alice.nnunet_folders import dataset_number
+from nnunet_alice.targets.definitions import DEFINITIONS, load_targets
 from nnunet_alice.targets.splits import check_no_leak
 
+#: how the cases are divided; the names of the splits, in the order of their folds
+_DIVISIONS, _NAMES = "divisions.json", "splits_names.json"
 #: settings that may not change within a folder: they decide which cases a split's name stands for
 _FIXED = ("dataset", "plans", "configuration", "seed", "test", "target")
 
@@ -37,7 +41,6 @@ class Workspace:
         self.folder = Path(folder).absolute()
         self.settings = settings
         self.preprocessed = self.folder / "preprocessed"
-        self.measure: Segmentations | Predictions
 
     def prepare(self) -> list[Partition]:
         """Link the dataset and remember the settings; may be called again at any time.
@@ -59,7 +62,6 @@ class Workspace:
                 f"{self.settings.configuration} of {self.settings.plans} is a stage of a cascade, which a benchmark "
                 "cannot run; choose another configuration, e.g. 3d_fullres."
             )
-        self.measure = measure_of(self.settings, source)
         divisions = self._divide(source)
         target = self.preprocessed / source.name
         files = (f"{self.settings.plans}.json", "dataset.json", "dataset_fingerprint.json")
@@ -68,24 +70,49 @@ class Workspace:
                 raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
         self._check_unchanged(source.base, target)
         self._link(source, files)
-        if isinstance(self.measure, Predictions):
-            self._copy_targets(self.measure, target)
-        else:
+        if not isinstance(self.measure, Predictions):
             link_files(source.base / "gt_segmentations", target / "gt_segmentations")
             self._check_truth(source, target / "gt_segmentations")
         for arm in self.settings.arms:
             if arm.dataset is not None:
                 self._link_located(source, arm)
         write_json(self.folder / "settings.json", self.settings.plain())
+        write_json(self.folder / _DIVISIONS, [asdict(division) for division in divisions])
         return divisions
+
+    @cached_property
+    def measure(self) -> Segmentations | Predictions:
+        """What the runs leave, as the folder's own copies of dataset and targets say."""
+        return measure_of(self.settings, self.dataset_folder)
+
+    def divisions(self) -> list[Partition]:
+        """Return the divisions of the cases, as :meth:`prepare` wrote them down.
+
+        Raises:
+            InputError: it did not, or an earlier version did.
+        """
+        path = self.folder / _DIVISIONS
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; run nnunet_alice benchmark with --dry_run, which writes it.")
+        return [
+            Partition(one["name"], tuple(one["pool"]), tuple(one["test"]), one.get("strata", {}))
+            for one in read_json(path)
+        ]
+
+    def folds(self) -> dict[str, int]:
+        """Return name -> fold of the splits that were written."""
+        names = self.dataset_folder / _NAMES
+        return {name: fold for fold, name in enumerate(read_json(names) if names.is_file() else [])}
 
     def _divide(self, source: PreprocessedDataset) -> list[Partition]:
         """The divisions of the cases; of a target those of the cases that have it, with its strata, without leaks."""
         own = source.base / "splits_final.json"
         split, cases = read_json(own) if own.is_file() else None, source.cases()
-        measure = self.measure
-        if not isinstance(measure, Predictions):
+        if not self.settings.predicts:
             return partitions(self.settings, cases, split)
+        self._copy_targets(load_targets(source.name).path, self.preprocessed / source.name)
+        measure = self.measure
+        assert isinstance(measure, Predictions), "arms predict"
         known = set(cases) & set(measure.values.index)
         if split is not None:
             split = [{side: [case for case in fold[side] if case in known] for side in fold} for fold in split]
@@ -94,13 +121,13 @@ class Workspace:
             check_no_leak(measure.targets, {"train": division.pool, "val": division.test}, measure.targets.path)
         return [replace(division, strata=measure.strata(division.pool)) for division in divisions]
 
-    def _copy_targets(self, measure: Predictions, folder: Path) -> None:
-        """Put the targets beside the links, where the runs find them.
+    def _copy_targets(self, table: Path, folder: Path) -> None:
+        """Put the targets beside the links, where the runs and the report find them.
 
         Raises:
             InputError: they changed since the benchmark began: finished runs learned others.
         """
-        for path in (measure.targets.path, measure.targets.path.with_name(DEFINITIONS)):
+        for path in (table, table.with_name(DEFINITIONS)):
             copy = folder / path.name
             if copy.is_file() and copy.read_bytes() != path.read_bytes():
                 raise InputError(f"{path} changed since the benchmark in {self.folder} began; use a new folder for it.")
@@ -148,7 +175,7 @@ class Workspace:
         """Full name of a linked dataset, given by number or name."""
         names = sorted(path.name for path in self.preprocessed.glob("Dataset*"))
         number = int(dataset) if dataset.isdigit() else None
-        return next(name for name in names if name == dataset or int(name[7:10]) == number)
+        return next(name for name in names if name == dataset or dataset_number(name) == number)
 
     @property
     def dataset_folder(self) -> Path:
@@ -172,7 +199,7 @@ class Workspace:
         Raises:
             InputError: a split of this name has other cases.
         """
-        names_file, splits_file = self.dataset_folder / "splits_names.json", self.dataset_folder / "splits_final.json"
+        names_file, splits_file = self.dataset_folder / _NAMES, self.dataset_folder / "splits_final.json"
         with held(self.folder / "locks" / "splits.lock", wait=True):  # two that add at once would lose a fold
             names = read_json(names_file) if names_file.is_file() else []
             splits = read_json(splits_file)[: len(names)] if names else []
@@ -216,7 +243,7 @@ class Workspace:
         """Finished runs learned from and were measured against the segmentations that were linked first."""
         record, ending, cases = self.folder / "truth.json", self.file_ending, source.cases()
         known = read_json(record) if record.is_file() else {}
-        found = {case: file_stamp(folder / f"{case}{ending}") for case in cases}
+        found = {case: file_checksum(folder / f"{case}{ending}") for case in cases}
         changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])
         if changed:
             raise InputError(

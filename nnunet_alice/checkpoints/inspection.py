@@ -10,6 +10,7 @@ from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretr
 from nnunet_alice.checkpoints.weights_folder import is_weights_folder
 from nnunet_alice.dataset import MODALITIES
 from nnunet_alice.errors import CheckpointError
+from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import counted, pasteable
 
 
@@ -92,9 +93,10 @@ def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:
     file = Path(path).resolve()
     weights = pasteable("-pretrained_weights", file)
     if origin is not None:
-        target = int(origin["dataset"][7:10])
+        target = dataset_number(origin["dataset"])
         return [f"nnUNetv2_train {target} {run['configuration']} 0 -p {origin['plans_name']} {weights}"]
-    moved, number = f"{run['plans_name']}_from{run['dataset_name'][7:10]}", int(run["dataset_name"][7:10])
+    number = dataset_number(run["dataset_name"])
+    moved = f"{run['plans_name']}_from{number:03d}"
     words = ["nnunet_alice", "transfer", "-i", file, "-d", "TARGET", "-p", "nnUNetPlans", "-c", run["configuration"]]
     return [
         "with the plans of this checkpoint on your labelled dataset TARGET (its number):",
@@ -113,7 +115,7 @@ def _with_locations(path: str | os.PathLike, checkpoint: dict) -> list[str]:
     if own is None or not own["settings"]["conditional"]:
         return []
     target = checkpoint["pretraining"]["plans"].get("moved_from", {}).get("dataset")
-    number = "TARGET" if target is None else int(target[7:10])
+    number = "TARGET" if target is None else dataset_number(target)
     return [
         "or with the location-conditioned encoder kept (it prints the commands that follow):",
         pasteable("nnunet_alice", "locate", "-d", number, "--atlas", Path(path).resolve()),

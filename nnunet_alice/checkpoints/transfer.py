@@ -26,7 +26,7 @@ from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.checkpoints.teacher import STUDENT, TEACHER, teacher_weights
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, refusals_told
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
+from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[di
     folder = nnunet_folder("nnUNet_preprocessed") / name
     if not (folder / f"{plans_name}.json").is_file():
         raise NotPreparedError(
-            f"{folder} has no plans {plans_name}.json; run: nnUNetv2_plan_and_preprocess -d {int(name[7:10])}"
+            f"{folder} has no plans {plans_name}.json; run: nnUNetv2_plan_and_preprocess -d {dataset_number(name)}"
         )
     plans = read_json(folder / f"{plans_name}.json")
     if configuration not in plans["configurations"]:

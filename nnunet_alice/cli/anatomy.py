@@ -11,7 +11,7 @@ prepared, views are matched by the one whose matches look more alike in the imag
 
 import argparse
 
-from nnunet_alice.cli.common import SOME_FAILED, end_of_part, name_some, positive
+from nnunet_alice.cli.common import name_some, positive, say_outcomes
 from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import counted
 
@@ -107,14 +107,10 @@ def _index(args: argparse.Namespace) -> int:
     except RuntimeError:
         raise InputError(f"There is no device '{args.device}'; use cpu or cuda.") from None
     report = index_dataset(dataset, args.checkpoint, device, args.overwrite, args.part)
-    print(
-        f"{dataset.name}: {counted(len(report.made), 'case')} indexed, {len(report.kept)} kept, "
-        f"{len(report.failed)} failed; embedding of {report.checkpoint}."
-    )
-    name_some("failed", report.failed.items())
-    print(f"Indices: {IndexStore(dataset).folder}")
+    print(f"Embedding of {report.checkpoint}.")
+    status = say_outcomes(dataset.name, report.outcomes, "indexed", IndexStore(dataset).folder, args.part)
     if args.part is not None:
-        return end_of_part(args.part, bool(report.failed))
+        return status
     if report.trust is None:
         print("Fewer than two cases have an index: nothing can be matched.")
         return 1
@@ -137,12 +133,12 @@ def _index(args: argparse.Namespace) -> int:
         f"  nnunet_alice evaluate_matching {arguments}"
     )
     _print_next(dataset)
-    return SOME_FAILED if report.failed else 0
+    return status
 
 
 def _register(args: argparse.Namespace) -> int:
     """Register every case to the atlas."""
-    from nnunet_alice.anatomy.atlas_files import FAILED, OK
+    from nnunet_alice.anatomy.atlas_files import OK
     from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.errors import InputError
 
@@ -153,10 +149,10 @@ def _register(args: argparse.Namespace) -> int:
     reports = [_register_one(args, part) for part in parts if len(parts) == 1 or _takes_part(args, part)]
     if not reports and args.atlas is not None:
         raise InputError(f"There is no preprocessed case '{args.atlas}' in {dataset.folder}; check --atlas.")
-    failed = any(report.named(FAILED) for report in reports)
+    status = max((status for _, status in reports), default=0)
     if args.part is not None:
-        return end_of_part(args.part, failed)
-    usable = [report for report in reports if len(report.named(OK)) > 1]
+        return status
+    usable = [report for report, _ in reports if len(report.named(OK)) > 1]
     if not usable:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
         return 1
@@ -165,7 +161,7 @@ def _register(args: argparse.Namespace) -> int:
     else:
         print("No landmarks were laid: DrasCLR needs one atlas for all cases; --across_modalities makes it.")
     _print_next(dataset)
-    return SOME_FAILED if failed else 0
+    return status
 
 
 def _takes_part(args: argparse.Namespace, part) -> bool:
@@ -178,21 +174,19 @@ def _takes_part(args: argparse.Namespace, part) -> bool:
 
 
 def _register_one(args: argparse.Namespace, dataset):
-    """Register the cases of a dataset, or of one of its modalities, draw them and say how it went."""
+    """Register the cases of a dataset, or of one of its modalities, and draw them; report and exit status."""
     from nnunet_alice.anatomy.atlas import prepare_atlas
-    from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles
+    from nnunet_alice.anatomy.atlas_files import POOR, AtlasFiles
     from nnunet_alice.pictures.atlas import draw_atlas
 
     report = prepare_atlas(dataset, args.np, args.atlas, args.overwrite, args.register_by, args.part)
-    counts = ", ".join(f"{len(report.named(status))} {status}" for status in (OK, POOR, FAILED))
     which = dataset.name if dataset.modality is None else f"{dataset.name}, {dataset.modality}"
-    print(f"{which}: registered to the atlas {report.atlas_case}: {counts}.")
-    for status in (POOR, FAILED):
-        name_some(status, [(record.case, record.reason) for record in report.named(status)])
+    done = f"registered to the atlas {report.atlas_case}"
+    status = say_outcomes(which, report.outcomes, done, AtlasFiles(dataset).report_file, args.part)
+    name_some(POOR, [(record.case, record.reason) for record in report.named(POOR)])
     if args.part is None:
-        picture = draw_atlas(dataset, report)
-        print(f"Picture (look at it): {picture}\nReport: {AtlasFiles(dataset).report_file}")
-    return report
+        print(f"Picture (look at it): {draw_atlas(dataset, report)}")
+    return report, status
 
 
 def _note_subjects(args: argparse.Namespace, dataset) -> None:

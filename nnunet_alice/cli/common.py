@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable
 
+from nnunet_alice.parallel import Outcomes
 from nnunet_alice.parts import Part
 
 #: Exit status of a command that did its work, but not for all cases; the others are named.
@@ -27,10 +28,21 @@ def name_some(status: str, reasons: Iterable[tuple[str, str]]) -> None:
         print(f"  ... and {len(reasons) - _NAMED} more")
 
 
-def end_of_part(part: Part, failed: bool) -> int:
-    """Print what is left to do after a part; return the exit status."""
-    print(f"Part {part} is done. When all {part.of} are, run the same without --part (and without --overwrite).")
-    return SOME_FAILED if failed else 0
+def say_outcomes(name: str, outcomes: Outcomes, done: str, where: object, part: Part | None = None) -> int:
+    """Print how it went with all cases, and why some failed; return the exit status.
+
+    Args:
+        name: of the dataset or folder.
+        outcomes: of its cases.
+        done: what was done with them, e.g. ``indexed``.
+        where: file or folder of the results or of the report.
+        part: of the cases, after which something is left to do.
+    """
+    print(f"{name}: {outcomes.sentence(done)}: {where}")
+    name_some("failed", outcomes.failed.items())
+    if part is not None:
+        print(f"Part {part} is done. When all {part.of} are, run the same without --part (and without --overwrite).")
+    return SOME_FAILED if outcomes.failed else 0
 
 
 def positive(kind: type) -> Callable[[str], int | float]:

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.files import atomic_write
     from nnunet_alice.matching.error import matching_errors, ordered_pairs, summarise
-    from nnunet_alice.matching.matchers import open_matchers, shared_cases
+    from nnunet_alice.matching.interface import shared_cases
+    from nnunet_alice.matching.registry import open_matchers
     from nnunet_alice.pictures.matching import draw_cumulative_error
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)

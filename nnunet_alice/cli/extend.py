@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Extend, and print what to run next."""
     from nnunet_alice.checkpoints.extending import extend_run
+    from nnunet_alice.nnunet_folders import dataset_number
     from nnunet_alice.words import pasteable
 
     extended = extend_run(args.input, args.epochs, args.learning_rate)
@@ -32,5 +33,5 @@ def run(args: argparse.Namespace) -> None:
         f"Epochs {extended.done} to {extended.epochs - 1}: the learning rate rises to {extended.learning_rate:g} and "
         "sinks again; weight decay and teacher begin again, too."
     )
-    run_of = (int(extended.dataset[7:10]), extended.configuration, extended.fold)
+    run_of = (dataset_number(extended.dataset), extended.configuration, extended.fold)
     print(f"Next: {pasteable('nnUNetv2_train', *run_of, '-tr', extended.trainer, '-p', extended.plans_name, '--c')}")

@@ -8,7 +8,7 @@ import reads; one that lies otherwise than those of the pretraining, by its head
 import argparse
 from pathlib import Path
 
-from nnunet_alice.cli.common import SOME_FAILED, name_some
+from nnunet_alice.cli.common import say_outcomes
 from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice features -d 900 --checkpoint checkpoint_final.pth -o features.npz"
@@ -62,10 +62,8 @@ def run(args: argparse.Namespace) -> int:
             print(
                 "The checkpoint does not say how its images lay: these are taken as they lie, so look at the results."
             )
-    failed = extract(encoder, images, args.level, args.o)
+    outcomes = extract(encoder, images, args.level, args.o)
     kind = "location-conditioned" if encoder.conditional else "plain"
     landmarks = "" if encoder.landmarks is None else f"{counted(len(encoder.landmarks), 'landmark')}, "
     print(f"{encoder.run['method']}, {kind} encoder, {landmarks}crops of {'x'.join(map(str, encoder.size))} voxels.")
-    print(f"{len(images.cases) - len(failed)} of {counted(len(images.cases), 'case')}: {args.o}")
-    name_some("failed", failed.items())
-    return SOME_FAILED if failed else 0
+    return say_outcomes(args.d or args.i, outcomes, "turned into features", args.o)

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
     """Fetch, and print what to run next."""
     from nnunet_alice.checkpoints.loading import load_checkpoint
     from nnunet_alice.checkpoints.saving import save_checkpoint
+    from nnunet_alice.nnunet_folders import dataset_number
     from nnunet_alice.publishing.fetch import fetch
     from nnunet_alice.publishing.target_plans import give_plans
     from nnunet_alice.words import pasteable
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         return
     configuration = load_checkpoint(folder)["pretraining"]["configuration"]
     given = give_plans(folder, args.dataset, configuration)
-    number = int(given.dataset[7:10])
+    number = dataset_number(given.dataset)
     if given.note:
         print(given.note)
     print(f"Plans: {given.file}; next:")

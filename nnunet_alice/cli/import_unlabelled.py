@@ -10,7 +10,7 @@ only what is new is read."""
 
 import argparse
 
-from nnunet_alice.cli.common import end_of_part
+from nnunet_alice.cli.common import say_outcomes
 from nnunet_alice.parts import add_part_argument
 
 EXAMPLE = "nnunet_alice import -i /data/scans -d 900 -n Torso --channel CT -np 8"
@@ -64,12 +64,9 @@ def run(args: argparse.Namespace) -> int:
         args.derived,
         args.part,
     )
-    print(
-        f"{len(report.imported)} cases in {report.folder} ({report.checked} read now), "
-        f"{len(report.left_out)} left out; details: {report.file}"
-    )
+    status = say_outcomes(report.dataset, report.outcomes, "imported", report.file, args.part)
     if args.part is not None:
-        return end_of_part(args.part, failed=False)
+        return status
     print(f"Next: nnunet_alice plan -d {args.dataset_id} -np {args.num_processes}")
     print("(with --target ID to pretrain for a labelled dataset with that dataset's own plans)")
-    return 0
+    return status

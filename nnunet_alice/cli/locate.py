@@ -10,7 +10,8 @@ out. Run again, it does what is missing or changed.
 import argparse
 from pathlib import Path
 
-from nnunet_alice.cli.common import SOME_FAILED, name_some, positive
+from nnunet_alice.cli.common import name_some, positive, say_outcomes
+from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import counted, pasteable
 
 EXAMPLE = "nnunet_alice locate -d 4 --atlas checkpoint_final.pth -np 8"
@@ -65,7 +66,7 @@ def _locate_dataset(args: argparse.Namespace) -> int:
     status = _say(made.name, made.report, folder / "locations.json", atlas)
     if status == 1:
         return status
-    number, weights = int(made.name[7:10]), args.atlas if str(args.atlas).endswith(".pth") else "CHECKPOINT"
+    number, weights = dataset_number(made.name), args.atlas if str(args.atlas).endswith(".pth") else "CHECKPOINT"
     plans, configuration = made.plans_name, atlas.configuration
     print("Next:")
     if not made.has_fingerprint:
@@ -99,25 +100,22 @@ def _locate_folder(args: argparse.Namespace) -> int:
 
 def _say(name: str, report, file: Path, atlas) -> int:
     """Say how it went; returns the exit status."""
-    from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
+    from nnunet_alice.anatomy.atlas_files import OK, POOR
 
-    located, poor, failed = (report.named(status) for status in (OK, POOR, FAILED))
-    print(
-        f"{name}: {counted(len(located), 'case')} located, {len(poor)} in the middle of the atlas because they could "
-        f"not be registered, {len(failed)} left out. Report: {file}"
-    )
+    status, poor = say_outcomes(name, report.outcomes, "located", file), report.named(POOR)
+    if poor:
+        print(f"{counted(len(poor), 'case')} could not be registered: in the middle of the atlas everywhere.")
     if not atlas.orientation:
         print("The atlas does not say how its images lay: these are taken as they lie, so look at the report.")
     if report.turned:
         print(f"Of {counted(len(report.turned), 'case')} nnU-Net reads copies:")
         name_some("copied", report.turned.items())
     name_some(POOR, poor.items())
-    name_some(FAILED, failed.items())
-    if not located:
+    if not report.named(OK):
         lies = f", whose images lie {atlas.orientation}" if atlas.orientation else ""
         print(
             f"No case was located: see that these images show what the atlas {atlas.geometry.case} shows{lies}, and "
             "that their headers say how they lie."
         )
         return 1
-    return SOME_FAILED if failed else 0
+    return status

@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
 def _open_matcher(dataset, method: str | None):
     """The matcher that was asked for, or the best that was prepared, or the baseline."""
     from nnunet_alice.errors import NotPreparedError
-    from nnunet_alice.matching.matchers import open_matchers
-    from nnunet_alice.matching.registry import open_matcher
+    from nnunet_alice.matching.registry import open_matcher, open_matchers
 
     if method is None:
         try:

@@ -10,10 +10,10 @@ import contextlib
 from pathlib import Path
 
 from nnunet_alice.anatomy.orientation import ORIENTATION
-from nnunet_alice.cli.common import SOME_FAILED, end_of_part, positive
+from nnunet_alice.cli.common import SOME_FAILED, positive, say_outcomes
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name, plans_identifier
+from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name, plans_identifier
 from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import pasteable
 
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     fingerprint = nnunet_folder("nnUNet_preprocessed") / name / "dataset_fingerprint.json"
     if args.part is not None and not fingerprint.is_file():
         raise InputError(f"{name} was not planned yet: run the same with --no_preprocess in place of --part, once.")
-    failed = ensure_fingerprint(name, processes)  # named as they failed
+    status = SOME_FAILED if ensure_fingerprint(name, processes) else 0  # named as they failed
     planned = _plan(args, name)
     plain = _apart(args, name, planned.plans_name, window) if modalities else {}
     if window is not None:
@@ -123,12 +123,11 @@ def run(args: argparse.Namespace) -> int:
         _keep_probe(args, name, planned.plans_name)
     if not args.no_preprocess:
         outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part)
-        print(f"Preprocessed: {outcome.done} now, {outcome.kept} before, {len(outcome.failed)} failed.")
-        failed = outcome.failed
-    if args.part is not None:
-        return end_of_part(args.part, bool(outcome.failed))
-    _print_next(args, name, planned.plans_name, plain)
-    return SOME_FAILED if failed else 0
+        report = PreprocessedDataset(name, planned.plans_name, args.c).preprocessing_report
+        status = say_outcomes(name, outcome, "preprocessed", report, args.part)
+    if args.part is None:
+        _print_next(args, name, planned.plans_name, plain)
+    return status
 
 
 def _planners() -> dict[str, type]:
@@ -207,7 +206,7 @@ def _results_folder() -> Path:
 
 def _print_next(args: argparse.Namespace, name: str, plans: str, plain: dict[str, str]) -> None:
     """The commands that follow, ready to be pasted; ``plain`` has the plans of each modality, if there are several."""
-    number = int(name[7:10])
+    number = dataset_number(name)
     checkpoint = _results_folder() / name / f"AliceTrainer__{plans}__{args.c}" / "fold_all" / "checkpoint_final.pth"
     known = not str(checkpoint).startswith("$")  # the shell is to put in the folder
     weights = pasteable("-pretrained_weights", checkpoint) if known else f"-pretrained_weights {checkpoint}"
@@ -232,5 +231,5 @@ def _print_next(args: argparse.Namespace, name: str, plans: str, plain: dict[str
             print(f"  nnUNetv2_train T {args.c} 0 -p {moved} {weights}")
     else:
         print("  # then fine-tune with the target's own plans")
-        target = int(dataset_name(args.target)[7:10])
+        target = dataset_number(dataset_name(args.target))
         print(f"  nnUNetv2_train {target} {args.c} 0 -p {args.target_plans} {weights}")

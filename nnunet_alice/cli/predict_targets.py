@@ -30,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     import pandas as pd
 
-    from nnunet_alice.cli.common import SOME_FAILED, name_some
-    from nnunet_alice.errors import AliceError, InputError
+    from nnunet_alice.cli.common import say_outcomes
     from nnunet_alice.features.images import RawImages
     from nnunet_alice.files import atomic_write
     from nnunet_alice.importing.scan import passed_over
@@ -42,18 +41,10 @@ def run(args: argparse.Namespace) -> int:
     images = RawImages(args.i, model.run)
     if images.others:
         print(f"Passed over: {passed_over(images.others)}.")
-    rows, failed = {}, {}
-    for case, outcome in predict_images(model, images, None if args.explain is None else Path(args.explain)):
-        if isinstance(outcome, AliceError):
-            failed[case] = str(outcome)
-        else:
-            rows[case] = outcome
-    name_some("left out", failed.items())
-    if not rows:
-        raise InputError(f"Nothing in {args.i} could be predicted, of {counted(len(failed), 'case')}.")
-    table = pd.concat(rows.values(), ignore_index=True)
-    table.insert(0, "case", list(rows))
+    outcomes = predict_images(model, images, None if args.explain is None else Path(args.explain))
+    outcomes.check_some("predicted")
+    table = pd.concat(outcomes.results.values(), ignore_index=True)
+    table.insert(0, "case", list(outcomes.results))
     with atomic_write(args.o) as temporary:
         table.to_csv(temporary, index=False)
-    print(f"{len(rows)} of {counted(len(images.cases), 'case')}, mean of {counted(len(model.folds), 'fold')}: {args.o}")
-    return SOME_FAILED if failed else 0
+    return say_outcomes(f"Mean of {counted(len(model.folds), 'fold')}", outcomes, "predicted", args.o)

@@ -9,6 +9,8 @@ together. The metrics' 95 % intervals come from a bootstrap. Survival needs pip 
 import argparse
 import re
 
+from nnunet_alice.cli.common import name_some
+
 EXAMPLE = "nnunet_alice probe --features features.npz --table labels.csv --target severity --task regression"
 
 
@@ -102,8 +104,7 @@ def _probe_patches(args: argparse.Namespace) -> int:
         labels = sample_label_images(args.label_images, images.cases, args.per_label, args.seed, subjects)
     fitted = probe_patches(encoder, images, labels, args.task, args.folds, args.seed)
     _report(args, fitted.data, fitted.result, "patches")
-    for case, reason in list(fitted.failed.items())[:20]:
-        print(f"  left out: {case}: {reason}")
+    name_some("left out", fitted.failed.items())
     if args.maps is not None:
         _write_maps(args, encoder, images, fitted)
     return 0
@@ -112,28 +113,25 @@ def _probe_patches(args: argparse.Namespace) -> int:
 def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
     """A map a class and case, and a picture of each case; cases that fail are named."""
     import numpy as np
-    from tqdm import tqdm
 
-    from nnunet_alice.errors import AliceError
+    from nnunet_alice.affine import Affine
     from nnunet_alice.features.maps import dense_map, write_maps
+    from nnunet_alice.parallel import for_each_case
     from nnunet_alice.pictures.maps import draw_maps
 
-    done = 0
-    for case in tqdm(images.cases, desc="Maps", disable=None):
-        try:
-            opened = images.open(case)
-            found = dense_map(encoder, opened, fitted, args.step_mm, args.region)
-            write_maps(args.maps, opened, found, fitted.classes)
-        except AliceError as error:
-            print(f"  no map: {case}: {error}")
-            continue
+    def draw(case: str) -> bool:
+        opened = images.open(case)
+        found = dense_map(encoder, opened, fitted, args.step_mm, args.region)
+        write_maps(args.maps, opened, found, fitted.classes)
         geometry = opened.geometry
-        to_voxels = np.diag([*geometry.factors, 1.0])
-        to_voxels[:3, 3] = (np.asarray(geometry.factors) - 1) / 2
+        to_voxels = Affine.scaling(geometry.factors, (np.asarray(geometry.factors) - 1) / 2)
         coarse = [found.on(to_voxels, geometry.grid_shape, number) for number in range(len(fitted.classes))]
         draw_maps(geometry, np.stack(coarse), fitted.classes, f"{args.maps}/{case}.png", f"{case}: {args.target}")
-        done += 1
-    print(f"Maps of {done} of {len(images.cases)} cases, every {args.step_mm:g} mm, {args.region}: {args.maps}")
+        return True
+
+    outcomes = for_each_case(draw, images.cases, doing="Maps")
+    name_some("no map", outcomes.failed.items())
+    print(f"{outcomes.sentence('mapped')}, every {args.step_mm:g} mm, {args.region}: {args.maps}")
 
 
 def _report(args: argparse.Namespace, data, result, what: str) -> None:

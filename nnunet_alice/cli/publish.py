@@ -54,4 +54,4 @@ def run(args: argparse.Namespace) -> None:
         print(f"Left out: {line}.")
     print(f"It names the dataset {published.dataset} and the version of this package.")
     print("Read README.md in it, add what only you know, then upload the folder.")
-    print(f"From a web server others fetch it with --sha256 {published.digest}")
+    print(f"From a web server others fetch it with --sha256 {published.checksum}")

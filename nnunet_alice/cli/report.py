@@ -24,18 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Report and print the means."""
-    from pathlib import Path
-
     from nnunet_alice.benchmark.report import write_report
-    from nnunet_alice.benchmark.runner import Runner
-    from nnunet_alice.benchmark.settings import parse_settings
-    from nnunet_alice.errors import InputError
-    from nnunet_alice.files import read_json
 
-    settings = Path(args.input) / "settings.json"
-    if not settings.is_file():
-        raise InputError(f"{args.input} holds no benchmark (no settings.json); run nnunet_alice benchmark first.")
-    report = write_report(Runner(parse_settings(read_json(settings)), args.input), args.np, baseline=args.baseline)
+    report = write_report(args.input, args.np, baseline=args.baseline)
     rows = report.summary[(report.summary["metric"] == report.metric) & (report.summary["class"] == "mean")]
     baseline = args.baseline or "the baseline"
     for row in rows.itertuples():

@@ -7,6 +7,7 @@ of nnssl are read, without running code in them.
 
 import argparse
 
+from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import counted, pasteable
 
 EXAMPLE = "nnunet_alice transfer -i checkpoint_final.pth -d 4 -p nnUNetPlans -c 3d_fullres -o adapted.pth"
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     )
     _compare_orientation(args)
     print(f"Written: {args.output} and {Path(args.output).with_suffix('.csv')}")
-    number = int(dataset_name(args.dataset)[7:10])
+    number = dataset_number(dataset_name(args.dataset))
     words = ["nnUNetv2_train", number, args.configuration, 0, "-p", args.plans, "-pretrained_weights", args.output]
     print(f"Fine-tune: {pasteable(*words)}")
 

@@ -60,7 +60,7 @@ class Atlas:
     predicts: str = ""
 
     @cached_property
-    def digest(self) -> str:
+    def checksum(self) -> str:
         """Equal for two atlases that give the same locations."""
         geometry = self.geometry
         described = [*geometry.shape, *geometry.spacing, *geometry.factors, *geometry.grid_shape]

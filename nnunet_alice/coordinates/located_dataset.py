@@ -27,7 +27,14 @@ from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
 from nnunet_alice.importing.scan import passed_over, scan_folder
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder, plain_name
+from nnunet_alice.nnunet_folders import (
+    dataset_name,
+    dataset_number,
+    dataset_title,
+    datasets_by_number,
+    nnunet_folder,
+    plain_name,
+)
 from nnunet_alice.planning.moved_plans import reader_of, rename_plans
 from nnunet_alice.planning.plans import MOVED_FROM
 from nnunet_alice.planning.preprocessing import raw_cases
@@ -178,7 +185,7 @@ def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> d
             raise InputError(f"{own} is missing: the pretraining used these plans; plan {source} again, or restore it.")
         plans = read_json(own)
     elif plans["dataset_name"] != source:
-        rename_plans(plans, f"{plans['plans_name']}_from{plans['dataset_name'][7:10]}")
+        rename_plans(plans, f"{plans['plans_name']}_from{dataset_number(plans['dataset_name']):03d}")
         plans["image_reader_writer"] = reader_of(source, dataset_json)
     plain_name(plans["plans_name"], "plans_name of the pretraining")  # the file may be somebody's
     plans["image_reader_writer"] = reader_that_gives(atlas.orientation, plans["image_reader_writer"])
@@ -213,18 +220,13 @@ def _check_channels(source: str, channels: list[str], atlas: Atlas) -> None:
 
 def _new_name(source: str, number: int | None) -> str:
     """Full name of the located dataset: the one that was made before, or a new one."""
-    taken: dict[int, set[str]] = {}
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        place = os.environ.get(variable)
-        if place and Path(place).is_dir():
-            for entry in Path(place).glob("Dataset[0-9][0-9][0-9]_*"):
-                taken.setdefault(int(entry.name[7:10]), set()).add(entry.name)
-    ending = f"{source[11:]}_located"
+    taken = datasets_by_number()
+    ending = f"{dataset_title(source)}_located"
     if number is None:
         before = [n for n, names in taken.items() if _name(n, ending) in names and _is_of(_name(n, ending), source)]
         number = min(before, default=None)
     if number is None:
-        free = (n for n in range(int(source[7:10]) + 1, 1000) if n not in taken)
+        free = (n for n in range(dataset_number(source) + 1, 1000) if n not in taken)
         number = next(free, None)
         if number is None:
             raise InputError(f"No dataset number above that of {source} is free; name one with -o.")
@@ -282,7 +284,7 @@ def _copy_splits(source: str, preprocessed: Path, report: LocationReport) -> Non
     if not splits.is_file():
         return
     located, content = set(report.located), read_json(splits)
-    absent = sorted({case for fold in content for names in fold.values() for case in names} - set(report.cases))
+    absent = sorted({case for fold in content for names in fold.values() for case in names} - report.files.keys())
     if absent:
         logger.warning(
             "%s names %s that the dataset does not have (%s): left out of the folds.",

@@ -17,19 +17,19 @@ hold is said in `nnunet_alice.methods.drasclr.located`.
 """
 
 import contextlib
-import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
-from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, orientation
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
 from nnunet_alice.anatomy.world import world_affine
@@ -38,17 +38,16 @@ from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
 from nnunet_alice.importing.mending import COPY_ENDING, write_image
+from nnunet_alice.importing.report import file_states
 from nnunet_alice.importing.turning import read_turned
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, encode_locations, location_weights
-from nnunet_alice.parallel import map_cases
-from nnunet_alice.words import counted, telling
+from nnunet_alice.parallel import Outcomes, for_each_case
+from nnunet_alice.words import counted
 
 #: Raised when channels or report change: older ones are made again.
 VERSION = 3
 #: The report beside the channels.
 REPORT_FILE = "locations.json"
-#: The report is written at least so often.
-_SAVE_EVERY_S = 30.0
 #: Folder, beside the channels, for those that are being written.
 _UNFINISHED = ".unfinished"
 
@@ -79,52 +78,58 @@ class LocationReport:
 
     Attributes:
         folder: where the channels lie.
-        atlas: digest of the atlas.
+        atlas: checksum of the atlas.
         image_channels: number of image channels before the coordinates.
-        cases: name -> ``status`` (``ok``; ``poor``: the middle of the atlas everywhere; ``failed``: left out),
-            ``reason``, ``quality``, ``voxel_to_location`` ((3, 4), file voxel (z, y, x, 1) -> location; None unless
-            ok), ``files`` (what tells whether they changed), ``coordinates`` (names of the channels' files),
-            ``images`` (names of copies, where nnU-Net reads those), ``label`` (name of the turned segmentation, or
-            None), ``done`` (what was done to the images).
+        files: name -> image channels, of all cases.
+        outcomes: name -> ``status`` (``ok``; ``poor``: the middle of the atlas everywhere), ``reason``, ``quality``,
+            ``voxel_to_location`` ((3, 4), file voxel (z, y, x, 1) -> location; None unless ok), ``files`` (what tells
+            whether they changed), ``coordinates`` (names of the channels' files), ``images`` (names of copies, where
+            nnU-Net reads those), ``label`` (name of the turned segmentation, or None), ``done`` (what was done to the
+            images).
     """
 
     folder: Path
     atlas: str
     image_channels: int
-    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, tuple[Path, ...]]
+    outcomes: Outcomes[dict[str, Any]] = field(default_factory=Outcomes)
 
     def named(self, status: str) -> dict[str, str]:
         """Cases of a status, with the reasons."""
-        return {case: record["reason"] for case, record in sorted(self.cases.items()) if record["status"] == status}
+        if status == FAILED:
+            return dict(sorted(self.outcomes.failed.items()))
+        records = sorted(self.outcomes.results.items())
+        return {case: record["reason"] for case, record in records if record["status"] == status}
 
     @property
     def located(self) -> list[str]:
         """Cases that have channels."""
-        return sorted(case for case, record in self.cases.items() if record["status"] != FAILED)
+        return sorted(self.outcomes.results)
 
     @property
     def turned(self) -> dict[str, str]:
         """Cases of which nnU-Net reads copies, with what was done."""
-        return {case: record["done"] for case, record in sorted(self.cases.items()) if record["images"]}
+        return {case: record["done"] for case, record in sorted(self.outcomes.results.items()) if record["images"]}
 
     def images(self, case: str) -> list[Path]:
         """Copies of a case's images; empty where nnU-Net reads the originals."""
-        return [self.folder / name for name in self.cases[case]["images"]]
+        return [self.folder / name for name in self.outcomes.results[case]["images"]]
 
     def label(self, case: str) -> Path | None:
         """Turned segmentation of a case, where there is one."""
-        name = self.cases[case]["label"]
+        name = self.outcomes.results[case]["label"]
         return None if name is None else self.folder / name
 
     def coordinates(self, case: str) -> list[Path]:
         """The channels' files of a case."""
-        return [self.folder / name for name in self.cases[case]["coordinates"]]
+        return [self.folder / name for name in self.outcomes.results[case]["coordinates"]]
 
     def save(self, path: Path) -> None:
         """Write the report."""
         counts = {status: len(self.named(status)) for status in (OK, POOR, FAILED)}
         content = {"version": VERSION, "atlas": self.atlas, "image_channels": self.image_channels, "counts": counts}
-        write_json(path, content | {"cases": dict(sorted(self.cases.items()))})
+        failed = {case: _failed(self.files[case], reason) for case, reason in self.outcomes.failed.items()}
+        write_json(path, content | {"cases": dict(sorted((self.outcomes.results | failed).items()))})
 
 
 @dataclass(frozen=True)
@@ -166,34 +171,31 @@ def locate_cases(
     Raises:
         InputError: no case can be used.
     """
-    report = LocationReport(folder, atlas.digest, len(atlas.channels))
+    report = LocationReport(folder, atlas.checksum, len(atlas.channels), {case.name: case.files for case in cases})
     known = _read_known(report_file, report)
-    work = []
-    for case in cases:
-        record = known.pop(case.name, None)
-        if case.problem:
-            report.cases[case.name] = _failed(case, case.problem)
-        elif record is not None and _is_current(record, case, folder):
-            report.cases[case.name] = record
-        else:
-            work.append(case)
-    for record in known.values():
-        for name in _written(record):
+
+    def keep(case: RawCase) -> dict[str, Any] | None:
+        record = known.get(case.name)
+        return record if not case.problem and record is not None and _is_current(record, case, folder) else None
+
+    def save(outcomes: Outcomes[dict[str, Any]]) -> None:
+        report.outcomes = outcomes
+        report.save(report_file)
+
+    for gone in known.keys() - report.files.keys():
+        for name in _written(known[gone]):
             (folder / name).unlink(missing_ok=True)
-    saved = time.monotonic()
-    for case, outcome in map_cases(_locate_one, _Job(atlas, folder, ending), work, num_processes, "Locating"):
-        if isinstance(outcome, Exception):
-            outcome = _failed(case, telling(outcome))
-        report.cases[case.name] = outcome
-        if time.monotonic() - saved > _SAVE_EVERY_S:
-            report.save(report_file)
-            saved = time.monotonic()
+    for_each_case(
+        partial(_locate_one, _Job(atlas, folder, ending)),
+        cases,
+        doing="Locating",
+        num_processes=num_processes,
+        keep=keep,
+        report=save,
+    )
     with contextlib.suppress(OSError):  # another run is writing into it, or a killed one was
         (folder / _UNFINISHED).rmdir()
-    report.save(report_file)
-    if not report.located:
-        name, reason = next(iter(report.named(FAILED).items()), ("none", "there is no case"))
-        raise InputError(f"No case could be located; case {name}: {reason} (all in {report_file}).")
+    report.outcomes.check_some("located", report_file)
     return report
 
 
@@ -227,9 +229,9 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
         return None, 0.0, str(error)
     if found.quality < MIN_QUALITY:
         return None, found.quality, f"registration quality {found.quality:.2f} is below {MIN_QUALITY}"
-    file_to_array = np.linalg.solve(world_affine(properties, forward, shape), _file_to_world(files[0]))
-    to_mm = np.diag([*configuration.spacing, 1.0])
-    return _location_map(found.affine @ to_mm @ file_to_array, atlas.geometry), found.quality, ""
+    file_to_array = world_affine(properties, forward, shape).inverse() @ _file_to_world(files[0])
+    to_atlas_mm = Affine(found.affine) @ Affine.scaling(configuration.spacing) @ file_to_array
+    return _location_map(to_atlas_mm, atlas.geometry), found.quality, ""
 
 
 def coordinate_channels(
@@ -254,9 +256,11 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
     """Locate one case and write its channels; runs in a worker process."""
     from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 
+    if case.problem:
+        raise InputError(case.problem)
     if len(case.files) != len(job.atlas.channels):
         raise InputError(f"has {counted(len(case.files), 'channel')} instead of {len(job.atlas.channels)}.")
-    files = _signature(case.files)
+    files = file_states(case.files)
     letters = job.atlas.orientation
     turned = read_turned(case.files, "" if letters == TURNED else letters)  # nnU-Net's reader turns all to RAS
     ending = (volume_ending(case.files[0], ENDINGS_OF_IMPORT) or "").lower()
@@ -304,8 +308,8 @@ def coordinate_names(case: str, image_channels: int, ending: str) -> list[str]:
     return [f"{case}_{image_channels + axis:04d}{ending}" for axis in range(COORDINATE_CHANNELS)]
 
 
-def _file_to_world(path: Path) -> np.ndarray:
-    """(4, 4) from (z, y, x) voxels of a file to (x, y, z) world mm, LPS."""
+def _file_to_world(path: Path) -> Affine:
+    """Map from (z, y, x) voxels of a file to (x, y, z) world mm, LPS."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -323,28 +327,16 @@ def _file_to_world(path: Path) -> np.ndarray:
     return world_affine(properties, (0, 1, 2), shape)
 
 
-def _location_map(to_atlas_mm: np.ndarray, atlas: CaseGeometry) -> np.ndarray:
-    """(3, 4) map to locations, of a (4, 4) map to mm of the atlas."""
+def _location_map(to_atlas_mm: Affine, atlas: CaseGeometry) -> np.ndarray:
+    """(3, 4) map to locations, of a map to mm of the atlas."""
     corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
-    origin, *steps = to_locations(apply_affine(to_atlas_mm, corners), atlas.shape, atlas.spacing)
+    origin, *steps = to_locations(to_atlas_mm.points(corners), atlas.shape, atlas.spacing)
     return np.column_stack([*(step - origin for step in steps), origin])
-
-
-def _signature(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What tells whether files changed."""
-    found = []
-    for path in files:
-        status = os.stat(path)
-        found.append({"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns})
-    return found
 
 
 def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
     """The case was located from these very files, and its channels are there."""
-    try:
-        unchanged = record["files"] == _signature(case.files)
-    except OSError:
-        return False
+    unchanged = record["files"] == file_states(case.files)
     return record["status"] != FAILED and unchanged and all((folder / name).is_file() for name in _written(record))
 
 
@@ -365,13 +357,13 @@ def _read_known(path: Path, report: LocationReport) -> dict[str, dict]:
         return {}
 
 
-def _failed(case: RawCase, reason: str) -> dict[str, Any]:
+def _failed(files: Sequence[Path], reason: str) -> dict[str, Any]:
     return {
         "status": FAILED,
         "reason": reason,
         "quality": 0.0,
         "voxel_to_location": None,
-        "files": [{"path": str(path)} for path in case.files],
+        "files": [{"path": str(path)} for path in files],
         "coordinates": [],
         "images": [],
         "label": None,

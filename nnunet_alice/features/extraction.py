@@ -3,9 +3,8 @@
 DrasCLR, Section 4.3: a case is the mean of the features at its landmarks.
 """
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,18 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from tqdm import tqdm
 
-from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
+from nnunet_alice.anatomy.world import sitk_place
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.images import DatasetImages, OpenedImage, RawImages
 from nnunet_alice.files import atomic_write
+from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.views.landmark_crops import crop_with_border
-from nnunet_alice.words import counted, telling
-
-logger = logging.getLogger(__name__)
+from nnunet_alice.words import counted
 
 #: patches encoded at once
 _BATCH = 8
@@ -104,7 +103,7 @@ def locations_of(encoder: TrainedEncoder, case_to_atlas_mm: np.ndarray, points_v
     """Atlas coordinates of points (M, 3) of a preprocessed array: (M, 3) float32 in [-1, 1], (z, y, x)."""
     if encoder.atlas is None:
         raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
-    points_mm = apply_affine(case_to_atlas_mm, np.asarray(points_vox) * np.asarray(encoder.spacing))
+    points_mm = Affine(case_to_atlas_mm).points(np.asarray(points_vox) * np.asarray(encoder.spacing))
     found = to_locations(points_mm, encoder.atlas.shape, encoder.atlas.spacing)
     return np.clip(found, -1, 1).astype(np.float32)
 
@@ -119,8 +118,8 @@ def encode_patches(encoder: TrainedEncoder, image: Any, points_vox: np.ndarray, 
     return np.concatenate(found)
 
 
-def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1) -> np.ndarray:
-    """Feature map of a whole case at the resolution of one stage of the encoder.
+def dense_features(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
+    """Return the feature map of a whole case at the resolution of the encoder's bottleneck.
 
     The case is covered by the encoder's crops, half a crop apart, each encoded at the location of its middle; where
     crops overlap, their features are averaged, weighted towards the middle of each.
@@ -128,12 +127,11 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
     Args:
         encoder: the encoder.
         opened: the case.
-        stage: index of the stage; -1 is the bottleneck.
 
     Returns:
         (C, *cells) float32; cell i covers voxels ``i * stride`` to ``(i + 1) * stride - 1``.
     """
-    stride, size = np.asarray(encoder.strides[stage]), np.asarray(encoder.size)
+    stride, size = np.asarray(encoder.strides[-1]), np.asarray(encoder.size)
     shape = np.asarray(opened.geometry.shape)
     # A plain encoder asks for no place, so that no registration can fail.
     affine = case_to_atlas(encoder, opened) if encoder.conditional else None
@@ -153,7 +151,7 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
         where = np.zeros((len(part), 3))
         if affine is not None and encoder.atlas is not None:
             where = locations_of(encoder, affine, part + (size - 1) / 2)
-        maps = encoder.stages(torch.from_numpy(crops), torch.from_numpy(where))[stage].float().cpu().numpy()
+        maps = encoder.stages(torch.from_numpy(crops), torch.from_numpy(where))[-1].float().cpu().numpy()
         if total is None:
             total = np.zeros((maps.shape[1], *cells), dtype=np.float32)
         for corner, found in zip(part // stride, maps, strict=True):
@@ -165,42 +163,39 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage, stage: int = -1
     return total / weights
 
 
-def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int], world_affine: np.ndarray) -> None:
+def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int], world_affine: Affine) -> None:
     """Write a feature map as a NIfTI of vectors that lies where the image lies, one voxel a cell.
 
     Args:
         path: ``.nii.gz`` to write.
         maps: (C, *cells).
         stride: (3,) voxels of the preprocessed array a cell.
-        world_affine: (4, 4), (z, y, x) voxels of the preprocessed array -> world mm, LPS.
+        world_affine: (z, y, x) voxels of the preprocessed array -> world mm, LPS.
     """
     steps = np.asarray(stride, dtype=float)
-    to_array = np.diag([*steps, 1.0])
-    to_array[:3, 3] = (steps - 1) / 2
-    image = image_in_world(np.moveaxis(maps, 0, -1), world_affine @ to_array)
+    image = image_in_world(np.moveaxis(maps, 0, -1), world_affine @ Affine.scaling(steps, (steps - 1) / 2))
     with atomic_write(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
 
-def image_in_world(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
+def image_in_world(array: np.ndarray, affine: Affine) -> sitk.Image:
     """Array as an image that lies where it belongs.
 
     Args:
         array: (z, y, x), or (z, y, x, C) for an image of vectors.
-        affine: (4, 4), (z, y, x) voxels of the array -> (x, y, z) world mm, LPS.
+        affine: (z, y, x) voxels of the array -> (x, y, z) world mm, LPS.
     """
     image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=array.ndim == 4)
-    columns = affine[:3, 2::-1]  # SimpleITK counts x first
-    spacing = np.linalg.norm(columns, axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((columns / spacing).ravel().tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
+    spacing, direction, origin = sitk_place(affine)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    image.SetOrigin(origin)
     return image
 
 
 def extract(
     encoder: TrainedEncoder, images: DatasetImages | RawImages, level: str, output: str | os.PathLike
-) -> dict[str, str]:
+) -> Outcomes:
     """Take features of all cases and write them; a case that fails stops no other.
 
     - ``case``: NPZ with ``cases`` (N,), ``features`` (N, C), ``landmarks_seen`` (N,). The mean is over the landmarks
@@ -210,59 +205,38 @@ def extract(
     - ``dense``: ``output`` is a folder; one ``CASE.nii.gz`` a case.
 
     Returns:
-        reason for each case that failed.
+        outcomes of all cases; at level ``case`` with mean feature and number of landmarks seen, at ``patch`` with
+        :class:`PatchFeatures`, at ``dense`` with the file.
 
     Raises:
         InputError: no case could be done; the message holds the first reason.
     """
-    failed: dict[str, str] = {}
+
+    def write(case: str) -> Path:
+        opened = images.open(case)
+        path = Path(output) / f"{case}.nii.gz"
+        write_dense(path, dense_features(encoder, opened), encoder.strides[-1], opened.world_affine())
+        return path
+
+    def mean(case: str) -> tuple[np.ndarray, int]:  # no more than this is kept of a case
+        found = patch_features(encoder, images.open(case))
+        return found.features.mean(axis=0), len(found.landmarks)
+
+    work = {"dense": write, "case": mean, "patch": lambda case: patch_features(encoder, images.open(case))}[level]
+    outcomes: Outcomes[Any] = for_each_case(work, images.cases, doing="Features")
+    outcomes.check_some("turned into features")
+    results = list(outcomes.results.values())
     if level == "dense":
-
-        def write(opened: OpenedImage) -> None:
-            path = Path(output) / f"{opened.geometry.case}.nii.gz"
-            write_dense(path, dense_features(encoder, opened), encoder.strides[-1], opened.world_affine())
-
-        _check(sum(1 for _ in _each(images, write, failed)), failed)
-        return failed
-    cases: list[str] = []
-    patches: list[PatchFeatures] = []
-    means: list[np.ndarray] = []
-    seen: list[int] = []
-    for case, found in _each(images, lambda opened: patch_features(encoder, opened), failed):
-        cases.append(case)
-        if level == "patch":
-            patches.append(found)
-        else:  # no more than this is kept of a case
-            means.append(found.features.mean(axis=0))
-            seen.append(len(found.landmarks))
-    _check(len(cases), failed)
-    content = {"level": level, "cases": np.array(cases), "method": encoder.run["method"]}
+        return outcomes
+    content = {"level": level, "cases": np.array(list(outcomes.results)), "method": encoder.run["method"]}
     if level == "case":
+        means, seen = zip(*results, strict=True)
         content |= {"features": np.stack(means), "landmarks_seen": np.array(seen)}
     else:
-        content["case"] = np.repeat(np.arange(len(patches)), [len(row.landmarks) for row in patches])
+        content["case"] = np.repeat(np.arange(len(results)), [len(row.landmarks) for row in results])
         for name, attribute in (("landmark", "landmarks"), ("location", "locations"), ("point_vox", "points_vox")):
-            content[name] = np.concatenate([getattr(row, attribute) for row in patches])
-        content["features"] = np.concatenate([row.features for row in patches])
+            content[name] = np.concatenate([getattr(row, attribute) for row in results])
+        content["features"] = np.concatenate([row.features for row in results])
     with atomic_write(output) as temporary:
         np.savez_compressed(temporary, **content)
-    return failed
-
-
-def _each(
-    images: DatasetImages | RawImages, work: Callable[[OpenedImage], Any], failed: dict[str, str]
-) -> Iterator[tuple[str, Any]]:
-    """(case, result of ``work``) of the cases that succeed; the others get their reason in ``failed``."""
-    for case in tqdm(images.cases, desc="Features", disable=None):
-        try:
-            result = work(images.open(case))
-        except Exception as error:
-            failed[case] = telling(error)
-            logger.warning("%s failed: %s", case, failed[case])
-            continue
-        yield case, result
-
-
-def _check(done: int, failed: dict[str, str]) -> None:
-    if not done:
-        raise InputError(f"No case gave features; the first reason: {next(iter(failed.values()), 'there is no case')}")
+    return outcomes

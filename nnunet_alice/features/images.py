@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ, is_orientation, reader_that_gives
@@ -29,9 +30,9 @@ class OpenedImage(Protocol):
     image: Any
     geometry: CaseGeometry
 
-    def world_affine(self) -> np.ndarray: ...
+    def world_affine(self) -> Affine: ...
 
-    def file_grid(self) -> tuple[np.ndarray, tuple[int, ...]]: ...
+    def file_grid(self) -> tuple[Affine, tuple[int, ...]]: ...
 
     def known_affine(self, atlas_case: str) -> np.ndarray | None: ...
 

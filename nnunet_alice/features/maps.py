@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from nnunet_alice.anatomy.landmarks import apply_affine
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.lungs import lung_mask
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
@@ -43,19 +43,19 @@ class DenseMap:
     first_vox: np.ndarray
     step_vox: np.ndarray
 
-    def on(self, to_voxels: np.ndarray, shape: Sequence[int], number: int) -> np.ndarray:
+    def on(self, to_voxels: Affine, shape: Sequence[int], number: int) -> np.ndarray:
         """One class' map on another grid, linear in between, 0 outside of the region.
 
         Args:
-            to_voxels: (4, 4) from voxels of that grid to voxels of the preprocessed array, both (z, y, x).
+            to_voxels: from voxels of that grid to voxels of the preprocessed array, both (z, y, x).
             shape: (3,) of that grid.
             number: of the class.
 
         Returns:
             float32 (z, y, x). At grid points the very answers.
         """
-        matrix = to_voxels[:3, :3] / self.step_vox[:, None]
-        offset = (to_voxels[:3, 3] - self.first_vox) / self.step_vox
+        matrix = to_voxels.linear / self.step_vox[:, None]
+        offset = (to_voxels.shift - self.first_vox) / self.step_vox
 
         def at(grid: np.ndarray, order: int) -> np.ndarray:
             return ndimage.affine_transform(grid, matrix, offset, tuple(shape), np.float32, order, mode="nearest")
@@ -109,7 +109,7 @@ def _in_region(
         return mask[tuple(points_vox.T)]
     if encoder.landmarks is None:
         raise NotPreparedError("This encoder was opened without its landmarks; choose the region body or lungs.")
-    points_mm = apply_affine(affine, points_vox * np.asarray(encoder.spacing))
+    points_mm = Affine(affine).points(points_vox * np.asarray(encoder.spacing))
     distance = cKDTree(encoder.landmarks.points_mm).query(points_mm, p=np.inf)[0]
     return distance <= encoder.landmarks.patch_mm / 2
 
@@ -126,7 +126,7 @@ def write_maps(
         InputError: nnU-Net's reader kept no geometry of the file.
     """
     file_affine, shape = opened.file_grid()
-    to_voxels = np.linalg.solve(opened.world_affine(), file_affine)
+    to_voxels = opened.world_affine().inverse() @ file_affine
     paths = {}
     for number, name in enumerate(classes):
         safe = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from nnunet_alice.anatomy.world import to_voxels, to_world
 from nnunet_alice.errors import InputError
 from nnunet_alice.features.images import OpenedImage
 
@@ -50,8 +49,8 @@ class PatchLabels:
         """
         points = self.points[rows]
         if not self.in_mm:
-            points = to_world(opened.file_grid()[0], points[:, ::-1])
-        found = to_voxels(opened.world_affine(), points)
+            points = opened.file_grid()[0].points(points[:, ::-1])
+        found = opened.world_affine().points_back(points)
         outside = ~opened.geometry.contains(found)
         if outside.any():
             case, point = opened.geometry.case, ", ".join(f"{x:g}" for x in self.points[rows][outside][0])

@@ -1,6 +1,5 @@
 """Probes on patches: a linear model that learns on the features of labelled patches, cross-validated."""
 
-import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,17 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
-from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.errors import InputError
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.extraction import point_features
 from nnunet_alice.features.images import DatasetImages, RawImages
 from nnunet_alice.features.patch_labels import PatchLabels
 from nnunet_alice.features.probe import ProbeResult, fit_classifier, fit_ridge, probe
 from nnunet_alice.features.probe_data import ProbeData, numbers
-
-logger = logging.getLogger(__name__)
+from nnunet_alice.parallel import for_each_case
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,16 @@ def probe_patches(
     """
     features: dict[int, np.ndarray] = {}
     points: dict[int, np.ndarray] = {}
-    failed: dict[str, str] = {}
+
+    def take(case: str) -> bool:
+        rows, opened = labels.of_case(case), images.open(case)
+        found = labels.points_vox(rows, opened)
+        points.update(zip(rows.tolist(), found, strict=True))
+        features.update(zip(rows.tolist(), point_features(encoder, opened, found), strict=True))
+        return True
+
     labelled = [case for case in dict.fromkeys(labels.cases.tolist()) if case in set(images.cases)]
-    for case in tqdm(labelled, desc="Features of patches", disable=None):
-        rows = labels.of_case(case)
-        try:
-            opened = images.open(case)
-            found = labels.points_vox(rows, opened)
-            points |= dict(zip(rows.tolist(), found, strict=True))
-            features |= dict(zip(rows.tolist(), point_features(encoder, opened, found), strict=True))
-        except AliceError as error:
-            failed[case] = str(error)
-            logger.warning("%s is left out: %s", case, error)
+    failed = for_each_case(take, labelled, doing="Features of patches").failed
     if not features:
         reason = next(iter(failed.values()), f"no image of case '{labels.cases[0]}'")
         raise InputError(f"No labelled patch gave features; the first reason: {reason}")

@@ -1,6 +1,5 @@
 """Parts of fine-tuning: learning rates over the run and over the network, and whether weights were loaded at all."""
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from torch import nn
 from nnunet_alice.checkpoints.loading import first_misfit
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.methods.schedules import linear
+from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import pasteable
 
 _SEGMENTATION = ".seg_layers."
@@ -19,11 +19,11 @@ _SEGMENTATION = ".seg_layers."
 _STAGE = re.compile(r"encoder\.(?:encoder\.)?stages\.(\d+)\.")
 
 
-def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float = 0.9) -> float:
+def warmup_poly(step: int, total: int, warmup: int, peak: float) -> float:
     """Linear warm-up, then nnU-Net's polynomial decay.
 
     ``peak * (step + 1) / warmup`` while ``step < warmup``, then
-    ``peak * (1 - (step - warmup) / (total - warmup)) ** exponent``; 0 from ``total`` on. No step has rate 0, so that
+    ``peak * (1 - (step - warmup) / (total - warmup)) ** 0.9``; 0 from ``total`` on. No step has rate 0, so that
     none is wasted.
 
     Args:
@@ -31,11 +31,10 @@ def warmup_poly(step: int, total: int, warmup: int, peak: float, exponent: float
         total: steps of the run.
         warmup: steps of the rise; 0 for nnU-Net's own schedule.
         peak: highest learning rate.
-        exponent: of the decay; nnU-Net's is 0.9.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * linear(step - warmup, total - warmup, 1.0, 0.0) ** exponent
+    return peak * linear(step - warmup, total - warmup, 1.0, 0.0) ** 0.9
 
 
 def kept_epoch(percent: int, epochs: int) -> int:
@@ -150,8 +149,8 @@ def layer_groups(network: nn.Module, encoder_decay: float) -> list[dict]:
 
 def load_all_but_segmentation(
     network: nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike, fix: str
-) -> None:
-    """What nnU-Net's ``-pretrained_weights`` copies: every tensor but the segmentation layers', or nothing.
+) -> int:
+    """Copy what nnU-Net's ``-pretrained_weights`` does, every tensor but the segmentation layers', or nothing.
 
     Args:
         network: nnU-Net's, without the wrappers of DDP and ``torch.compile``; changed in place.
@@ -162,13 +161,15 @@ def load_all_but_segmentation(
     Raises:
         CheckpointError: a tensor is missing, or of another shape.
     """
-    load_tensors(network, weights, [name for name in network.state_dict() if _SEGMENTATION not in name], path, fix)
+    return load_tensors(
+        network, weights, [name for name in network.state_dict() if _SEGMENTATION not in name], path, fix
+    )
 
 
 def load_tensors(
     network: nn.Module, weights: Mapping[str, torch.Tensor], names: Iterable[str], path: str | os.PathLike, fix: str
-) -> None:
-    """Copy the tensors of these names, or none.
+) -> int:
+    """Copy the tensors of these names, or none; return how many of them are parameters.
 
     Args:
         network: without the wrappers of DDP and ``torch.compile``; changed in place.
@@ -186,23 +187,11 @@ def load_tensors(
         name, there, here = misfit
         raise CheckpointError(f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}.")
     network.load_state_dict(own | {name: weights[name] for name in names})
+    return len({name for name, _ in network.named_parameters()}.intersection(names))
 
 
 def transfer_hint(path: str | os.PathLike, dataset: str, plans_name: str, configuration: str) -> str:
     """Return what to do about weights that do not fit the plans of a dataset, for ``load_all_but_segmentation``."""
-    words = ["nnunet_alice", "transfer", "-i", path, "-d", int(dataset[7:10]), "-p", plans_name, "-c", configuration]
+    number = dataset_number(dataset)
+    words = ["nnunet_alice", "transfer", "-i", path, "-d", number, "-p", plans_name, "-c", configuration]
     return f"make a file that does with {pasteable(*words, '-o', 'adapted.pth')}"
-
-
-def fingerprints(network: nn.Module) -> dict[str, str]:
-    """Digest of each parameter that ``-pretrained_weights`` would replace (all but the segmentation layers')."""
-    return {
-        name: hashlib.blake2b(value.detach().float().cpu().numpy().tobytes(), digest_size=16).hexdigest()
-        for name, value in network.named_parameters()
-        if _SEGMENTATION not in name
-    }
-
-
-def replaced(before: Mapping[str, str], network: nn.Module) -> list[str]:
-    """Names of the parameters that are not what they were when ``before`` was taken."""
-    return [name for name, digest in fingerprints(network).items() if before[name] != digest]

@@ -15,8 +15,8 @@ Where the facts below come from (public sources, read in stored copies, not from
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write, read_json, refusals_told, write_json
 from nnunet_alice.importing.nifti import check_nifti
 from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
+from nnunet_alice.parallel import for_each_case
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ SYNAPSE_ORGANS = (
     "spleen",
     "stomach",
 )
+_PREFIX = "BTCV_"
 SPLITS = ("nnunet", "monai", "synapse")
 _MONAI_VALIDATION = range(35, 41)
 _SYNAPSE_TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
@@ -87,7 +89,7 @@ class Conversion:
 
 def case_name(number: int) -> str:
     """Name of a case in the nnU-Net dataset, e.g. ``BTCV_0001`` for img0001."""
-    return f"BTCV_{number:04d}"
+    return f"{_PREFIX}{number:04d}"
 
 
 def splits(name: str, cases: Sequence[str] | None = None) -> list[dict[str, list[str]]]:
@@ -151,8 +153,6 @@ def convert(
     if problems and not (skip_bad and files):
         listed = "; ".join(f"{case}: {why}" for case, why in problems.items())
         raise InputError(f"{len(problems)} of {len(CASE_NUMBERS)} cases of {root} are not usable: {listed}.")
-    for case, why in problems.items():
-        logger.warning("Left out %s: %s", case, why)
     _warn_of_shifts(files)
     cases = sorted(files)
     with refusals_told(output):
@@ -213,48 +213,51 @@ def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
 
 def _check_all(images: Path, labels: Path, num_workers: int) -> tuple[dict[str, _Case], dict[str, str]]:
     """Usable cases, and why the others are not."""
-    files: dict[str, _Case] = {}
-    problems: dict[str, str] = {}
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:  # SimpleITK reads outside of Python's lock
-        results = pool.map(lambda number: _check_case(images, labels, number), CASE_NUMBERS)
-        for number, result in zip(tqdm(CASE_NUMBERS, "Checking", unit="case", disable=None), results, strict=True):
-            if isinstance(result, _Case):
-                files[case_name(number)] = result
-            else:
-                problems[case_name(number)] = result
+    outcomes = for_each_case(
+        partial(_check_case, images, labels),
+        [case_name(number) for number in CASE_NUMBERS],
+        doing="Checking",
+        num_processes=num_workers,
+    )
+    files, problems = dict(sorted(outcomes.results.items())), dict(sorted(outcomes.failed.items()))
     endings = {_ending(case.image) for case in files.values()} | {_ending(case.label) for case in files.values()}
     if len(endings) > 1:
         raise InputError(f"{images.parent} mixes .nii and .nii.gz files; nnU-Net needs one kind: compress the others.")
     return files, problems
 
 
-def _check_case(images: Path, labels: Path, number: int) -> _Case | str:
-    """The case's files, or what is wrong with them."""
-    image_file, label_file = _find(images, f"img{number:04d}"), _find(labels, f"label{number:04d}")
+def _check_case(images: Path, labels: Path, case: str) -> _Case:
+    """Return the files of a case.
+
+    Raises:
+        InputError: something is wrong with them.
+    """
+    number = case.removeprefix(_PREFIX)
+    image_file, label_file = _find(images, f"img{number}"), _find(labels, f"label{number}")
     if image_file is None or label_file is None:
-        return f"{'img' if image_file is None else 'label'}{number:04d}.nii.gz is missing"
+        raise InputError(f"{'img' if image_file is None else 'label'}{number}.nii.gz is missing")
     for file in (image_file, label_file):
         try:  # SimpleITK fills what is missing of a file with whatever was in memory
             check_nifti(file)
         except InputError as error:
-            return f"it cannot be read ({file.name}: {str(error).rstrip('.')})"
+            raise InputError(f"it cannot be read ({file.name}: {str(error).rstrip('.')})") from None
     try:
         image, label = sitk.ReadImage(str(image_file)), sitk.ReadImage(str(label_file))
     except RuntimeError:
-        return "it cannot be read (damaged or incomplete download)"
+        raise InputError("it cannot be read (damaged or incomplete download)") from None
     if image.GetDimension() != 3 or image.GetSize() != label.GetSize():
-        return f"image of {_shape(image)} voxels but label of {_shape(label)}"
+        raise InputError(f"image of {_shape(image)} voxels but label of {_shape(label)}")
     if not np.allclose(image.GetSpacing(), label.GetSpacing(), rtol=1e-3):
-        return f"image spacing {image.GetSpacing()} mm but label spacing {label.GetSpacing()} mm"
+        raise InputError(f"image spacing {image.GetSpacing()} mm but label spacing {label.GetSpacing()} mm")
     codes = [sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(i.GetDirection()) for i in (image, label)]
     if not np.allclose(image.GetDirection(), label.GetDirection(), atol=1e-3):  # headers keep them rounded
-        return f"its header turns the label ({codes[1]}) another way than the image ({codes[0]})"
+        raise InputError(f"its header turns the label ({codes[1]}) another way than the image ({codes[0]})")
     found = np.unique(sitk.GetArrayViewFromImage(label))
     unknown = [f"{value:g}" for value in found if value not in ORGANS.values()]
     if unknown:
-        return f"unknown label {', '.join(unknown[:5])}"
+        raise InputError(f"unknown label {', '.join(unknown[:5])}")
     if not found.any():
-        return "its label is empty"
+        raise InputError("its label is empty")
     shift_vox = np.subtract(image.GetOrigin(), label.GetOrigin()) / image.GetSpacing()
     return _Case(image_file.resolve(), label_file.resolve(), codes[0], float(np.abs(shift_vox).max()))
 

@@ -4,10 +4,10 @@ A table beside nnU-Net's datasets keeps which name stands for which series; it i
 """
 
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from nnunet_alice.importing.dicom_stack import read_stack, stack
 from nnunet_alice.importing.intensities import is_ct
 from nnunet_alice.importing.mending import write_image
 from nnunet_alice.importing.scan import Candidate
-from nnunet_alice.parallel import map_cases
+from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 #: Folder of the volumes in the dataset; of the tables, beside the datasets
 VOLUME_FOLDER, TABLE_FOLDER = "volumes_from_dicom", "private"
-#: Seconds between two savings of the table during the work.
-_SAVE_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,6 @@ def dicom_cases(
     job = DicomJob(dataset_folder / VOLUME_FOLDER, channel, derived)
     table = NameTable(dataset_folder.parent / TABLE_FOLDER / f"{dataset_folder.name}_dicom.csv")
     table.name_all(found, taken)
-    table.save()  # names are kept whatever happens from here on
     states = {uid: _state(files, job) for uid, files in found.items()}
     work = []
     for uid, files in found.items():
@@ -138,16 +135,14 @@ def find_series(paths: Collection[Path], num_processes: int) -> dict[str, list[P
         folders[path.parent].append(path.name)
     series: dict[str, list[Path]] = defaultdict(list)
     work = [Folder(folder, tuple(names)) for folder, names in folders.items()]
-    for folder, outcome in map_cases(_series_in, None, work, num_processes, "Looking for DICOM"):
-        if isinstance(outcome, Exception):
-            logger.warning("%s was not searched for DICOM: %s", folder, telling(outcome))
-            continue
-        for uid, names in outcome.items():
-            series[uid] += [folder.path / name for name in names]
+    searched = for_each_case(_series_in, work, doing="Looking for DICOM", num_processes=num_processes)
+    for folder, found in searched.results.items():
+        for uid, names in found.items():
+            series[uid] += [Path(folder) / name for name in names]
     return dict(series)
 
 
-def _series_in(_: None, folder: Folder) -> dict[str, list[str]]:
+def _series_in(folder: Folder) -> dict[str, list[str]]:
     """Series -> names of its files in one folder; runs in a worker process."""
     series: dict[str, list[str]] = defaultdict(list)
     for name in folder.names:
@@ -173,19 +168,21 @@ def _convert_all(
     job: DicomJob, work: list[Series], table: NameTable, states: dict[str, str], num_processes: int
 ) -> None:
     """Convert series and note in the table what became of them."""
-    saved = time.monotonic()
-    try:
-        for series, outcome in map_cases(_convert, job, work, num_processes, "Reading DICOM"):
-            row = table.rows[series.uid]
-            if isinstance(outcome, Exception):  # memory, disk, permission: the next import tries again
-                row |= {"problem": telling(outcome), "state": ""}
-            else:
-                row |= outcome | {"state": states[series.uid]}
-            if time.monotonic() - saved > _SAVE_EVERY_S:
-                table.save()
-                saved = time.monotonic()
-    finally:
+
+    def save(outcomes: Outcomes[dict[str, str]]) -> None:
+        for series in work:
+            if (told := outcomes.results.get(series.case)) is not None:
+                table.rows[series.uid] |= {"state": states[series.uid]} | told
         table.save()
+
+    for_each_case(
+        partial(_convert, job),
+        work,
+        doing="Reading DICOM",
+        num_processes=num_processes,
+        rescue=lambda _, error: {"problem": telling(error), "state": ""},  # memory, disk: the next import tries again
+        report=save,
+    )
 
 
 def _convert(job: DicomJob, series: Series) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import Any
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.mending import COPY_FOLDER
-from nnunet_alice.nnunet_folders import datasets_by_number
+from nnunet_alice.nnunet_folders import dataset_number, dataset_title, datasets_by_number
+from nnunet_alice.parallel import Outcomes
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, pasteable
 
@@ -42,7 +43,7 @@ class ImportReport:
         unlistable: folder -> why its files could not be listed.
         other_files: ending -> files that were passed over.
         folder: folder of the dataset; not stored.
-        checked: number of cases that this run read, all others being known already; not stored.
+        read: cases that this run read, all others being known already; not stored.
         gone: imported cases whose files are no more; not stored.
         part: the share of the cases that this run imports; None for all; not stored.
     """
@@ -56,7 +57,7 @@ class ImportReport:
     unlistable: dict[str, str] = field(default_factory=dict)
     other_files: dict[str, dict[str, Any]] = field(default_factory=dict)
     folder: Path = Path()
-    checked: int = 0
+    read: set[str] = field(default_factory=set)
     gone: list[str] = field(default_factory=list)
     part: Part | None = None
 
@@ -69,6 +70,17 @@ class ImportReport:
     def left_out(self) -> dict[str, str]:
         """Reason of each case that was left out, sorted by case."""
         return {case: r["reason"] for case, r in sorted(self.cases.items()) if r["status"] == LEFT_OUT}
+
+    @property
+    def checked(self) -> int:
+        """How many cases this run read."""
+        return len(self.read)
+
+    @property
+    def outcomes(self) -> Outcomes[dict[str, Any]]:
+        """What became of every case; what was left out failed."""
+        imported = {case: self.cases[case] for case in self.imported}
+        return Outcomes(imported, [case for case in imported if case not in self.read], self.left_out)
 
     @property
     def kept(self) -> dict[str, str]:
@@ -167,10 +179,10 @@ def _take_over(report: ImportReport, path: Path) -> None:
     except (TypeError, KeyError, AttributeError, ValueError):
         raise InputError(f"{path} is not a report of import; delete it with its folder.") from None
     if there and before != report.channels:
-        number = int(folder.name[7:10])
+        number = dataset_number(folder.name)
         taken = datasets_by_number()
         free = next((n for n in (*range(number + 1, 1000), *range(1, number)) if n not in taken), "ID")
-        command = pasteable("nnunet_alice", "import", "-i", report.source, "-d", free, "-n", folder.name[11:])
+        command = pasteable("nnunet_alice", "import", "-i", report.source, "-d", free, "-n", dataset_title(folder.name))
         raise InputError(
             f"{folder} was imported with --channel {pasteable(*before)} and stays as it is; for other channels make a "
             f"new dataset: {command} --channel {pasteable(*report.channels)}"
@@ -193,13 +205,14 @@ def changed_since_import(folder: Path) -> list[str]:
         return sorted(
             case
             for case, record in cases.items()
-            if record["status"] == IMPORTED and record["files"] != signature([file["path"] for file in record["files"]])
+            if record["status"] == IMPORTED
+            and record["files"] != file_states([file["path"] for file in record["files"]])
         )
     except (InputError, KeyError, TypeError, AttributeError):
         return []
 
 
-def signature(files: Sequence[str | Path]) -> list[dict[str, Any]]:
+def file_states(files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Return what tells whether files changed: path, bytes and time of modification, None where they cannot be had."""
     found = []
     for path in map(Path, files):
@@ -213,8 +226,8 @@ def signature(files: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 def turning_command(folder: Path, letters: str) -> str:
     """Return a sentence that says how to import a dataset again so that its images lie as these letters say."""
-    number: int | str = int(folder.name[7:10])
-    name = folder.name[11:]
+    number: int | str = dataset_number(folder.name)
+    name = dataset_title(folder.name)
     try:
         report = read_json(folder / REPORT_FILE)
         source, channels = report["source"], report["channels"]

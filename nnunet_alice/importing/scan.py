@@ -84,11 +84,6 @@ def passed_over(others: Mapping[str, OtherFiles]) -> str:
     )
 
 
-def find_cases(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS) -> list[Candidate]:
-    """Return the cases of :func:`scan_folder`."""
-    return scan_folder(folder, num_channels, endings).cases
-
-
 def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS, more: str = "") -> Scan:
     """Group the volumes of a folder and its sub-folders into cases.
 

@@ -7,9 +7,9 @@ where they are. Files that nnU-Net could not train on are left out and named in 
 import logging
 import os
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,15 @@ from nnunet_alice.files import write_json
 from nnunet_alice.importing.cases import LABEL_ENDING, LABEL_FOLDER, Job, Task, import_case
 from nnunet_alice.importing.endings import ENDINGS
 from nnunet_alice.importing.intensities import is_ct, outliers
-from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, open_report, signature
+from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, file_states, open_report
 from nnunet_alice.importing.scan import Scan
 from nnunet_alice.importing.sources import scan_source
 from nnunet_alice.nnunet_folders import datasets_by_number, nnunet_folder
-from nnunet_alice.parallel import map_cases
+from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between two savings of the report during the work, so that a killed import loses little.
-SAVE_EVERY_S = 30.0
 
 
 def import_unlabelled(
@@ -136,7 +133,7 @@ def _sort_out(report: ImportReport, job: Job, scan: Scan) -> list[Task]:
     for record in report.cases.values():
         record.pop("kept", None)
     for candidate in scan.cases:
-        files = signature((*candidate.files, *candidate.data_files))
+        files = file_states((*candidate.files, *candidate.data_files))
         record = report.cases.get(candidate.name, {})
         if candidate.problem:
             verdict = {"status": LEFT_OUT, "reason": candidate.problem}
@@ -158,35 +155,39 @@ def _is_settled(job: Job, case: str, record: dict[str, Any]) -> bool:
 
 def _check_and_label(report: ImportReport, job: Job, work: list[Task], num_processes: int) -> None:
     """Read every candidate, write its label, record the outcome."""
-    report.save()  # from the start, so that a killed import is known as an import
     # before they are read: what changes meanwhile (a copy that is still running) is read again by the next import
-    signatures = {str(task): signature((*task.candidate.files, *task.candidate.data_files)) for task in work}
-    saved = time.monotonic()
-    try:
-        for task, outcome in map_cases(import_case, job, work, num_processes, "Checking volumes"):
-            report.checked += 1
-            case = str(task)
-            report.cases[case] = _verdict(job, case, outcome, signatures[case], report.cases.get(case, {}))
-            if time.monotonic() - saved > SAVE_EVERY_S:
-                report.save()
-                saved = time.monotonic()
-    finally:
+    states = {str(task): file_states((*task.candidate.files, *task.candidate.data_files)) for task in work}
+
+    def rescue(task: Task, error: Exception) -> dict[str, Any]:
+        case = str(task)
+        return _verdict(job, case, error, states[case], report.cases.get(case, {}))
+
+    def save(outcomes: Outcomes[dict[str, Any]]) -> None:
+        for case, record in outcomes.results.items():
+            report.cases[case] = {"files": states[case], "basis": job.basis} | record
+        report.read = set(outcomes.results)
         report.save()
 
+    for_each_case(
+        partial(import_case, job),
+        work,
+        doing="Checking volumes",
+        num_processes=num_processes,
+        rescue=rescue,
+        report=save,
+    )
 
-def _verdict(job: Job, case: str, outcome: Any, files: list[dict], before: dict[str, Any]) -> dict[str, Any]:
-    """Record of a case that was tried; ``before`` is the one that it had."""
-    basis = {"files": files, "basis": job.basis}
-    if not isinstance(outcome, Exception):
-        return outcome | basis
-    if isinstance(outcome, InputError):
-        return {"status": LEFT_OUT, "reason": str(outcome)} | basis
+
+def _verdict(job: Job, case: str, error: Exception, files: list[dict], before: dict[str, Any]) -> dict[str, Any]:
+    """Record of a case that could not be read; ``before`` is the one that it had."""
+    if isinstance(error, InputError):
+        return {"status": LEFT_OUT, "reason": str(error)}
     # Not the file's fault for certain (memory, disk, permission): the next run tries again.
-    reason = telling(outcome)
+    reason = telling(error)
     unchanged = before.get("files") == files or any(file["bytes"] is None for file in files)
     if before.get("status") == IMPORTED and unchanged and job.holds(case, {"copied": ""} | before):
         return before | {"kept": reason}
-    return {"status": LEFT_OUT, "reason": reason, "retry": True} | basis
+    return {"status": LEFT_OUT, "reason": reason, "retry": True}
 
 
 def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]) -> None:
@@ -262,11 +263,6 @@ def _write_dataset_json(report: ImportReport) -> None:
     mixed = len({report.cases[case]["orientation"] for case in report.imported}) > 1
     if mixed:
         logger.info("The volumes are oriented differently: nnU-Net will turn them all to RAS when reading.")
-    images = {
-        # a report from before copies has no images, and no data files behind headers
-        case: record.get("images", [file["path"] for file in record["files"]])
-        for case, record in report.cases.items()
-    }
     write_json(
         report.folder / "dataset.json",
         {
@@ -277,7 +273,7 @@ def _write_dataset_json(report: ImportReport) -> None:
             # Named even if nothing is to be turned: nnU-Net would choose by the labels' ending, not the images'.
             "overwrite_image_reader_writer": "SimpleITKIOWithReorient" if mixed else "SimpleITKIO",
             "dataset": {
-                case: {"images": images[case], "label": f"{LABEL_FOLDER}/{case}{LABEL_ENDING}"}
+                case: {"images": report.cases[case]["images"], "label": f"{LABEL_FOLDER}/{case}{LABEL_ENDING}"}
                 for case in report.imported
             },
         },

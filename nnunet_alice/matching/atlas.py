@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import OK, AtlasFiles
 from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.registration import MIN_QUALITY
@@ -71,8 +72,8 @@ class AtlasMatcher(GeometryMatcher):
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
         """Counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``: ``p_B = A_B^-1 A_A p``."""
         points_mm = np.asarray(points_vox, dtype=np.float64) * self.dataset.spacing
-        to_b = np.linalg.solve(self.affine(case_b), self.affine(case_a))
-        found = (points_mm @ to_b[:3, :3].T + to_b[:3, 3]) / self.dataset.spacing
+        to_b = Affine(np.linalg.solve(self.affine(case_b), self.affine(case_a)))
+        found = to_b.points(points_mm) / self.dataset.spacing
         score = min(self._quality[case_a], self._quality[case_b])
         return Matches(found, np.where(self.geometry(case_b).in_body(found), score, -np.inf))
 
@@ -83,8 +84,7 @@ class AtlasMatcher(GeometryMatcher):
 
     def to_atlas_mm(self, case: str, points_vox: np.ndarray) -> np.ndarray:
         """(N, 3) voxels of a case to (N, 3) mm of the atlas, (z, y, x)."""
-        affine = self.affine(case)
-        return np.asarray(points_vox, dtype=np.float64) * self.dataset.spacing @ affine[:3, :3].T + affine[:3, 3]
+        return Affine(self.affine(case)).points(np.asarray(points_vox, dtype=np.float64) * self.dataset.spacing)
 
     def location(self, case: str, points_vox: np.ndarray) -> np.ndarray:
         """Atlas coordinates of points, scaled so that the atlas array spans [-1, 1] on each axis.

@@ -16,7 +16,7 @@ from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks, lay_landmarks, standard_lengths
 from nnunet_alice.anatomy.lungs import lung_mask
 from nnunet_alice.anatomy.registration import LUNGS
-from nnunet_alice.anatomy.world import PreparedCases
+from nnunet_alice.anatomy.world import PreparedCases, sitk_place
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
@@ -186,17 +186,15 @@ def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -
     """A mask file resampled (nearest neighbour) to the preprocessed array of the atlas case, through world mm."""
     image = _read_mask(path)
     cases = PreparedCases(dataset)
-    affine = cases.world_affine(atlas_case)
-    columns = affine[:3, 2::-1]  # SimpleITK counts x first
-    spacing = np.linalg.norm(columns, axis=0)
+    spacing, direction, origin = sitk_place(cases.world_affine(atlas_case))
     inside = sitk.Resample(
         sitk.Cast(image != 0, sitk.sitkUInt8),
         cases.shape(atlas_case)[::-1],
         sitk.Transform(),
         sitk.sitkNearestNeighbor,
-        affine[:3, 3].tolist(),
-        spacing.tolist(),
-        (columns / spacing).ravel().tolist(),
+        origin,
+        spacing,
+        direction,
         0,
         sitk.sitkUInt8,
     )

@@ -24,7 +24,7 @@ from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.cropping import crop_centred
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError
-from nnunet_alice.matching.index import checkpoint_fingerprint
+from nnunet_alice.matching.index import checkpoint_checksum
 from nnunet_alice.methods.embedding.model import EmbeddingNetwork
 from nnunet_alice.methods.embedding.positions import feature_affine, sample_map
 from nnunet_alice.words import telling
@@ -162,7 +162,7 @@ def load_describer(
         raise CheckpointError(f"{path} does not fit its own plans ({telling(error)}).") from None
     if unknown or any(name.startswith("heads.") for name in missing):
         raise CheckpointError(f"{path} holds other heads than this version makes; train again.")
-    return Describer(model, trained.patch_size, device), checkpoint_fingerprint(path)
+    return Describer(model, trained.patch_size, device), checkpoint_checksum(path)
 
 
 def _check_preparation(path: str | os.PathLike, run: dict, trained, dataset: PreprocessedDataset) -> None:

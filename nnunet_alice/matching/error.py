@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from nnunet_alice.anatomy.world import PreparedCases, to_voxels, to_world
+from nnunet_alice.anatomy.world import PreparedCases
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.phantoms import Subject, corresponding_point
@@ -112,9 +112,9 @@ class PhantomQuestions:
     def truth(self, case_a: str, case_b: str, points_vox: np.ndarray) -> np.ndarray:
         """True counterparts (N, 3), voxels of B's array, perhaps outside of it."""
         # The phantoms' own millimetres are the world's, axes reversed.
-        here_mm = to_world(self.cases.world_affine(case_a), points_vox)[:, ::-1]
+        here_mm = self.cases.world_affine(case_a).points(points_vox)[:, ::-1]
         there_mm = corresponding_point(here_mm, self.subjects[case_a], self.subjects[case_b])
-        return to_voxels(self.cases.world_affine(case_b), there_mm[:, ::-1])
+        return self.cases.world_affine(case_b).points_back(there_mm[:, ::-1])
 
 
 def label_centroids(segmentation: np.ndarray, labels: Iterable[int] | None = None) -> dict[int, np.ndarray]:

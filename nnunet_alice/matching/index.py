@@ -38,7 +38,7 @@ class Fingerprint:
     """What an index was made from; indices of another fingerprint are never used.
 
     Attributes:
-        checkpoint: SHA-256 of the checkpoint file (``checkpoint_fingerprint``).
+        checkpoint: SHA-256 of the checkpoint file (``checkpoint_checksum``).
         dataset: full dataset name.
         plans: plans identifier.
         configuration: e.g. ``3d_fullres``.
@@ -78,7 +78,7 @@ class CaseIndex:
     coarse: np.ndarray
 
 
-def checkpoint_fingerprint(path: str | os.PathLike) -> str:
+def checkpoint_checksum(path: str | os.PathLike) -> str:
     """SHA-256 of a checkpoint file, by which indices remember what made them.
 
     Raises:
@@ -90,15 +90,15 @@ def checkpoint_fingerprint(path: str | os.PathLike) -> str:
         raise CheckpointError(f"The checkpoint {path} cannot be read ({error.strerror}); name another.") from None
 
 
-def _fingerprint_now(path: Path) -> str:
+def _checksum_now(path: Path) -> str:
     """SHA-256 of a checkpoint; read once for as long as size and time of the file stay the same."""
     state = content_file(path).stat()
-    return _remembered_fingerprint(path, state.st_size, state.st_mtime_ns)
+    return _remembered_checksum(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _remembered_fingerprint(path: Path, _size: int, _time: int) -> str:
-    return checkpoint_fingerprint(path)
+def _remembered_checksum(path: Path, _size: int, _time: int) -> str:
+    return checkpoint_checksum(path)
 
 
 def max_points(dimension: int, max_bytes: int = MAX_BYTES) -> int:
@@ -195,7 +195,7 @@ class IndexStore:
         if found is None:
             raise NotPreparedError(f"{self.folder} holds no usable index of descriptors; run: {self.command}")
         made_by = self.checkpoint_file
-        if made_by is not None and made_by.is_file() and _fingerprint_now(made_by) != found.checkpoint:
+        if made_by is not None and made_by.is_file() and _checksum_now(made_by) != found.checkpoint:
             raise NotPreparedError(
                 f"The indices in {self.folder} are stale ({made_by} was trained again since); run: {self.command}"
             )
@@ -208,14 +208,14 @@ class IndexStore:
             )
         return found
 
-    def write(self, case: str, index: CaseIndex, fingerprint: Fingerprint, stamp: str | None = None) -> None:
+    def write(self, case: str, index: CaseIndex, fingerprint: Fingerprint, checksum: str | None = None) -> None:
         """Store the index of a case, whole or not at all.
 
         Args:
             case: name of the case.
             index: its descriptors.
             fingerprint: of what made them.
-            stamp: of the image that was described (``PreprocessedDataset.image_stamp``); None if not known.
+            checksum: of the image that was described (``PreprocessedDataset.image_checksum``); None if not known.
 
         Raises:
             InputError: descriptors are not finite, not of unit length, not as many as points, or too many.
@@ -238,7 +238,7 @@ class IndexStore:
             np.savez(
                 temporary,
                 fingerprint=json.dumps({**asdict(fingerprint), "case": case}),
-                stamp=stamp or "",
+                checksum=checksum or "",
                 shape=np.asarray(index.shape, dtype=np.int64),
                 spacing=np.asarray(index.spacing, dtype=np.float64),
                 origin_vox=np.asarray(index.grid.origin_vox, dtype=np.float64),
@@ -291,12 +291,12 @@ class IndexStore:
         return index
 
     def _is_of_image(self, case: str, stored: Mapping[str, np.ndarray]) -> bool:
-        """Whether a stored index is of the image as it is now; one from before stamps were kept has to fit its shape.
+        """Whether a stored index is of the image as it is now.
 
         Raises:
             OSError, RuntimeError: the image cannot be opened.
         """
-        if "stamp" in stored and str(stored["stamp"]) not in ("", self.dataset.image_stamp(case)):
+        if str(stored.get("checksum")) not in ("", self.dataset.image_checksum(case)):
             return False
         fits = tuple(stored["shape"].tolist()) == self.dataset.shape(case)
         return fits and np.allclose(stored["spacing"], self.dataset.spacing)

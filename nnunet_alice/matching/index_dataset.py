@@ -2,22 +2,23 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import AliceError, NotPreparedError
+from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.matching.calibration import Trust, measure_trust, read_trust, write_trust
 from nnunet_alice.matching.describing import METHOD, Describer, load_describer
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.matching.search import EmbeddingMatcher
 from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
+from nnunet_alice.words import telling
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +34,12 @@ class IndexReport:
 
     Attributes:
         checkpoint: file that made the indices.
-        made: cases indexed now.
-        kept: cases whose index was there.
-        failed: case -> reason.
+        outcomes: of all cases.
         trust: threshold and where it comes from; None with fewer than two cases.
     """
 
     checkpoint: Path
-    made: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    outcomes: Outcomes[bool]
     trust: Trust | None = None
 
 
@@ -100,45 +97,49 @@ def index_dataset(
     """
     path = Path(checkpoint) if checkpoint is not None else default_checkpoint(dataset)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    describer, digest = load_describer(path, dataset, device)
-    store, fingerprint = IndexStore(dataset), Fingerprint.of(dataset, digest, describer.dimension)
+    describer, checksum = load_describer(path, dataset, device)
+    store, fingerprint = IndexStore(dataset), Fingerprint.of(dataset, checksum, describer.dimension)
     store.begin(fingerprint, path)
-    report = IndexReport(path)
-    for case in tqdm(dataset.cases() if part is None else part.share(dataset.cases()), desc="Indexing", disable=None):
-        try:
-            if not overwrite and store.is_usable(case, fingerprint):
-                report.kept.append(case)
-                continue
-            stamp = dataset.image_stamp(case)
-            store.write(case, index_case(describer, dataset, case, overwrite), fingerprint, stamp)
-            report.made.append(case)
-        except Exception as error:  # whatever is wrong with one case, the others go on
-            reason = str(error) if isinstance(error, AliceError) else f"{type(error).__name__}: {error}"
-            logger.warning("Not indexed: case %s: %s", case, reason)
-            report.failed[case] = reason
-            if not store.is_usable(case, fingerprint):  # unless another machine made it meanwhile
-                store.file(case).unlink(missing_ok=True)  # an old index of a case that changed must not be used
-    if part is None and len(report.made) + len(report.kept) > 1:
-        known = None if report.made else read_trust(store, digest)
+
+    def index(case: str) -> bool:
+        checksum = dataset.image_checksum(case)
+        store.write(case, index_case(describer, dataset, case, overwrite), fingerprint, checksum)
+        return True
+
+    def rescue(case: str, error: Exception) -> bool:
+        if not store.is_usable(case, fingerprint):  # unless another machine made it meanwhile
+            store.file(case).unlink(missing_ok=True)  # an old index of a case that changed must not be used
+            raise error
+        return True
+
+    outcomes = for_each_case(
+        index,
+        dataset.cases() if part is None else part.share(dataset.cases()),
+        doing="Indexing",
+        keep=None if overwrite else lambda case: store.is_usable(case, fingerprint) or None,
+        rescue=rescue,
+    )
+    report = IndexReport(path, outcomes)
+    if part is None and len(outcomes.results) > 1:
+        known = None if outcomes.done else read_trust(store, checksum)
         try:
             report.trust = known or _measure(dataset)
         except NotPreparedError:  # an index that was there before is damaged: only reading it through tells
-            _remove_damaged(store, fingerprint, report)
+            _remove_damaged(store, fingerprint, outcomes)
             report.trust = _measure(dataset)
-        write_trust(store, report.trust, digest)
+        write_trust(store, report.trust, checksum)
     return report
 
 
-def _remove_damaged(store: IndexStore, fingerprint: Fingerprint, report: IndexReport) -> None:
+def _remove_damaged(store: IndexStore, fingerprint: Fingerprint, outcomes: Outcomes[bool]) -> None:
     """Remove those of the indices that were there before which cannot be read to the end."""
-    for case in list(report.kept):
+    for case in list(outcomes.kept):
         try:
             store.read(case, fingerprint)
         except NotPreparedError as error:
             logger.warning("The index of case %s is removed; run this again to make it anew: %s", case, error)
             store.file(case).unlink(missing_ok=True)
-            report.kept.remove(case)
-            report.failed[case] = str(error)
+            outcomes.fail(case, telling(error))
 
 
 def index_case(

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ class Matcher(Protocol):
     case when asked and keeps a bounded number of cases, so that memory does not grow with the dataset.
 
     Attributes:
-        name: provider shown in logs: ``atlas``, ``embedding``, ``same volume``, ``relative position``.
+        name: provider shown in logs: ``atlas``, ``embedding``, ``relative position``.
         threshold: matches that score below it are not to be trusted; infinite where none is.
         cases: names of the cases that can be matched, sorted.
         why: why it was chosen among several, in a sentence; empty where there was no choice.
@@ -88,6 +88,10 @@ class GeometryMatcher:
         """Draw ``count`` points uniformly in the body of ``case``: (count, 3) float64 voxels, (z, y, x)."""
         return self.geometry(case).body_points(count, rng)
 
+    def body_crop(self, case: str, first_vox: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
+        """Return which voxels of a crop show the body, see :meth:`CaseGeometry.body_crop`."""
+        return self.geometry(case).body_crop(first_vox, patch_size)
+
     def open(self, case: str) -> None:
         """Read what matching needs of a case, and keep it for a while."""
         self.geometry(case)
@@ -124,6 +128,17 @@ def usable_cases(cases: list[str], is_usable: Callable[[str], bool], what: str, 
     return usable
 
 
+def shared_cases(matchers: Sequence[Matcher]) -> list[str]:
+    """Cases that all matchers know, sorted; the log says how many are missing."""
+    shared = set(matchers[0].cases).intersection(*(matcher.cases for matcher in matchers[1:]))
+    known = set().union(*(matcher.cases for matcher in matchers))
+    if len(shared) < len(known):
+        logger.info(
+            "%d of %d cases are not known to all matchers and are left out.", len(known) - len(shared), len(known)
+        )
+    return sorted(shared)
+
+
 class RelativePositionMatcher(GeometryMatcher):
     """Baseline: the counterpart lies at the same share of B's array along each axis. Implements ``Matcher``.
 
@@ -141,24 +156,3 @@ class RelativePositionMatcher(GeometryMatcher):
         share = (np.asarray(points_vox, dtype=np.float64) + 0.5) / self.geometry(case_a).shape
         found = share * there.shape - 0.5
         return Matches(found, np.where(there.in_body(found), 0.0, -np.inf))
-
-
-class SameVolumeMatcher(GeometryMatcher):
-    """Ablation: a point's counterpart is itself, in the same case; no other case can be asked. Implements ``Matcher``.
-
-    Args: those of :class:`GeometryMatcher`.
-    """
-
-    name = "same volume"
-    threshold = 1.0
-
-    def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """The points themselves, with score 1.
-
-        Raises:
-            ValueError: the cases are not the same.
-        """
-        if case_a != case_b:
-            raise ValueError(f"The same-volume matcher was asked to match {case_a} with {case_b}.")
-        points = np.array(points_vox, dtype=np.float64)
-        return Matches(points, np.ones(len(points)))

@@ -1,7 +1,4 @@
-"""Forgetting what was found out about images that are no more: whoever writes a preprocessed case anew has to.
-
-Files from before images' stamps were kept cannot tell that they are stale when an image changes and keeps its shape.
-"""
+"""Forgetting what was found out about images that are no more: whoever writes a preprocessed case anew has to."""
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import geometry_file

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_alice.anatomy.landmarks import Landmarks, invert_affine
+from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.matching.atlas import AtlasMatcher
 
 
@@ -33,7 +34,7 @@ class LandmarkPlaces:
     ) -> None:
         self.landmarks = landmarks
         self.cases = tuple(cases)
-        inverse = np.stack([invert_affine(affine) for affine in affines])[:, :3]
+        inverse = np.stack([Affine(affine).inverse() for affine in affines])[:, :3]
         self._to_vox = inverse / np.asarray(spacing, dtype=float)[:, None]
         self._last_vox = np.asarray(list(shapes), dtype=float) - 0.5
 

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from nnunet_alice.anatomy.world import NoWorldError, PreparedCases, to_voxels, to_world
+from nnunet_alice.anatomy.world import NoWorldError, PreparedCases
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import Matcher
-from nnunet_alice.words import telling
+from nnunet_alice.parallel import for_each_case
 
 WORLD = ("world_x_mm", "world_y_mm", "world_z_mm")
 
@@ -43,30 +42,30 @@ def match_point(
             )
     point_vox = np.asarray(point, dtype=float)
     if world:
-        point_vox = to_voxels(cases.world_affine(case_a), point_vox[None])[0]
+        point_vox = cases.world_affine(case_a).points_back(point_vox[None])[0]
     shape = cases.shape(case_a)
     if not ((point_vox >= -0.5) & (point_vox <= np.asarray(shape) - 0.5)).all():
         raise InputError(
             f"The point lies at voxel ({', '.join(f'{v:.1f}' for v in point_vox)}) of case {case_a}, outside its "
             f"preprocessed array of {' x '.join(map(str, shape))} voxels (z, y, x)."
         )
-    rows, failed = [], {}
-    for case in tqdm(targets, desc="Matching", disable=None):
-        try:
-            matches = matcher.match(case_a, case, point_vox[None])
-            score = float(matches.scores[0])
-            row = [case, *matches.points_vox[0], *_world(cases, case, matches.points_vox), score]
-        except Exception as error:  # whatever is wrong with one case, the others are matched
-            failed[case] = telling(error)
-            continue
-        rows.append([*row, score >= matcher.threshold])
-    table = pd.DataFrame(rows, columns=["case", "z_vox", "y_vox", "x_vox", *WORLD, "score", "trusted"])
-    return point_vox, table.sort_values("score", ascending=False, kind="stable", ignore_index=True), failed
+
+    def match(case: str) -> list:
+        matches = matcher.match(case_a, case, point_vox[None])
+        score = float(matches.scores[0])
+        world_mm = _world(cases, case, matches.points_vox)
+        return [case, *matches.points_vox[0], *world_mm, score, score >= matcher.threshold]
+
+    outcomes = for_each_case(match, targets, doing="Matching")
+    table = pd.DataFrame(
+        list(outcomes.results.values()), columns=["case", "z_vox", "y_vox", "x_vox", *WORLD, "score", "trusted"]
+    )
+    return point_vox, table.sort_values("score", ascending=False, kind="stable", ignore_index=True), outcomes.failed
 
 
 def _world(cases: PreparedCases, case: str, points_vox: np.ndarray) -> np.ndarray:
     """World position of one point, NaN where the case has none."""
     try:
-        return to_world(cases.world_affine(case), points_vox)[0]
+        return cases.world_affine(case).points(points_vox)[0]
     except NoWorldError:
         return np.full(3, np.nan)

@@ -26,14 +26,13 @@ def neighbour_offsets(radius: int = RADIUS) -> np.ndarray:
     return np.array(list(itertools.product(range(-radius, radius + 1), repeat=3)))
 
 
-def quadratic_peaks(values: np.ndarray, present: np.ndarray, offsets: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
+def quadratic_peaks(values: np.ndarray, present: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Peaks of quadratic surfaces fitted by weighted least squares.
 
     Args:
         values: (Q, K) samples.
         present: bool (Q, K), which samples there are (grid points at the rim of a body lack neighbours).
         offsets: (K, 3) grid steps from the best point at which they were taken.
-        sigma: standard deviation of their Gaussian weights, in steps.
 
     Returns:
         (Q, 3) steps from the best point to the peak, within ``REACH``; 0 along directions without a peak.
@@ -41,7 +40,7 @@ def quadratic_peaks(values: np.ndarray, present: np.ndarray, offsets: np.ndarray
     at = offsets.astype(float)
     mixed = [at[:, [i]] * at[:, [j]] for i, j in ((0, 1), (0, 2), (1, 2))]
     design = np.concatenate([np.ones((len(at), 1)), at, at**2, *mixed], axis=1)
-    weights = np.where(present, np.exp(-0.5 * (at**2).sum(axis=1) / sigma**2), 0)
+    weights = np.where(present, np.exp(-0.5 * (at**2).sum(axis=1) / SIGMA**2), 0)
     # Normal equations of all queries at once: products of columns, weighted by what is there.
     products = (design[:, :, None] * design[:, None]).reshape(len(at), -1)
     normal = (weights @ products).reshape(-1, 10, 10) + _RIDGE * np.eye(10)

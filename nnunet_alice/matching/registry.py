@@ -1,8 +1,8 @@
-"""Which matcher to use: of those that were prepared for a dataset, the one that finds the same anatomy more often."""
+"""The matchers, and which to use: of those that are prepared, the one that finds the same anatomy more often."""
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from nnunet_alice.files import read_json, write_json
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.evidence import EVIDENCE_FILE, measure_evidence
 from nnunet_alice.matching.index import IndexStore
-from nnunet_alice.matching.interface import Matcher
+from nnunet_alice.matching.interface import Matcher, RelativePositionMatcher
 from nnunet_alice.matching.modalities import ModalityAtlases
-from nnunet_alice.matching.search import embedding_is_prepared, open_trusted_embedding
+from nnunet_alice.matching.search import EmbeddingMatcher, embedding_is_prepared, open_trusted_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -29,30 +29,32 @@ MARGIN = 0.01
 
 @dataclass(frozen=True)
 class Provider:
-    """A kind of matcher that has to be prepared for a dataset.
+    """A kind of matcher.
 
     Attributes:
-        name: the matcher's name.
-        is_prepared: whether its files are there and fit the dataset.
-        open: opens the matcher.
-        basis: what its answers depend on, as plain types: evidence for another basis does not count.
+        name: by which it is asked for.
+        is_prepared: whether its files are there and fit the dataset, so that views may be matched by it.
+        open: opens the matcher, if its matches are worth something.
+        fingerprint: what its answers depend on, as plain types: evidence for a different one does not count.
+        bare: opens the matcher whatever its matches are worth, to measure it; None does what ``open`` does.
     """
 
     name: str
     is_prepared: Callable[[PreprocessedDataset], bool]
     open: Callable[[PreprocessedDataset], Matcher]
-    basis: Callable[[PreprocessedDataset], Any] = lambda dataset: None
+    fingerprint: Callable[[PreprocessedDataset], Any] = lambda dataset: None
+    bare: Callable[[PreprocessedDataset], Matcher] | None = None
 
 
-def _basis_of_embedding(dataset: PreprocessedDataset) -> Any:
+def _embedding_fingerprint(dataset: PreprocessedDataset) -> Any:
     store = IndexStore(dataset)
     return [asdict(store.fingerprint()), len(store.cases())]
 
 
-def _basis_of_atlas(dataset: PreprocessedDataset) -> Any:
+def _atlas_fingerprint(dataset: PreprocessedDataset) -> Any:
     reports = [AtlasFiles(part).read_report() for part in dataset.parts]
-    basis = [r and [r.fingerprint, [len(r.named(status)) for status in (OK, POOR, FAILED)]] for r in reports]
-    return basis[0] if len(basis) == 1 else basis
+    found = [r and [r.fingerprint, [len(r.named(status)) for status in (OK, POOR, FAILED)]] for r in reports]
+    return found[0] if len(found) == 1 else found
 
 
 def _atlas_is_prepared(dataset: PreprocessedDataset) -> bool:
@@ -63,11 +65,38 @@ def _open_atlas(dataset: PreprocessedDataset) -> Matcher:
     return AtlasMatcher(dataset) if len(dataset.parts) == 1 else ModalityAtlases(dataset)
 
 
-#: Where evidence does not tell them apart, the first of them is used.
+#: Where evidence does not tell them apart, the first of them is used. The last is a baseline, never used for training.
 PROVIDERS: list[Provider] = [
-    Provider("embedding", embedding_is_prepared, open_trusted_embedding, _basis_of_embedding),
-    Provider("atlas", _atlas_is_prepared, _open_atlas, _basis_of_atlas),
+    Provider("embedding", embedding_is_prepared, open_trusted_embedding, _embedding_fingerprint, EmbeddingMatcher),
+    Provider("atlas", _atlas_is_prepared, _open_atlas, _atlas_fingerprint),
+    Provider("relative", lambda data: False, RelativePositionMatcher),
 ]
+
+
+def open_matchers(dataset: PreprocessedDataset, names: Sequence[str] | None = None) -> list[Matcher]:
+    """Open matchers of a dataset side by side, to measure them or to look at them.
+
+    Args:
+        dataset: the preprocessed dataset.
+        names: of ``PROVIDERS``; None opens all that can be opened and logs which cannot.
+
+    Raises:
+        InputError: an unknown name.
+        NotPreparedError: a matcher that was asked for is not prepared; the message names the command.
+    """
+    known = {provider.name: provider.bare or provider.open for provider in PROVIDERS}
+    for name in names or ():
+        if name not in known:
+            raise InputError(f"There is no matching method '{name}'; choose among {', '.join(known)}.")
+    if names is not None:
+        return [known[name](dataset) for name in dict.fromkeys(names)]
+    opened = []
+    for name, opener in known.items():
+        try:
+            opened.append(opener(dataset))
+        except NotPreparedError as error:
+            logger.info("Without %s: %s", name, error)
+    return opened
 
 
 def open_matcher(dataset: PreprocessedDataset, *, name: str | None = None) -> Matcher:
@@ -110,9 +139,9 @@ def _best_first(
     dataset: PreprocessedDataset, prepared: list[Provider]
 ) -> tuple[list[Provider], str, dict[str, Matcher]]:
     """Providers, the best first; why, in a sentence; and what had to be opened to find out."""
-    basis = json.loads(json.dumps({provider.name: provider.basis(dataset) for provider in prepared}))
+    made_of = json.loads(json.dumps({provider.name: provider.fingerprint(dataset) for provider in prepared}))
     path, opened = dataset.anatomy_folder / EVIDENCE_FILE, {}
-    likeness = _kept(path, basis)
+    likeness = _kept(path, made_of)
     if likeness is None:
         for provider in prepared:
             try:
@@ -125,7 +154,7 @@ def _best_first(
         found = measure_evidence(list(opened.values()), lambda case: load_geometry(dataset, case))
         likeness = {name: evidence.likeness for name, evidence in zip(opened, found, strict=True)}
         evidence = {name: asdict(one) for name, one in zip(opened, found, strict=True)}
-        write_json(path, {"version": VERSION, "basis": basis, "evidence": evidence})
+        write_json(path, {"version": VERSION, "fingerprint": made_of, "evidence": evidence})
     best = max(prepared, key=lambda provider: likeness.get(provider.name, 0.0))
     first = next(one for one in prepared if likeness.get(one.name, 0.0) >= likeness[best.name] - MARGIN)
     others = [one for one in prepared if one is not first]
@@ -134,13 +163,13 @@ def _best_first(
     return [first, *others], why, opened
 
 
-def _kept(path: Path, basis: Any) -> dict[str, float] | None:
+def _kept(path: Path, made_of: Any) -> dict[str, float] | None:
     """Name of each matcher -> likeness, as measured before; None if that was with something else."""
     if not path.is_file():
         return None
     try:
         content = read_json(path)
-        if (content["version"], content["basis"]) != (VERSION, basis):
+        if (content["version"], content["fingerprint"]) != (VERSION, made_of):
             return None
         return {name: float(evidence["likeness"]) for name, evidence in content["evidence"].items()}
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -11,6 +11,8 @@ CANONICAL_CENTRE_MM = np.array([200.0, 0.0, 0.0])
 CONTROL_SHAPE = (7, 5, 6)
 CONTROL_SPACING_MM = 90.0
 
+#: The fixed-point iteration ends when no point moves further than this.
+_TOLERANCE_MM = 1e-6
 # Both warps are "identity + contraction"; with the slope of the contraction below these bounds they are one-to-one.
 MAX_WARP_SLOPE = 0.55
 MAX_ORGAN_SLOPE = 0.6
@@ -123,12 +125,11 @@ class Deformation:
         canonical += self._organ_displacement(canonical)
         return canonical
 
-    def from_canonical(self, points_mm: np.ndarray, tolerance_mm: float = 1e-6) -> np.ndarray:
+    def from_canonical(self, points_mm: np.ndarray) -> np.ndarray:
         """Where points of the canonical body lie in the subject: the inverse of :meth:`to_canonical`.
 
         Args:
             points_mm: (..., 3) points (z, y, x) in canonical mm.
-            tolerance_mm: the fixed-point iteration ends when no point moves further than this.
 
         Returns:
             (..., 3) points (z, y, x) in the subject's mm, float64.
@@ -138,9 +139,9 @@ class Deformation:
         """
         points = np.asarray(points_mm, dtype=np.float64)
         flat = points.reshape(-1, 3)
-        affine = _fixed_point(flat, lambda p: self._organ_displacement(p.T).T, tolerance_mm)
+        affine = _fixed_point(flat, lambda p: self._organ_displacement(p.T).T)
         target = (affine - CANONICAL_CENTRE_MM) @ np.asarray(self.matrix).T + self.translation_mm
-        return _fixed_point(target, self._displacement, tolerance_mm).reshape(points.shape)
+        return _fixed_point(target, self._displacement).reshape(points.shape)
 
     def _basis(self, coordinates_mm: np.ndarray, axis: int) -> np.ndarray:
         """Cubic B-spline weights (N, control points along the axis); zero far outside the control grid."""
@@ -252,13 +253,13 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
     return tuple(np.round(values, 3).tolist())
 
 
-def _fixed_point(target: np.ndarray, displacement, tolerance_mm: float) -> np.ndarray:
+def _fixed_point(target: np.ndarray, displacement) -> np.ndarray:
     """Solve ``p + displacement(p) = target`` for p; converges because the displacement is a contraction."""
     points = target
     for _ in range(200):
         following = target - displacement(points)
         moved = np.abs(following - points).max(initial=0.0)
         points = following
-        if moved <= tolerance_mm:
+        if moved <= _TOLERANCE_MM:
             return points
     raise AliceError("The phantom's deformation cannot be inverted; make the subject anew with make_subject.")

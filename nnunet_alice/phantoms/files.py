@@ -42,7 +42,6 @@ def write_dataset(
     *,
     cut_share: float = 0.25,
     disease_share: float = 0.0,
-    size_scale: float = 1.0,
     **options: Any,
 ) -> dict[str, Subject]:
     """Draw a population (see :func:`make_population`) and write it (see :func:`write_subjects`).
@@ -50,7 +49,7 @@ def write_dataset(
     Returns:
         the subjects by case name.
     """
-    subjects = make_population(seeds, cut_share=cut_share, disease_share=disease_share, size_scale=size_scale)
+    subjects = make_population(seeds, cut_share=cut_share, disease_share=disease_share)
     write_subjects(folder, subjects, **options)
     return subjects
 

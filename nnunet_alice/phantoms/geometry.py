@@ -8,6 +8,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
 
 _NOISE_CELLS = 32
+#: Distance of the balls that a tube is made of.
+_STEP_MM = 1.5
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class Tube:
         self._reach = float(radii_mm.max())
 
     @classmethod
-    def through(cls, knots_mm, radii_mm, step_mm: float = 1.5) -> "Tube":
+    def through(cls, knots_mm, radii_mm) -> "Tube":
         """A smooth tube through (z, y, x) knots; the radius is given at the knots or once for all."""
         knots = np.asarray(knots_mm, dtype=float)
         radii = np.broadcast_to(np.asarray(radii_mm, dtype=float), (len(knots),))
         lengths = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
-        at = np.arange(0, lengths[-1] + step_mm, step_mm).clip(max=lengths[-1])
+        at = np.arange(0, lengths[-1] + _STEP_MM, _STEP_MM).clip(max=lengths[-1])
         spline = make_interp_spline(lengths, knots, k=min(3, len(knots) - 1))
         return cls(spline(at), np.interp(at, lengths, radii))
 

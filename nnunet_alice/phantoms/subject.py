@@ -247,10 +247,10 @@ def make_disease(rng: np.random.Generator, kind: str, severity: float | None = N
     return Disease(kind, severity, lesions)
 
 
-def _lesion_sites(rng: np.random.Generator, count: int = 5) -> tuple[list[str], list[tuple[float, ...]], list[float]]:
+def _lesion_sites(rng: np.random.Generator) -> tuple[list[str], list[tuple[float, ...]], list[float]]:
     """Organ, centre and relative size of as many lesions as the severest disease has."""
     organs, centres, sizes = [], [], []
-    for _ in range(count):
+    for _ in range(5):
         organ = str(rng.choice(list(LESION_HU)))
         candidates = _organ_points()[organ]
         organs.append(organ)

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from nnunet_alice.files import atomic_write
 
+_MAX_SUBJECTS = 4
 
-def draw_landmark_views(
-    patches: np.ndarray, cases: Sequence[str], landmark: int, path: str | os.PathLike, most: int = 4
-) -> None:
+
+def draw_landmark_views(patches: np.ndarray, cases: Sequence[str], landmark: int, path: str | os.PathLike) -> None:
     """Draw the middle slices of a few subjects, two rows a subject: axial (first axis cut) and coronal (second one).
 
     Args:
@@ -20,9 +20,8 @@ def draw_landmark_views(
         cases: names of the B cases.
         landmark: number of the landmark.
         path: PNG to write.
-        most: subjects drawn at most.
     """
-    count = min(most, len(cases))
+    count = min(_MAX_SUBJECTS, len(cases))
     titles = ["view", "second view", *(f"neighbour {number + 1}" for number in range(len(patches) - 2))]
     figure = Figure(figsize=(2.4 * len(titles), 2.4 * 2 * count + 0.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from nnunet_alice.files import atomic_write
 from nnunet_alice.views.pairs import PointPair
 
+_MAX_PAIRS = 4
+
 
 def draw_views(
     queries: np.ndarray,
@@ -18,7 +20,6 @@ def draw_views(
     reconstructions: np.ndarray | None,
     pairs: Sequence[PointPair],
     path: str | os.PathLike,
-    most: int = 4,
 ) -> None:
     """Draw the middle slices of a few pairs, two rows a pair: axial (first axis cut) and coronal (second axis cut).
 
@@ -31,9 +32,8 @@ def draw_views(
         reconstructions: (B, C, *patch) of the masked queries, or None.
         pairs: the B point pairs.
         path: PNG to write.
-        most: pairs drawn at most.
     """
-    count = min(most, len(pairs))
+    count = min(_MAX_PAIRS, len(pairs))
     titles = ["query", "anchor", "masked query"] + ([] if reconstructions is None else ["reconstruction"])
     figure = Figure(figsize=(2.6 * len(titles), 2.6 * 2 * count + 0.3), layout="constrained")
     FigureCanvasAgg(figure)

@@ -23,10 +23,9 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.intensities import PERCENTILES, WRAPPED, is_ct, is_wrapped, outliers
 from nnunet_alice.nnunet_folders import nnunet_folder
-from nnunet_alice.parallel import map_cases
+from nnunet_alice.parallel import for_each_case
 from nnunet_alice.planning.modalities import check_modalities, modalities_of
 from nnunet_alice.planning.preprocessing import raw_cases
-from nnunet_alice.words import telling
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,15 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     if _is_current(path, cases, made_from):
         logger.info("Fingerprint of %d cases found: %s.", len(cases), path)
         return read_json(path).get(LEFT_OUT, {})
-    analysed, failed = _analyse(dataset, cases, num_processes)
+    shared = (dataset, time.time_ns(), min(SAMPLES // len(cases), SAMPLES_PER_CASE))
+    outcomes = for_each_case(
+        functools.partial(_analyse_case, shared),
+        list(cases),
+        doing="Extracting the fingerprint",
+        num_processes=num_processes,
+    )
+    failed = outcomes.failed
+    analysed = {case: outcomes.results[case] for case in cases if case in outcomes.results}  # in nnU-Net's order
     if len(analysed) < 2:
         few = "; ".join(f"{case}: {reason}" for case, reason in list(failed.items())[:3])
         raise InputError(f"Fewer than two cases of {dataset} can be read ({few}).")
@@ -99,13 +106,13 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
 
 def _basis(cases: dict[str, dict], dataset_json: dict) -> dict[str, Any]:
     """What a fingerprint depends on."""
-    digest = hashlib.sha256()
+    checksum = hashlib.sha256()
     for case, files in cases.items():
-        stamps = [(path, *_size_and_time(path)) for path in (*files["images"], files["label"])]
-        digest.update(json.dumps([case, stamps]).encode())
+        states = [(path, *_size_and_time(path)) for path in (*files["images"], files["label"])]
+        checksum.update(json.dumps([case, states]).encode())
     reader = dataset_json.get("overwrite_image_reader_writer")
     channels = dataset_json.get("channel_names", dataset_json.get("modality"))
-    return {"version": VERSION, "reader": reader, "channels": channels, "files": digest.hexdigest()}
+    return {"version": VERSION, "reader": reader, "channels": channels, "files": checksum.hexdigest()}
 
 
 def _size_and_time(path: str) -> tuple[int, int]:
@@ -139,21 +146,6 @@ def _is_current(path: Path, cases: dict[str, dict], made_from: dict[str, Any]) -
 
 def _spoiled(statistics: Statistics) -> bool:
     return statistics["std"] > _SPOILED * (statistics["percentile_99_5"] - statistics["percentile_00_5"])
-
-
-def _analyse(dataset: str, cases: dict[str, dict], num_processes: int) -> tuple[dict[str, tuple], dict[str, str]]:
-    """What nnU-Net finds out about each case, in their order, and why others cannot be read."""
-    samples = min(SAMPLES // len(cases), SAMPLES_PER_CASE)
-    found: dict[str, tuple] = {}
-    failed: dict[str, str] = {}
-    shared = (dataset, time.time_ns(), samples)
-    for case, outcome in map_cases(_analyse_case, shared, list(cases), num_processes, "Extracting the fingerprint"):
-        if isinstance(outcome, Exception):
-            failed[case] = telling(outcome)
-            logger.warning("Case %s is left out of the fingerprint: %s.", case, failed[case])
-        else:
-            found[case] = outcome
-    return {case: found[case] for case in cases if case in found}, failed
 
 
 def _analyse_case(shared: tuple[str, int, int], case: str) -> tuple:

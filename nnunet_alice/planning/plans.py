@@ -17,7 +17,7 @@ from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import note_gpus
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder, plans_identifier
+from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder, plans_identifier
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
 from nnunet_alice.planning.modalities import modalities_of, scheme_of
 from nnunet_alice.planning.moved_plans import rename_plans
@@ -126,7 +126,7 @@ def move_target_plans(
             other plans.
     """
     plans = plans_of_target(dataset, target, target_plans, configuration)
-    name = plans_identifier(plans_name or f"{target_plans}_from{target[7:10]}", "-overwrite_plans_name")
+    name = plans_identifier(plans_name or f"{target_plans}_from{dataset_number(target):03d}", "-overwrite_plans_name")
     path = nnunet_folder("nnUNet_preprocessed") / dataset / f"{name}.json"
     origin = {"dataset": target, "plans_name": target_plans}
     if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:
@@ -164,7 +164,9 @@ def plans_of_target(dataset: str, target: str, target_plans: str, configuration:
     """
     source = nnunet_folder("nnUNet_preprocessed") / target / f"{target_plans}.json"
     if not source.is_file():
-        raise NotPreparedError(f"{source} does not exist; run: nnUNetv2_plan_and_preprocess -d {int(target[7:10])}")
+        raise NotPreparedError(
+            f"{source} does not exist; run: nnUNetv2_plan_and_preprocess -d {dataset_number(target)}"
+        )
     plans = read_json(source)
     check_configuration(plans, configuration, f"{target}/{target_plans}.json")
     _check_channels(dataset, target)

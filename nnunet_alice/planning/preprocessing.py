@@ -5,16 +5,15 @@ workers once a case. This one runs the same preprocessor on each case and writes
 ``gt_segmentations``. What ``anatomy`` knows of an image goes with it. Several runs may share the work on one folder.
 """
 
+import contextlib
 import functools
 import logging
 import os
-import platform
 import random
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.checks import read_case
 from nnunet_alice.importing.report import changed_since_import
+from nnunet_alice.locks import held
 from nnunet_alice.matching.invalidation import forget_all, forget_case
-from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
-from nnunet_alice.parallel import map_cases
+from nnunet_alice.nnunet_folders import dataset_number, dataset_title, nnunet_folder, plain_name
+from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, telling
 
@@ -36,38 +36,21 @@ logger = logging.getLogger(__name__)
 
 #: In the order of writing: a case counts as there once its image is.
 _SUFFIXES = (".pkl", "_seg.b2nd", ".b2nd")
-#: Beginning of the names of the folders for cases in work; the host, the process and a random number follow.
+#: Folder for cases in work and their locks; nnU-Net looks at files only, not at folders beside them.
 _PARTIAL = ".partial"
 #: A channel that spans no more than this is constant: normalisation brings good ones to a spread of about 1.
 _FLAT = 1e-3
-#: A folder for cases in work in which nothing was written for so long belongs to nobody.
-_ABANDONED_SECONDS = 24 * 3600
-
-
-@dataclass(frozen=True)
-class Preprocessed:
-    """Outcome of :func:`preprocess_cases`.
-
-    Attributes:
-        done: number of cases preprocessed now.
-        kept: number of cases that were there already.
-        failed: reason for each case that failed.
-    """
-
-    done: int
-    kept: int
-    failed: dict[str, str]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to find everything else; ``partial`` is another folder in every run."""
+    """What a worker needs to find everything else; ``started`` is different in every run."""
 
     dataset: str
     plans_file: Path
     configuration: str
     folder: Path
-    partial: Path
+    started: float = field(default_factory=time.time)
 
 
 def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
@@ -81,7 +64,7 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
 
     folder = nnunet_folder("nnUNet_raw") / dataset
     if not (folder / "dataset.json").is_file():
-        command = f"nnunet_alice import -i FOLDER -d {int(dataset[7:10])} -n {dataset[11:]} --channel CT"
+        command = f"nnunet_alice import -i FOLDER -d {dataset_number(dataset)} -n {dataset_title(dataset)} --channel CT"
         raise NotPreparedError(f"{folder} holds no dataset.json; run: {command}")
     cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
     if not cases:
@@ -93,7 +76,7 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
 
 def preprocess_cases(
     dataset: str, plans_name: str, configuration: str, num_processes: int, part: Part | None = None
-) -> Preprocessed:
+) -> Outcomes[bool]:
     """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
 
     Cases that are there stay when the stored recipe (spacing, normalisation, resampling...) equals that of the plans
@@ -131,32 +114,25 @@ def preprocess_cases(
     record = {"recipe": recipe} | _sort_modalities(prepared, report, cases)
     if part is not None:
         cases = {case: cases[case] for case in part.share(cases)}
-    missing = [case for case, files in cases.items() if not _is_current(folder, case, files)]
-    random.shuffle(missing)  # several runs then seldom meet at a case; the result does not depend on it
-    kept = len(cases) - len(missing)
-    if not missing:
-        logger.info("All %d cases in %s are preprocessed with these plans already.", kept, folder)
-        write_json(report, record | {"failed": {}})
-        return Preprocessed(0, kept, {})
-    if kept:
-        logger.info("%d of %d cases are preprocessed already and stay.", kept, len(cases))
-    write_json(report, record | {"failed": {}})
-    partial = _partial_folder(folder)
-    partial.mkdir(parents=True)
-    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, partial)
-    failed = {}
-    for case, outcome in map_cases(_preprocess_case, job, missing, num_processes, "Preprocessing"):
-        if isinstance(outcome, Exception):
-            failed[case] = _why(outcome, cases[case])
-            stays = _stays(prepared, case, cases[case], outcome)
-            kept_as = "stays as it was preprocessed before" if stays else "is left out"
-            logger.warning("Case %s could not be preprocessed and %s: %s.", case, kept_as, failed[case])
-    shutil.rmtree(partial, ignore_errors=True)
-    write_json(report, record | {"failed": failed})
-    if failed and len(failed) == len(cases):
-        case, reason = next(iter(failed.items()))
-        raise AliceError(f"No case of {dataset} could be preprocessed; case {case}: {reason} (all in {report}).")
-    return Preprocessed(len(missing) - len(failed), kept, failed)
+    names = random.sample(list(cases), len(cases))  # several runs then seldom meet at a case
+    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder)
+
+    def rescue(case: str, error: Exception) -> bool:
+        stays = "; it stays as it was preprocessed before" if _stays(prepared, case, cases[case], error) else ""
+        raise AliceError(f"{_why(error, cases[case])}{stays}")
+
+    outcomes = for_each_case(
+        functools.partial(_preprocess_case, job),
+        names,
+        doing="Preprocessing",
+        num_processes=num_processes,
+        keep=lambda case: _is_current(folder, case, cases[case]) or None,
+        rescue=rescue,
+        report=lambda so_far: write_json(report, {**record, "failed": so_far.failed}),
+    )
+    _remove_leftovers(folder)
+    outcomes.check_some("preprocessed", report)
+    return outcomes
 
 
 def _why(error: Exception, files: dict[str, Any]) -> str:
@@ -200,6 +176,20 @@ def _clear_if_different(dataset: PreprocessedDataset, report: Path, recipe: dict
         logger.info("%s is preprocessed anew: %s.", folder, reason)
         forget_all(dataset)  # first: a kill in between costs work, but leaves nothing that is wrong
         shutil.rmtree(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed and failed runs were writing; what another run is at has a lock."""
+    partial = folder / _PARTIAL
+    if not partial.is_dir():
+        return
+    for case in {path.name.removesuffix(".lock") for path in partial.iterdir()}:
+        with held(partial / f"{case}.lock") as lock:
+            if lock is not None and lock >= 0:
+                shutil.rmtree(partial / case, ignore_errors=True)
+                (partial / f"{case}.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another run is at something
+        partial.rmdir()
 
 
 def _remove_unnamed(dataset: PreprocessedDataset, cases: dict) -> None:
@@ -259,54 +249,24 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
         return False
 
 
-def _partial_folder(folder: Path) -> Path:
-    """Where a run writes cases before they are whole; nnU-Net looks at files only, not at folders in here.
-
-    Another one for every run: two machines may work on one disk, and processes outlive a parent that was killed.
-    """
-    return folder / f"{_PARTIAL}@{platform.node()}@{os.getpid()}@{secrets.token_hex(4)}"
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed runs were writing: a dead process of this host, or nothing new for a day."""
-    for partial in folder.glob(f"{_PARTIAL}*"):
-        try:
-            abandoned = time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS
-        except FileNotFoundError:
-            continue  # its run has just ended
-        _, *owner = partial.name.split("@")
-        if abandoned or (owner[:1] == [platform.node()] and not _is_alive(int(owner[1]))):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    """Whether a process of this host is running."""
-    if os.name == "nt":
-        return True  # there, asking in this way would end it
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it is somebody else's
-    return True
-
-
-def _preprocess_case(job: _Job, case: str) -> None:
-    """Preprocess one case and move its files to their place, the image last."""
+def _preprocess_case(job: _Job, case: str) -> bool:
+    """Preprocess one case and move its files to their place, the image last. Another run may wait for it meanwhile."""
     cases, dataset_json, plans, configuration, preprocessors, modality_of = _tools(job)
-    if _is_current(job.folder, case, cases[case]):
-        return  # another run did it meanwhile
-    job.partial.mkdir(parents=True, exist_ok=True)  # a run in another container may have taken this one for dead
-    preprocessors[modality_of.get(case)].run_case_save(
-        str(job.partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
-    )
-    _check_not_flat(job.partial / f"{case}.b2nd", configuration.normalization_schemes)
-    if _is_current(job.folder, case, cases[case]):
-        return  # the same; what is known of it stays
-    forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
-    for suffix in _SUFFIXES:
-        os.replace(job.partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
+    partial = job.folder / _PARTIAL / case
+    with held(job.folder / _PARTIAL / f"{case}.lock", wait=True):
+        if _is_current(job.folder, case, cases[case]):
+            return True  # another run did it meanwhile; what is known of it stays
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        partial.mkdir(parents=True)
+        preprocessors[modality_of.get(case)].run_case_save(
+            str(partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
+        )
+        _check_not_flat(partial / f"{case}.b2nd", configuration.normalization_schemes)
+        forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
+        for suffix in _SUFFIXES:
+            os.replace(partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")
+        shutil.rmtree(partial)
+    return True
 
 
 def _check_not_flat(file: Path, schemes: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnunet_alice.cropping import part_inside
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError, named
 from nnunet_alice.matching.atlas import AtlasMatcher
-from nnunet_alice.matching.interface import Matcher
+from nnunet_alice.matching.interface import GeometryMatcher, Matcher
 from nnunet_alice.matching.modalities import lay_regions_of
 from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.methods.alice.model import Alice, AliceStep, AliceStudent, ViewRegions
@@ -31,7 +33,7 @@ from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepRe
 from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.settings import unrecorded
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
-from nnunet_alice.views.matched_views import AliceBatch, LabelsRegions, MatchedViews
+from nnunet_alice.views.matched_views import AliceBatch, CropsBodies, LabelsRegions, MatchedViews
 from nnunet_alice.views.pairs import MatchedPairs, RandomPairs, SameVolumePairs, matching_metrics
 from nnunet_alice.views.readings import UnreadableCaseError
 
@@ -190,7 +192,17 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
             anchor_mask_ratio=0.0 if self.settings.unmasked_anchors else self.settings.mask_ratio,
             transform=mild_intensity_augmentation() if training else None,
             regions=self.regions,
+            body_crop=self._body_crop(),
         )
+
+    def _body_crop(self) -> CropsBodies | None:
+        """What tells body from air in crops: the matcher's geometries, or the shape of the volume without them."""
+        if self.settings.reconstruct_air or not self.settings.reconstruction:
+            return None
+        bodies = self.matcher if self.settings.paired else self._bodies
+        if isinstance(bodies, GeometryMatcher):
+            return bodies.body_crop
+        return partial(_crop_of_volume, self.context.dataset)
 
     def _warn_of_large_views(self, pairs: MatchedPairs | SameVolumePairs | RandomPairs) -> None:
         """Views that show nearly the whole volume are all alike, but for their padding."""
@@ -234,6 +246,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
             update_centres=training,
             regions=regions,
             share=progress.step / progress.total_steps,
+            body=batch.body,
         )
         if training:
             matching = matching_metrics(batch.pairs) if settings.paired else {}
@@ -300,3 +313,12 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
     def trained_parts(self) -> dict[str, bool]:
         """Return that the decoder learns from reconstruction and regions (its first stage from alignment, too)."""
         return {"encoder": True, "decoder": self.settings.reconstruction or self.settings.regions}
+
+
+def _crop_of_volume(
+    dataset: PreprocessedDataset, case: str, first_vox: np.ndarray, patch_size: Sequence[int]
+) -> np.ndarray:
+    """Return which voxels of a crop lie in its volume: bool ``patch_size``."""
+    crop = np.zeros(tuple(patch_size), dtype=bool)
+    crop[part_inside(first_vox, patch_size, dataset.shape(case))[1]] = True
+    return crop

@@ -1,22 +1,20 @@
 """Which cases a run can use, and how its batch is split: what is checked before training begins."""
 
-import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nnunetv2.configuration import default_num_processes
 
 from nnunet_alice.anatomy.geometry import geometry_file, load_geometry
 from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
-from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import GeometryMatcher
-from nnunet_alice.parallel import map_cases
+from nnunet_alice.parallel import for_each_case
 from nnunet_alice.training.ranks import on_one_rank
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-
-logger = logging.getLogger(__name__)
 
 
 def cases_with_bodies(
@@ -54,18 +52,19 @@ def cases_with_geometry(dataset: PreprocessedDataset, cases: Sequence[str], num_
     Returns:
         the usable cases, sorted.
     """
-    missing = [case for case in cases if not geometry_file(dataset, case).is_file()]
-    failed = set()
-    for case, outcome in map_cases(_compute, dataset, missing, num_processes, "Finding bodies"):
-        if isinstance(outcome, Exception):
-            failed.add(case)
-            known = isinstance(outcome, AliceError)
-            logger.warning("Left out: %s", outcome if known else f"case {case}: {type(outcome).__name__}: {outcome}")
-    return sorted(set(cases) - failed)
+    outcomes = for_each_case(
+        partial(_has_geometry, dataset),
+        cases,
+        doing="Finding bodies",
+        num_processes=num_processes,
+        keep=lambda case: geometry_file(dataset, case).is_file() or None,
+    )
+    return sorted(outcomes.results)
 
 
-def _compute(dataset: PreprocessedDataset, case: str) -> None:
+def _has_geometry(dataset: PreprocessedDataset, case: str) -> bool:
     load_geometry(dataset, case)
+    return True
 
 
 def check_batch_split(

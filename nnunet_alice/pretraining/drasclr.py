@@ -260,8 +260,8 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         )
 
     @torch.no_grad()
-    def measure_difference(self, batches: int = 16) -> dict[str, float]:
-        """Return `feature_difference` over unchanged crops at ``batches`` landmarks, in full precision."""
+    def measure_difference(self) -> dict[str, float]:
+        """Return `feature_difference` over unchanged crops at 16 landmarks, in full precision."""
         context = self.context
         crops = LandmarkCrops(
             self.places, self.places.cases, context.dataset.image, self.crop_size, context.spacing, self.batch_size,
@@ -270,7 +270,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         channels = encoder_of(self.network).output_channels[-1]
         plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels)
         pairs = []
-        for number in range(batches):
+        for number in range(16):
             batch = crops(number, np.random.default_rng([context.seed, number])).to(context.device)
             where = LocationGroups(batch.location[None], (len(batch.views),))
             pairs.append((self.model.query.represent.features(batch.views, where), plain.features(batch.views, where)))

@@ -37,13 +37,13 @@ def record_of_views(
     prepared = asdict(prepared) if is_dataclass(prepared) and not isinstance(prepared, type) else prepared
     return {
         "matching": None if matcher is None else matcher.name,
-        "anatomy": _digest([prepared, None if matcher is None else float(matcher.threshold)]),
-        "cases": _digest(seen),
+        "anatomy": _checksum([prepared, None if matcher is None else float(matcher.threshold)]),
+        "cases": _checksum(seen),
         "number": len(seen),
     } | ({"modalities": dict(sorted(Counter(modalities[case] for case in seen).items()))} if modalities else {})
 
 
-def _digest(content: Any) -> str:
+def _checksum(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

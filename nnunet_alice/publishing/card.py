@@ -57,7 +57,7 @@ def card(
     text: CardText,
     described: Mapping[str, Any],
     run: Mapping[str, Any],
-    digest: str,
+    checksum: str,
     left_out: Sequence[str],
     files: Sequence[str],
     evaluation: pd.DataFrame | None = None,
@@ -68,7 +68,7 @@ def card(
         text: what the publisher says.
         described: from ``describe_checkpoint``.
         run: entry ``pretraining`` of the checkpoint.
-        digest: SHA-256 of the folder's ``SHA256SUMS``.
+        checksum: SHA-256 of the folder's ``SHA256SUMS``.
         left_out: from ``publishing.contents.contents``.
         files: names of the files in the folder.
         evaluation: summary of a benchmark's report.
@@ -77,7 +77,7 @@ def card(
     lines = ["---", yaml.safe_dump(_front_matter(text, run), sort_keys=False, allow_unicode=True).rstrip(), "---", ""]
     lines += [f"# {text.name}", ""]
     lines += [f"{run['method']}, pretrained without labels on {cases} volumes, for nnU-Net v2.", ""]
-    lines += ["## Use", "", *_commands(digest), "", "## What it is", "", "| | |", "|---|---|"]
+    lines += ["## Use", "", *_commands(checksum), "", "## What it is", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in described.items() if name != "fine-tune"]
     lines += ["", "## Training data", "", *(f"- {line}" for line in text.data or ["The data are not named."]), ""]
     lines += ["## Intended use", "", text.use, "", "## Limits", "", text.limits, ""]
@@ -104,14 +104,14 @@ def _front_matter(text: CardText, run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _commands(digest: str) -> list[str]:
+def _commands(checksum: str) -> list[str]:
     """How to take the weights, from wherever they lie."""
     return [
         "Fetch this folder and give its plans to your labelled dataset (here number 4), then fine-tune:",
         "",
         "```bash",
         "nnunet_alice fetch hf:OWNER/NAME -d 4     # from the Hugging Face hub",
-        f"nnunet_alice fetch https://HOST/FOLDER --sha256 {digest} -d 4",
+        f"nnunet_alice fetch https://HOST/FOLDER --sha256 {checksum} -d 4",
         "nnunet_alice fetch FOLDER -d 4            # a copy on this machine",
         "```",
         "",

@@ -68,8 +68,8 @@ def _from_server(address: str, sha256: str, cache: Path) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         download(f"{address}/{SUMS}", folder / SUMS, sha256)
         text = (folder / SUMS).read_text(encoding="utf-8")
-        for name, digest in parse_sums(text, f"{address}/{SUMS}").items():
-            download(f"{address}/{name}", folder / name, digest)
+        for name, checksum in parse_sums(text, f"{address}/{SUMS}").items():
+            download(f"{address}/{name}", folder / name, checksum)
     return folder
 
 

@@ -29,14 +29,14 @@ class Published:
 
     Attributes:
         folder: the published folder.
-        digest: SHA-256 of its list of checksums, by which ``fetch`` knows it.
+        checksum: SHA-256 of its list of checksums, by which ``fetch`` knows it.
         files: names of its files.
         left_out: one line for each kind of thing that is not in it.
         dataset: name of the training dataset, which is in it.
     """
 
     folder: Path
-    digest: str
+    checksum: str
     files: tuple[str, ...]
     left_out: tuple[str, ...]
     dataset: str
@@ -90,12 +90,12 @@ def publish(
             write_json(folder / fingerprint.name, {key: known[key] for key in _FINGERPRINT if key in known})
         for name, source in companions.items():
             shutil.copyfile(source, folder / name)
-        digest = write_sums(folder)
+        checksum = write_sums(folder)
         files = tuple(name for name in FILES if name == CARD or (folder / name).is_file())
         evaluation = None if report is None else read_evaluation(Path(report))
         described = describe_checkpoint(folder)
-        (folder / CARD).write_text(card(text, described, run, digest, left_out, files, evaluation), encoding="utf-8")
-    return Published(output, digest, files, tuple(left_out), run["dataset_name"])
+        (folder / CARD).write_text(card(text, described, run, checksum, left_out, files, evaluation), encoding="utf-8")
+    return Published(output, checksum, files, tuple(left_out), run["dataset_name"])
 
 
 def _check_licence(text: CardText, licence_file: Any) -> None:

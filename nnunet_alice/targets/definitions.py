@@ -10,7 +10,7 @@ import pandas as pd
 
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder
 
 TABLE, DEFINITIONS = "targets.csv", "targets.json"
 #: task -> what it predicts
@@ -134,9 +134,18 @@ def load_targets(dataset: str) -> DatasetTargets:
     folder = next((place for place in places if (place / DEFINITIONS).is_file()), None)
     if folder is None:
         raise NotPreparedError(
-            f"{dataset} has no {DEFINITIONS}; run: nnunet_alice targets -d {int(dataset[7:10])} --table labels.csv "
-            "--target COLUMN --task classification"
+            f"{dataset} has no {DEFINITIONS}; run: nnunet_alice targets -d {dataset_number(dataset)} "
+            "--table labels.csv --target COLUMN --task classification"
         )
+    return read_targets(folder)
+
+
+def read_targets(folder: Path) -> DatasetTargets:
+    """Targets that lie in a folder.
+
+    Raises:
+        InputError: the files do not fit each other.
+    """
     records = read_json(folder / DEFINITIONS)
     definitions = {name: TargetDefinition.of_record(record) for name, record in records.items()}
     table = read_text_table(folder / TABLE)

@@ -1,7 +1,7 @@
 """Predictions of new raw images by a trained model folder, whatever happens to single cases."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,14 @@ import torch
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.networks import network_of_file
-from nnunet_alice.errors import AliceError, CheckpointError, InputError
+from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.features.images import RawImages
 from nnunet_alice.files import read_json
-from nnunet_alice.parallel import map_cases
+from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.targets.network import pooled_encoder
 from nnunet_alice.targets.occlusion import draw_case
 from nnunet_alice.targets.tasks import Task, task_of_record
 from nnunet_alice.targets.windows import CasePredictor
-from nnunet_alice.words import telling
 
 
 @dataclass(frozen=True)
@@ -107,31 +106,23 @@ class TargetModel:
         return mean_of_folds(pd.concat(said, ignore_index=True))
 
 
-def predict_images(
-    model: TargetModel, images: RawImages, pictures: Path | None = None
-) -> Iterator[tuple[str, pd.DataFrame | AliceError]]:
-    """Predictions of new images, one after the other.
+def predict_images(model: TargetModel, images: RawImages, pictures: Path | None = None) -> Outcomes[pd.DataFrame]:
+    """Predict new images, one after the other: one row a case.
 
     Args:
         model: that predicts.
         images: to predict.
         pictures: folder for an occlusion picture of each case, by the first fold; None draws none.
-
-    Yields:
-        case, and one row of predictions, or why there is none.
     """
 
-    def predict(_: None, case: str) -> pd.DataFrame:
+    def predict(case: str) -> pd.DataFrame:
         opened = images.open(case)
         if pictures is not None:
             path = pictures / f"{case}.png"
             draw_case(model.folds[0].predictor, model.task, opened.image, opened.geometry, path)
         return model.predict(opened.image, opened.geometry)
 
-    for case, outcome in map_cases(predict, None, images.cases, 1, "Predicting cases"):
-        if isinstance(outcome, Exception) and not isinstance(outcome, AliceError):
-            outcome = InputError(f"Case {case}: {telling(outcome)}.")
-        yield case, outcome
+    return for_each_case(predict, images.cases, doing="Predicting cases")
 
 
 def _open_fold(path: Path, fold: str, plans: dict, device: torch.device | str) -> tuple[FoldModel, Mapping[str, Any]]:

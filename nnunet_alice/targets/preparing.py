@@ -9,7 +9,7 @@ import pandas as pd
 
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder
 from nnunet_alice.targets.definitions import TargetDefinition, load_targets, store_targets
 from nnunet_alice.targets.labels import merge, read_labels
 from nnunet_alice.targets.splits import SPLITS, check_no_leak, make_splits
@@ -133,5 +133,5 @@ def _describe_folds(splits: list[dict], values: pd.DataFrame, path: Path) -> str
 
 def _command(dataset: str, definition: TargetDefinition) -> str:
     trainer = _TRAINERS.get(definition.task, "ClassificationTrainer")
-    words = f"nnUNetv2_train {int(dataset[7:10])} 3d_fullres 0 -p PLANS -tr {trainer}"
+    words = f"nnUNetv2_train {dataset_number(dataset)} 3d_fullres 0 -p PLANS -tr {trainer}"
     return f"{words} -pretrained_weights checkpoint_final.pth"

@@ -1,11 +1,13 @@
 """Steps whose loss or gradients are NaN or infinite: they are skipped, and a run of them ends the training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from nnunet_alice.errors import NonFiniteLossError
 from nnunet_alice.methods.distributed import max_over_ranks
+from nnunet_alice.training.ranks import names_of_all_ranks
 
 
 class BufferCopies:
@@ -46,6 +48,27 @@ class SkippedSteps:
     def too_many(self) -> bool:
         """Return whether the training should end."""
         return self.in_a_row >= self.most
+
+    def report(self, what: str, own_cases: Iterable[str], epoch: int, slower: str, log: Callable[[str], None]) -> None:
+        """Warn of a skipped step; give up after too many in a row. All ranks have to call it.
+
+        Args:
+            what: what was not finite, ``loss`` or ``gradients``.
+            own_cases: cases of this rank's batch.
+            epoch: when.
+            slower: name of the same trainer with a lower learning rate.
+            log: takes the warning.
+
+        Raises:
+            NonFiniteLossError: there were too many; the message names the cases.
+        """
+        cases = names_of_all_ranks(own_cases)
+        if self.too_many():
+            raise NonFiniteLossError(self.in_a_row, epoch, cases, slower, what)
+        log(
+            f"WARNING: {'the loss is' if what == 'loss' else 'the gradients are'} not finite on the cases "
+            f"{', '.join(cases)}: this step is left out ({self.in_a_row} in a row; {self.most} end the run)."
+        )
 
 
 def finite_on_all_ranks(loss: Tensor) -> bool:

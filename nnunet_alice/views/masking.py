@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 LARGEST_BLOCK_VOX = 16
 FEWEST_BLOCKS = 4
@@ -72,23 +70,3 @@ def block_mask(patch_size: Sequence[int], block: Sequence[int], ratio: float, rn
         mask = mask.repeat(edge, axis=axis)
     # A copy where blocks were cut, so that the mask is contiguous and does not keep the larger array alive.
     return np.ascontiguousarray(mask[tuple(slice(length) for length in patch_size)])
-
-
-def apply_mask(x: Tensor, mask: Tensor) -> Tensor:
-    """Views as the student sees them: masked voxels are 0 in all channels.
-
-    Args:
-        x: (B, C, *patch) views; not changed.
-        mask: (B, *patch) bool, True where masked, on the same device.
-
-    Returns:
-        New tensor of the same shape.
-
-    Raises:
-        ValueError: If the shapes do not fit, or the mask is not bool.
-    """
-    if mask.shape != (x.shape[0], *x.shape[2:]):
-        raise ValueError(f"A mask of shape {tuple(mask.shape)} does not fit views of shape {tuple(x.shape)}.")
-    if mask.dtype is not torch.bool:
-        raise ValueError(f"mask must be bool, got {mask.dtype}.")
-    return x.masked_fill(mask.unsqueeze(1), 0)

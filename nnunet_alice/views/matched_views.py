@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from nnunet_alice.views.masking import block_mask, block_shape
 from nnunet_alice.views.pairs import PointPair
 from nnunet_alice.views.readings import Readings
 
+#: (case, (3,) first voxel, size) -> bool crop, True in the body
+CropsBodies: TypeAlias = Callable[[str, np.ndarray, Sequence[int]], np.ndarray]
+
 
 @dataclass(frozen=True)
 class AliceBatch(Batch):
@@ -28,12 +31,14 @@ class AliceBatch(Batch):
         regions: (2B, z, y, x) int64, the region of the atlas at every third voxel, 0 where it is not known; None where
             regions are not asked for.
         regions_first: (3,) int64, the first of these voxels on every axis.
+        body: (2B, *patch) bool, True in the body; None where nobody asks.
     """
 
     mask: Tensor
     pairs: list[PointPair]
     regions: Tensor | None = None
     regions_first: Tensor | None = None
+    body: Tensor | None = None
 
 
 class DrawsPairs(Protocol):
@@ -66,6 +71,7 @@ class MatchedViews:
         anchor_mask_ratio: the same of the anchor views; None for ``mask_ratio``.
         transform: augmentation of each view, None for none.
         regions: labels views with the regions of the atlas, None for no labels.
+        body_crop: (case, first voxel, size) -> bool crop, True in the body; None for no :attr:`AliceBatch.body`.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class MatchedViews:
         anchor_mask_ratio: float | None = None,
         transform: BasicTransform | None,
         regions: LabelsRegions | None = None,
+        body_crop: CropsBodies | None = None,
     ) -> None:
         self.pairs = pairs
         self.open_image = open_image
@@ -88,6 +95,7 @@ class MatchedViews:
         self.mask_ratios = (mask_ratio, mask_ratio if anchor_mask_ratio is None else anchor_mask_ratio)
         self.transform = transform
         self.regions = regions
+        self.body_crop = body_crop
 
     def __call__(self, number: int, rng: np.random.Generator) -> AliceBatch:
         """Return the batch of this number; everything random comes from ``rng``."""
@@ -102,15 +110,23 @@ class MatchedViews:
         ]
         cases = sorted({case for pair in pairs for case in (pair.case_a, pair.case_b)})
         batch = AliceBatch(torch.stack(views), cases, torch.from_numpy(np.stack(masks)), list(pairs))
+        if self.body_crop is not None:
+            batch = self._with_body(batch, self.body_crop)
         return batch if self.regions is None else self._with_regions(batch, self.regions, rng)
+
+    def _with_body(self, batch: AliceBatch, body_crop: CropsBodies) -> AliceBatch:
+        """Add which voxels show the body."""
+        body = []
+        for case, point in _centres(batch):
+            with self.pairs.readings.of(case):
+                body.append(body_crop(case, crop_bounds(point, self.patch_size), self.patch_size))
+        return replace(batch, body=torch.from_numpy(np.stack(body)))
 
     def _with_regions(self, batch: AliceBatch, regions: LabelsRegions, rng: np.random.Generator) -> AliceBatch:
         """Add the regions at every third voxel; where they begin is drawn, so that in time every voxel is asked."""
         first = rng.integers(GRID_STEP, size=3)
-        centres = [(pair.case_a, pair.point_a) for pair in batch.pairs]
-        centres += [(pair.case_b, pair.point_b) for pair in batch.pairs]
         labels = []
-        for case, point in centres:
+        for case, point in _centres(batch):
             start = crop_bounds(point, self.patch_size) + first
             with self.pairs.readings.of(case):
                 labels.append(regions.on_grid(case, start, (GRID_STEP,) * 3, grid_size(self.patch_size)))
@@ -124,3 +140,8 @@ class MatchedViews:
     def _crop(self, case: str, point: np.ndarray) -> np.ndarray:
         with self.pairs.readings.of(case):
             return crop_centred(self.open_image(case), point, self.patch_size)
+
+
+def _centres(batch: AliceBatch) -> list[tuple[str, np.ndarray]]:
+    """Case and centre of every view, in the order of the views."""
+    return [(p.case_a, p.point_a) for p in batch.pairs] + [(p.case_b, p.point_b) for p in batch.pairs]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.cropping import crop_centred
 from nnunet_alice.triples import triple
 
@@ -49,11 +50,11 @@ class Crop:
 
     def positions_mm(self, points_vox: np.ndarray) -> np.ndarray:
         """Positions in the volume, (N, 3) mm, of points (N, 3) in voxels of the crop."""
-        return points_vox @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return Affine(self.affine).points(points_vox)
 
     def voxels(self, points_mm: np.ndarray) -> np.ndarray:
         """Points (N, 3) in voxels of the crop of positions (N, 3) mm in the volume."""
-        return np.linalg.solve(self.affine[:3, :3], (points_mm - self.affine[:3, 3]).T).T
+        return Affine(self.affine).points_back(points_mm)
 
     def shows(self, points_mm: np.ndarray) -> np.ndarray:
         """Which positions (N, 3) lie in the crop and in the volume, not in padding: bool (N,)."""
@@ -127,8 +128,7 @@ def cut(image, place: CropPlace, spacing_mm: Sequence[float]) -> Crop:
     shape = np.asarray(image.shape[1:])
     start, step, size = np.asarray(place.start_vox), np.asarray(place.step_vox), np.asarray(place.size)
     spacing = np.asarray(spacing_mm, dtype=float)
-    affine = np.diag([*(step * spacing), 1.0])
-    affine[:3, 3] = start * spacing
+    affine = Affine.scaling(step * spacing, start * spacing).matrix
     if np.array_equal(step, np.ones(3)) and np.array_equal(start, np.round(start)):
         view = crop_centred(image, start + size // 2, place.size)
     else:

@@ -14,6 +14,8 @@ from nnunet_alice.views.readings import Readings
 
 #: points matched at once; the first acceptable one is taken, so that most draws need one small batch
 _DRAWS_AT_ONCE = 10
+#: largest shift between two crops of one case on every axis, as a share of the patch
+_SHIFT = 0.25
 
 
 @dataclass(frozen=True)
@@ -166,18 +168,15 @@ class SameVolumePairs:
         points: gives body points.
         cases: cases to draw from.
         patch_size: (3,) crop size in voxels.
-        shift: largest shift between the two crops on every axis, as a share of the patch.
     """
 
-    def __init__(
-        self, points: DrawsBodyPoints, cases: Sequence[str], patch_size: Sequence[int], shift: float = 0.25
-    ) -> None:
+    def __init__(self, points: DrawsBodyPoints, cases: Sequence[str], patch_size: Sequence[int]) -> None:
         self.cases = sorted(cases)
         if not self.cases:
             raise InputError("No case to draw views from; look into the report of nnunet_alice anatomy.")
         self.readings = Readings()
         self.points = points
-        self.reach = np.asarray(patch_size) * shift
+        self.reach = np.asarray(patch_size) * _SHIFT
 
     def draw(self, rng: np.random.Generator) -> PointPair:
         """Draw one pair; the same state of ``rng`` gives the same pair.

@@ -12,7 +12,7 @@ from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.anatomy.registration import assess
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import file_stamp, read_json, write_json
+from nnunet_alice.files import file_checksum
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.invalidation import forget_case
 from nnunet_alice.matching.registry import open_matcher
@@ -129,9 +129,9 @@ def test_an_image_that_cannot_be_opened_costs_no_other_case(balls, registered, m
     def refused(path):
         if path.name.startswith("a."):
             raise PermissionError(13, "Permission denied", str(path))
-        return file_stamp(path)
+        return file_checksum(path)
 
-    monkeypatch.setattr("nnunet_alice.dataset.file_stamp", refused)
+    monkeypatch.setattr("nnunet_alice.dataset.file_checksum", refused)
     assert list(AtlasMatcher(balls).cases) == ["b", "c"]
     assert prepare_atlas(balls, 1).records["a"].status == "failed"
 
@@ -174,24 +174,15 @@ def test_an_atlas_that_was_preprocessed_again_is_another_atlas(balls, registered
 
 
 @pytest.fixture
-def from_before_stamps(balls, registered):
-    """An atlas as it was stored before anything knew of stamps."""
+def prepared(balls, registered):
+    """Three balls registered to b."""
     prepare_atlas(balls, 1, "b")
-    for path in sorted(balls.anatomy_folder.rglob("*.json")):
-        content = read_json(path)
-        content.pop("image", None)
-        content["fingerprint"].pop("atlas_image")
-        write_json(path, content)
-    for path in (balls.anatomy_folder / "cases").glob("*.npz"):
-        geometry = dict(np.load(path))
-        del geometry["stamp"]
-        np.savez(path, **geometry)
     registered.clear()
     return balls
 
 
-def test_an_atlas_from_before_stamps_is_used_and_continued(from_before_stamps, registered):
-    balls = from_before_stamps
+def test_an_atlas_is_kept_and_continued(prepared, registered):
+    balls = prepared
     assert AtlasMatcher(balls).cases == ("a", "b", "c")
     prepare_atlas(balls, 1)
     assert registered == []
@@ -200,9 +191,9 @@ def test_an_atlas_from_before_stamps_is_used_and_continued(from_before_stamps, r
     assert registered == ["a"] and AtlasMatcher(balls).cases == ("a", "b", "c")
 
 
-def test_a_registration_from_before_stamps_goes_with_its_geometry(from_before_stamps, registered):
+def test_a_registration_goes_with_its_geometry(prepared, registered):
     """Whoever asks for the geometry of a changed case first has it computed anew; its registration is old still."""
-    balls = from_before_stamps
+    balls = prepared
     replace_image(balls, "a", ball((20, 20, 24), (2.0, 2.0, 2.0), 14))
     load_geometry(balls, "a")
     assert AtlasMatcher(balls).cases == ("b", "c")
@@ -210,8 +201,8 @@ def test_a_registration_from_before_stamps_goes_with_its_geometry(from_before_st
     assert registered == ["a"]
 
 
-def test_a_forgotten_case_is_registered_anew_and_a_forgotten_atlas_takes_all_with_it(from_before_stamps, registered):
-    balls = from_before_stamps
+def test_a_forgotten_case_is_registered_anew_and_a_forgotten_atlas_takes_all_with_it(prepared, registered):
+    balls = prepared
     forget_case(balls, "a")
     prepare_atlas(balls, 1)
     assert registered == ["a"]

@@ -92,3 +92,16 @@ def test_real_chests(number, real_data):
     assert dark.mean() > 0.8
     left, right = (np.argwhere(found)[:, 2] < found.shape[2] / 2).mean(), 0.5
     assert abs(left - right) < 0.2  # both lungs
+
+
+@pytest.mark.parametrize("number", [1, 11])
+def test_lungs_lie_beside_the_heart_unlike_the_stomach(number, real_data):
+    """Both parts reach over most of the heart's height; gas of stomach and bowel lies below."""
+    folder, name = real_data / "Dataset061_ChestCT", f"chest_{number:02d}"
+    volume = sitk.ReadImage(str(folder / "imagesTr" / f"{name}_0000.nii.gz"))[::2, ::2, ::2]
+    heart = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / f"{name}.nii.gz"))[::2, ::2, ::2]) == 2
+    parts, _ = ndimage.label(lung_mask(sitk.GetArrayFromImage(volume), volume.GetSpacing()[::-1]))
+    sizes = np.bincount(parts.ravel())[1:]
+    height = heart.any(axis=(1, 2))
+    for part in 1 + np.flatnonzero(sizes > 0.02 * sizes.sum()):
+        assert (parts == part).any(axis=(1, 2))[height].mean() > 0.7

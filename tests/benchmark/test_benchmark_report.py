@@ -1,6 +1,7 @@
 """The report's numbers against recomputation from the predictions, and what its page promises."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from nnunet_alice.benchmark.report import summarise, write_report
 from nnunet_alice.benchmark.results import collect
 from nnunet_alice.benchmark.settings import Arm
 from nnunet_alice.cli.main import main
-from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.errors import InputError, NotPreparedError
 
 CELLS = 8
 
@@ -222,14 +223,36 @@ def test_another_baseline_turns_the_differences_round_and_has_its_own_folder(fin
     assert "minus alice" in (bench / "report_against_alice" / "report.md").read_text()
 
 
+def test_the_report_needs_and_changes_nothing_but_its_folder(finished, tmp_path, monkeypatch):
+    """A copy, without the preprocessed dataset, the checkpoints and nnU-Net's folders: the same report."""
+    usual = write_report(finished / "bench", 1)
+    bench = tmp_path / "copy"
+    shutil.copytree(finished / "bench", bench)  # links become files
+    pretrained = finished / "pretrained.pth"
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "nowhere"))
+    content = pretrained.read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in bench.rglob("*") if path.is_file()}
+    try:
+        pretrained.unlink()
+        moved = write_report(bench, 1)
+    finally:
+        pretrained.write_bytes(content)
+    pd.testing.assert_frame_equal(usual.summary, moved.summary)
+    assert (usual.folder / "report.md").read_text() == (moved.folder / "report.md").read_text()
+    after = {path: path.stat().st_mtime_ns for path in bench.rglob("*") if path.is_file()}
+    changed = {path for path in after if after[path] != before.get(path)}
+    assert changed and all(path.parent == bench / "report" or path.name.startswith("metrics_") for path in changed)
+
+
 def test_arms_with_other_trainers_are_told(finished):
     assert "Arms differ in more" not in (finished / "bench" / "report" / "report.md").read_text()
     arms = settings(finished / "pretrained.pth")["arms"]
     arms["alice"]["trainer"] = "FineTuneTrainer_decoderFirst"
-    runner, _ = make_runner(finished, settings(finished / "pretrained.pth", arms=arms))
-    page = (write_report(runner, 1).folder / "report.md").read_text()
+    make_runner(finished, settings(finished / "pretrained.pth", arms=arms))[0].prepare()
+    page = (write_report(finished / "bench", 1).folder / "report.md").read_text()
     assert "more than their start**: their trainers are FineTuneTrainer, FineTuneTrainer_decoderFirst." in page
-    write_report(runner_of(finished), 1)
+    runner_of(finished).prepare()
+    write_report(finished / "bench", 1)
 
 
 def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
@@ -242,7 +265,7 @@ def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
     broken = pretender.finished[0] / "validation"
     next(broken.glob("*.nii.gz")).unlink()
     (pretender.finished[1] / "start.json").write_text(json.dumps({"pretrained": None}))
-    report = write_report(runner_of(tmp_path), 1)
+    report = write_report(tmp_path / "bench", 1)
     page = (report.folder / "report.md").read_text()
     assert report.planned == CELLS and report.done == 3  # two of five cannot be used, not even half of the run
     assert "not complete" in page and page.count("**Left out**") == 2 and "is missing" in page
@@ -258,15 +281,18 @@ def test_a_run_that_cannot_be_used_is_in_no_picture(tmp_path, monkeypatch):
     first = next(cell for cell in runner.test_cells() if cell.arm == "scratch")
     for prediction in (runner.fold_folder(first) / "validation").glob("*.nii.gz"):
         prediction.unlink()
-    report = write_report(runner_of(tmp_path), 1)
+    report = write_report(tmp_path / "bench", 1)
     assert report.done == CELLS - 1 and (report.folder / "examples.png").is_file()
 
 
 def test_nothing_finished_is_an_error_with_the_next_step(tmp_path, monkeypatch):
     write_dataset(tmp_path)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    with pytest.raises(InputError, match="holds no benchmark"):
+        write_report(tmp_path / "bench", 1)
+    runner_of(tmp_path).prepare()
     with pytest.raises(NotPreparedError, match="run nnunet_alice benchmark"):
-        write_report(runner_of(tmp_path), 1)
+        write_report(tmp_path / "bench", 1)
 
 
 def pretrained_on(path: Path, *images: str) -> Arm:
@@ -319,7 +345,7 @@ def test_folds_of_different_size_are_one_row_and_never_two_seeds(tmp_path, monke
     content = settings(tmp_path / "pretrained.pth", test={"folds": [0, 1, 2]}, labels=["all"])
     runner, pretender = make_runner(tmp_path, content)
     assert len(runner.run().done) == len(set(pretender.finished)) == 12  # folds, draws, arms
-    report = write_report(make_runner(tmp_path, content)[0], 1)
+    report = write_report(tmp_path / "bench", 1)
     assert (report.done, report.planned) == (12, 12)
     rows = report.summary.query("metric == 'dice' and `class` == 'mean' and percent == 100")
     assert rows["labels"].tolist() == [5, 5] and rows["cases"].tolist() == [8, 8] and rows["runs"].tolist() == [6, 6]

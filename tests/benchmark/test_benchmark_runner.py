@@ -16,13 +16,13 @@ import SimpleITK as sitk
 from support.benchmark_runs import CASES, make_runner, settings, write_dataset
 from support.labelled_runs import DATASET, write_labelled
 
-from nnunet_alice.benchmark.locks import held
 from nnunet_alice.benchmark.measures import validation_dice
 from nnunet_alice.benchmark.results import collect
 from nnunet_alice.benchmark.runner import Command, run_command
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.files import write_json
+from nnunet_alice.locks import held
 
 CELLS = 8  # 2 arms, 2 numbers of labels, 2 draws
 
@@ -361,7 +361,7 @@ def test_a_lock_outlives_its_holder_in_the_child(base):
     holder = f"""
 import sys
 from pathlib import Path
-from nnunet_alice.benchmark.locks import held
+from nnunet_alice.locks import held
 from nnunet_alice.benchmark.runner import Command, run_command
 with held(Path({str(base / "x.lock")!r})) as lock:
     run_command(Command((sys.executable, "-c", {script!r}), {{}}, Path({str(base / "log")!r})), [lock])

@@ -107,12 +107,12 @@ def test_truncated_tensors_are_told(tmp_path):
 
 
 def test_checksums_change_with_the_content(tmp_path):
-    digests = {
+    checksums = {
         write_sums(write({"network_weights": {"a": torch.full((1,), value)}}, tmp_path / str(value)))
         for value in (1.0, 2.0)
     }
-    assert len(digests) == 2
+    assert len(checksums) == 2
     assert json.loads((tmp_path / "1.0" / "checkpoint.json").read_text()) == {
         "network_weights": {"a": {"$tensor": "a"}}
     }
-    assert sha256_of(tmp_path / "1.0" / "SHA256SUMS") in digests
+    assert sha256_of(tmp_path / "1.0" / "SHA256SUMS") in checksums

@@ -25,7 +25,7 @@ def balls(tmp_path, monkeypatch):
 def test_it_says_how_it_went_where_the_picture_is_and_what_comes_next(balls, capsys):
     assert main(["anatomy", "-d", "900", "-np", "1", "--atlas", "b"]) == SOME_FAILED
     shown = capsys.readouterr().out
-    assert "registered to the atlas b: 3 ok, 1 poor, 1 failed" in shown
+    assert "4 of 5 cases registered to the atlas b (4 now, 0 before), 1 failed" in shown
     assert "poor: noise: quality" in shown
     assert "failed: broken: Case broken: the preprocessed image holds NaN" in shown
     picture = balls.anatomy_folder / "atlas" / "atlas.png"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 
 
@@ -28,15 +29,16 @@ def command(folder, *more):
 def test_import_prints_the_next_command(scans, tmp_path, capsys, channels):
     assert command(scans, *channels) == 0
     printed = capsys.readouterr().out
-    assert "1 cases in" in printed and "0 left out" in printed
+    assert "1 of 1 case imported (1 now, 0 before), 0 failed" in printed
     assert "nnunet_alice plan -d 900" in printed
     assert (tmp_path / "raw" / "Dataset900_New" / "dataset.json").is_file()
 
 
-def test_bad_files_are_named_and_count_only_if_strict(scans, capsys, caplog):
+def test_bad_files_are_named_and_an_error_only_if_strict(scans, capsys):
     (scans / "b_0000.nii.gz").write_text("x")
-    assert command(scans, "--channel", "T1", "T2") == 0
-    assert "Left out b: missing channel" in caplog.text
+    assert command(scans, "--channel", "T1", "T2") == SOME_FAILED
+    printed = capsys.readouterr().out
+    assert "1 of 2 cases imported" in printed and "failed: b: missing channel" in printed
     assert command(scans, "--channel", "T1", "T2", "--strict") == 1
     assert "1 of 2 cases were left out" in capsys.readouterr().err
 

@@ -17,6 +17,7 @@ from nnunet_alice.errors import InputError
 #: a command that works on cases in two processes, each of which takes for ever
 SLOW = """
 import sys, time
+from functools import partial
 from types import ModuleType
 from nnunet_alice.cli import main as entry
 from nnunet_alice.parallel import map_cases
@@ -26,7 +27,7 @@ def work(shared, case):
     time.sleep(600)
 
 def run(args):
-    list(map_cases(work, args.folder, ["a", "b", "c"], 2, "Working"))
+    list(map_cases(partial(work, args.folder), ["a", "b", "c"], 2, "Working"))
 
 if __name__ == "__main__":
     slow = ModuleType("nnunet_alice.cli.slow")

@@ -1,9 +1,6 @@
 """`plan` preprocesses: as nnU-Net does, only what is missing or changed, whatever is killed or damaged."""
 
 import os
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from support.planned_datasets import CASES, TARGET, UNLABELLED, plan, write_imag
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.locks import held
 from nnunet_alice.planning import preprocessing
 
 
@@ -54,7 +52,7 @@ def test_running_again_does_only_what_is_missing_or_changed(datasets, capsys, ca
     before = mtimes(folder)
     assert plan("--target", "4") == 0
     assert mtimes(folder) == before
-    assert "preprocessed with these plans already" in caplog.text
+    assert "Preprocessing: 3 of 3 cases were done before" in caplog.text
     capsys.readouterr()
 
     (folder / "a.b2nd").unlink()  # as if killed before the case was whole
@@ -88,7 +86,7 @@ def test_parts_preprocess_all_cases_and_a_last_run_finds_them(datasets, capsys, 
         shown = capsys.readouterr().out
         assert f"{cases} now, 0 before" in shown and "run the same without --part" in shown
     assert plan("--target", "4") == 0
-    assert "All 3 cases" in caplog.text
+    assert "Preprocessing: 3 of 3 cases were done before" in caplog.text
 
 
 def test_other_plans_start_anew_and_say_so(datasets, caplog):
@@ -154,7 +152,7 @@ def test_a_bad_case_is_named_and_stops_no_other(datasets, capsys, caplog):
     (raw / "b_0000.nii.gz").write_bytes(b"not an image")
     assert plan("--target", "4") == SOME_FAILED
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["a", "c"]
-    assert "Case b could not be preprocessed" in caplog.text
+    assert "Preprocessing: case b failed" in caplog.text
     report = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres_preprocessing.json"
     assert list(read_json(report)["failed"]) == ["b"]
     for case in ("a", "c"):
@@ -170,7 +168,7 @@ def test_a_case_that_is_constant_after_normalisation_is_left_out_by_name(dataset
     write_image(raw / "b_0000.nii.gz", image + np.float32(5000))
     assert plan("--target", "4") == SOME_FAILED
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == ["a", "c"]
-    assert "Case b could not be preprocessed and is left out: its channel 0 is constant after CTNormal" in caplog.text
+    assert "Preprocessing: case b failed: its channel 0 is constant after CTNormal" in caplog.text
 
 
 @pytest.mark.parametrize("readable", [True, False])
@@ -186,7 +184,7 @@ def test_a_case_that_has_gone_bad_does_not_stay_as_it_was(datasets, caplog, read
     assert plan("--target", "4") == SOME_FAILED
     there = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases()
     assert there == (["a", "c"] if readable else ["a", "b", "c"])
-    assert ("and is left out" if readable else "stays as it was preprocessed before") in caplog.text
+    assert ("it stays as it was preprocessed before" in caplog.text) != readable
 
 
 def test_failures_that_are_mended_are_forgotten(datasets):
@@ -223,7 +221,7 @@ def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
 
 
 def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
-    """A second run starts while the first writes a case: the first one's half-written file stays where it is, and what
+    """A second run does the other cases while the first writes one: the half-written file stays where it is, and what
     the second one finished is not done, let alone written, again.
     """
     folder = datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres"
@@ -233,36 +231,31 @@ def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
     def meet(self, output, *arguments):
         targets.append(output)
         if len(targets) == 1:
-            Path(f"{output}.b2nd").write_bytes(b"half a case")
-            assert plan("--target", "4") == 0
-            assert Path(f"{output}.b2nd").read_bytes() == b"half a case"
-            Path(f"{output}.b2nd").unlink()
+            half = Path(f"{output}.b2nd")
+            half.write_bytes(b"half a case")
+            for number, case in enumerate(CASES, start=1):
+                if case != half.stem:
+                    assert plan("--target", "4", "--part", f"{number}/{len(CASES)}") == 0
+            assert half.read_bytes() == b"half a case"
+            half.unlink()
             made.update({path.name: path.stat().st_ino for path in folder.glob("*.b2nd")})
         run_case_save(self, output, *arguments)
 
+    assert plan("--target", "4", "--no_preprocess") == 0
     monkeypatch.setattr(DefaultPreprocessor, "run_case_save", meet)
     assert plan("--target", "4") == 0
-    assert len(targets) == 1 + len(CASES) and len({Path(target).parent for target in targets}) == 2
-    assert made == {path.name: path.stat().st_ino for path in folder.glob("*.b2nd")} and len(made) == 2 * len(CASES)
+    assert len(targets) == len(CASES)
+    there = {path.name: path.stat().st_ino for path in folder.glob("*.b2nd")}
+    assert len(made) == 2 * (len(CASES) - 1) and made.items() <= there.items() and len(there) == 2 * len(CASES)
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == list(CASES)
     assert not list(folder.glob(".partial*"))
 
 
-def test_only_folders_of_dead_or_long_idle_runs_are_removed(tmp_path):
-    here = platform.node()
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        pass
-    names = {
-        "dead": f".partial@{here}@{dead.pid}@1",
-        "alive": f".partial@{here}@{os.getpid()}@2",
-        "elsewhere": f".partial@not{here}@{dead.pid}@3",
-        "idle": f".partial@not{here}@{dead.pid}@4",
-        "of an older version": ".partial",
-    }
-    for name in names.values():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.b2nd").touch()
-    os.utime(tmp_path / names["idle"], (time.time() - 25 * 3600,) * 2)
+def test_only_what_nobody_writes_is_removed(tmp_path):
+    for case in ("dead", "alive"):
+        (tmp_path / ".partial" / case).mkdir(parents=True)
+    with held(tmp_path / ".partial" / "alive.lock"):
+        preprocessing._remove_leftovers(tmp_path)
+        assert sorted(path.name for path in (tmp_path / ".partial").iterdir()) == ["alive", "alive.lock"]
     preprocessing._remove_leftovers(tmp_path)
-    left = {reason for reason, name in names.items() if (tmp_path / name).exists()}
-    assert left == {"alive", "elsewhere", "of an older version"}
+    assert not (tmp_path / ".partial").exists()

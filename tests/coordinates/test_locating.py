@@ -11,8 +11,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from support.small_datasets import set_folders
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import compute_geometry
-from nnunet_alice.anatomy.landmarks import apply_affine, to_locations
+from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.registration import Registration
 from nnunet_alice.coordinates import locating
 from nnunet_alice.coordinates.atlas_file import Atlas, open_atlas
@@ -113,7 +114,7 @@ def test_coordinates_survive_preprocessing_and_leave_the_image_as_it_is(
     np.testing.assert_array_equal(with_coordinates[:1], without)
     shape = without.shape[1:]
     voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3)
-    expected = to_locations(apply_affine(TO_ATLAS, voxels * SPACING), atlas.geometry.shape, atlas.geometry.spacing)
+    expected = to_locations(Affine(TO_ATLAS).points(voxels * SPACING), atlas.geometry.shape, atlas.geometry.spacing)
     found, valid = (x[0].numpy() for x in decode_locations(torch.from_numpy(with_coordinates[None, 1:])))
     off = np.abs(found - np.clip(expected, -1, 1).T.reshape(3, *shape)).max(axis=0)
     assert valid.mean() > 0.9 and np.quantile(off[valid[0]], 0.99) < 0.02
@@ -190,7 +191,7 @@ def test_workers_can_be_sent_what_they_need(tmp_path):
     job = pickle.loads(pickle.dumps(locating._Job(atlas, tmp_path, None)))
     case = RawCase("a", (write(tmp_path / "in" / "a_0000.nii.gz", bright_ball()),))
     record = locating._locate_one(job, pickle.loads(pickle.dumps(case)))
-    assert job.atlas.digest == atlas.digest and record == locating._locate_one(
+    assert job.atlas.checksum == atlas.checksum and record == locating._locate_one(
         locating._Job(atlas, tmp_path, None), case
     )
 
@@ -216,11 +217,11 @@ def test_an_atlas_file_keeps_everything_and_damaged_ones_are_named(tmp_path):
     atlas = make_atlas()
     atlas.save(tmp_path / "atlas.npz")
     back = open_atlas(tmp_path / "atlas.npz")
-    assert back.digest == atlas.digest and back.plans == atlas.plans and back.channels == ["MR"]
+    assert back.checksum == atlas.checksum and back.plans == atlas.plans and back.channels == ["MR"]
     np.testing.assert_array_equal(back.geometry.body, atlas.geometry.body)
     assert back.geometry.shape == atlas.geometry.shape and back.geometry.factors == atlas.geometry.factors
     other = compute_geometry("other", bright_ball(seed=1)[None], SPACING)
-    assert Atlas(other, atlas.plans, "3d_fullres", atlas.dataset_json).digest != atlas.digest
+    assert Atlas(other, atlas.plans, "3d_fullres", atlas.dataset_json).checksum != atlas.checksum
     (tmp_path / "cut.npz").write_bytes((tmp_path / "atlas.npz").read_bytes()[:300])
     (tmp_path / "no.json").write_text("{}")
     (tmp_path / "no.pth").write_text("nothing")

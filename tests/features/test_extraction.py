@@ -13,6 +13,7 @@ from support.small_datasets import set_folders
 from torch import nn
 from torch.nn import functional
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
@@ -261,7 +262,7 @@ def test_written_maps_keep_an_oblique_geometry(tmp_path):
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = rotation * (3.0, 2.0, 1.0), (5, -7, 11)
     maps = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
-    write_dense(tmp_path / "m.nii.gz", maps, (2, 4, 4), affine)
+    write_dense(tmp_path / "m.nii.gz", maps, (2, 4, 4), Affine(affine))
     read = sitk.ReadImage(str(tmp_path / "m.nii.gz"))
     for cell in ((0, 0, 0), (2, 1, 3)):
         voxel = (np.asarray(cell) + 0.5) * (2, 4, 4) - 0.5

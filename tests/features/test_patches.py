@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
-from nnunet_alice.anatomy.world import file_grid, to_world, world_affine
+from nnunet_alice.anatomy.world import file_grid, world_affine
 from nnunet_alice.cropping import crop_bounds
 from nnunet_alice.errors import InputError
 from nnunet_alice.features.extraction import encode_patches, locations_of
@@ -75,7 +76,7 @@ class Images:
 
 def labelled(cases, points_vox_of, labels, groups=None) -> PatchLabels:
     """Points given as voxels of preprocessed arrays, in world mm."""
-    points = np.concatenate([to_world(Case(case).world_affine(), points_vox_of[case]) for case in dict.fromkeys(cases)])
+    points = np.concatenate([Case(case).world_affine().points(points_vox_of[case]) for case in dict.fromkeys(cases)])
     cases = np.array(cases)
     return PatchLabels(cases, points, True, np.array(labels), cases if groups is None else np.array(groups))
 
@@ -140,7 +141,7 @@ def test_a_map_is_the_answer_patch_by_patch(fitted, case):
     expected = model.predict_proba(Encoder().features(*patches_at(opened, points)).astype(float))
     np.testing.assert_allclose(made.values[(slice(None), *rows.T)].T, expected, atol=1e-5)
     # On the preprocessed array itself, grid points keep their very answers.
-    whole = made.on(np.eye(4), SHAPE, 1)
+    whole = made.on(Affine(np.eye(4)), SHAPE, 1)
     at = np.round(points).astype(int)
     np.testing.assert_allclose(whole[tuple(at.T)], made.values[(1, *rows.T)], atol=1e-5)
 
@@ -207,7 +208,7 @@ def test_a_regression_maps_its_values(tmp_path):
     assert found.classes == ("value",) and made.values.shape[0] == 1
     y = (made.first_vox + np.argwhere(made.inside) * made.step_vox)[:, 1]
     np.testing.assert_allclose(made.values[0][made.inside], y, atol=1)
-    draw_maps(Case("c1").geometry, made.on(np.eye(4), SHAPE, 0)[None], found.classes, tmp_path / "map.png")
+    draw_maps(Case("c1").geometry, made.on(Affine(np.eye(4)), SHAPE, 0)[None], found.classes, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 
@@ -215,7 +216,7 @@ def test_tables_of_points_in_mm_and_in_voxels(tmp_path):
     table = tmp_path / "patches.csv"
     opened = Case("c1")
     vox = np.array([[4.0, 7, 9], [10, 20, 3]])
-    world = to_world(opened.world_affine(), vox)
+    world = opened.world_affine().points(vox)
     in_file = np.linalg.solve(opened.file_grid()[0], np.c_[world, [1, 1]].T).T[:, :3]
     table.write_text("case,x_mm,y_mm,z_mm,kind,who\n" + "".join(f"c1,{x},{y},{z},a,p\n" for x, y, z in world))
     by_mm = read_patch_table(table, "kind", group="who")

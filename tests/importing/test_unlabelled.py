@@ -16,7 +16,7 @@ from support.raw_volumes import SHAPE, cut, run, volume, write
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.checks import read_volume
-from nnunet_alice.importing.scan import find_cases
+from nnunet_alice.importing.scan import scan_folder
 from nnunet_alice.importing.unlabelled import import_unlabelled
 
 
@@ -310,7 +310,7 @@ def names(folder, channels, *files):
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).touch()
-    return {c.name: c.problem for c in find_cases(folder, channels)}
+    return {c.name: c.problem for c in scan_folder(folder, channels).cases}
 
 
 def test_names_of_cases(tmp_path):

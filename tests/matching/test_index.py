@@ -15,7 +15,7 @@ from nnunet_alice.matching.index import (
     CaseIndex,
     Fingerprint,
     IndexStore,
-    checkpoint_fingerprint,
+    checkpoint_checksum,
     index_grid,
     max_points,
 )
@@ -78,7 +78,7 @@ def test_the_same_weights_under_another_name_keep_the_indices_and_are_named(data
     """What the message advises where a checkpoint was trained again: name a copy of the one that made the indices."""
     old, copy = tmp_path / "trained_again.pth", tmp_path / "copy.pth"
     copy.write_bytes(b"weights")
-    fingerprint = Fingerprint.of(dataset, checkpoint_fingerprint(copy), 8)
+    fingerprint = Fingerprint.of(dataset, checkpoint_checksum(copy), 8)
     store.begin(fingerprint, old)
     store.write("c0", make_index(dataset, "c0"), fingerprint)
     old.write_bytes(b"other weights")
@@ -113,8 +113,8 @@ def test_another_checkpoint_than_asked_for_is_refused(store):
 def test_indices_of_a_checkpoint_that_was_trained_again_are_refused(dataset, tmp_path):
     store, file = IndexStore(dataset), tmp_path / "checkpoint_final.pth"
     file.write_bytes(b"first training")
-    store.begin(Fingerprint.of(dataset, checkpoint_fingerprint(file), 8), file)
-    assert store.checkpoint_file == file and store.fingerprint().checkpoint == checkpoint_fingerprint(file)
+    store.begin(Fingerprint.of(dataset, checkpoint_checksum(file), 8), file)
+    assert store.checkpoint_file == file and store.fingerprint().checkpoint == checkpoint_checksum(file)
     file.write_bytes(b"second training!")
     with pytest.raises(NotPreparedError, match=r"trained again since.*--method embedding"):
         store.fingerprint()
@@ -177,21 +177,13 @@ def test_an_index_of_a_case_that_was_preprocessed_again_is_refused(dataset, stor
 
 def test_an_index_of_another_image_of_the_same_shape_is_refused(dataset, store):
     fingerprint = store.fingerprint()
-    store.write("c0", make_index(dataset, "c0"), fingerprint, dataset.image_stamp("c0"))
+    store.write("c0", make_index(dataset, "c0"), fingerprint, dataset.image_checksum("c0"))
     assert store.is_usable("c0", fingerprint)
     store.read("c0", fingerprint)
     replace_image(dataset, "c0", dataset.image("c0")[...][:, ::-1])
     assert not store.is_usable("c0", fingerprint)
     with pytest.raises(NotPreparedError, match="preprocessed again"):
         store.read("c0", fingerprint)
-
-
-def test_an_index_from_before_stamps_were_kept_stays_usable(dataset, store):
-    content = dict(np.load(store.file("c0")))
-    del content["stamp"]
-    np.savez(store.file("c0"), **content)
-    assert store.is_usable("c0", store.fingerprint())
-    store.read("c0", store.fingerprint())
 
 
 def test_a_damaged_image_makes_an_index_unusable_and_no_crash(dataset, store):
@@ -240,8 +232,8 @@ def test_unfinished_files_are_no_cases(store):
 def test_checkpoint_fingerprint_follows_the_content(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"weights" * 300_000)
     (tmp_path / "b.pth").write_bytes(b"weights" * 300_000)
-    assert checkpoint_fingerprint(tmp_path / "a.pth") == checkpoint_fingerprint(tmp_path / "b.pth")
+    assert checkpoint_checksum(tmp_path / "a.pth") == checkpoint_checksum(tmp_path / "b.pth")
     (tmp_path / "b.pth").write_bytes(b"weights" * 299_999 + b"weightz")
-    assert checkpoint_fingerprint(tmp_path / "a.pth") != checkpoint_fingerprint(tmp_path / "b.pth")
+    assert checkpoint_checksum(tmp_path / "a.pth") != checkpoint_checksum(tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match=r"missing\.pth"):
-        checkpoint_fingerprint(tmp_path / "missing.pth")
+        checkpoint_checksum(tmp_path / "missing.pth")

@@ -96,7 +96,7 @@ def test_a_short_training_clearly_beats_the_untrained_network(dataset):
     median = {}
     for name in ("AnatomicalEmbeddingTrainer_untrained", "AnatomicalEmbeddingTrainer"):
         report = index_dataset(dataset, checkpoint(dataset, name), torch.device("cpu"))
-        assert len(report.made) == CASES and not report.failed
+        assert report.outcomes.done == CASES and not report.outcomes.failed
         median[name] = np.median(truth_errors_mm(EmbeddingMatcher(dataset)))
     assert median["AnatomicalEmbeddingTrainer"] < 0.7 * median["AnatomicalEmbeddingTrainer_untrained"], median
 
@@ -104,7 +104,7 @@ def test_a_short_training_clearly_beats_the_untrained_network(dataset):
 def test_the_command_indexes_everything_says_so_and_goes_on_where_it_stopped(dataset, capsys):
     assert main([*COMMAND, "-device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert "4 cases indexed, 0 kept, 0 failed" in shown and "came back" in shown
+    assert "4 of 4 cases indexed (4 now, 0 before), 0 failed" in shown and "came back" in shown
     assert str(checkpoint(dataset)) in shown and "AliceTrainer -p nnUNetPlans" in shown
     store = IndexStore(dataset)
     before = {case: store.file(case).stat().st_mtime_ns for case in store.cases()}
@@ -114,7 +114,7 @@ def test_the_command_indexes_everything_says_so_and_goes_on_where_it_stopped(dat
     truncated.write_bytes(truncated.read_bytes()[:5000])
     store.file("case2").unlink()
     assert main([*COMMAND, "-device", "cpu"]) == 0
-    assert "2 cases indexed, 2 kept, 0 failed" in capsys.readouterr().out
+    assert "4 of 4 cases indexed (2 now, 2 before), 0 failed" in capsys.readouterr().out
     after = {case: store.file(case).stat().st_mtime_ns for case in store.cases()}
     assert {case for case in after if after[case] != before.get(case)} == {"case1", "case2"}
 
@@ -127,9 +127,9 @@ def test_the_command_indexes_everything_says_so_and_goes_on_where_it_stopped(dat
 def test_parts_index_all_cases_and_a_last_run_measures_trust(dataset):
     for number in (1, 2):
         report = index_dataset(dataset, device=torch.device("cpu"), part=Part(number, 2))
-        assert len(report.made) == CASES // 2 and report.trust is None
+        assert report.outcomes.done == CASES // 2 and report.trust is None
     report = index_dataset(dataset, device=torch.device("cpu"))
-    assert len(report.kept) == CASES and report.trust is not None
+    assert len(report.outcomes.kept) == CASES and report.trust is not None
 
 
 def test_a_damaged_index_does_not_keep_the_others_from_being_finished(dataset):
@@ -141,9 +141,11 @@ def test_a_damaged_index_does_not_keep_the_others_from_being_finished(dataset):
     content["fine"] = content["fine"][:-1]  # whole as a file, and usable by all that is not its content
     np.savez(store.file("case1"), **content)
     report = index_dataset(dataset, device=torch.device("cpu"))
-    assert list(report.failed) == ["case1"] and "is damaged" in report.failed["case1"] and report.trust is not None
+    failed = report.outcomes.failed
+    assert list(failed) == ["case1"] and "is damaged" in failed["case1"] and report.trust is not None
     assert store.trust_file.is_file() and not store.file("case1").exists()
-    assert index_dataset(dataset, device=torch.device("cpu")).made == ["case1"]
+    again = index_dataset(dataset, device=torch.device("cpu")).outcomes
+    assert again.results.keys() - set(again.kept) == {"case1"}
 
 
 def test_a_failure_here_leaves_what_another_machine_indexed_meanwhile(dataset, monkeypatch):
@@ -159,7 +161,7 @@ def test_a_failure_here_leaves_what_another_machine_indexed_meanwhile(dataset, m
         return real(describer, dataset, case, *options)
 
     monkeypatch.setattr(module, "index_case", meet)
-    assert list(index_dataset(dataset, device=torch.device("cpu")).failed) == ["case1"]
+    assert not index_dataset(dataset, device=torch.device("cpu")).outcomes.failed
     assert store.file("case1").is_file() and len(EmbeddingMatcher(dataset).cases) == CASES
 
 
@@ -179,7 +181,7 @@ def test_another_checkpoint_replaces_the_indices_and_what_was_measured(dataset):
     store = IndexStore(dataset)
     first = store.fingerprint().checkpoint
     report = index_dataset(dataset, checkpoint(dataset, "AnatomicalEmbeddingTrainer_untrained"), torch.device("cpu"))
-    assert len(report.made) == CASES
+    assert report.outcomes.done == CASES
     second = store.fingerprint().checkpoint
     assert second != first
     assert read_trust(store, first) is None and read_trust(store, second) == report.trust
@@ -189,7 +191,7 @@ def test_a_bad_case_is_named_and_does_not_stop_the_others(dataset, capsys):
     (dataset.folder / "case3.b2nd").write_bytes(b"no image")
     assert main([*COMMAND, "-device", "cpu"]) == SOME_FAILED
     shown = capsys.readouterr().out
-    assert "3 cases indexed, 0 kept, 1 failed" in shown and "failed: case3" in shown
+    assert "3 of 4 cases indexed (3 now, 0 before), 1 failed" in shown and "failed: case3" in shown
     assert IndexStore(dataset).cases() == ["case0", "case1", "case2"]
 
 

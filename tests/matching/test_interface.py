@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.small_datasets import ball, write_preprocessed
 
-from nnunet_alice.matching.interface import GeometryMatcher, RelativePositionMatcher, SameVolumeMatcher
+from nnunet_alice.matching.interface import GeometryMatcher, RelativePositionMatcher
 
 SPACING = (2.0, 2.0, 2.0)
 
@@ -32,17 +32,6 @@ def test_relative_position_there_and_back_is_the_same_point(dataset):
     points = matcher.body_points("a", 20, np.random.default_rng(0))
     there = matcher.match("a", "b", points).points_vox
     np.testing.assert_allclose(matcher.match("b", "a", there).points_vox, points, atol=1e-9)
-
-
-def test_same_volume_gives_the_points_back_and_knows_no_other_case(dataset):
-    matcher = SameVolumeMatcher(dataset)
-    points = matcher.body_points("a", 20, np.random.default_rng(0))
-    matches = matcher.match("a", "a", points)
-    np.testing.assert_array_equal(matches.points_vox, points)
-    assert not np.shares_memory(matches.points_vox, points)
-    assert (matches.scores >= matcher.threshold).all()
-    with pytest.raises(ValueError, match="match a with b"):
-        matcher.match("a", "b", points)
 
 
 def test_opened_cases_are_bounded_and_left_behind_when_pickled(dataset, monkeypatch):

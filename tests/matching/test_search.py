@@ -238,7 +238,7 @@ def copy(tmp_path, monkeypatch):
     store, fingerprint = IndexStore(other), Fingerprint.of(other, "a" * 64, DIMENSION)
     store.begin(fingerprint, "checkpoint_final.pth")
     for case, place in zip("abcd", "abca", strict=True):
-        store.write(case, index_of(other, case, place), fingerprint, other.image_stamp(case))
+        store.write(case, index_of(other, case, place), fingerprint, other.image_checksum(case))
     write_trust(store, TRUST, fingerprint.checkpoint)
     return other
 

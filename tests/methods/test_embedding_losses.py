@@ -24,7 +24,6 @@ from nnunet_alice.methods.embedding.losses import (
 )
 from nnunet_alice.methods.embedding.positions import (
     feature_affine,
-    inside_volume,
     map_positions_mm,
     sample_map,
 )
@@ -68,7 +67,8 @@ def maps(pairs: int = 2, seed: int = 0) -> tuple[DescriptorMap, DescriptorMap]:
         values = F.normalize(torch.randn(2 * pairs, 5, *shape, generator=g), dim=1).requires_grad_()
         affine = feature_affine(affines, stride)
         extent = torch.tensor([[30.0, 18.0, 19.0]]).repeat(2 * pairs, 1)
-        made.append(DescriptorMap(values, affine, inside_volume(map_positions_mm(affine, shape), extent)))
+        positions = map_positions_mm(affine, shape)
+        made.append(DescriptorMap(values, affine, ((positions >= 0) & (positions <= extent[:, None])).all(dim=2)))
     return made[0], made[1]
 
 

@@ -11,7 +11,6 @@ from scipy.ndimage import binary_erosion
 
 from nnunet_alice import phantoms as ph
 from nnunet_alice.errors import InputError
-from nnunet_alice.pictures.phantom import draw_phantoms
 
 ORGANS = [name for name in ph.LABELS if name != "background"]
 
@@ -260,12 +259,6 @@ def test_a_finished_disease_can_be_given():
     image = ph.render(subject, 6.0, noise=False)
     voxel = tuple(np.rint(image.to_voxels(centre)).astype(int))
     assert image.image[voxel] == pytest.approx(-50, abs=25)
-
-
-def test_contact_sheet_is_drawn(tmp_path, rendered):
-    chest = ph.render(ph.make_subject(3, field_of_view="chest"), 12.0)
-    draw_phantoms(tmp_path / "sheet.png", {"torso": rendered[0][1], "chest": chest})
-    assert (tmp_path / "sheet.png").stat().st_size > 20_000
 
 
 def test_the_disease_table_says_who_has_what(tmp_path):

@@ -57,7 +57,7 @@ def resum(folder: Path, **changes: str) -> None:
     """Write the checksums anew, as somebody who means harm would."""
     names = [path.name for path in folder.iterdir() if path.name not in ("SHA256SUMS", "README.md")]
     lines = {name: sha256((folder / name).read_bytes()).hexdigest() for name in names} | changes
-    (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in lines.items()))
+    (folder / "SHA256SUMS").write_text("".join(f"{checksum}  {name}\n" for name, checksum in lines.items()))
 
 
 # ----------------------------------------------------------------------------------------------------- folders
@@ -65,7 +65,7 @@ def resum(folder: Path, **changes: str) -> None:
 
 def test_a_folder_is_checked_where_it_lies(published):
     assert fetch(str(published.folder)) == published.folder
-    assert fetch(str(published.folder), published.digest) == published.folder
+    assert fetch(str(published.folder), published.checksum) == published.folder
 
 
 def test_the_card_may_be_edited(copy):
@@ -122,12 +122,12 @@ def test_another_model_than_the_one_asked_for(published):
 
 
 @pytest.mark.parametrize(
-    ("source", "digest"),
+    ("source", "checksum"),
     [("hf:noslash", None), ("hf:a/b/c", None), ("https://x.org/y", None), ("https://x.org/y", "12"), ("nowhere", None)],
 )
-def test_what_cannot_be_a_source(source, digest, tmp_path):
+def test_what_cannot_be_a_source(source, checksum, tmp_path):
     with pytest.raises(InputError):
-        fetch(source, digest, tmp_path)
+        fetch(source, checksum, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -136,20 +136,20 @@ def test_what_cannot_be_a_source(source, digest, tmp_path):
 
 def test_from_a_server_and_then_without_it(published, serve, tmp_path):
     server = serve(published.folder)
-    folder = fetch(f"{server.address}/files", published.digest, tmp_path)
+    folder = fetch(f"{server.address}/files", published.checksum, tmp_path)
     assert all((folder / name).is_file() for name in published.files if name != "README.md")
     asked = len(server.asked)
-    assert fetch(f"{server.address}/files/SHA256SUMS", published.digest, tmp_path) == folder
+    assert fetch(f"{server.address}/files/SHA256SUMS", published.checksum, tmp_path) == folder
     assert len(server.asked) == asked, "all came from the cache"
-    assert fetch("http://127.0.0.1:9/gone", published.digest, tmp_path) == folder
+    assert fetch("http://127.0.0.1:9/gone", published.checksum, tmp_path) == folder
 
 
 def test_a_download_that_breaks_off_goes_on(published, serve, tmp_path, monkeypatch):
     server = serve(published.folder)
     server.break_after = {WEIGHTS: [4000, 3000, 2000]}
     with pytest.raises(InputError, match="9000 bytes"):
-        fetch(f"{server.address}/files", published.digest, tmp_path)
-    folder = fetch(f"{server.address}/files", published.digest, tmp_path)
+        fetch(f"{server.address}/files", published.checksum, tmp_path)
+    folder = fetch(f"{server.address}/files", published.checksum, tmp_path)
     ranges = [given for path, given in server.asked if path.endswith(WEIGHTS)]
     assert ranges == [None, "bytes=4000-", "bytes=7000-", "bytes=9000-"]
     assert (folder / WEIGHTS).read_bytes() == (published.folder / WEIGHTS).read_bytes()
@@ -159,25 +159,25 @@ def test_a_download_that_breaks_off_goes_on(published, serve, tmp_path, monkeypa
 def test_a_server_that_knows_no_ranges(published, serve, tmp_path):
     server = serve(published.folder)
     server.ranges, server.break_after = False, {WEIGHTS: [4000]}
-    folder = fetch(f"{server.address}/files", published.digest, tmp_path)
+    folder = fetch(f"{server.address}/files", published.checksum, tmp_path)
     assert (folder / WEIGHTS).read_bytes() == (published.folder / WEIGHTS).read_bytes()
 
 
 def test_the_part_of_another_file_is_not_gone_on_with(published, serve, tmp_path):
     server = serve(published.folder)
     target = tmp_path / WEIGHTS
-    digest = sha256((published.folder / WEIGHTS).read_bytes()).hexdigest()
+    checksum = sha256((published.folder / WEIGHTS).read_bytes()).hexdigest()
     for wrong in (b"x" * 100, b"x" * 10_000_000):
         target.with_name(f"{WEIGHTS}.part").write_bytes(wrong)
-        download(f"{server.address}/files/{WEIGHTS}", target, digest)
-        assert sha256(target.read_bytes()).hexdigest() == digest
+        download(f"{server.address}/files/{WEIGHTS}", target, checksum)
+        assert sha256(target.read_bytes()).hexdigest() == checksum
         target.unlink()
 
 
 def test_a_server_that_gives_another_file_leaves_nothing(copy, published, serve, tmp_path):
     change_byte(copy / WEIGHTS)
     with pytest.raises(DamagedCheckpointError, match=WEIGHTS):
-        fetch(f"{serve(copy).address}/files", published.digest, tmp_path / "cache")
+        fetch(f"{serve(copy).address}/files", published.checksum, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob(f"{WEIGHTS}*"))
 
 
@@ -185,7 +185,7 @@ def test_a_changed_list_is_refused_before_anything_else_is_asked_for(copy, publi
     server = serve(copy)
     resum(copy, **{"../evil": "0" * 64})
     with pytest.raises(DamagedCheckpointError):
-        fetch(f"{server.address}/files", published.digest, tmp_path / "cache")
+        fetch(f"{server.address}/files", published.checksum, tmp_path / "cache")
     evil = sha256((copy / "SHA256SUMS").read_bytes()).hexdigest()
     with pytest.raises(CheckpointError, match="evil"):
         fetch(f"{server.address}/files", evil, tmp_path / "cache")
@@ -195,17 +195,17 @@ def test_a_changed_list_is_refused_before_anything_else_is_asked_for(copy, publi
 
 def test_a_damaged_cache_mends_itself(published, serve, tmp_path):
     server = serve(published.folder)
-    folder = fetch(f"{server.address}/files", published.digest, tmp_path)
+    folder = fetch(f"{server.address}/files", published.checksum, tmp_path)
     change_byte(folder / WEIGHTS)
-    assert fetch(f"{server.address}/files", published.digest, tmp_path) == folder
+    assert fetch(f"{server.address}/files", published.checksum, tmp_path) == folder
 
 
 def test_no_server_and_no_file(published, serve, tmp_path, monkeypatch):
     monkeypatch.setattr(downloading, "TIMEOUT_S", 2)
     with pytest.raises(InputError, match="404"):
-        fetch(f"{serve(published.folder).address}/nowhere", published.digest, tmp_path)
+        fetch(f"{serve(published.folder).address}/nowhere", published.checksum, tmp_path)
     with pytest.raises(InputError, match="broke off after 0 bytes"):
-        fetch("http://127.0.0.1:9/gone", published.digest, tmp_path)
+        fetch("http://127.0.0.1:9/gone", published.checksum, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- hub
@@ -271,7 +271,7 @@ def test_command_gives_plans_and_a_pth(published, tmp_path, monkeypatch, capsys)
     pth = tmp_path / "stock.pth"
     assert main(["fetch", str(published.folder), "-d", "4", "--pth", str(pth)]) == 0
     printed = capsys.readouterr().out
-    name = f"fetched_{published.digest[:8]}"
+    name = f"fetched_{published.checksum[:8]}"
     plans = json.loads((tmp_path / "preprocessed" / raw.name / f"{name}.json").read_text())
     assert (plans["dataset_name"], plans["plans_name"]) == (raw.name, name)
     assert plans["configurations"]["3d_fullres"]["data_identifier"] == f"{name}_3d_fullres"

@@ -65,7 +65,7 @@ def test_checksums_are_those_of_sha256sum(published):
     result = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=published.folder, capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.count("OK") == len(published.files) - 2
     own = subprocess.run(["sha256sum", published.folder / "SHA256SUMS"], capture_output=True, text=True)
-    assert own.stdout.split()[0] == published.digest
+    assert own.stdout.split()[0] == published.checksum
 
 
 def test_the_hub_reads_the_card(checkpoint, tmp_path):

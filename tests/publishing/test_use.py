@@ -15,7 +15,7 @@ from nnunet_alice.benchmark.weights import Weights
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.transfer import transfer_checkpoint
 from nnunet_alice.cli.main import main
-from nnunet_alice.matching.index import checkpoint_fingerprint
+from nnunet_alice.matching.index import checkpoint_checksum
 from nnunet_alice.publishing.card import CardText
 from nnunet_alice.publishing.fetch import fetch
 from nnunet_alice.publishing.publish import publish
@@ -50,7 +50,7 @@ def fine_tuned(folder, weights) -> dict[str, torch.Tensor]:
 
 
 def test_fine_tuning_is_that_of_the_original_to_the_bit(published, checkpoint, serve, elsewhere, tmp_path):
-    folder = fetch(f"{serve(published.folder).address}/files", published.digest, tmp_path / "cache")
+    folder = fetch(f"{serve(published.folder).address}/files", published.checksum, tmp_path / "cache")
     given = give_plans(folder, 901, "3d_fullres")
     shutil.copytree(elsewhere / "nnUNetPlans_3d_fullres", elsewhere / f"{given.plans_name}_3d_fullres")
     shutil.copy(given.file, elsewhere / "nnUNetPlans.json")  # where make_finetuner looks
@@ -91,10 +91,11 @@ def test_a_benchmark_knows_the_folder_by_its_content(published, checkpoint, tmp_
     arms = {"ours": SimpleNamespace(name="ours", checkpoints=(str(published.folder), str(checkpoint)), parts="all")}
     settings = SimpleNamespace(arms=list(arms.values()), arm=arms.get)
     weights = Weights(SimpleNamespace(folder=tmp_path), settings)
-    assert weights.digest("ours", 0) == published.digest[:8] != weights.digest("ours", 1)
+    weights.check()
+    assert weights.checksum("ours", 0) == published.checksum[:8] != weights.checksum("ours", 1)
 
 
-def test_a_folder_has_a_fingerprint(published, tmp_path):
+def test_a_folder_has_a_checksum(published, tmp_path):
     changed = tmp_path / "changed"
     shutil.copytree(published.folder, changed)
-    assert checkpoint_fingerprint(changed) == checkpoint_fingerprint(published.folder) == published.digest
+    assert checkpoint_checksum(changed) == checkpoint_checksum(published.folder) == published.checksum

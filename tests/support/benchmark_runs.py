@@ -7,7 +7,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from nnunet_alice.benchmark.runner import Command, Runner
+from nnunet_alice.benchmark.commands import Command
+from nnunet_alice.benchmark.runner import Runner
 from nnunet_alice.benchmark.settings import parse_settings
 from support.labelled_runs import DATASET, write_labelled
 

@@ -100,7 +100,7 @@ def test_a_run_writes_predictions_metrics_and_pictures_and_predicts_new_images_a
     for case, why in (
         ("flat", "constant"), ("two", "_0001 besides"), ("cut", "truncated"), ("second", "second_0000"),
     ):  # fmt: skip
-        assert any(line.startswith(f"  left out: {case}:") and why in line for line in said.splitlines()), case
+        assert any(line.startswith(f"  failed: {case}:") and why in line for line in said.splitlines()), case
     new = pd.read_csv(tmp_path / "out.csv")
     assert new["case"].tolist() == chosen and f"4 of {len(chosen) + 4} cases" in said
     np.testing.assert_allclose(new["predicted_value"], predictions["predicted_value"], rtol=2e-4)

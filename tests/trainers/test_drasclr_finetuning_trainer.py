@@ -272,7 +272,7 @@ def test_every_kind_of_atlas_file_is_the_same_atlas(folders, capsys):
     dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
     kinds = folders / "DrasCLRTrainer.pth", AtlasFiles(dataset).atlas_file, folders / "raw" / LOCATED / "atlas.npz"
     atlases = [open_atlas(path) for path in kinds]
-    assert len({atlas.digest for atlas in atlases}) == 1
+    assert len({atlas.checksum for atlas in atlases}) == 1
     assert all(atlas.plans["configurations"] == atlases[0].plans["configurations"] for atlas in atlases)
     with pytest.raises(CheckpointError, match="holds no atlas"):
         open_atlas(folders / "AliceTrainer.pth")
@@ -281,7 +281,7 @@ def test_every_kind_of_atlas_file_is_the_same_atlas(folders, capsys):
     try:
         with pytest.raises(InputError, match="Several plans share"):
             open_atlas(kinds[1])
-        assert open_atlas(kinds[1], PLANS).digest == atlases[0].digest
+        assert open_atlas(kinds[1], PLANS).checksum == atlases[0].checksum
         with pytest.raises(InputError, match="No plans Unknown"):
             open_atlas(kinds[1], "Unknown")
     finally:

@@ -57,6 +57,22 @@ def test_a_batch_holds_query_then_anchor_views_around_the_points():
         np.testing.assert_array_equal(batch.views[3 + index], crop_centred(images["b"], pair.point_b, PATCH))
 
 
+def test_a_batch_says_where_the_body_is():
+    body = {case: np.random.default_rng(ord(case)).random((1, 20, 22, 24)) < 0.5 for case in "ab"}
+    pads, asked = 30, views()
+
+    def crop(case, first, size):
+        padded = np.pad(body[case][0], pads)
+        return padded[tuple(slice(f + pads, f + pads + n) for f, n in zip(first, size, strict=True))]
+
+    asked.body_crop = crop
+    with_body, without = (made(0, np.random.default_rng(3)) for made in (asked, views()))
+    assert same(with_body, without) and without.body is None
+    for index, pair in enumerate(with_body.pairs):
+        np.testing.assert_array_equal(with_body.body[index], crop_centred(body["a"], pair.point_a, PATCH)[0] > 0)
+        np.testing.assert_array_equal(with_body.body[3 + index], crop_centred(body["b"], pair.point_b, PATCH)[0] > 0)
+
+
 def test_every_view_has_its_own_mask_of_the_right_share():
     batch = next(batches())
     blocks = np.prod([-(-p // b) for p, b in zip(PATCH, block_shape(PATCH), strict=True)])

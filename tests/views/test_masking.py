@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 
-from nnunet_alice.views.masking import apply_mask, block_mask, block_shape
+from nnunet_alice.views.masking import block_mask, block_shape
 
 
 @pytest.mark.parametrize(
@@ -78,29 +77,3 @@ def test_bad_input_is_refused(patch, block, ratio, message):
 def test_an_empty_axis_is_refused():
     with pytest.raises(ValueError, match="must be positive"):
         block_shape((8, 0, 8))
-
-
-def test_masked_voxels_are_zero_in_all_channels_and_nothing_else_changes():
-    rng = np.random.default_rng(0)
-    x = torch.randn(2, 3, 8, 4, 4) + 5
-    before = x.clone()
-    mask = torch.from_numpy(np.stack([block_mask((8, 4, 4), (2, 1, 1), 0.75, rng) for _ in range(2)]))
-    masked = apply_mask(x, mask)
-    for b in range(2):
-        for c in range(3):
-            assert (masked[b, c][mask[b]] == 0).all()
-            assert torch.equal(masked[b, c][~mask[b]], x[b, c][~mask[b]])
-    assert torch.equal(x, before)
-
-
-def test_masking_hides_values_that_are_not_finite():
-    x = torch.full((1, 1, 2, 2, 2), float("nan"))
-    assert torch.equal(apply_mask(x, torch.ones(1, 2, 2, 2, dtype=torch.bool)), torch.zeros_like(x))
-
-
-def test_apply_mask_refuses_what_would_broadcast():
-    x = torch.zeros(2, 1, 4, 4, 4)
-    with pytest.raises(ValueError, match=r"mask of shape \(1, 4, 4, 4\) does not fit"):
-        apply_mask(x, torch.zeros(1, 4, 4, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"mask must be bool, got torch\.float32"):
-        apply_mask(x, torch.zeros(2, 4, 4, 4))

@@ -182,15 +182,16 @@ def alignment_loss(targets: Tensor, student: Tensor, student_temperature: float)
     return soft_cross_entropy(targets, student, student_temperature)
 
 
-def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
-    """``L_rec``: half the mean squared error over all voxels, masked or not.
+def reconstruction_loss(reconstruction: Tensor, image: Tensor, where: Tensor | None = None) -> Tensor:
+    """``L_rec``: half the mean squared error over all voxels, masked or not, or over some.
 
     Args:
         reconstruction: (2B, C, *patch), from the masked views.
         image: (2B, C, *patch), the views without mask.
+        where: (2B, *patch) bool, the voxels that count; None for all, as in the paper.
 
     Returns:
-        Scalar.
+        Scalar; 0, with a gradient of 0, where no voxel counts.
 
     Raises:
         ValueError: If the shapes differ.
@@ -201,7 +202,12 @@ def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
             "Reconstruction and image must have the same shape, "
             f"got {tuple(reconstruction.shape)} and {tuple(image.shape)}."
         )
-    return 0.5 * (_wide(reconstruction) - _wide(image)).square().mean()
+    error = (_wide(reconstruction) - _wide(image)).square()
+    if where is None:
+        return 0.5 * error.mean()
+    if where.shape != (image.shape[0], *image.shape[2:]):
+        raise ValueError(f"Voxels of shape {tuple(where.shape)} do not fit views of shape {tuple(image.shape)}.")
+    return 0.5 * (error * where.unsqueeze(1)).sum() / (where.sum() * image.shape[1]).clamp_min(1)
 
 
 class Centre(nn.Module):

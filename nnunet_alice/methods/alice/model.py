@@ -175,6 +175,7 @@ class Alice(nn.Module):
         update_centres: bool = True,
         regions: ViewRegions | None = None,
         share: float = 0.0,
+        body: Tensor | None = None,
     ) -> AliceStep:
         """Losses and signs of life of one batch.
 
@@ -186,6 +187,7 @@ class Alice(nn.Module):
             update_centres: move the centres by this batch (not in validation).
             regions: which regions of the atlas the views show; needed where the settings ask for ``L_reg``.
             share: of the run that is done, in [0, 1], for the courses of the weights.
+            body: (2B, *patch) bool, True in the body; None where it is not known or air counts, too.
         """
         settings = self.settings
         first = None if regions is None else regions.first
@@ -219,7 +221,10 @@ class Alice(nn.Module):
         if settings.reconstruction:
             assert outputs.reconstruction is not None
             masked = len(views) // 2 if settings.unmasked_anchors else len(views)
-            reconstruction = reconstruction_loss(outputs.reconstruction[:masked], views[:masked])
+            where = self._reconstructed(mask, body)
+            reconstruction = reconstruction_loss(
+                outputs.reconstruction[:masked], views[:masked], None if where is None else where[:masked]
+            )
         if outputs.regions is not None and regions is not None:
             region = region_loss(outputs.regions, regions.labels)
             parts["region_accuracy"] = region_accuracy(outputs.regions, regions.labels)
@@ -228,6 +233,13 @@ class Alice(nn.Module):
         named = {f"loss_{name}": value.detach() for name, value in losses._asdict().items()}
         rebuilt = None if outputs.reconstruction is None else outputs.reconstruction.detach()
         return AliceStep(loss, {"loss": loss.detach(), **named, **parts}, rebuilt, descriptors, token_codes)
+
+    def _reconstructed(self, mask: Tensor, body: Tensor | None) -> Tensor | None:
+        """Return the voxels that ``L_rec`` asks for, bool like the mask; None for all."""
+        body = None if self.settings.reconstruct_air else body
+        if self.settings.reconstruct_visible:
+            return body
+        return mask if body is None else mask & body
 
     def _targets(self, logits: Tensor, centre: Centre, temperature: float) -> Tensor:
         """The teacher's targets (2B, ..., K) from its logits.

@@ -24,6 +24,10 @@ class AliceSettings:
         reconstruction: learn to reconstruct masked voxels (``L_rec``).
         regions: learn which region of the atlas every voxel belongs to (``L_reg``). Ours, not the paper's: the one term
             that teaches the decoder anatomy. Cases without a good registration have no regions and learn the rest.
+        reconstruct_air: ask ``L_rec`` for voxels outside of the body and beyond the volume, too, as the paper does.
+            They are constant and teach nothing, and their small errors hide how well anatomy is reconstructed.
+        reconstruct_visible: ask ``L_rec`` for voxels that the student sees, too, as the paper does; without it for
+            masked voxels alone.
         grid_pooling: average the bottleneck in 2 x 2 x 2 parts and concatenate, where the paper takes one global
             average. After InstanceNorm a global average is the channel's bias, the same for every volume.
         batch_norm: normalise the head's inputs over the batch, pooled features per channel, tokens per token index
@@ -67,6 +71,8 @@ class AliceSettings:
     casa: bool = True
     reconstruction: bool = True
     regions: bool = True
+    reconstruct_air: bool = False
+    reconstruct_visible: bool = True
     grid_pooling: bool = True
     batch_norm: bool = True
     sinkhorn: bool = True
@@ -139,6 +145,7 @@ class AliceSettings:
         return replace(
             self,
             regions=False,
+            reconstruct_air=True,
             grid_pooling=False,
             batch_norm=False,
             sinkhorn=False,

@@ -58,20 +58,6 @@ def inverse_affine(affine: Tensor) -> Tensor:
     return torch.linalg.inv_ex(affine.double()).inverse
 
 
-def inside_volume(positions_mm: Tensor, extent_mm: Tensor) -> Tensor:
-    """Which positions lie between the first and the last voxel centre of their volume.
-
-    Args:
-        positions_mm: (V, N, 3).
-        extent_mm: (V, 3), ``(shape - 1) * spacing`` of each volume.
-
-    Returns:
-        bool (V, N). Everything else shows padding, in whole or in part.
-    """
-    tolerance = 1e-3
-    return ((positions_mm >= -tolerance) & (positions_mm <= extent_mm[:, None] + tolerance)).all(dim=2)
-
-
 def sample_map(descriptors: Tensor, affine: Tensor, points_mm: Tensor) -> Tensor:
     """Descriptors at points between the voxels: trilinear, made unit vectors again.
 

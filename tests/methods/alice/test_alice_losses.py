@@ -240,6 +240,23 @@ class TestReconstruction:
         want = 0.5 * sum((a - b) ** 2 for a, b in pairs) / first.numel()
         assert reconstruction_loss(first, second).item() == pytest.approx(want, rel=1e-5)
 
+    def test_only_the_chosen_voxels_count(self):
+        first, second = torch.randn(2, 2, 3, 2, 2), torch.randn(2, 2, 3, 2, 2)
+        where = torch.rand(2, 3, 2, 2) < 0.5
+        errors = [
+            (first[b, c, z, y, x] - second[b, c, z, y, x]).item() ** 2
+            for b, z, y, x in where.nonzero().tolist()
+            for c in range(2)
+        ]
+        want = 0.5 * sum(errors) / len(errors)
+        assert reconstruction_loss(first, second, where).item() == pytest.approx(want, rel=1e-5)
+
+    def test_no_voxel_gives_zero_and_a_gradient(self):
+        rebuilt = torch.randn(2, 1, 2, 2, 2, requires_grad=True)
+        loss = reconstruction_loss(rebuilt, torch.zeros(2, 1, 2, 2, 2), torch.zeros(2, 2, 2, 2, dtype=torch.bool))
+        loss.backward()
+        assert loss.item() == 0 and rebuilt.grad.abs().max() == 0
+
     def test_float16_does_not_overflow(self):
         image = torch.zeros(1, 1, 2, 2, 2, dtype=torch.float16)
         assert reconstruction_loss(image + 1000, image).item() == 500_000
@@ -247,6 +264,8 @@ class TestReconstruction:
     def test_broadcasting_is_refused(self):
         with pytest.raises(ValueError, match="same shape"):
             reconstruction_loss(torch.zeros(2, 1, 4, 4, 4), torch.zeros(2, 2, 4, 4, 4))
+        with pytest.raises(ValueError, match="do not fit"):
+            reconstruction_loss(*2 * [torch.zeros(2, 1, 4, 4, 4)], torch.ones(1, 4, 4, 4, dtype=torch.bool))
 
 
 class TestAliceLosses:

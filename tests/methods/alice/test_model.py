@@ -145,6 +145,32 @@ def test_with_whole_anchors_only_query_views_are_reconstructed():
     torch.testing.assert_close(step.parts["loss_reconstruction"], expected.detach(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("air", [True, False])
+@pytest.mark.parametrize("visible", [True, False])
+def test_air_and_visible_voxels_are_reconstructed_only_where_asked(air, visible):
+    settings = replace(SETTINGS, unmasked_anchors=True, reconstruct_air=air, reconstruct_visible=visible)
+    model = model_of(settings)
+    views, mask = batch()
+    body = torch.rand(mask.shape) < 0.7
+    step = model.compute(views, mask, 0.04, body=body)
+    rebuilt = model.student.backbone(views.masked_fill(mask.unsqueeze(1), 0)).output
+    errors = [
+        (rebuilt[view, 0, z, y, x] - views[view, 0, z, y, x]).item() ** 2
+        for view, z, y, x in torch.ones_like(mask[:3]).nonzero().tolist()
+        if (air or body[view, z, y, x]) and (visible or mask[view, z, y, x])
+    ]
+    assert step.parts["loss_reconstruction"].item() == pytest.approx(0.5 * sum(errors) / len(errors), rel=1e-4)
+
+
+def test_the_paper_reconstructs_every_voxel():
+    model = model_of(AliceSettings(hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2).paper())
+    views, mask = batch()
+    with_body, without = (
+        model.compute(views, mask, 0.04, body=body).parts["loss_reconstruction"] for body in (mask, None)
+    )
+    assert torch.equal(with_body, without)
+
+
 def test_validation_leaves_the_centres_alone():
     model = model_of(SETTINGS)
     before = model.centre_cls.value.clone(), model.centre_alignment.value.clone()

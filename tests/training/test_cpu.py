@@ -1,11 +1,11 @@
-"""Faster convolutions on the CPU give the same values."""
+"""Training on the CPU: faster convolutions give the same values, and OMP_NUM_THREADS limits the threads."""
 
 import pytest
 import torch
 from support.tiny_networks import tiny_unet
 from torch import nn
 
-from nnunet_alice.training.cpu_convolutions import SMALL_IMAGE, channels_last_on_cpu, small_images_twice_on_cpu
+from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 
 
 def test_channels_last_changes_the_order_in_memory_and_nothing_else():
@@ -39,33 +39,22 @@ def test_channels_last_changes_the_order_in_memory_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("device", "batch", "size", "seen"),
+    ("limit", "device", "threads"),
     [
-        ("cpu", 1, 8, 2),
-        ("cpu", 2, 8, 2),
-        ("cpu", 3, 8, 3),
-        ("cuda", 1, 8, 1),
-        ("cpu", 1, 80, 1),
+        ("1", "cpu", 1),
+        ("1,1", "cpu", 1),
+        ("2", "cpu", 2),
+        ("8", "cpu", 2),
+        ("0", "cpu", 2),
+        ("many", "cpu", 2),
+        (None, "cpu", 2),
+        ("1", "cuda", 2),
     ],
 )
-def test_a_single_small_image_is_predicted_twice_and_answered_once(device, batch, size, seen):
-    torch.manual_seed(0)
-    module, images = tiny_unet(features=(4, 8, 12)), torch.randn(batch, 1, size, size, 4)
-    assert (4 * size * size <= SMALL_IMAGE) == (size == 8)
-    counts = []
-    module.encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
-    with torch.inference_mode():
-        alone = module(images)
-        with small_images_twice_on_cpu(module, torch.device(device)):
-            within = module(images)
-        after = module(images)
-    assert counts == [batch, seen, batch]
-    torch.testing.assert_close(within, alone, rtol=1e-4, atol=1e-5)
-    assert torch.equal(after, alone)
-
-
-def test_a_network_is_itself_again_after_an_error_within():
-    module = tiny_unet()
-    with pytest.raises(RuntimeError), small_images_twice_on_cpu(module, torch.device("cpu")):
-        module(torch.zeros(1, 1, 6, 6, 6))  # strides do not fit
-    assert not module._forward_hooks and not module._forward_pre_hooks
+def test_threads_are_limited_on_the_cpu_only(limit, device, threads, two_threads, monkeypatch):
+    if limit is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    keep_thread_limit(torch.device(device))
+    assert torch.get_num_threads() == threads

@@ -1,0 +1,104 @@
+"""Metrics of predictions of planted disease: mean over seeds, intervals by bootstrap over patients, differences."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from planted_lungs import KINDS
+
+from nnunet_alice.features.folds import bootstrap_samples
+from nnunet_alice.features.probe import area_under_curve, rank_within
+from nnunet_alice.files import atomic_write
+
+BOOTSTRAPS = 1000
+
+
+class Question(NamedTuple):
+    """What is probed.
+
+    Attributes:
+        name: also the column of the table of cases.
+        title: with its metric.
+        classes: None for a number.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...] | None
+
+
+QUESTIONS = (
+    Question("emphysema", "extent of emphysema, R²", None),
+    Question("consolidation", "extent of consolidation, R²", None),
+    Question("presence", "emphysema in a patch, AUC", ("none", "ill")),
+    Question("kind", "its kind in a patch, AUC", KINDS),
+)
+
+
+def write_report(folder: Path) -> None:
+    """Write and print ``table.csv``, a row an arm, and ``differences.csv``, of pairs of arms on the same patients."""
+    table = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("predictions_seed*.csv"))])
+    spreads, rows = {}, []
+    for arm, of_arm in table.groupby("arm", sort=False):
+        row = {"features": arm, "seeds": of_arm["seed"].nunique()}
+        for question in QUESTIONS:
+            value, spread = measured(of_arm[of_arm["question"] == question.name], question)
+            spreads[arm, question.name] = value, spread
+            row[question.title] = with_interval(value, spread)
+        rows.append(row)
+    differences = []
+    for arm in table["arm"].unique():
+        for other in table["arm"].unique():
+            if arm == other or "all patients" in other:
+                continue
+            row = {"features": arm, "against": other}
+            for question in QUESTIONS:
+                (one, ones), (two, twos) = spreads[arm, question.name], spreads[other, question.name]
+                row[question.title] = with_interval(one - two, ones - twos, "+.2f")
+            differences.append(row)
+    for name, made in (("table", rows), ("differences", differences)):
+        with atomic_write(folder / f"{name}.csv") as temporary:
+            pd.DataFrame(made).to_csv(temporary, index=False)
+    print(pd.DataFrame(rows).to_string(index=False), flush=True)
+
+
+def with_interval(value: float, spread: np.ndarray, form: str = ".2f") -> str:
+    """A value and its 95 % interval."""
+    low, high = np.nanpercentile(spread, [2.5, 97.5])
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def measured(rows: pd.DataFrame, question: Question) -> tuple[float, np.ndarray]:
+    """Metric of one arm, mean over its seeds, and the same in bootstrap samples of patients.
+
+    The samples are the same for all arms, so that arms can be compared.
+    """
+    values, spreads = [], []
+    for _, of_seed in rows.groupby("seed"):
+        of_seed = of_seed.sort_values(["patient", "case"], kind="stable")
+        metric = metric_of(of_seed, question)
+        rng = np.random.default_rng(0)
+        groups = of_seed["patient"].to_numpy()
+        values.append(metric(np.arange(len(of_seed))))
+        spreads.append([metric(at) for at in bootstrap_samples(len(of_seed), groups, BOOTSTRAPS, rng)])
+    return float(np.mean(values)), np.mean(spreads, axis=0)
+
+
+def metric_of(rows: pd.DataFrame, question: Question) -> Callable[[np.ndarray], float]:
+    """Function of row numbers that gives R², or the AUC (of several classes the mean of each against the rest)."""
+    scores = rows[[f"score{i}" for i in range(len(question.classes or "1"))]].to_numpy()
+    if question.classes is None:
+        truth = rows["truth"].to_numpy(float)
+
+        def explained(at: np.ndarray) -> float:
+            total = ((truth[at] - truth[at].mean()) ** 2).sum()
+            return float(1 - ((truth[at] - scores[at, 0]) ** 2).sum() / total) if total > 0 else np.nan
+
+        return explained
+    classes, fold = question.classes, rows["fold"].to_numpy()
+    ranks = np.stack([rank_within(score, fold) for score in scores.T])
+    wanted = classes[1:] if len(classes) == 2 else classes
+    truths = [(classes.index(name), rows["truth"].to_numpy() == name) for name in wanted]
+    return lambda at: float(np.mean([area_under_curve(truth[at], ranks[i, at]) for i, truth in truths]))
