@@ -104,6 +104,7 @@ class PreprocessedDataset:
         if configuration not in found.plans["configurations"]:
             known = ", ".join(found.plans["configurations"])
             raise InputError(f"{plans_name}.json has no configuration '{configuration}'; it has: {known}.")
+        plain_name(found.configuration_manager.data_identifier, f"data_identifier in {plans_name}.json")
         command = f"nnUNetv2_preprocess -d {found.number} -plans_name {plans_name} -c {configuration}"
         if found.preprocessing_report.is_file():  # ours; nnU-Net leaves none
             command = f"nnunet_alice plan -d {found.number} ... as before"

@@ -10,8 +10,9 @@ from nnunet_alice.errors import AliceError
 #: longest text of somebody else's error that is passed on
 _LONGEST = 300
 #: what SimpleITK puts before what it has to say, and the address of the object that says it
-_ITK = re.compile(r".*?(?:sitk::|ITK )ERROR: (?:\w+\(0x[0-9a-f]+\): )?(?:ERROR: )?", re.DOTALL)
+_ITK = re.compile(r".*?(?:s?itk::|ITK )ERROR: (?:\w+\(0x[0-9a-f]+\): )?(?:ERROR: )?", re.DOTALL)
 _MISSING = re.compile(r'The file "(?P<file>.+)" does not exist')
+_UNREAD = re.compile(r"File cannot be read: (?P<file>.+) for reading")
 _UNKNOWN_CONTENT = re.compile(r'Unable to determine ImageIO reader for "(?P<file>.*)"')
 #: words of SimpleITK that name no cause a user would recognise -> ours
 _TRANSLATED = (
@@ -87,6 +88,8 @@ def _telling_of_itk(text: str) -> str:
     """What SimpleITK says once its preamble is gone."""
     if found := _MISSING.search(text):
         return f"{found['file']} does not exist"
+    if (found := _UNREAD.search(text)) and Path(found["file"]).is_file():  # it says: no such file
+        return f"{found['file']} ends early, or its header is damaged"
     if found := _UNKNOWN_CONTENT.search(text):
         return _content_of(Path(found["file"]))
     for theirs, ours in _TRANSLATED:

@@ -8,7 +8,8 @@ from support.small_datasets import write_preprocessed
 
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import write_json
+from nnunet_alice.files import read_json, write_json
+from nnunet_alice.planning.moved_plans import rename_plans
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,17 @@ def dataset(tmp_path, monkeypatch) -> PreprocessedDataset:
     return write_preprocessed(
         tmp_path, {f"c{i}": np.zeros((1, 8, 8, 8), np.float32) for i in range(3)}, (1.0, 1.0, 1.0)
     )
+
+
+def test_plans_of_somebody_that_name_a_folder_elsewhere_are_refused(dataset):
+    path = dataset.base / f"{dataset.plans_name}.json"
+    plans = read_json(path)
+    plans["configurations"][dataset.configuration]["data_identifier"] = "../elsewhere"
+    write_json(path, plans)
+    with pytest.raises(InputError, match=r"data_identifier .* no plain name"):
+        PreprocessedDataset.find(dataset.name, dataset.plans_name, dataset.configuration)
+    with pytest.raises(InputError, match=r"data_identifier .* no plain name"):
+        rename_plans(plans, "others")
 
 
 def test_only_names_go_to_other_processes(dataset):

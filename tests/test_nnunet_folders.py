@@ -54,6 +54,8 @@ def test_a_dataset_is_no_path(dataset):
         ["match", "-d", "4", "-p", "../evil", "--from", "a", "--point", "0", "0", "0"],
         ["transfer", "-i", "a.pth", "-d", "4", "-p", "../evil", "-o", "b.pth"],
         ["convert_btcv", "-i", "RawData", "-d", "17", "-n", "../evil"],
+        ["predict_targets", "-i", "RawData", "-o", "x.csv", "-m", ".", "-f", "../evil"],
+        ["predict_targets", "-i", "RawData", "-o", "x.csv", "-m", ".", "-chk", "../evil.pth"],
     ],
 )
 def test_no_command_reads_or_writes_beside_its_folder(tmp_path, monkeypatch, capsys, command):

@@ -67,6 +67,18 @@ def test_of_a_chain_of_calls_the_first_and_the_last_are_told(tmp_path, image):
     assert str(path) in told and "fread got only" in told and "\n" not in told
 
 
+@pytest.mark.parametrize(
+    ("name", "share", "told"),
+    [("cut.mha", 0.1, "ends early"), ("cut.mha", 0.5, "ends early"), ("cut.nrrd", 0.05, 'no "data file" given')],
+)
+def test_half_a_file_is_neither_missing_nor_a_place_in_their_source(tmp_path, image, name, share, told):
+    path = tmp_path / name
+    sitk.WriteImage(image, str(path))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    found = reading(path)
+    assert told in found and str(path) in found and ".cxx" not in found and "No such file" not in found
+
+
 def test_the_place_in_their_source_is_never_told(tmp_path, image):
     with pytest.raises(RuntimeError) as caught:
         sitk.WriteImage(image, str(tmp_path / "no" / "folder.nrrd"))

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.errors import InputError
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ def most_typical(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry
             continue
         names.append(cases[index])
     if not names:
-        raise InputError(f"None of the {len(cases)} cases has a usable image; the first reason is logged above.")
+        raise InputError(
+            f"None of the {counted(len(cases), 'case')} has a usable image; the first reason is logged above."
+        )
     total = np.zeros((len(names), len(names)))
     for part in zip(*descriptors, strict=True):
         values = np.stack(part)

@@ -11,6 +11,7 @@ import pandas as pd
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def read_subjects(source: str | os.PathLike, cases: Sequence[str]) -> dict[str, 
     known = {case: found[case] for case in cases if case in found}
     if not known:
         example = f"; it has '{next(iter(found))}'" if found else ""
-        raise InputError(f"{source} names the subject of none of the {len(cases)} cases, e.g. '{cases[0]}'{example}.")
+        raise InputError(
+            f"{source} names the subject of none of the {counted(len(cases), 'case')}, e.g. '{cases[0]}'{example}."
+        )
     missing = [case for case in cases if case not in known]
     if missing:
         logger.warning(

@@ -9,6 +9,7 @@ from nnunet_alice.benchmark.settings import Arm
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.errors import AliceError
 from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
+from nnunet_alice.words import counted
 
 
 def exposure(arm: Arm, tests: Mapping[str, Sequence[str]]) -> str:
@@ -39,7 +40,7 @@ def exposure(arm: Arm, tests: Mapping[str, Sequence[str]]) -> str:
             "(saw_test_images in the settings if you know better)"
         )
     return (
-        f"pretraining SAW images of {len(found)} of {len(tests)} test cases, without their labels "
+        f"pretraining SAW images of {len(found)} of {counted(len(tests), 'test case')}, without their labels "
         f"(e.g. {sorted(found)[0]})"
     )
 

@@ -1,5 +1,6 @@
 """Who trains and who tests: test sets, nested draws of the labelled cases, and validation cases for tuning."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from nnunet_alice.benchmark.settings import ALL, Settings
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import read_json
+from nnunet_alice.words import counted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,16 @@ def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Map
     for partition in found:
         unknown = sorted({*partition.pool, *partition.test} - set(cases))
         if unknown:
-            raise InputError(f"The split names {unknown[0]}, which is not among the {len(cases)} preprocessed cases.")
+            raise InputError(
+                f"Split '{partition.name}' names {counted(len(unknown), 'case')} not among the "
+                f"{len(cases)} preprocessed ones: {named(unknown)}; preprocess them, or take them out of the split."
+            )
+        unused = sorted(set(cases) - {*partition.pool, *partition.test})
+        if unused:
+            logger.warning(
+                "Split '%s' names %d of the %d preprocessed cases; not used: %s.",
+                partition.name, len(cases) - len(unused), len(cases), named(unused),
+            )  # fmt: skip
         if not partition.test or not partition.pool or set(partition.pool) & set(partition.test):
             raise InputError(f"Split '{partition.name}' has no test case, none to train on, or one that is both.")
         largest = max((count for count in settings.labels if isinstance(count, int)), default=0)
@@ -134,7 +147,9 @@ def _folds(settings: Settings, cases: list[str], own_split: Any) -> list[Partiti
     where = settings.test.split or "splits_final.json"
     _check_form(split, where)
     if max(settings.test.folds) >= len(split):
-        raise InputError(f"'test' names fold {max(settings.test.folds)}, and the split has {len(split)} folds.")
+        raise InputError(
+            f"'test' names fold {max(settings.test.folds)}, and the split has {counted(len(split), 'fold')}."
+        )
     return [
         Partition(f"fold{fold}", tuple(sorted(split[fold]["train"])), tuple(sorted(split[fold]["val"])))
         for fold in settings.test.folds

@@ -1,15 +1,15 @@
 """Does the truth lie as its image does? Voxels are compared one by one, whatever the headers say."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_alice.anatomy.world import PreparedCases
+from nnunet_alice.anatomy.world import PreparedCases, file_grid
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError
-from nnunet_alice.words import telling
+from nnunet_alice.errors import InputError, named
+from nnunet_alice.words import counted, telling
 
 
 def check_truth(dataset: PreprocessedDataset, folder: Path, ending: str, cases: Iterable[str]) -> None:
@@ -25,31 +25,46 @@ def check_truth(dataset: PreprocessedDataset, folder: Path, ending: str, cases: 
         InputError: one has other voxels, or its header turns it another way than the image: mirrored labels would
             count as mistakes of every model.
     """
-    prepared = PreparedCases(dataset)
+    cases, prepared = list(cases), PreparedCases(dataset)
+    missing = [case for case in cases if not (folder / f"{case}{ending}").is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} lacks the true segmentations of {counted(len(missing), 'case')} ({named(missing)}); preprocess "
+            "again, which copies them there."
+        )
     for case in cases:
         path, properties = folder / f"{case}{ending}", prepared.properties(case)
-        image = properties.get("sitk_stuff")
-        if image is None or not path.is_file():
-            continue  # read by other means; a missing one is told when it is needed
         truth = sitk.ImageFileReader()
         truth.SetFileName(str(path))
         try:
             truth.ReadImageInformation()
         except RuntimeError as error:
             raise InputError(f"The truth of {case} cannot be read ({telling(error)}); mend or replace it.") from None
-        if "original_orientation" in image or truth.GetDimension() != 3:
-            continue  # nnU-Net's reader turns both alike
-        if not np.allclose(truth.GetDirection(), image["direction"], atol=1e-3):
+        if truth.GetDimension() != 3 or _is_turned(properties):
+            continue
+        try:
+            affine, shape = file_grid(properties, dataset.plans["transpose_forward"])
+        except KeyError:  # a reader that keeps no geometry
+            continue
+        columns = affine[:3, 2::-1]  # of x, y and z
+        directions = columns / np.linalg.norm(columns, axis=0)
+        if not np.allclose(truth.GetDirection(), directions.ravel(), atol=1e-3):
             raise InputError(
-                f"{path} lies {_letters(truth.GetDirection())} and its image {_letters(image['direction'])}: voxel by "
+                f"{path} lies {_letters(truth.GetDirection())} and its image {_letters(directions.ravel())}: voxel by "
                 "voxel they are not the same anatomy; write the labels in the image's orientation and preprocess again."
             )
-        shape = tuple(int(n) for n in properties.get("shape_before_cropping", truth.GetSize()[::-1]))
         if truth.GetSize()[::-1] != shape:
             raise InputError(
                 f"{path} has {'x'.join(map(str, truth.GetSize()[::-1]))} voxels (z, y, x) and its image "
                 f"{'x'.join(map(str, shape))}; write the labels on the image's grid and preprocess again."
             )
+
+
+def _is_turned(properties: Mapping) -> bool:
+    """Whether nnU-Net's reader turned the image, and turns its truth alike."""
+    return "original_orientation" in properties.get("sitk_stuff", {}) or "reoriented_affine" in properties.get(
+        "nibabel_stuff", {}
+    )
 
 
 def _letters(direction: Iterable[float]) -> str:

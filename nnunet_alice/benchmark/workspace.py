@@ -16,12 +16,13 @@ from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import atomic_write, file_checksum, read_json, write_json
 from nnunet_alice.locks import held
 from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.targets.definitions import DEFINITIONS, load_targets
 from nnunet_alice.targets.splits import check_no_leak
+from nnunet_alice.words import counted
 
 #: how the cases are divided; the names of the splits, in the order of their folds
 _DIVISIONS, _NAMES = "divisions.json", "splits_names.json"
@@ -70,9 +71,8 @@ class Workspace:
                 raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
         self._check_unchanged(source.base, target)
         self._link(source, files)
-        if not isinstance(self.measure, Predictions):
-            link_files(source.base / "gt_segmentations", target / "gt_segmentations")
-            self._check_truth(source, target / "gt_segmentations")
+        if not self.settings.predicts:
+            self._check_truth(source)
         for arm in self.settings.arms:
             if arm.dataset is not None:
                 self._link_located(source, arm)
@@ -138,6 +138,8 @@ class Workspace:
         """Links to preprocessed cases and truth of a dataset, and copies of its small files."""
         target = self.preprocessed / source.name
         link_files(source.folder, target / source.folder.name)
+        if not self.settings.predicts:
+            link_files(source.base / "gt_segmentations", target / "gt_segmentations")
         for name in files:
             write_json(target / name, read_json(source.base / name))
 
@@ -156,11 +158,11 @@ class Workspace:
         missing = sorted(set(source.cases()) - set(located.cases()))
         if missing:
             raise InputError(
-                f"{located.name} of arm '{arm.name}' lacks {len(missing)} cases of {source.name}, the first is "
-                f"{missing[0]}; run nnunet_alice locate -d {source.number} and preprocess what it writes."
+                f"{located.name} of arm '{arm.name}' lacks {counted(len(missing), 'case')} of {source.name} "
+                f"({named(missing)}); run nnunet_alice locate -d {source.number} and preprocess what it writes."
             )
         self._link(located, (f"{plans}.json", "dataset.json", "dataset_fingerprint.json"))
-        link_files(located.base / "gt_segmentations", self.preprocessed / located.name / "gt_segmentations")
+        self._check_truth(located, f"truth_{located.name}.json")
 
     @property
     def dataset(self) -> str:
@@ -239,9 +241,10 @@ class Workspace:
                     f"{source / name} changed since the benchmark in {self.folder} began; use a new folder for it."
                 )
 
-    def _check_truth(self, source: PreprocessedDataset, folder: Path) -> None:
+    def _check_truth(self, source: PreprocessedDataset, file: str = "truth.json") -> None:
         """Finished runs learned from and were measured against the segmentations that were linked first."""
-        record, ending, cases = self.folder / "truth.json", self.file_ending, source.cases()
+        folder = self.preprocessed / source.name / "gt_segmentations"
+        record, ending, cases = self.folder / file, self.file_ending, source.cases()
         known = read_json(record) if record.is_file() else {}
         found = {case: file_checksum(folder / f"{case}{ending}") for case in cases}
         changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])

@@ -197,7 +197,7 @@ def _note_subjects(args: argparse.Namespace, dataset) -> None:
     if args.subjects is not None:
         subjects = read_subjects(args.subjects, cases)
         save_subjects(dataset, subjects)
-        print(f"{len(subjects)} of {len(cases)} cases are scans of {len(set(subjects.values()))} subjects.")
+        print(f"{len(subjects)} of {counted(len(cases), 'case')} are scans of {len(set(subjects.values()))} subjects.")
     elif not load_subjects(dataset) and (alike := likely_repeats(cases)) is not None:
         print(
             f"{alike[0]} and {alike[1]} look like two scans of one person, and DrasCLR would tell them apart as two; "
@@ -233,7 +233,7 @@ def _lay_landmarks(args: argparse.Namespace, dataset, atlas_case: str) -> None:
         print(f"No landmarks were laid, and only DrasCLR needs them: {error}")
         return
     landmarks, seen = report.landmarks, report.seen
-    title = f"{dataset.name}: {len(landmarks)} landmarks on {atlas_case}, region {report.region}"
+    title = f"{dataset.name}: {counted(len(landmarks), 'landmark')} on {atlas_case}, region {report.region}"
     picture = landmarks_picture(dataset)
     atlas = load_geometry(dataset, atlas_case)
     draw_landmarks(atlas, landmarks.points_mm, seen, report.cases, landmarks.patch_mm, picture, title)

@@ -7,6 +7,7 @@ splits_synapse.json (18/12, usually reported with --organs 8, which needs a data
 
 import argparse
 
+from nnunet_alice.cli.common import SOME_FAILED, positive
 from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice convert_btcv -i RawData -d 17 --split monai"
@@ -33,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--skip_bad", action="store_true", help="leave bad cases out instead of stopping")
     parser.add_argument(
-        "-np", dest="num_workers", type=int, default=4, metavar="N", help="cases read at once (default: %(default)s)"
+        "-np",
+        dest="num_workers",
+        type=positive(int),
+        default=4,
+        metavar="N",
+        help="cases read at once (default: %(default)s)",
     )
 
 
@@ -47,4 +53,4 @@ def run(args: argparse.Namespace) -> int:
     if result.test_images:
         print(f"{result.test_images} images have no labels: import them for pretraining with nnunet_alice import")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {args.dataset_id} --verify_dataset_integrity")
-    return 0
+    return SOME_FAILED if result.left_out else 0

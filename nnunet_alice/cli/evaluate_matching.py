@@ -9,6 +9,9 @@ and cumulative_error.png.
 import argparse
 from pathlib import Path
 
+from nnunet_alice.cli.common import SOME_FAILED
+from nnunet_alice.words import counted
+
 EXAMPLE = "nnunet_alice evaluate_matching -d 4 -p nnUNetPlans -c 3d_fullres --pairs 2000"
 
 
@@ -35,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, write, draw."""
     from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.files import atomic_write
-    from nnunet_alice.matching.error import matching_errors, ordered_pairs, summarise
+    from nnunet_alice.matching.error import SKIPPED, matching_errors, ordered_pairs, summarise
     from nnunet_alice.matching.interface import shared_cases
     from nnunet_alice.matching.registry import open_matchers
     from nnunet_alice.pictures.matching import draw_cumulative_error
@@ -47,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     errors = matching_errors(matchers, pairs, ask, dataset.spacing)
     folder = args.o or dataset.anatomy_folder / "matching"
     overall, detailed = summarise(errors), summarise(errors, ("point", "matcher"))
-    print(f"Errors of {len(errors) // len(matchers)} points of {len(pairs)} ordered pairs of {len(cases)} cases:")
+    print(
+        f"Errors of {counted(len(errors) // len(matchers), 'point')} of {counted(len(pairs), 'ordered pair')} of "
+        f"{counted(len(cases), 'case')}:"
+    )
     print(overall.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
     if errors["point"].nunique() > 1:
         print(detailed.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
@@ -57,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             table.to_csv(temporary, index=False)
     draw_cumulative_error(errors, folder / "cumulative_error.png", title=dataset.name)
     print(f"Tables and plot: {folder}")
-    return 0
+    return SOME_FAILED if errors.attrs[SKIPPED] else 0
 
 
 def _joined(overall, detailed):
@@ -80,7 +86,11 @@ def _questions(args: argparse.Namespace, dataset, matchers, cases: list[str]):
         subjects = load_subjects(truth)
         known = [case for case in cases if case in subjects]
         if len(known) < 2:
-            raise InputError(f"{truth} knows {len(known)} of the {len(cases)} cases of {dataset.name}; two are needed.")
+            raise InputError(
+                f"{truth} knows {len(known)} of the {counted(len(cases), 'case')} of {dataset.name}; two are needed."
+            )
+        if len(known) < len(cases):
+            print(f"{truth} knows {len(known)} of {counted(len(cases), 'case')}: the others are left out.")
         return PhantomQuestions(prepared, subjects, matchers[0].body_points, args.points, args.seed), known
     labels = read_json(dataset.base / "dataset.json")["labels"]
     if set(labels) <= {"background", "body"}:

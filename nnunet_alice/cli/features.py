@@ -36,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.features.encoders import open_encoder
     from nnunet_alice.features.extraction import extract
     from nnunet_alice.features.images import DatasetImages, RawImages
-    from nnunet_alice.importing.scan import passed_over
 
     if args.level != "dense" and not args.o.endswith(".npz"):
         raise InputError(f"-o must end in .npz for --level {args.level}, got {args.o}.")
@@ -56,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         images = RawImages(args.i, encoder.run)
-        if images.others:
-            print(f"Passed over: {passed_over(images.others)}.")
+        if images.passed_over:
+            print(f"Passed over: {images.passed_over}.")
         if not is_orientation(encoder.orientation):
             print(
                 "The checkpoint does not say how its images lay: these are taken as they lie, so look at the results."

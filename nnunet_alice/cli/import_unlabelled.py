@@ -10,7 +10,7 @@ only what is new is read."""
 
 import argparse
 
-from nnunet_alice.cli.common import say_outcomes
+from nnunet_alice.cli.common import positive, say_outcomes
 from nnunet_alice.parts import add_part_argument
 
 EXAMPLE = "nnunet_alice import -i /data/scans -d 900 -n Torso --channel CT -np 8"
@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the volumes are: CT, MRI, ...; several names for several channels. nnU-Net normalises by this name",
     )
     parser.add_argument(
-        "-np", dest="num_processes", type=int, default=4, metavar="N", help="processes (default: %(default)s)"
+        "-np",
+        dest="num_processes",
+        type=positive(int),
+        default=4,
+        metavar="N",
+        help="processes (default: %(default)s)",
     )
     parser.add_argument(
         "--orient",

@@ -102,14 +102,15 @@ def _say(name: str, report, file: Path, atlas) -> int:
     """Say how it went; returns the exit status."""
     from nnunet_alice.anatomy.atlas_files import OK, POOR
 
-    status, poor = say_outcomes(name, report.outcomes, "located", file), report.named(POOR)
-    if poor:
-        print(f"{counted(len(poor), 'case')} could not be registered: in the middle of the atlas everywhere.")
+    status, poor = say_outcomes(name, report.outcomes, "with coordinates", file), report.named(POOR)
+    located = counted(len(report.named(OK)), "case")
+    print(f"{located} located, {len(poor)} could not be registered: in the middle of the atlas everywhere.")
     if not atlas.orientation:
         print("The atlas does not say how its images lay: these are taken as they lie, so look at the report.")
     if report.turned:
         print(f"Of {counted(len(report.turned), 'case')} nnU-Net reads copies:")
         name_some("copied", report.turned.items())
+    name_some("look at it", report.assumed.items())
     name_some(POOR, poor.items())
     if not report.named(OK):
         lies = f", whose images lie {atlas.orientation}" if atlas.orientation else ""

@@ -95,8 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("numexpr").setLevel(logging.WARNING)  # greets on import, into what --json prints
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_ToStdout(sys.stdout)])
-    args = build_parser([name for name in COMMANDS if name in argv[:1]]).parse_args(argv)
+    args = argparse.Namespace(command=" ".join(argv[:1]), resumes=False)  # until they are read
     try:
+        try:
+            args = build_parser([name for name in COMMANDS if name in argv[:1]]).parse_args(argv)
+        finally:
+            sys.stdout.flush()  # of -h
         status = args.run(args) or 0
         sys.stdout.flush()  # here, where a broken pipe is told from other errors
         return status

@@ -33,14 +33,13 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.cli.common import say_outcomes
     from nnunet_alice.features.images import RawImages
     from nnunet_alice.files import atomic_write
-    from nnunet_alice.importing.scan import passed_over
     from nnunet_alice.targets.prediction import TargetModel, predict_images
     from nnunet_alice.words import counted
 
     model = TargetModel.open(args.m, args.f, args.chk, args.device)
     images = RawImages(args.i, model.run)
-    if images.others:
-        print(f"Passed over: {passed_over(images.others)}.")
+    if images.passed_over:
+        print(f"Passed over: {images.passed_over}.")
     outcomes = predict_images(model, images, None if args.explain is None else Path(args.explain))
     outcomes.check_some("predicted")
     table = pd.concat(outcomes.results.values(), ignore_index=True)

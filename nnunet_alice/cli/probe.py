@@ -9,7 +9,8 @@ together. The metrics' 95 % intervals come from a bootstrap. Survival needs pip 
 import argparse
 import re
 
-from nnunet_alice.cli.common import name_some
+from nnunet_alice.cli.common import SOME_FAILED, name_some
+from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice probe --features features.npz --table labels.csv --target severity --task regression"
 
@@ -98,6 +99,8 @@ def _probe_patches(args: argparse.Namespace) -> int:
         images, subjects = DatasetImages(dataset, encoder.run), load_subjects(dataset)
     else:
         images = RawImages(args.i, encoder.run)
+        if images.passed_over:
+            print(f"Passed over: {images.passed_over}.")
     if args.table is not None:
         labels = read_patch_table(args.table, args.target, args.id, args.group, subjects)
     else:
@@ -105,13 +108,12 @@ def _probe_patches(args: argparse.Namespace) -> int:
     fitted = probe_patches(encoder, images, labels, args.task, args.folds, args.seed)
     _report(args, fitted.data, fitted.result, "patches")
     name_some("left out", fitted.failed.items())
-    if args.maps is not None:
-        _write_maps(args, encoder, images, fitted)
-    return 0
+    failed = len(fitted.failed) + (0 if args.maps is None else _write_maps(args, encoder, images, fitted))
+    return SOME_FAILED if failed else 0
 
 
-def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
-    """A map a class and case, and a picture of each case; cases that fail are named."""
+def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> int:
+    """A map a class and case, and a picture of each case; cases that fail are named, their number is returned."""
     import numpy as np
 
     from nnunet_alice.affine import Affine
@@ -132,6 +134,7 @@ def _write_maps(args: argparse.Namespace, encoder, images, fitted) -> None:
     outcomes = for_each_case(draw, images.cases, doing="Maps")
     name_some("no map", outcomes.failed.items())
     print(f"{outcomes.sentence('mapped')}, every {args.step_mm:g} mm, {args.region}: {args.maps}")
+    return len(outcomes.failed)
 
 
 def _report(args: argparse.Namespace, data, result, what: str) -> None:
@@ -144,7 +147,7 @@ def _report(args: argparse.Namespace, data, result, what: str) -> None:
     print(f"{args.task} of '{args.target}' from {data.features.shape[1]} features of {len(data.cases)} {what}")
     if data.groups is not None:
         by = f"by '{args.group}'" if args.group else "(cases, or their subjects)"
-        print(f"{len(set(data.groups))} groups {by}, kept together in folds and intervals")
+        print(f"{counted(len(set(data.groups)), 'group')} {by}, kept together in folds and intervals")
     print(
         f"{args.folds} folds of {sizes} {what}, seed {args.seed}; {penalty}: "
         + ", ".join(f"{p:g}" for p in result.penalties)

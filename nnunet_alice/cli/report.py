@@ -6,6 +6,7 @@ May be run while the benchmark is still going; the report then says how many run
 
 import argparse
 
+from nnunet_alice.cli.common import positive
 from nnunet_alice.words import counted
 
 EXAMPLE = "nnunet_alice report -i /results/hippocampus -np 8"
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARM",
         help="compare with this arm and write FOLDER/report_against_ARM (default: the benchmark's baseline, scratch)",
     )
-    parser.add_argument("-np", type=int, default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("-np", type=positive(int), default=4, metavar="N", help="processes (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -132,14 +132,17 @@ def locate_folder(
     if output == source or source in output.parents:
         raise InputError(f"-o {output} lies in -i {source}; name a folder elsewhere, so that the input stays clean.")
     found = scan_folder(source, len(atlas.channels), ENDINGS_OF_IMPORT)
-    if found.others:
-        logger.warning("Passed over: %s.", passed_over(found.others))
+    passed = passed_over(found)
+    if passed:
+        logger.warning("Passed over: %s.", passed)
     work = [RawCase(case.name, case.files, case.problem) for case in found.cases]
     if not work:
-        raise InputError(f"{folder} holds no volume; names have to end in {', '.join(ENDINGS_OF_IMPORT)}.")
+        holds = f" ({passed})" if passed else ""
+        raise InputError(f"{folder} holds no volume{holds}; names have to end in {', '.join(ENDINGS_OF_IMPORT)}.")
     before = {path for path in output.glob("*") if path.is_symlink()} if output.is_dir() else set()
     ending = _ending_to_predict(atlas, work)
-    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes, ending)
+    whole = not found.unlistable  # what was located of a folder that cannot be listed now stays
+    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes, ending, forget=whole)
     located = set(report.located) - set(report.turned)
     for case in work:
         if case.name not in located:
@@ -148,7 +151,8 @@ def locate_folder(
             target = output / f"{case.name}_{channel:04d}{ending}"
             _link(path.resolve(), target)
             before.discard(target)
-    for stale in before:  # of cases that are gone, or failed this time: nnU-Net would miss their coordinates
+    # of cases that are gone, or failed this time: nnU-Net would miss their coordinates
+    for stale in before if whole else ():
         stale.unlink()
     return report
 

@@ -45,11 +45,13 @@ from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.words import counted
 
 #: Raised when channels or report change: older ones are made again.
-VERSION = 3
+VERSION = 4
 #: The report beside the channels.
 REPORT_FILE = "locations.json"
 #: Folder, beside the channels, for those that are being written.
 _UNFINISHED = ".unfinished"
+#: Record of a case for which nothing was written.
+_NOTHING: dict[str, Any] = {"coordinates": []}
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class RawCase:
     problem: str | None = None
     label: Path | None = None
 
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """All files that what is written depends on."""
+        return self.files if self.label is None else (*self.files, self.label)
+
     def __str__(self) -> str:
         return self.name
 
@@ -85,7 +92,7 @@ class LocationReport:
             ``voxel_to_location`` ((3, 4), file voxel (z, y, x, 1) -> location; None unless ok), ``files`` (what tells
             whether they changed), ``coordinates`` (names of the channels' files), ``images`` (names of copies, where
             nnU-Net reads those), ``label`` (name of the turned segmentation, or None), ``done`` (what was done to the
-            images).
+            images), ``assumed`` (of images that do not say how they lie).
     """
 
     folder: Path
@@ -110,6 +117,11 @@ class LocationReport:
     def turned(self) -> dict[str, str]:
         """Cases of which nnU-Net reads copies, with what was done."""
         return {case: record["done"] for case, record in sorted(self.outcomes.results.items()) if record["images"]}
+
+    @property
+    def assumed(self) -> dict[str, str]:
+        """Cases whose images do not say how they lie, with what was assumed."""
+        return {case: r["assumed"] for case, r in sorted(self.outcomes.results.items()) if r["assumed"]}
 
     def images(self, case: str) -> list[Path]:
         """Copies of a case's images; empty where nnU-Net reads the originals."""
@@ -154,6 +166,7 @@ def locate_cases(
     report_file: Path,
     num_processes: int,
     ending: str | None = None,
+    forget: bool = True,
 ) -> LocationReport:
     """Write coordinate channels of all cases and the report. What is there already is kept.
 
@@ -167,6 +180,7 @@ def locate_cases(
         report_file: read and written.
         num_processes: processes, each holding one case in memory; 1 works in this process.
         ending: images of other endings are copied with this one; None leaves them.
+        forget: whether cases that are not asked for any more are removed.
 
     Raises:
         InputError: no case can be used.
@@ -176,15 +190,16 @@ def locate_cases(
 
     def keep(case: RawCase) -> dict[str, Any] | None:
         record = known.get(case.name)
-        return record if not case.problem and record is not None and _is_current(record, case, folder) else None
+        return record if not case.problem and record is not None and _is_current(record, case, folder, ending) else None
 
     def save(outcomes: Outcomes[dict[str, Any]]) -> None:
         report.outcomes = outcomes
+        for case in () if forget else sorted(known.keys() - report.files.keys() - outcomes.results.keys()):
+            if known[case]["files"] is not None and known[case]["status"] != FAILED:
+                outcomes.results[case] = known[case]
+                outcomes.kept.append(case)
         report.save(report_file)
 
-    for gone in known.keys() - report.files.keys():
-        for name in _written(known[gone]):
-            (folder / name).unlink(missing_ok=True)
     for_each_case(
         partial(_locate_one, _Job(atlas, folder, ending)),
         cases,
@@ -195,6 +210,10 @@ def locate_cases(
     )
     with contextlib.suppress(OSError):  # another run is writing into it, or a killed one was
         (folder / _UNFINISHED).rmdir()
+    # what nnU-Net would take for channels of a case that has others, or none
+    for name, record in known.items():
+        for file in set(_written(record)).difference(_written(report.outcomes.results.get(name, _NOTHING))):
+            (folder / file).unlink(missing_ok=True)
     report.outcomes.check_some("located", report_file)
     return report
 
@@ -260,7 +279,7 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
         raise InputError(case.problem)
     if len(case.files) != len(job.atlas.channels):
         raise InputError(f"has {counted(len(case.files), 'channel')} instead of {len(job.atlas.channels)}.")
-    files = file_states(case.files)
+    files = file_states(case.all_files)
     letters = job.atlas.orientation
     turned = read_turned(case.files, "" if letters == TURNED else letters)  # nnU-Net's reader turns all to RAS
     ending = (volume_ending(case.files[0], ENDINGS_OF_IMPORT) or "").lower()
@@ -294,6 +313,7 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
         "images": [path.name for path in used] if turned.done else [],
         "label": label,
         "done": "; ".join(turned.done),
+        "assumed": turned.assumed,
     }
 
 
@@ -334,10 +354,12 @@ def _location_map(to_atlas_mm: Affine, atlas: CaseGeometry) -> np.ndarray:
     return np.column_stack([*(step - origin for step in steps), origin])
 
 
-def _is_current(record: dict, case: RawCase, folder: Path) -> bool:
-    """The case was located from these very files, and its channels are there."""
-    unchanged = record["files"] == file_states(case.files)
-    return record["status"] != FAILED and unchanged and all((folder / name).is_file() for name in _written(record))
+def _is_current(record: dict, case: RawCase, folder: Path, ending: str | None) -> bool:
+    """The case was located from these very files, for this ending, and its channels are there."""
+    if record["status"] == FAILED or record["files"] != file_states(case.all_files):
+        return False
+    fits = ending is None or all(name.endswith(ending) for name in record["coordinates"])
+    return fits and all((folder / name).is_file() for name in _written(record))
 
 
 def _read_known(path: Path, report: LocationReport) -> dict[str, dict]:

@@ -107,7 +107,7 @@ class RawImages:
 
     Attributes:
         cases: names of the cases.
-        others: ending -> files that are no images and were passed over.
+        passed_over: files and folders that were passed over, and why; empty if none.
 
     Raises:
         InputError: the folder holds no image.
@@ -120,10 +120,10 @@ class RawImages:
         if not Path(folder).is_dir():
             raise InputError(f"{folder} is not a folder.")
         found = scan_folder(Path(folder), run["num_input_channels"], ENDINGS_OF_IMPORT)
-        self.others = found.others
+        self.passed_over = passed_over(found)
         self._cases = {case.name: case for case in found.cases}
         if not self._cases:
-            passed = f" ({passed_over(found.others)})" if found.others else ""
+            passed = f" ({self.passed_over})" if self.passed_over else ""
             raise InputError(f"{folder} holds no image that can be read{passed}: {', '.join(ENDINGS_OF_IMPORT)}.")
         self.cases: Sequence[str] = sorted(self._cases)
         self._letters = pretrained_orientation({"pretraining": run})
@@ -143,6 +143,8 @@ class RawImages:
             raise InputError(f"Case {case}: {candidate.problem}")
         letters = self._letters if is_orientation(self._letters) and self._letters != TURNED else ""
         turned = read_turned(candidate.files, letters)
+        if turned.assumed:
+            logger.warning("Case %s: %s.", case, turned.assumed)
         if turned.done:
             logger.info("Case %s: %s.", case, "; ".join(turned.done))
         preprocessor = self._configuration.preprocessor_class(verbose=False)

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, named
 from nnunet_alice.features.images import OpenedImage
+from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
+from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def sample_label_images(
     """Points drawn in label images, with the label at each.
 
     Args:
-        folder: ``CASE`` and any ending that SimpleITK reads, in any geometry; 0 is no label.
+        folder: ``CASE`` and an ending that import reads, in any geometry; 0 is no label.
         cases: cases that may have one.
         per_class: points a label and image, at most.
         seed: of the draw.
@@ -129,14 +131,24 @@ def sample_label_images(
     found_cases: list[str] = []
     points: list[Sequence[float]] = []
     labels: list[str] = []
+    files = {
+        path.name.removesuffix(ending): path
+        for path in sorted(Path(folder).glob("*"))
+        if (ending := volume_ending(path, ENDINGS_OF_IMPORT)) and path.is_file()
+    }
+    absent = sorted(files.keys() - set(cases))
+    if absent:
+        logger.warning("%s: no image for %s: %s.", folder, counted(len(absent), "label image"), named(absent))
     for case in cases:
-        path = next((path for path in sorted(Path(folder).glob(f"{case}.*")) if path.is_file()), None)
+        path = files.get(case)
         if path is None:
             continue
         try:
             image = sitk.ReadImage(str(path))
-        except RuntimeError:
-            raise InputError(f"{path} cannot be read as a label image.") from None
+        except RuntimeError as error:
+            raise InputError(f"{path} cannot be read as a label image ({telling(error)}).") from None
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise InputError(f"{path} is no label image: it has to be 3D with one number a voxel.")
         array = sitk.GetArrayViewFromImage(image)
         rng = np.random.default_rng([seed, len(found_cases)])
         for value in np.unique(array[array != 0]):
@@ -147,7 +159,7 @@ def sample_label_images(
                 found_cases.append(case)
     if not points:
         raise InputError(
-            f"{folder} has no label image with a label in it for any of {len(cases)} cases ({cases[0]}...)."
+            f"{folder} has no label image with a label in it for any of {counted(len(cases), 'case')} ({cases[0]}...)."
         )
     cases_found = np.array(found_cases)
     return PatchLabels(cases_found, np.array(points), True, np.array(labels), _subjects(cases_found, subject_of))

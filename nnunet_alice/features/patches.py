@@ -1,5 +1,7 @@
 """Probes on patches: a linear model that learns on the features of labelled patches, cross-validated."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,7 +10,8 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, named
+from nnunet_alice.features.case_names import written_otherwise
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.extraction import point_features
 from nnunet_alice.features.images import DatasetImages, RawImages
@@ -16,6 +19,9 @@ from nnunet_alice.features.patch_labels import PatchLabels
 from nnunet_alice.features.probe import ProbeResult, fit_classifier, fit_ridge, probe
 from nnunet_alice.features.probe_data import ProbeData, numbers
 from nnunet_alice.parallel import for_each_case
+from nnunet_alice.words import counted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def probe_patches(
         features.update(zip(rows.tolist(), point_features(encoder, opened, found), strict=True))
         return True
 
-    labelled = [case for case in dict.fromkeys(labels.cases.tolist()) if case in set(images.cases)]
+    labelled = _with_images(labels, images.cases)
     failed = for_each_case(take, labelled, doing="Features of patches").failed
     if not features:
         reason = next(iter(failed.values()), f"no image of case '{labels.cases[0]}'")
@@ -112,3 +118,24 @@ def probe_patches(
         table[name] = [round(float(points[row][axis]), 2) for row in rows]
     classes = tuple(np.unique(target).tolist()) if task == "classification" else ("value",)
     return PatchProbe(result, classes, failed, data, seed)
+
+
+def _with_images(labels: PatchLabels, images: Sequence[str]) -> list[str]:
+    """Labelled cases of which there is an image; the others, and images without a label, are told."""
+    there, labelled = set(images), list(dict.fromkeys(labels.cases.tolist()))
+    otherwise = written_otherwise(images, labelled)
+    if otherwise:
+        case, name = next(iter(otherwise.items()))
+        raise InputError(
+            f"{len(otherwise)} of {counted(len(images), 'image')} have labels under another spelling, e.g. '{case}' "
+            f"is '{name}' there; write them alike."
+        )
+    strangers, bare = [case for case in labelled if case not in there], sorted(there - set(labelled))
+    if strangers:
+        logger.warning(
+            "%d of %d labelled cases have no image and are left out: %s.",
+            len(strangers), len(labelled), named(strangers),
+        )  # fmt: skip
+    if bare:
+        logger.info("%d of %d images have no label: %s.", len(bare), len(there), named(bare))
+    return [case for case in labelled if case in there]

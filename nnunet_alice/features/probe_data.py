@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from nnunet_alice.anatomy.subjects import likely_repeats
-from nnunet_alice.errors import InputError
-from nnunet_alice.features.case_names import written_otherwise
+from nnunet_alice.errors import InputError, named
+from nnunet_alice.features.case_names import check_spelling
 from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
@@ -99,26 +99,29 @@ def load_table(
     for column in (id_column, *wanted):
         if column not in table.columns:
             raise InputError(f"{path} has no column '{column}'; it has: {', '.join(table.columns)}.")
-    _check_spelling(path, cases, table[id_column].dropna(), id_column)
+    check_spelling(path, cases, table[id_column].dropna(), id_column, "with features")
     table = table.dropna(subset=[id_column, *wanted])
     names = table[id_column].to_numpy(dtype=str)
     if len(names) > len(set(names)):
         twice = table[id_column][table[id_column].duplicated()].iloc[0]
         raise InputError(f"{path} has more than one row for '{twice}' in column '{id_column}'; keep one row a case.")
     row_of = {name: row for row, name in enumerate(names)}
-    known = np.array([case in row_of for case in cases], dtype=bool)
+    known = np.isin(cases, names)
     if not known.any():
         raise InputError(
             f"None of the {len(cases)} cases with features is in column '{id_column}' of {path} with a '{target}': "
             f"features have '{cases[0]}', the table has '{names[0] if len(names) else 'no such row'}'."
         )
     if not known.all():
-        unused = len(names) - int(known.sum())
         logger.warning(
-            "%d of %d cases with features have no '%s' in %s and are left out, the first is %s%s.",
-            (~known).sum(), len(cases), target, path, cases[~known][0],
-            f"; {counted(unused, 'row')} of the table are of no such case" if unused else "",
+            "%d of %d cases with features have no '%s' in %s and are left out: %s.",
+            (~known).sum(), len(cases), target, path, named(cases[~known].tolist()),
         )  # fmt: skip
+    strangers = names[~np.isin(names, cases)].tolist()
+    if strangers:
+        logger.warning(
+            "%s of %s are of no case with features: %s.", counted(len(strangers), "row"), path, named(strangers)
+        )
     table = table.iloc[[row_of[case] for case in cases[known]]]
     values = table[target].to_numpy(dtype=str) if task == "classification" else numbers(table[target], path)
     events = None
@@ -147,21 +150,6 @@ def _warn_of_repeats(cases: np.ndarray) -> None:
             "%s and %s look like two scans of one person, which would be in different folds; name the column that "
             "tells persons apart with --group.", *alike
         )  # fmt: skip
-
-
-def _check_spelling(path: str | os.PathLike, cases: np.ndarray, ids: pd.Series, id_column: str) -> None:
-    """Make sure that no case is missing from a table because it is written otherwise there.
-
-    Raises:
-        InputError: some are: a part of the cases would be left out as if it had no label.
-    """
-    otherwise = written_otherwise(map(str, cases), map(str, ids))
-    if otherwise:
-        case, name = next(iter(otherwise.items()))
-        raise InputError(
-            f"{len(otherwise)} of {counted(len(cases), 'case')} with features are written otherwise in column "
-            f"'{id_column}' of {path}, e.g. '{case}' is '{name}' there; write them alike."
-        )
 
 
 def numbers(column: pd.Series, path: str | os.PathLike) -> np.ndarray:

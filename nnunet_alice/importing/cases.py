@@ -12,19 +12,19 @@ from nnunet_alice.anatomy import body
 from nnunet_alice.anatomy.body import body_mask, nonzero_mask
 from nnunet_alice.anatomy.orientation import axial_axis, orientation
 from nnunet_alice.errors import InputError
-from nnunet_alice.importing.checks import grid_difference
+from nnunet_alice.importing.checks import grid_difference, is_beside
 from nnunet_alice.importing.intensities import measure
 from nnunet_alice.importing.mending import COPY_ENDING, COPY_FOLDER, write_image
-from nnunet_alice.importing.nifti import keeps_orientation
 from nnunet_alice.importing.report import IMPORTED
 from nnunet_alice.importing.scan import Candidate
 from nnunet_alice.importing.turning import read_turned
 
 #: Raised when a check changes, so that what older ones said is looked at again. Masks have a number of their own.
-VERSION = 2
+VERSION = 3
 #: Labels are always written as this, whatever the images are.
 LABEL_ENDING, LABEL_FOLDER = ".nii.gz", "labelsTr"
-NO_ORIENTATION = "its format keeps no orientation, and LPS is assumed"
+
+BESIDE = "headers put its channels beside each other, and nnU-Net stacks them voxel by voxel; see whether they match"
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,10 @@ def import_case(job: Job, task: Task) -> dict[str, Any]:
     _write_label(label, job.label(candidate.name), task.unchanged)
     measured = [measure(array, mask, channel) for array, channel in zip(arrays, job.channels, strict=True)]
     hints = {hint: None for _, found in measured for hint in found}
-    if not all(map(keeps_orientation, candidate.files)):
-        hints[NO_ORIENTATION] = None
+    if turned.assumed:
+        hints[turned.assumed] = None
+    if any(is_beside(first, image) for image in images[1:]):
+        hints[BESIDE] = None
     return {
         "status": IMPORTED,
         "images": [str(path.relative_to(job.folder)) if turned.done else str(path) for path in paths],

@@ -15,6 +15,8 @@ from nnunet_alice.words import telling
 
 #: Bytes before the voxels of a GIPL file, whose reader does not notice that voxels are missing.
 _GIPL_HEADER = 256
+#: Bytes of an NRRD header that are looked at.
+_NRRD_HEADER = 1 << 16
 #: Reads a file that SimpleITK does not; see :func:`nnunet_alice.importing.mending.read_another_way`.
 Fallback = Callable[[Path], sitk.Image | None]
 
@@ -59,6 +61,8 @@ def read_volume(path: Path, fallback: Fallback | None = None) -> sitk.Image:
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
         check_grid(reader)
+        if ending in (".nrrd", ".nhdr"):
+            _check_nrrd(path)
         image = reader.Execute()
     except InputError:
         raise
@@ -78,7 +82,7 @@ def read_volume(path: Path, fallback: Fallback | None = None) -> sitk.Image:
     if max(-low, high) > float(np.finfo(np.float32).max):
         raise InputError("holds values beyond single precision, which nnU-Net reads as Inf.")
     if low == high:
-        raise InputError(f"is constant (every voxel is {low:g}).")
+        raise InputError(f"is constant (every voxel is {low + 0.0:g}).")
     return image
 
 
@@ -105,6 +109,16 @@ def check_grid(image: sitk.Image | sitk.ImageFileReader) -> None:
         raise InputError(f"has no usable voxel size: {_times(spacing)} mm.")
 
 
+def _check_nrrd(path: Path) -> None:
+    """Look for voxel sizes that are no numbers: SimpleITK makes 1 of them."""
+    with open(path, "rb") as file:
+        lines = file.read(_NRRD_HEADER).partition(b"\n\n")[0].decode("latin-1").lower().splitlines()
+    for line in lines:
+        key, _, sizes = line.partition(":")
+        if key in ("space directions", "spacings") and ("nan" in sizes or "none" in sizes):
+            raise InputError(f"has no usable voxel size ({line.strip()}).")
+
+
 def grid_difference(first: sitk.Image, second: sitk.Image | sitk.ImageFileReader) -> str | None:
     """How the grid of ``second`` differs from that of ``first``, as nnU-Net compares them; None if it does not."""
     if first.GetSize() != second.GetSize():
@@ -114,6 +128,16 @@ def grid_difference(first: sitk.Image, second: sitk.Image | sitk.ImageFileReader
     if orientation(first) != orientation(second):
         return f"is oriented {orientation(second)} and not {orientation(first)}"
     return None
+
+
+def is_beside(first: sitk.Image, second: sitk.Image) -> bool:
+    """Return whether an image of the same size lies half a voxel or more beside the first one, or is rotated."""
+    ends = np.asarray(first.GetSize()) - 1
+    corners = [[0, 0, 0], *np.diag(ends).tolist()]
+    here, there = (
+        np.array([image.TransformIndexToPhysicalPoint(corner) for corner in corners]) for image in (first, second)
+    )
+    return bool(np.linalg.norm(here - there, axis=1).max() > min(first.GetSpacing()) / 2)
 
 
 def _times(numbers: Sequence[float]) -> str:

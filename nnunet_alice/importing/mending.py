@@ -13,11 +13,13 @@ from typing import cast
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import SpatialImage
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write
 from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, data_files, volume_ending
+from nnunet_alice.importing.nifti import keeps_orientation
 from nnunet_alice.words import telling
 
 #: Ending of copies, and their folder in the dataset.
@@ -29,6 +31,8 @@ ROUNDING_DEGREES = 0.01
 MAX_SKEW_DEGREES = 1.0
 #: Formats that nibabel reads.
 _NIBABEL = (".nii", ".nii.gz", ".hdr", ".mgz", ".mgh")
+#: Millimetres of a unit of NIfTI, which SimpleITK minds and nibabel does not.
+_MM = {"meter": 1e3, "micron": 1e-3}
 
 
 def read_another_way(path: Path) -> tuple[sitk.Image, str] | None:
@@ -72,6 +76,11 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
         raise InputError(
             "its direction matrix has no inverse (an axis is missing, or two are the same); mend the header."
         )
+    if not keeps_orientation(path):  # as SimpleITK takes it; nibabel would turn x and y
+        affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+    if isinstance(found, Nifti1Image):
+        affine[:3] *= _MM.get(found.header.get_xyzt_units()[0], 1.0)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
     to_lps = np.diag([-1.0, -1.0, 1.0])  # nibabel speaks RAS
     image.SetSpacing(spacing.tolist())
     image.SetOrigin((to_lps @ affine[:3, 3]).tolist())

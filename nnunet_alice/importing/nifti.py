@@ -34,6 +34,8 @@ def check_nifti(path: Path) -> None:
     voxels = data_files(path)
     with _opened(path) as file:
         header = _NiftiHeader.read(file, single=not voxels)
+        if not all(math.isfinite(size) and size != 0 for size in header.voxel_mm):
+            raise InputError(f"has no usable voxel size: {' x '.join(f'{size:g}' for size in header.voxel_mm)} mm.")
         if not voxels:
             _check_voxels(file, header, header.offset)
     for data in voxels:
@@ -43,11 +45,17 @@ def check_nifti(path: Path) -> None:
 
 
 def keeps_orientation(path: Path) -> bool:
-    """Return whether an image file says how it lies in the body: GIPL and Analyze 7.5 do not."""
+    """Return whether an image file says how it lies in the body.
+
+    GIPL and Analyze 7.5 do not, nor does NIfTI whose codes of both affines (qform and sform) are 0.
+    """
     name = path.name.lower()
-    if name.endswith(".hdr"):
-        with open(path, "rb") as file:
-            return file.read(348)[344:347] in (b"ni1", b"n+1")
+    if name.endswith((".hdr", ".nii", ".nii.gz")):
+        with _opened(path) as file:
+            start = file.read(352)
+        if start[344:347] in (b"ni1", b"n+1"):
+            return start[252:256] != bytes(4)
+        return start[4:7] in (b"ni2", b"n+2") and start[344:352] != bytes(8)
     return not name.endswith(WITHOUT_ORIENTATION)
 
 
@@ -103,11 +111,13 @@ class _NiftiHeader:
         offset: bytes before the voxels, in the file that holds them.
         bytes: bytes of that whole file, uncompressed.
         float_type: type of the voxels if they are real floating point, else None.
+        voxel_mm: voxel size (x, y, z) as it stands there; SimpleITK makes 1 of one that is 0 or no number.
     """
 
     offset: int
     bytes: int
     float_type: np.dtype | None
+    voxel_mm: tuple[float, ...]
 
     @classmethod
     def read(cls, file: BinaryIO | gzip.GzipFile, single: bool = True) -> "_NiftiHeader":
@@ -119,10 +129,12 @@ class _NiftiHeader:
                 dims = struct.unpack_from(f"{order}8h", start, 40)
                 code, bits = struct.unpack_from(f"{order}2h", start, 70)
                 offset = struct.unpack_from(f"{order}f", start, 108)[0]
+                voxel_mm = struct.unpack_from(f"{order}3f", start, 80)
             elif kind == 540:
                 code, bits = struct.unpack_from(f"{order}2h", start, 12)
                 dims = struct.unpack_from(f"{order}8q", start, 16)
                 offset = struct.unpack_from(f"{order}q", start, 168)[0]
+                voxel_mm = struct.unpack_from(f"{order}3d", start, 112)
             else:
                 continue
             if not math.isfinite(offset) or not 1 <= dims[0] <= 7:
@@ -132,5 +144,5 @@ class _NiftiHeader:
                 file.read(offset - len(start))
             voxels = math.prod(max(1, n) for n in dims[1 : 1 + dims[0]])
             float_type = {16: np.dtype(f"{order}f4"), 64: np.dtype(f"{order}f8")}.get(code)
-            return cls(offset, offset + voxels * bits // 8, float_type)
+            return cls(offset, offset + voxels * bits // 8, float_type, voxel_mm[: dims[0]])
         raise InputError("unreadable: it is not a NIfTI file.")

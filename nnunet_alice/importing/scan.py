@@ -3,7 +3,6 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,16 +71,17 @@ class Scan:
     other_paths: list[Path] = field(default_factory=list)
 
 
-def passed_over(others: Mapping[str, OtherFiles]) -> str:
-    """Return which files were passed over, and what they are, for a message.
+def passed_over(scan: Scan) -> str:
+    """Return which files and folders were passed over, and why, for a message; empty if none.
 
     Args:
-        others: of a :class:`Scan`.
+        scan: of a folder.
     """
-    return "; ".join(
-        f"{counted(entry.count, f'{ending} file')} ({named(entry.examples)}){f': {entry.what}' if entry.what else ''}"
-        for ending, entry in others.items()
-    )
+    parts = [f"{folder} cannot be listed ({reason})" for folder, reason in scan.unlistable.items()]
+    for ending, entry in scan.others.items():
+        what = f": {entry.what}" if entry.what else ""
+        parts.append(f"{counted(entry.count, f'{ending} file')} ({named(entry.examples)}){what}")
+    return "; ".join(parts)
 
 
 def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS, more: str = "") -> Scan:
@@ -149,6 +149,8 @@ def _candidate(
         problem = f"its header points to {gone[0]}, which is missing."
     elif name.endswith("_seg"):
         problem = "nnU-Net takes names that end in _seg for segmentations; rename it if it is an image."
+    elif not name.isprintable():
+        problem = "its name holds a line break or another sign that cannot be printed; rename the file or folder."
     elif any("$" in str(path) for path in everything):
         problem = "nnU-Net reads $ in a path as an environment variable; rename the file or folder."
     return Candidate(name, everything, problem, behind)

@@ -9,6 +9,9 @@ import SimpleITK as sitk
 from nnunet_alice.anatomy.orientation import orientation
 from nnunet_alice.importing.checks import read_case
 from nnunet_alice.importing.mending import read_another_way, straighten, write_image
+from nnunet_alice.importing.nifti import keeps_orientation
+
+NO_ORIENTATION = "its format or header keeps no orientation, and LPS is assumed"
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,13 @@ class Turned:
         images: the channels.
         lay: letters of the files' orientation.
         done: what had to be done, a few words a file; empty where nnU-Net can read the files as they are.
+        assumed: what was assumed of a file that does not say how it lies; empty if all say it.
     """
 
     images: list[sitk.Image]
     lay: str
     done: tuple[str, ...]
+    assumed: str = ""
 
     def files(self, originals: Sequence[Path], copy: Callable[[int], Path], inside: Path | None = None) -> list[Path]:
         """Return the files for nnU-Net: the originals, or copies of all channels, as it compares their grids.
@@ -68,4 +73,5 @@ def read_turned(files: Sequence[Path], letters: str) -> Turned:
     if letters and lay != letters:
         images = [sitk.DICOMOrient(image, letters) for image in images]
         ways[files[0].name] = f"turned from {lay} to {letters}"
-    return Turned(images, lay, tuple(f"{name}: {way}" for name, way in ways.items()))
+    assumed = "" if all(map(keeps_orientation, files)) else NO_ORIENTATION
+    return Turned(images, lay, tuple(f"{name}: {way}" for name, way in ways.items()), assumed)

@@ -92,7 +92,7 @@ def import_unlabelled(
         _finish(report, job, scan, earlier)
     if strict and report.left_out:
         raise InputError(
-            f"{len(report.left_out)} of {len(report.cases)} cases were left out and --strict was given; "
+            f"{len(report.left_out)} of {counted(len(report.cases), 'case')} were left out and --strict was given; "
             f"reasons: {report.file}"
         )
     return report
@@ -207,7 +207,7 @@ def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]
         stays = " What was imported before stays." if (report.folder / "dataset.json").is_file() else ""
         reasons = "; ".join(f"{case}: {reason.rstrip('.')}" for case, reason in list(report.left_out.items())[:2])
         raise InputError(
-            f"None of {len(present)} cases in {report.source} could be imported ({reasons}); all reasons: "
+            f"None of {counted(len(present), 'case')} in {report.source} could be imported ({reasons}); all reasons: "
             f"{report.file}.{stays}"
         )
     if report.gone:

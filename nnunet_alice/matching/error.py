@@ -9,12 +9,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from nnunet_alice.anatomy.world import PreparedCases
-from nnunet_alice.errors import AliceError, InputError
+from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.phantoms import Subject, corresponding_point
+from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
 
+#: attribute of a table of errors: how many pairs are missing from it
+SKIPPED = "skipped"
 #: shares of matches within these distances are reported
 WITHIN_MM = (5, 10, 20)
 #: pairs are worked through in tiles of so many cases A times B, so that matchers find most cases still open
@@ -185,7 +188,7 @@ def matching_errors(
     Returns:
         one row a matcher and question: ``matcher, case_a, case_b, point, score, error_mm``. A point that a matcher
         gives is measured even where it scores ``-inf`` (no counterpart in B's body), which favours no method; the
-        error is infinite where it gives none.
+        error is infinite where it gives none. Its ``attrs`` hold the number of pairs that were left out (``SKIPPED``).
 
     Raises:
         InputError: no pair could be asked.
@@ -196,8 +199,8 @@ def matching_errors(
         try:
             questions = ask(case_a, case_b)
             answers = [matcher.match(case_a, case_b, questions.points_vox) for matcher in matchers]
-        except AliceError as error:
-            logger.warning("%s to %s is left out: %s", case_a, case_b, error)
+        except Exception as error:  # a damaged image ends in errors of every kind
+            logger.warning("%s to %s is left out: %s", case_a, case_b, telling(error))
             skipped += 1
             continue
         for matcher, matches in zip(matchers, answers, strict=True):
@@ -216,10 +219,14 @@ def matching_errors(
             )
     tables = [table for table in tables if len(table)]
     if not tables:
-        raise InputError(f"None of {len(pairs)} pairs could be asked ({skipped} failed); see the messages above.")
+        raise InputError(
+            f"None of {counted(len(pairs), 'pair')} could be asked ({skipped} failed); see the messages above."
+        )
     if skipped:
         logger.warning("%d of %d pairs were left out.", skipped, len(pairs))
-    return pd.concat(tables, ignore_index=True)
+    errors = pd.concat(tables, ignore_index=True)
+    errors.attrs[SKIPPED] = skipped
+    return errors
 
 
 def summarise(errors: pd.DataFrame, by: Sequence[str] = ("matcher",)) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from nnunet_alice.anatomy.world import NoWorldError, PreparedCases
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import Matcher
 from nnunet_alice.parallel import for_each_case
+from nnunet_alice.words import counted
 
 WORLD = ("world_x_mm", "world_y_mm", "world_z_mm")
 
@@ -37,7 +38,7 @@ def match_point(
     for case in (case_a, *targets):
         if case not in matcher.cases:
             raise InputError(
-                f"Case {case} cannot be matched by the {matcher.name}; it knows {len(matcher.cases)} cases, "
+                f"Case {case} cannot be matched by the {matcher.name}; it knows {counted(len(matcher.cases), 'case')}, "
                 f"such as {', '.join(matcher.cases[:3])}."
             )
     point_vox = np.asarray(point, dtype=float)

@@ -24,6 +24,7 @@ from nnunet_alice.matching.consensus import agreed_matches
 from nnunet_alice.matching.index import CaseIndex, IndexStore
 from nnunet_alice.matching.interface import GeometryMatcher, Matches, usable_cases
 from nnunet_alice.matching.refinement import neighbour_offsets, quadratic_peaks
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class EmbeddingMatcher(GeometryMatcher):
         super().__init__(dataset, usable)
         if len(self.cases) < 2:
             raise NotPreparedError(
-                f"{self.store.folder} holds usable indices of {len(self.cases)} of {len(existing)} cases; "
+                f"{self.store.folder} holds usable indices of {len(self.cases)} of {counted(len(existing), 'case')}; "
                 f"run: {self.store.command}"
             )
         if not there.issuperset(existing):

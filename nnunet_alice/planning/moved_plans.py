@@ -1,15 +1,21 @@
 """Plans of one dataset for another, as nnU-Net moves them, but in memory: they are written once, when ready."""
 
+from nnunet_alice.nnunet_folders import plain_name
 from nnunet_alice.planning.preprocessing import raw_cases
 
 
 def rename_plans(plans: dict, name: str) -> None:
-    """Name plans anew, in place, and with them the folders of what is preprocessed by them."""
+    """Name plans anew, in place, and with them the folders of what is preprocessed by them.
+
+    Raises:
+        InputError: such a folder would lie elsewhere.
+    """
     if name == plans["plans_name"]:
         return
     for configuration in plans["configurations"].values():
         identifier = configuration.get("data_identifier")
-        if identifier is not None:
+        if identifier is not None:  # the plans may be somebody's
+            plain_name(identifier, f"data_identifier in {plans['plans_name']}")
             rest = identifier.removeprefix(plans["plans_name"])
             configuration["data_identifier"] = f"{name}{rest if rest != identifier else f'_{identifier}'}"
     plans["plans_name"] = name

@@ -40,6 +40,7 @@ from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepRe
 from nnunet_alice.training.ranks import number_of_each_rank, on_one_rank_first
 from nnunet_alice.training.settings import flat, unrecorded
 from nnunet_alice.views.landmark_crops import LandmarkBatch, LandmarkCrops, crop_size, noise_and_gamma
+from nnunet_alice.words import counted
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         self.batch_size = self._choose_batch_size(network)
         subjects = len({self.subject_of.get(case, case) for case in self.places.cases})
         self.context.log(
-            f"{len(self.landmarks)} landmarks, {int((seen > 1).sum())} of them shown by at least two of "
+            f"{counted(len(self.landmarks), 'landmark')}, {int((seen > 1).sum())} of them shown by at least two of "
             f"{len(self.places.cases)} registered cases, which count as {subjects} subjects."
         )
         embedder = PatchEmbedder(

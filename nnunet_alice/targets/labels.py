@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_alice.errors import InputError, named
+from nnunet_alice.features.case_names import check_spelling
 from nnunet_alice.targets.definitions import CASE, GROUP, DatasetTargets, TargetDefinition, read_text_table, target_name
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def read_labels(
     if group_column:
         table[GROUP] = source[group_column]
     table[list(columns)] = source[list(columns)]
-    table = _of_the_dataset(table, path, columns, cases)
+    table = _of_the_dataset(table, path, columns, cases, id_column)
     definition = TargetDefinition(target_name(name or columns[0]), task, tuple(columns), _classes(table, columns, task))
     _check_values(table, definition, path)
     return DatasetTargets(table, {definition.name: definition}, Path(path))
@@ -89,13 +90,14 @@ def merge(before: DatasetTargets, new: DatasetTargets) -> DatasetTargets:
 
 
 def _of_the_dataset(
-    table: pd.DataFrame, path: str | os.PathLike, columns: Sequence[str], cases: Collection[str]
+    table: pd.DataFrame, path: str | os.PathLike, columns: Sequence[str], cases: Collection[str], id_column: str
 ) -> pd.DataFrame:
     """Rows of the dataset's cases that have a value."""
     table = table.dropna(subset=[CASE]).dropna(subset=list(columns), how="all")
     twice = table[CASE][table[CASE].duplicated()]
     if len(twice):
         raise InputError(f"{path} has more than one row for '{twice.iloc[0]}'; keep one row a case.")
+    check_spelling(path, cases, table[CASE], id_column, "of the dataset")
     known = table[CASE].isin(list(cases))
     if not known.any():
         there = table[CASE].iloc[0] if len(table) else "no such row"
@@ -106,6 +108,11 @@ def _of_the_dataset(
     if not known.all():
         strangers = table[CASE][~known].tolist()
         logger.warning("%d rows of %s are of no case of the dataset: %s.", len(strangers), path, named(strangers))
+    without = sorted(set(cases) - set(table[CASE]))
+    if without:
+        logger.warning(
+            "%d of %d cases of the dataset have no value in %s: %s.", len(without), len(cases), path, named(without)
+        )
     return table[known].reset_index(drop=True)
 
 

@@ -16,6 +16,7 @@ from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.features.images import RawImages
 from nnunet_alice.files import read_json
+from nnunet_alice.nnunet_folders import plain_name
 from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.targets.network import pooled_encoder
 from nnunet_alice.targets.occlusion import draw_case
@@ -72,7 +73,8 @@ class TargetModel:
             CheckpointError: a checkpoint is damaged, or of a different trainer or target.
         """
         folder = Path(folder)
-        found = [f"fold_{fold}" for fold in folds or ()]
+        plain_name(checkpoint, "-chk")
+        found = [f"fold_{plain_name(fold, '-f')}" for fold in folds or ()]
         found = found or sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}"))
         if not found:
             raise InputError(f"{folder} holds no fold_*/{checkpoint}; give the folder of a finished training with -m.")

@@ -13,6 +13,7 @@ from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder
 from nnunet_alice.targets.definitions import TargetDefinition, load_targets, store_targets
 from nnunet_alice.targets.labels import merge, read_labels
 from nnunet_alice.targets.splits import SPLITS, check_no_leak, make_splits
+from nnunet_alice.words import counted
 
 _TRAINERS = {"regression": "RegressionTrainer", "survival": "RegressionTrainer_survival"}
 
@@ -128,7 +129,7 @@ def _describe_folds(splits: list[dict], values: pd.DataFrame, path: Path) -> str
     sizes = [sum(case in values.index for case in split["val"]) for split in splits]
     if not any(sizes):
         raise InputError(f"{path} has no case with the target in any validation part; run again with --new_splits.")
-    return f"{len(splits)} folds with {', '.join(map(str, sizes))} validation cases that have it: {path}"
+    return f"{counted(len(splits), 'fold')} with {', '.join(map(str, sizes))} validation cases that have it: {path}"
 
 
 def _command(dataset: str, definition: TargetDefinition) -> str:

@@ -15,6 +15,7 @@ from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.overlap import Crop, OverlapSampler, overlapping_crops
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
+from nnunet_alice.words import counted
 
 #: case, its geometry and a pair of crops
 _Drawn = tuple[str, CaseGeometry, tuple[Crop, Crop]]
@@ -127,7 +128,7 @@ class OverlappingCrops:
         for case in cases:
             with suppress(UnreadableCaseError):
                 return self._crops(case, rng)
-        raise InputError(f"None of the {len(cases)} cases can be read; the first: {self.readings.first}")
+        raise InputError(f"None of the {counted(len(cases), 'case')} can be read; the first: {self.readings.first}")
 
     def _crops(self, case: str, rng: np.random.Generator) -> _Drawn:
         """A pair of crops around a point in the body.

@@ -48,9 +48,10 @@ def test_folds_test_every_case_once():
     ("change", "split", "message"),
     [
         ({"test": {"folds": [0]}}, None, "no splits_final.json"),
-        ({"test": {"folds": [5]}}, [{"train": ["c001"], "val": ["c002"]}], "has 1 folds"),
+        ({"test": {"folds": [5]}}, [{"train": ["c001"], "val": ["c002"]}], "has 1 fold"),
         ({"test": {"folds": [0]}}, [{"train": ["c001"], "val": ["c001"]}], "one that is both"),
-        ({"test": {"folds": [0]}}, [{"train": ["x"], "val": ["c001"]}], "names x"),
+        ({"test": {"folds": [0]}}, [{"train": ["x"], "val": ["c001"]}], r"names 1 case not .*: x"),
+        ({"test": {"folds": [0]}}, [{"train": ["c001", "d1", "d2"], "val": ["d0", "c003"]}], "names 3 cases .* d0, d1"),
         ({"test": 40}, None, "40 cases of 40"),
         ({"labels": [31]}, None, "asks for 31 cases"),
     ],
@@ -58,6 +59,19 @@ def test_folds_test_every_case_once():
 def test_impossible_splits_are_refused(change, split, message):
     with pytest.raises(InputError, match=message):
         partitions(parsed(**({"labels": [1]} | change)), NAMES, split)
+
+
+def test_a_list_of_test_cases_that_are_not_there_is_refused(tmp_path):
+    (tmp_path / "test.json").write_text(json.dumps(["c001", "c002", "gone"]))
+    with pytest.raises(InputError, match=r"names 1 case not among the 40 preprocessed ones: gone"):
+        partitions(parsed(labels=[1], test={"file": str(tmp_path / "test.json")}), NAMES, None)
+
+
+def test_cases_that_a_split_does_not_name_are_told(caplog):
+    split = [{"train": NAMES[:10], "val": NAMES[10:20]}]
+    (division,) = partitions(parsed(labels=[1], test={"folds": [0]}), NAMES, split)
+    assert not {*division.pool, *division.test} & set(NAMES[20:])
+    assert "names 20 of the 40 preprocessed cases; not used: c020, c021, c022, ..." in caplog.text
 
 
 def test_too_much_tuning_is_refused():

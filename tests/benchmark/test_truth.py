@@ -1,5 +1,8 @@
 """Truth that does not lie as its image is refused before anything is trained."""
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -56,3 +59,47 @@ def test_truth_that_cannot_be_read_is_refused(folder):
     (folder / "case00.nii.gz").write_bytes(b"no image")
     with pytest.raises(InputError, match="The truth of case00 cannot be read"):
         check(folder)
+
+
+def test_missing_truth_is_refused_before_anything_is_trained(folder):
+    (folder / "case01.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"lacks the true segmentations of 1 case \(case01\)"):
+        check(folder)
+
+
+def change_properties(folder, change):
+    """Rewrite what nnU-Net keeps of the images."""
+    for path in (folder.parent / f"{PLANS}_3d_fullres").glob("*.pkl"):
+        path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
+
+
+def test_images_that_plans_transpose_are_compared_in_the_order_of_the_file(folder):
+    """nnU-Net keeps the shape of the transposed array."""
+
+    def transposed(properties):
+        return properties | {"shape_before_cropping": tuple(properties["shape_before_cropping"][n] for n in (2, 0, 1))}
+
+    change_properties(folder, transposed)
+    plans = folder.parent / f"{PLANS}.json"
+    plans.write_text(json.dumps(json.loads(plans.read_text()) | {"transpose_forward": [2, 0, 1]}))
+    check(folder)
+
+
+@pytest.mark.parametrize("turned_by_reader", [False, True])
+def test_images_that_nibabel_read_are_compared_too(folder, turned_by_reader):
+    """Their properties hold an affine in RAS, here that of an image that lies LPS."""
+
+    def by_nibabel(properties):
+        z, y, x = properties["spacing"]
+        affine = np.diag([-x, -y, z, 1.0])
+        kept = {"original_affine": affine} | ({"reoriented_affine": affine} if turned_by_reader else {})
+        return {name: value for name, value in properties.items() if name != "sitk_stuff"} | {"nibabel_stuff": kept}
+
+    change_properties(folder, by_nibabel)
+    check(folder)
+    rewrite(folder / "case01.nii.gz", mirrored)
+    if turned_by_reader:
+        check(folder)
+    else:
+        with pytest.raises(InputError, match=r"case01\.nii\.gz lies RPS and its image LPS"):
+            check(folder)

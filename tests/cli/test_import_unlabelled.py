@@ -45,7 +45,7 @@ def test_bad_files_are_named_and_an_error_only_if_strict(scans, capsys):
 
 def test_nothing_imported_is_an_error(scans, capsys):
     assert command(scans, "--channel", "CT") == 1
-    assert "None of 1 cases" in capsys.readouterr().err
+    assert "None of 1 case" in capsys.readouterr().err
 
 
 def test_help_shows_an_example(capsys):

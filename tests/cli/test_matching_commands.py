@@ -127,6 +127,19 @@ def test_evaluate_matching_measures_centroids(tmp_path, capsys):
     assert "median_mm" in capsys.readouterr().out
 
 
+def test_pairs_that_cannot_be_measured_are_named_and_the_status_says_so(base, tmp_path, monkeypatch, capsys, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(base, copy)
+    monkeypatch.setenv("nnUNet_preprocessed", str(copy))
+    label = copy / "Dataset900_Small" / "nnUNetPlans_3d_fullres" / "c_seg.b2nd"
+    label.write_bytes(label.read_bytes()[:40])
+    words = ["evaluate_matching", "-d", "900", "--methods", "embedding", "-o", str(tmp_path / "out")]
+    assert main(words) == SOME_FAILED
+    assert "a to c is left out" in caplog.text and "4 of 6 pairs were left out" in caplog.text
+    errors = pd.read_csv(tmp_path / "out" / "errors.csv")
+    assert set(errors["case_a"]) == {"a", "b"}
+
+
 def test_evaluate_matching_draws_pairs_and_follows_the_seed(tmp_path):
     for name, seed in (("one", 1), ("again", 1)):
         command = ["evaluate_matching", "-d", "900", "--methods", "embedding", "--pairs", "3", "--seed", str(seed)]

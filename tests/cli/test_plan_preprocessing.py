@@ -187,6 +187,14 @@ def test_a_case_that_has_gone_bad_does_not_stay_as_it_was(datasets, caplog, read
     assert ("it stays as it was preprocessed before" in caplog.text) != readable
 
 
+def test_images_that_changed_after_the_import_are_named(datasets, monkeypatch, caplog):
+    asked = []
+    monkeypatch.setattr(preprocessing, "changed_since_import", lambda folder: asked.append(folder) or ["b"])
+    assert plan("--target", "4") == 0
+    assert asked == [datasets.parent / "nnUNet_raw" / UNLABELLED]
+    assert "1 case changed since import (b): import again" in caplog.text
+
+
 def test_failures_that_are_mended_are_forgotten(datasets):
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
     (raw / "b_0000.nii.gz").write_bytes(b"not an image")

@@ -1,6 +1,7 @@
 """Images that lie otherwise than the pretraining's are turned before they are located, by their headers alone."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import SimpleITK as sitk
 from support.small_datasets import set_folders
 from test_locating import TO_ATLAS, bright_ball, make_atlas, write
 
+from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.registration import Registration
 from nnunet_alice.cli.main import main
 from nnunet_alice.coordinates import locating
@@ -82,6 +84,89 @@ def test_where_nnunet_turns_to_ras_itself_nothing_is_copied(tmp_path, seen):
         np.testing.assert_allclose(one[inside] / weights[inside], two[inside] / other_weights[inside], atol=1e-3)
 
 
+#: a bone on the patient's left, in front, near the head: where it is of the body's size along x, y and z (LPS)
+BONE = np.array([0.3, -0.25, 0.35])
+
+
+def one_sided_body(shift_mm=(0.0, 0.0, 0.0), seed=0):
+    """A body that lies LPS, whose bone tells left from right, front from back and head from feet."""
+    sizes = np.array([56, 48, 40])
+    x, y, z = np.meshgrid(
+        *(np.arange(n) * s - n * s / 2 for n, s in zip(sizes, (2.5, 2, 3), strict=True)), indexing="ij"
+    )
+    places = np.stack([x, y, z], axis=-1) - shift_mm
+    half = np.array([50.0, 36.0, 46.0])
+    values = np.where(((places / half) ** 2).sum(axis=-1) < 1, 40.0, -1000.0)
+    values += np.where((((places - BONE * half) / 11) ** 2).sum(axis=-1) < 1, 900, 0)
+    values += np.random.default_rng(seed).normal(scale=15, size=values.shape)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values.T.astype(np.float32)))
+    image.SetSpacing((2.5, 2.0, 3.0))
+    return image
+
+
+def bone_of(image):
+    """Voxel (z, y, x) in the middle of the bone."""
+    return np.argwhere(sitk.GetArrayFromImage(image) > 500).mean(axis=0)
+
+
+@pytest.mark.parametrize("letters", ["LPS", "LAS", "RAS", "PIR"])
+@pytest.mark.parametrize("lies", ["LPS", "RAS"])
+def test_left_stays_left_by_a_known_truth(tmp_path, lies, letters):
+    """The bone has the coordinates of the atlas' bone, registered in earnest, however atlas and image lie."""
+    body = sitk.DICOMOrient(one_sided_body(), lies)
+    array = sitk.GetArrayFromImage(body)
+    spacing = body.GetSpacing()[::-1]
+    atlas = atlas_lying(lies)
+    atlas.plans["configurations"]["3d_fullres"]["spacing"] = list(spacing)
+    atlas = replace(atlas, geometry=compute_geometry("atlas", array[None], spacing))
+    expected = 2 * (bone_of(body) + 0.5) / array.shape - 1
+    case = sitk.DICOMOrient(one_sided_body((4.0, -3.0, 5.0), seed=1), letters)
+    sitk.WriteImage(case, str(tmp_path / "a_0000.nii.gz"))
+    cases = [RawCase("a", (tmp_path / "a_0000.nii.gz",))]
+    report = locate_cases(atlas, cases, tmp_path / "out", tmp_path / "r.json", 1)
+    assert report.outcomes.results["a"]["status"] == "ok"
+    weight, *places = (sitk.ReadImage(str(path)) for path in report.coordinates("a"))
+    image = sitk.ReadImage(str(report.images("a")[0] if report.turned else tmp_path / "a_0000.nii.gz"))
+    there = tuple(np.round(bone_of(image)).astype(int))
+    weight, *places = (float(sitk.GetArrayFromImage(channel)[there]) for channel in (weight, *places))
+    found = [2 * (place / weight - 1) for place in places]
+    np.testing.assert_allclose(found, expected, atol=0.08)
+    assert (np.abs(expected) > 0.16).all()  # mirrored it would be far away
+
+
+def test_images_that_do_not_say_how_they_lie_are_told(tmp_path, seen, capsys):
+    write(tmp_path / "in" / "a_0000.gipl", bright_ball(), LPS)
+    write(tmp_path / "in" / "b_0000.nii.gz", bright_ball(), LPS)
+    report = locate_folder(tmp_path / "in", tmp_path / "out", replace(atlas_lying("LPS"), predicts=".nii.gz"))
+    assert list(report.assumed) == ["a"] and "LPS is assumed" in report.assumed["a"]
+    assert report.outcomes.results["b"]["assumed"] == ""
+
+
+def test_what_was_located_of_a_folder_that_cannot_be_listed_now_stays(tmp_path, seen, monkeypatch, caplog):
+    atlas = replace(atlas_lying("LPS"), predicts=".nii.gz")
+    for place in ("open", "locked"):
+        write(tmp_path / "in" / place / "a_0000.nii.gz", bright_ball(), LPS)
+    locate_folder(tmp_path / "in", tmp_path / "out", atlas)
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    locked, scandir = str(tmp_path / "in" / "locked"), os.scandir
+
+    def refuse(path):
+        if str(path) == locked:
+            raise PermissionError(13, "Permission denied", locked)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report = locate_folder(tmp_path / "in", tmp_path / "out", atlas)
+    assert f"{locked} cannot be listed (Permission denied)" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    assert report.located == ["locked__a", "open__a"]
+    monkeypatch.undo()
+    (tmp_path / "in" / "locked" / "a_0000.nii.gz").unlink()
+    monkeypatch.setattr(locating, "register_by", lambda region, case, atlas: Registration(TO_ATLAS, 0.9, 0.9))
+    assert locate_folder(tmp_path / "in", tmp_path / "out", atlas).located == ["open__a"]
+    assert not list((tmp_path / "out").glob("locked*"))
+
+
 def test_an_atlas_that_does_not_say_how_it_lies_takes_images_as_they_are(tmp_path, seen):
     image = lying(write(tmp_path / "in" / "a_0000.nii.gz", bright_ball(), LPS), "LAS")
     report = locate_cases(make_atlas(), [RawCase("a", (image,))], tmp_path / "out", tmp_path / "r.json", 1)
@@ -118,6 +203,25 @@ def test_a_located_dataset_has_turned_images_and_labels(labelled, seen, caplog):
     folds = json.loads((labelled / "preprocessed" / made.name / "splits_final.json").read_text())
     assert folds == [{"train": ["a"], "val": ["b"]}]
     assert "names 1 case that the dataset does not have (gone)" in caplog.text
+
+
+def test_a_label_that_changed_is_turned_again(labelled, seen):
+    made = locate_dataset(4, atlas_lying("LPS"))
+    label = labelled / "raw" / "Dataset004_Target" / "labelsTr" / "b.nii.gz"
+    lying(write(label, (bright_ball() > 50).astype(np.float32), LPS), "LAS")
+    count = len(seen)
+    locate_dataset(4, atlas_lying("LPS"))
+    assert len(seen) == count + 1
+    found = array_of(labelled / "raw" / made.name / "labelsTr" / "b.nii.gz") > 0
+    np.testing.assert_array_equal(found, bright_ball() > 50)
+
+
+def test_images_for_a_model_of_another_ending_are_written_again(tmp_path, seen):
+    write(tmp_path / "in" / "a_0000.nii.gz", bright_ball(), LPS)
+    for ending in (".nii.gz", ".nrrd"):
+        report = locate_folder(tmp_path / "in", tmp_path / "out", replace(atlas_lying("LPS"), predicts=ending))
+        written = sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".json")
+        assert written == [f"a_000{channel}{ending}" for channel in range(5)] and report.located == ["a"]
 
 
 def test_a_located_dataset_is_read_by_the_reader_that_turns_where_the_atlas_lies_ras(labelled, seen):

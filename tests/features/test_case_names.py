@@ -57,7 +57,13 @@ def test_cases_that_are_in_no_row_are_counted_with_the_rows_that_are_no_case(tmp
     path = write(tmp_path / "t.csv", ["a", "b", "c", "x", "y"], [1, 2, 3, 4, 5])
     data = load(path, ["a", "b", "c", "d"])
     assert data.cases.tolist() == ["a", "b", "c"]
-    assert "1 of 4 cases with features have no 'grade'" in caplog.text and "2 rows of the table" in caplog.text
+    assert "1 of 4 cases with features have no 'grade'" in caplog.text and "left out: d." in caplog.text
+    assert "2 rows of" in caplog.text and "are of no case with features: x, y." in caplog.text
+
+
+def test_rows_of_no_case_are_told_where_every_case_has_its_row_too(tmp_path, caplog):
+    load(write(tmp_path / "t.csv", ["a", "b", "x"], [1, 2, 3]), ["a", "b"])
+    assert "1 row of" in caplog.text and "no case with features: x." in caplog.text and "left out" not in caplog.text
 
 
 def test_a_case_without_a_value_is_no_matter_of_spelling(tmp_path):

@@ -270,6 +270,46 @@ def test_label_images_give_points_with_their_label(tmp_path):
         sample_label_images(tmp_path, ["c0"], 5, seed=0)
 
 
+def test_label_images_of_no_case_are_told_and_other_files_are_none(tmp_path, caplog):
+    array = np.zeros((4, 5, 6), dtype=np.uint8)
+    array[1:3] = 2
+    for name in ("c1", "c1.x", "strange[1]"):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"{name}.nii.gz"))
+    (tmp_path / "c1.json").write_text("{}")  # before c1.nii.gz in the alphabet
+    found = sample_label_images(tmp_path, ["c1", "strange[1]"], 3, seed=0)
+    assert found.cases.tolist() == ["c1"] * 3 + ["strange[1]"] * 3
+    assert "no image for 1 label image: c1.x." in caplog.text
+
+
+def test_label_images_of_another_kind_are_refused(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((3, 4, 5, 2), np.uint8), isVector=True), str(tmp_path / "c1.nrrd"))
+    with pytest.raises(InputError, match=r"c1\.nrrd is no label image"):
+        sample_label_images(tmp_path, ["c1"], 3, seed=0)
+
+
+def test_labels_and_images_that_do_not_meet_are_told(fitted, caplog):
+    """A table that knows half of the images, and cases that are none."""
+    _, points, _ = fitted
+    caplog.set_level("INFO")
+    rows = [case for case in ("c0", "c1") for _ in range(12)]
+    known = labelled(rows, points, (["dark"] * 6 + ["bright"] * 6) * 2)
+    cases, points_mm = np.append(known.cases, ["d1", "d2"]), np.vstack([known.points, np.zeros((2, 3))])
+    groups = np.arange(len(cases)).astype(str)
+    both = PatchLabels(cases, points_mm, True, np.append(known.labels, ["dark"] * 2), groups)
+    found = probe_patches(Encoder(), Images(3), both, "classification", folds=2)
+    assert set(found.data.cases) == {"c0", "c1"} and found.failed == {}
+    assert "2 of 4 labelled cases have no image and are left out: d1, d2." in caplog.text
+    assert "1 of 3 images have no label: c2." in caplog.text
+
+
+def test_labels_under_another_spelling_are_refused(fitted):
+    _, points, _ = fitted
+    known = labelled(["c0"] * 12, points, ["dark"] * 6 + ["bright"] * 6)
+    eaten = PatchLabels(np.array(["C00"] * 12), known.points, True, known.labels, known.groups)
+    with pytest.raises(InputError, match="'c0' is 'C00' there"):
+        probe_patches(Encoder(), Images(3), eaten, "classification", folds=2)
+
+
 def test_one_class_only_is_one_sentence(fitted):
     images, points, _ = fitted
     cases = [case for case in images.cases[:3] for _ in range(12)]

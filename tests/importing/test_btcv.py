@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.btcv import CASE_NUMBERS, ORGANS, SYNAPSE_ORGANS, case_name, convert, splits
@@ -134,7 +135,7 @@ def test_bad_cases_are_all_named_and_nothing_is_written(damaged, tmp_path, capsy
 
 
 def test_bad_cases_can_be_left_out(damaged, capsys):
-    assert main(["convert_btcv", "-i", str(damaged), "-d", "17", "--skip_bad", "--split", "monai"]) == 0
+    assert main(["convert_btcv", "-i", str(damaged), "-d", "17", "--skip_bad", "--split", "monai"]) == SOME_FAILED
     assert "27 cases" in capsys.readouterr().out
     result = convert(damaged, 17, skip_bad=True)
     assert set(result.left_out) == {"BTCV_0003", "BTCV_0022", "BTCV_0040"} and len(result.cases) == 27

@@ -11,6 +11,7 @@ from support.raw_volumes import cut, run, volume, write
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing import cases, turning
+from nnunet_alice.importing.report import changed_since_import
 
 
 def contents(folder):
@@ -191,7 +192,7 @@ def test_nothing_importable_leaves_the_earlier_import_as_it_is(raw, scans):
     before = contents(report.folder / "labelsTr"), (report.folder / "dataset.json").read_bytes()
     whole = (scans / "good.nii.gz").read_bytes()
     cut(scans / "good.nii.gz")
-    with pytest.raises(InputError, match="None of 1 cases"):
+    with pytest.raises(InputError, match="None of 1 case"):
         run(scans)
     assert (contents(report.folder / "labelsTr"), (report.folder / "dataset.json").read_bytes()) == before
     (scans / "good.nii.gz").write_bytes(whole)
@@ -219,3 +220,13 @@ def test_images_are_turned_by_copies_of_those_that_lie_differently(raw, scans):
     assert not list((run(scans).folder / "imagesTr").iterdir())
     with pytest.raises(InputError, match="is no orientation"):
         run(scans, orient="LPR")
+
+
+def test_images_that_changed_after_the_import_are_known(raw, scans):
+    write(scans / "other.nii.gz", volume(1))
+    folder = run(scans).folder
+    assert changed_since_import(folder) == []
+    write(scans / "other.nii.gz", volume(2, shape=(18, 24, 28)))
+    assert changed_since_import(folder) == ["other"]
+    run(scans)
+    assert changed_since_import(folder) == [] and changed_since_import(raw) == []

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from support.raw_volumes import run, volume, write
 
+from nnunet_alice.anatomy.body import body_mask
 from nnunet_alice.importing.intensities import (
     LOOKS_LIKE_HU,
     NARROW,
@@ -137,3 +140,24 @@ def test_import_keeps_figures_and_names_what_is_suspicious(raw, tmp_path, caplog
     assert "1 of 6 cases (wrapped)" in caplog.text and "Case shifted" in caplog.text
     (tmp_path / "scans" / "shifted.nii.gz").unlink()
     assert list(run(tmp_path / "scans").outliers) == ["wrapped"]
+
+
+def stripped_brain(seed):
+    """A brain in zeros, whose surface is folded deeper than a body mask follows: (z, y, x) float32."""
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (60, 72, 64)), indexing="ij")
+    folded = 0.35 * np.sin(24 * z) * np.sin(27 * y) * np.sin(25 * x)
+    inside = (z / 0.62) ** 2 + (y / 0.66) ** 2 + (x / 0.55) ** 2 + folded < 0.8
+    return np.where(inside, np.random.default_rng(seed).normal(800, 150, inside.shape).clip(1), 0).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [("T1",), ("T1", "T2")])
+def test_the_mask_of_a_stripped_brain_is_nnunets_own(raw, tmp_path, channels):
+    """nnU-Net takes its z-score inside the label or the non-zero mask: beyond, zeros would shift it."""
+    arrays = [stripped_brain(seed) for seed in range(len(channels))]
+    for number, array in enumerate(arrays):
+        write(tmp_path / "scans" / f"a_{number:04d}.nii.gz", array)
+    report = run(tmp_path / "scans", channels=channels)
+    label = sitk.GetArrayFromImage(sitk.ReadImage(str(report.folder / "labelsTr" / "a.nii.gz"))) > 0
+    own = create_nonzero_mask(np.stack(arrays))
+    assert (body_mask(np.stack(arrays), (2.0, 1.5, 1.5)) & ~own).any()  # there is something to cut
+    assert not (label & ~own).any() and label.sum() > 0.95 * own.sum()

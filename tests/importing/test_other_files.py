@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import struct
 
 import nibabel
 import numpy as np
@@ -12,6 +14,7 @@ from support.raw_volumes import cut, run, volume, write
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.mending import straighten
 from nnunet_alice.importing.scan import scan_folder
+from nnunet_alice.importing.turning import read_turned
 
 SPACING = np.array([1.5, 1.5, 2.0])
 
@@ -122,6 +125,24 @@ def missing_data(path):
     next(p for p in path.parent.glob("bad.*") if p != path and p.name != "good.nii.gz").unlink()
 
 
+def nifti_voxels(*sizes):
+    """A NIfTI whose header holds other voxel sizes."""
+
+    def make(path):
+        write(path)
+        data = bytearray(path.read_bytes())
+        struct.pack_into("<3f", data, 80, *sizes)
+        path.write_bytes(bytes(data))
+
+    return make
+
+
+def nrrd_voxels(path):
+    write(path)
+    unknown = b"space directions: (nan,nan,nan)"
+    path.write_bytes(re.sub(rb"space directions: \([^)]*\)", unknown, path.read_bytes()))
+
+
 REFUSED = {
     "tilted gantry": ("bad.nii.gz", lambda p: save(p, shear=0.2), "skewed by 11"),
     "compressed without saying so": ("bad.nii", gzip_named_nii, "rename it to bad.nii.gz"),
@@ -134,6 +155,9 @@ REFUSED = {
     "no .img": ("bad.hdr", missing_data, "points to bad.img, which is missing"),
     "truncated .mgz": ("bad.mgz", lambda p: (save(p, nibabel.MGHImage), cut(p)), "truncated"),
     "NaN in .mgz": ("bad.mgz", lambda p: nan_mgz(p), "NaN"),
+    "no voxel size": ("bad.nii", nifti_voxels(0, 0, 0), "no usable voxel size: 0 x 0 x 0 mm"),
+    "unknown voxel size": ("bad.nii", nifti_voxels(1, np.nan, 1), "no usable voxel size: 1 x nan x 1 mm"),
+    "unknown voxel size in .nrrd": ("bad.nrrd", nrrd_voxels, "no usable voxel size"),
     "4D .mgz": ("bad.mgz", lambda p: four(p), "not 3D"),
 }
 
@@ -173,6 +197,42 @@ def test_analyze_keeps_no_orientation(raw, tmp_path):
     save(tmp_path / "scans" / "old.hdr", nibabel.AnalyzeImage)
     report = run(tmp_path / "scans")
     assert report.imported == ["old"] and "no orientation" in next(iter(report.hints))
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize(("codes", "told"), [((0, 0), True), ((1, 0), False), ((0, 2), False)])
+def test_nifti_without_an_affine_keeps_no_orientation(raw, scans, kind, codes, told):
+    image = kind(volume().T, affine())
+    image.set_qform(affine(), codes[0])
+    image.set_sform(affine(), codes[1])
+    nibabel.save(image, scans / "a.nii.gz")
+    report = run(scans)
+    assert any("no orientation" in hint and "a" in cases for hint, cases in report.hints.items()) is told
+    assert report.cases["a"]["orientation"] == ("LPS" if told else "RAS")
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1.0), ("micron", 1e-3), ("meter", 1e3)])
+def test_units_of_nifti_count_whoever_reads_it(tmp_path, unit, factor):
+    found = []
+    for name, shear in (("straight", 0.0), ("skewed", 1e-3)):
+        image = nibabel.Nifti1Image(volume().T, affine(shear))
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, tmp_path / f"{name}.nii.gz")
+        found.append(read_turned([tmp_path / f"{name}.nii.gz"], "").images[0])
+    for image in found:
+        np.testing.assert_allclose(image.GetSpacing(), SPACING * factor, rtol=1e-4)
+        np.testing.assert_allclose(image.GetOrigin(), np.array([10, -20, 30]) * factor, rtol=0.02)
+
+
+@pytest.mark.parametrize(("shift_mm", "angle", "told"), [(0, 0, 0), (0.2, 0, 0), (9, 0, 1), (0, 0.2, 1)])
+def test_channels_that_lie_beside_each_other_are_told(raw, tmp_path, shift_mm, angle, told):
+    write(tmp_path / "scans" / "a_0000.nii.gz")
+    second = sitk.ReadImage(str(tmp_path / "scans" / "a_0000.nii.gz"))
+    second.SetOrigin([place + shift_mm for place in second.GetOrigin()])
+    second.SetDirection([np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle), 0, 0, 0, 1])
+    sitk.WriteImage(second, str(tmp_path / "scans" / "a_0001.nii.gz"))
+    hints = run(tmp_path / "scans", channels=["T1", "T2"]).hints
+    assert len([hint for hint in hints if "beside each other" in hint]) == told
 
 
 def test_a_change_behind_a_header_is_a_change(raw, tmp_path):

@@ -270,7 +270,7 @@ def test_nothing_good_or_strict_raises_after_the_report_is_written(raw, scans):
         run(scans, strict=True)
     assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
     (scans / "good.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"None of 1 cases.* What was imported before stays"):
+    with pytest.raises(InputError, match=r"None of 1 case .* What was imported before stays"):
         run(scans)
     assert json.loads((raw / "Dataset900_Test" / "dataset.json").read_text())["numTraining"] == 1
     assert (raw / "Dataset900_Test" / "labelsTr" / "good.nii.gz").is_file()
@@ -318,6 +318,11 @@ def test_names_of_cases(tmp_path):
     assert found == {"a": None, "c.D": None, "c_0012": None, "sub-1__anat__b": None}
     found = names(tmp_path, 1, "labelsTr/a.nii.gz", "notes.txt", "x_seg.nii.gz")
     assert "nnU-Net takes names that end in _seg" in found["x_seg"] and len(found) == 5
+
+
+def test_names_that_cannot_be_printed_are_refused(tmp_path):
+    found = names(tmp_path, 1, "two\nlines.nii.gz", "bell\a.nii.gz", "äöü 1.nii.gz")
+    assert found.pop("äöü 1") is None and all("cannot be printed" in problem for problem in found.values())
 
 
 def test_numbered_series_are_not_channels(tmp_path):

@@ -11,6 +11,7 @@ from support.small_datasets import write_preprocessed
 from nnunet_alice.anatomy.world import PreparedCases
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.matching.error import (
+    SKIPPED,
     CentroidQuestions,
     PhantomQuestions,
     Questions,
@@ -88,6 +89,7 @@ def test_a_pair_that_one_matcher_cannot_work_on_is_left_out_for_all(cases, caplo
     errors = matching_errors(matchers, ordered_pairs(["a", "b", "c"]), CentroidQuestions(cases), SPACING)
     assert set(errors["case_a"]) == {"a", "b"} and len(errors) == 8
     assert "Case c has no index" in caplog.text and "4 of 6 pairs" in caplog.text
+    assert errors.attrs[SKIPPED] == 4
     with pytest.raises(InputError, match="None of 2 pairs"):
         matching_errors(matchers, [("a", "c"), ("c", "b")], CentroidQuestions(cases), SPACING)
 

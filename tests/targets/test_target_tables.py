@@ -81,12 +81,22 @@ def test_values_that_the_task_cannot_learn_are_refused(labels, columns, task, va
         read_labels(labels(**values), columns, task, CASES)
 
 
+def test_a_table_that_spells_cases_otherwise_is_refused(labels):
+    """A spreadsheet ate the zeros of ten names: the other thirty still match."""
+    path = labels(age=range(40))
+    path.write_text(path.read_text().replace("case0", "case"))
+    with pytest.raises(InputError, match=r"10 of 40 cases of the dataset are written otherwise .* 'case00' is 'case0'"):
+        read_labels(path, ["age"], "regression", CASES)
+
+
 def test_cases_are_those_of_the_dataset_once_each(labels, caplog):
     path = labels(age=range(40))
     with pytest.raises(InputError, match="None of the dataset's 1 cases"):
         read_labels(path, ["age"], "regression", ["other"])
     read_labels(path, ["age"], "regression", CASES[:30])
     assert "10 rows" in caplog.text and "case30, case31" in caplog.text
+    read_labels(path, ["age"], "regression", [*CASES, "more1", "more2"])
+    assert "2 of 42 cases of the dataset have no value in" in caplog.text and "more1, more2." in caplog.text
     pd.concat([pd.read_csv(path)] * 2).to_csv(path, index=False)
     with pytest.raises(InputError, match="more than one row for 'case00'"):
         read_labels(path, ["age"], "regression", CASES)
