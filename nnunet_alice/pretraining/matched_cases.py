@@ -30,7 +30,8 @@ def record_of_views(
 
     Returns:
         ``matching``, name of the matcher; ``anatomy``, fingerprint of what it was prepared from; ``cases``,
-        fingerprint of the cases' names; ``number`` of cases; ``modalities``, how many cases each has.
+        fingerprint of the cases' names; ``number`` of cases; ``modalities``, how many of all
+        cases each has (those that nothing matches are seen, too).
     """
     seen = sorted(cases if matcher is None else set(cases) & set(matcher.cases))
     prepared = getattr(matcher, "fingerprint", None)
@@ -40,7 +41,7 @@ def record_of_views(
         "anatomy": _checksum([prepared, None if matcher is None else float(matcher.threshold)]),
         "cases": _checksum(seen),
         "number": len(seen),
-    } | ({"modalities": dict(sorted(Counter(modalities[case] for case in seen).items()))} if modalities else {})
+    } | ({"modalities": dict(sorted(Counter(modalities[case] for case in cases).items()))} if modalities else {})
 
 
 def _checksum(content: Any) -> str:
