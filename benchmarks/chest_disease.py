@@ -17,6 +17,7 @@ prediction is added to DIR/predictions_seed*.csv as soon as it is made, and runn
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,12 +32,13 @@ from planted_lungs import CONSOLIDATION, FIRST_KIND, HEALTHY, KINDS, plant
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
+from nnunet_alice.anatomy.atlas_files import OK, AtlasFiles
 from nnunet_alice.anatomy.lungs import lung_mask
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.features.encoders import TrainedEncoder, open_encoder
 from nnunet_alice.features.extraction import patch_features, point_features
 from nnunet_alice.features.images import DatasetImages
-from nnunet_alice.features.patch_labels import PatchLabels, read_patch_table
+from nnunet_alice.features.patch_labels import read_patch_table
 from nnunet_alice.features.probe import fit_classifier, fit_ridge
 from nnunet_alice.files import atomic_write, write_json
 from nnunet_alice.views.landmark_crops import crop_with_border
@@ -96,7 +98,7 @@ def main(arms: Sequence[str] = ARMS, description: str | None = __doc__) -> None:
         for arm in args.arms:
             for fold in (*range(FOLDS), *(["all"] if args.all and "Trainer" in arm else [])):
                 probes.run(arm, seed, fold, args)
-        write_report(args.o)
+        write_report(args.o, DRASCLR)
 
 
 def prepare(args: argparse.Namespace) -> PreprocessedDataset:
@@ -149,23 +151,23 @@ def plant_patient(path: Path, patient: str, versions: int, folder: Path) -> None
     """Write the scans that are made of one CT, around its lungs, and their rows."""
     scan = resampled(sitk.ReadImage(str(path)))
     array, spacing = sitk.GetArrayFromImage(scan), np.array(scan.GetSpacing()[::-1])
-    lungs = lung_mask(array, spacing)
-    array = hounsfield(array, lungs)
-    if array is None:
+    lungs = lung_mask(array, spacing.tolist())
+    hu = hounsfield(array, lungs)
+    if hu is None:
         print(f"{patient} is left out: its 8 bits leave too few values for lungs", flush=True)
         return
     around = np.ceil(MARGIN_MM / spacing).astype(int)
     low = np.maximum(0, np.argwhere(lungs).min(axis=0) - around)
     high = np.minimum(lungs.shape, np.argwhere(lungs).max(axis=0) + 1 + around)
     box = tuple(slice(first, end) for first, end in zip(low.tolist(), high.tolist(), strict=True))
-    array, lungs = array[box], lungs[box]
+    hu, lungs = hu[box], lungs[box]
     cases, patches = [], []
     for version in range(versions):
         number = int(patient.rpartition("_")[2])
         rng = np.random.default_rng([number, version])
         kind = KINDS[(number // FOLDS + version) % len(KINDS)]
         radii = tuple(rng.uniform(10, 22, size=rng.integers(1, 3))) if rng.random() < 0.5 else ()
-        planted = plant(array, lungs, spacing, kind, rng.uniform(0.02, 0.3), radii, rng)
+        planted = plant(hu, lungs, spacing, kind, rng.uniform(0.02, 0.3), radii, rng)
         case = f"{patient}_{'abcdef'[version]}"
         image = sitk.GetImageFromArray(planted.image)
         image.SetSpacing(scan.GetSpacing())
@@ -226,8 +228,15 @@ class Probes:
 
     def __init__(self, folder: Path, dataset: PreprocessedDataset) -> None:
         self.folder, self.dataset = folder, dataset
-        self.cases = pd.read_csv(folder / "cases.csv").set_index("case")
-        self.labels: PatchLabels = read_patch_table(folder / "patches.csv", "label", group="patient")
+        report = AtlasFiles(dataset).read_report()
+        registered = [] if report is None else [record.case for record in report.named(OK)]
+        cases = pd.read_csv(folder / "cases.csv").set_index("case")
+        self.cases = cases[cases.index.isin(registered)]
+        labels = read_patch_table(folder / "patches.csv", "label", group="patient")
+        kept = np.isin(labels.cases, self.cases.index)
+        self.labels = replace(
+            labels, **{name: getattr(labels, name)[kept] for name in ("cases", "points", "labels", "groups")}
+        )
         self._features: tuple[tuple, Features] | None = None
         self._points: dict[str, np.ndarray] = {}
 
@@ -279,8 +288,9 @@ class Probes:
     def _encoded(self, encoder: TrainedEncoder) -> Features:
         """Mean over the landmarks of each case, and every labelled patch."""
         images = DatasetImages(self.dataset, encoder.run)
-        cases = [case for case in images.cases if case in self.cases.index]
-        of_cases, of_patches = [], {}
+        cases = list(self.cases.index)
+        of_cases: list[np.ndarray] = []
+        of_patches: dict[int, np.ndarray] = {}
         for case in cases:
             opened, rows = images.open(case), self.labels.of_case(case)
             of_cases.append(patch_features(encoder, opened).features.mean(axis=0))
@@ -291,7 +301,7 @@ class Probes:
     def _histograms(self, encoder: TrainedEncoder) -> Features:
         """Histograms of all lungs, where the truth says that they are, and of the crops that an encoder would see."""
         images = DatasetImages(self.dataset, encoder.run)
-        of_patches = {}
+        of_patches: dict[int, np.ndarray] = {}
         for case in self.cases.index:
             opened, rows = images.open(case), self.labels.of_case(case)
             for row, point in zip(rows.tolist(), self.labels.points_vox(rows, opened), strict=True):

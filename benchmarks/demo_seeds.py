@@ -8,14 +8,17 @@ A seed that stands in the CSV is not run again. Folders of finished demos are de
 import argparse
 import csv
 import functools
+import resource
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_alice.demo import Demo, DemoSize
+from nnunet_alice.demo.budget import Budget
+from nnunet_alice.demo.sources import Phantoms
+from nnunet_alice.demo.workflow import Demo
 
-COLUMNS = ("seed", "pretrained", "from_scratch", "gain", "seconds")
+COLUMNS = ("seed", "pretrained", "from_scratch", "gain", "seconds", "cpu_seconds")
 
 
 def main() -> None:
@@ -31,21 +34,29 @@ def main() -> None:
             continue
         folder = args.o / f"seed{seed}"
         shutil.rmtree(folder, ignore_errors=True)
-        report = Demo(folder, DemoSize(), seed, functools.partial(print, f"seed {seed}:", flush=True)).run()
-        dice = {run: float(np.mean(list(organs.values()))) for run, organs in report.dice.items()}
-        pretrained, scratch = dice["pretrained"], dice["from scratch"]
-        rows[seed] = (pretrained, scratch, pretrained - scratch, sum(report.seconds.values()))
+        before = cpu_seconds()
+        report = Demo(
+            folder, Phantoms(seed=seed), Budget(), functools.partial(print, f"seed {seed}:", flush=True)
+        ).run()
+        pretrained, scratch = report.mean("pretrained"), report.mean("from scratch")
+        rows[seed] = (pretrained, scratch, report.gain, sum(report.seconds.values()), cpu_seconds() - before)
         write(args.csv, rows)
         shutil.copy(report.pictures["the result"], args.o / f"seed{seed}.png")
         shutil.rmtree(folder)
-    gains = np.array([gain for _, _, gain, _ in rows.values()])
-    for seed, (pretrained, scratch, gain, seconds) in sorted(rows.items()):
-        print(f"seed {seed}: pretrained {pretrained:.3f}, from scratch {scratch:.3f}, {gain:+.3f}, {seconds:.0f} s")
+    gains = np.array([gain for _, _, gain, *_ in rows.values()])
+    for seed, (pretrained, scratch, gain, _, cpu) in sorted(rows.items()):
+        print(f"seed {seed}: pretrained {pretrained:.3f}, from scratch {scratch:.3f}, {gain:+.3f}, {cpu:.0f} CPU s")
     print(f"above scratch in {(gains > 0).sum()} of {len(gains)}, mean {gains.mean():+.3f}")
 
 
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of all commands that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def read(path: Path) -> dict[int, tuple[float, ...]]:
-    """Return seed -> Dice of both runs, gain and seconds."""
+    """Return seed -> Dice of both runs, gain, seconds and processor time."""
     if not path.exists():
         return {}
     with open(path, newline="") as file:

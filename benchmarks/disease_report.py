@@ -19,7 +19,7 @@ class Question(NamedTuple):
     """What is probed.
 
     Attributes:
-        name: also the column of the table of cases.
+        name: of questions about cases, the column of their table.
         title: with its metric.
         classes: None for a number.
     """
@@ -33,31 +33,31 @@ QUESTIONS = (
     Question("emphysema", "extent of emphysema, R²", None),
     Question("consolidation", "extent of consolidation, R²", None),
     Question("presence", "emphysema in a patch, AUC", ("none", "ill")),
-    Question("kind", "its kind in a patch, AUC", KINDS),
+    Question("subtype", "its kind in a patch, AUC", KINDS),
 )
 
 
-def write_report(folder: Path) -> None:
-    """Write and print ``table.csv``, a row an arm, and ``differences.csv``, of pairs of arms on the same patients."""
+def write_report(folder: Path, reference: str) -> None:
+    """Write and print ``table.csv``, a row an arm, and ``differences.csv``, of one arm to each of the others.
+
+    Arms are compared on the patients that both have predicted.
+    """
     table = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("predictions_seed*.csv"))])
-    spreads, rows = {}, []
-    for arm, of_arm in table.groupby("arm", sort=False):
-        row = {"features": arm, "seeds": of_arm["seed"].nunique()}
+    arms = dict(list(table.groupby("arm", sort=False)))
+    rows, differences = [], []
+    for arm, of_arm in arms.items():
+        runs = len(of_arm[["seed", "fold"]].drop_duplicates())
+        row = {"features": arm, "seeds": of_arm["seed"].nunique(), "folds": runs}
+        rows.append(row | {question.title: with_interval(*measured(of_arm, question)) for question in QUESTIONS})
+        if arm == reference or reference not in arms:
+            continue
+        both = set(of_arm["fold"]) & set(arms[reference]["fold"])
+        pair = [one[one["fold"].isin(both)] for one in (arms[reference], of_arm)]
+        row = {"against": arm}
         for question in QUESTIONS:
-            value, spread = measured(of_arm[of_arm["question"] == question.name], question)
-            spreads[arm, question.name] = value, spread
-            row[question.title] = with_interval(value, spread)
-        rows.append(row)
-    differences = []
-    for arm in table["arm"].unique():
-        for other in table["arm"].unique():
-            if arm == other or "all patients" in other:
-                continue
-            row = {"features": arm, "against": other}
-            for question in QUESTIONS:
-                (one, ones), (two, twos) = spreads[arm, question.name], spreads[other, question.name]
-                row[question.title] = with_interval(one - two, ones - twos, "+.2f")
-            differences.append(row)
+            (one, ones), (two, twos) = (measured(part, question) for part in pair)
+            row[question.title] = with_interval(one - two, ones - twos, "+.2f")
+        differences.append(row)
     for name, made in (("table", rows), ("differences", differences)):
         with atomic_write(folder / f"{name}.csv") as temporary:
             pd.DataFrame(made).to_csv(temporary, index=False)
@@ -76,7 +76,7 @@ def measured(rows: pd.DataFrame, question: Question) -> tuple[float, np.ndarray]
     The samples are the same for all arms, so that arms can be compared.
     """
     values, spreads = [], []
-    for _, of_seed in rows.groupby("seed"):
+    for _, of_seed in rows[rows["question"] == question.name].groupby("seed"):
         of_seed = of_seed.sort_values(["patient", "case"], kind="stable")
         metric = metric_of(of_seed, question)
         rng = np.random.default_rng(0)

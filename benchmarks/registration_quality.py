@@ -1,9 +1,11 @@
 """Which figure tells a good registration? Labelled cases registered to an atlas case, figures beside Dice.
 
     python -m benchmarks.registration_quality hippocampus --data ../shared/data --out quality.csv --cases 40
+    python -m benchmarks.registration_quality abdomen_6mm --prepared prepared --out quality.csv
 
 Labels are only looked at afterwards: those of the atlas, brought onto the case, against the case's own. Some cases are
 registered again upside down: a map that looks plausible and is wrong. Run again, it does what is missing.
+With ``--prepared`` the registrations are those that ``benchmarks.fast.search prepare`` left; none is turned over then.
 """
 
 import argparse
@@ -15,10 +17,11 @@ import numpy as np
 from scipy import ndimage
 from scipy.stats import entropy
 
-from benchmarks.fast.sets import SETS, read_case
+from benchmarks.fast.search import append
+from benchmarks.fast.sets import SETS, load, read_case
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.medoid import most_typical
-from nnunet_alice.anatomy.registration import Registration, cell_map, register, warp_atlas
+from nnunet_alice.anatomy.registration import Registration, assess, cell_map, register, warp_atlas
 
 _BINS = 32
 #: grid cells of a window of the local correlation, on every axis
@@ -95,11 +98,16 @@ def main() -> None:
     """Register every case of a set, append a row each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=SETS)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder of the labelled sets")
+    source.add_argument("--prepared", type=Path, help="folder of the prepared sets")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     parser.add_argument("--cases", type=int, help="the first so many of the set [all]")
     parser.add_argument("--upside_down", type=int, default=10, help="so many cases again, wrong on purpose [10]")
     args = parser.parse_args()
+    if args.prepared:
+        of_prepared(args.set, args.prepared, args.out)
+        return
     settings, volumes = SETS[args.set], {}
     paths = sorted((args.data / settings.folder / "labelsTr").glob("*.nii.gz"))[: args.cases]
     for path in paths:
@@ -122,16 +130,28 @@ def main() -> None:
             geometry = compute_geometry(case, np.ascontiguousarray(image)[None], spacing)
             started = time.process_time()
             result = register(geometry, atlas)
-            row = {"set": args.set, "case": case, "upside_down": int(turned)}
-            row |= {"cpu_seconds": time.process_time() - started, "stretch": result.stretch}
-            row |= label_dice(result, geometry, atlas, on_grid(label, geometry), atlas_label)
-            row |= figures(result, geometry, atlas)
-            new = not args.out.exists()
-            with open(args.out, "a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                if new:
-                    writer.writeheader()
-                writer.writerow({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()})
+            row: dict = {"set": args.set, "case": case, "upside_down": int(turned)}
+            row["cpu_seconds"] = f"{time.process_time() - started:.2f}"
+            append(args.out, row | measured(result, geometry, atlas, on_grid(label, geometry), atlas_label))
+
+
+def of_prepared(name: str, prepared: Path, out: Path) -> None:
+    """Append a row for every registered case of a prepared set."""
+    cases, atlas = load(name, prepared)
+    labels = {case.name: on_grid(case.label[0, 0].numpy(), case.geometry) for case in cases}
+    for case in cases:
+        if case.name != atlas.case:
+            result = assess(case.affine, case.geometry, atlas)
+            row = {"set": name, "case": case.name, "upside_down": 0, "cpu_seconds": ""}
+            append(out, row | measured(result, case.geometry, atlas, labels[case.name], labels[atlas.case]))
+
+
+def measured(
+    result: Registration, case: CaseGeometry, atlas: CaseGeometry, own: np.ndarray, other: np.ndarray
+) -> dict[str, str]:
+    """All that is measured of a registration, as text; ``own`` and ``other`` are labels of case and atlas on grids."""
+    values = {"stretch": result.stretch} | label_dice(result, case, atlas, own, other) | figures(result, case, atlas)
+    return {name: f"{value:.4f}" for name, value in values.items()}
 
 
 if __name__ == "__main__":

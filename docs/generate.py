@@ -27,6 +27,7 @@ RENDERERS: dict[str, Callable[..., str]] = {
     "means": result_tables.means,
     "classes": result_tables.classes,
     "arms": result_tables.arms,
+    "seeds": result_tables.seeds,
     "data": result_tables.data,
     "registrations": result_tables.registrations,
     "overview": result_tables.overview,

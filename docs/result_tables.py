@@ -92,13 +92,31 @@ def arms(folder: Path, file: str, baseline: str = "scratch") -> str:
     return "\n".join(lines)
 
 
+def seeds(folder: Path, file: str) -> str:
+    """Return the Dice of every seed of ``benchmarks/demo_seeds.py``, their mean, and whether that is what was wanted.
+
+    Args:
+        folder: of the page.
+        file: the CSV.
+    """
+    table = pd.read_csv(folder / file)
+    above, mean = int((table["gain"] > 0).sum()), table.mean()
+    lines = table_head(["seed", "pretrained", "from scratch", "points above", "CPU minutes"])
+    for name, row in [*((f"{row['seed']:.0f}", row) for _, row in table.iterrows()), (f"mean of {len(table)}", mean)]:
+        dice = [f"{row[column]:.3f}" for column in ("pretrained", "from_scratch")]
+        lines.append(table_line([name, *dice, f"{100 * row['gain']:+.1f}", f"{row['cpu_seconds'] / 60:.0f}"]))
+    verdict = "Reached" if above >= 0.9 * len(table) and mean["gain"] >= 0.05 else "Missed"
+    wanted = "above scratch in 9 of 10 seeds, and by 5 points on average"
+    return "\n".join([*lines, "", f"Wanted: {wanted}. {verdict}: above in {above} of {len(table)}."])
+
+
 def registrations(folder: Path, file: str, *thresholds: str) -> str:
     """Return how well figures of a registration tell its Dice, and what a threshold keeps.
 
     Args:
         folder: of the page.
         file: CSV of ``benchmarks/registration_quality.py``.
-        thresholds: ``FIGURE: VALUE`` each.
+        thresholds: ``FIGURE: VALUE`` each; a product of figures is written ``FIGURE*FIGURE``.
     """
     table = pd.read_csv(folder / file)
     lines = table_head(
@@ -108,11 +126,11 @@ def registrations(folder: Path, file: str, *thresholds: str) -> str:
     for text in thresholds:
         figure, _, threshold = text.partition(": ")
         for name, rows in table.groupby("set", sort=False):
-            kept = rows[figure] >= float(threshold)
+            values = rows[figure.split("*")].prod(axis=1)
+            kept, dice = values >= float(threshold), rows["dice"]
             right, wrong = rows["upside_down"] == 0, rows["upside_down"] == 1
-            dice = rows["dice"]
-            cells = [figure.replace("_", " "), threshold, name]
-            cells += [f"{rows[right][figure].corr(rows[right]['dice'], method='spearman'):.2f}"]
+            cells = [figure.replace("_", " ").replace("*", " x "), threshold, name]
+            cells += [f"{values[right].corr(dice[right], method='spearman'):.2f}"]
             cells += [f"{(kept & right).sum()} of {right.sum()}"]
             cells += _texts([dice[kept & right].mean(), dice[~kept & right].mean()])
             lines.append(table_line([*cells, f"{(kept & wrong).sum()} of {wrong.sum()}"]))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+#: Exit status of a command that did its work, but not for all cases; the others are named.
+SOME_FAILED = 3
 #: names of cases that a message gives
 _NAMED = 3
 

@@ -80,6 +80,16 @@ def _clear_up(target: Path, new: Path, old: Path) -> None:
             shutil.rmtree(folder)
 
 
+def link_file(original: Path, link: Path) -> None:
+    """Link a file: a symbolic link, or a hard link where those are not allowed; a link that is there already stays."""
+    try:
+        os.symlink(original, link)
+    except FileExistsError:
+        return
+    except OSError:
+        os.link(original, link)
+
+
 @contextmanager
 def refusals_told(path: str | os.PathLike) -> Iterator[None]:
     """Turn what the file system refuses while ``path`` is written (no space, no permission) into one sentence.

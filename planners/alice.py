@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     nnUNetPlannerResEncL,
@@ -210,15 +211,35 @@ class AlicePlanner(PairPlanning, ExperimentPlanner):
 
 
 class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
-    """Plans for trying things out without a GPU: 8 to 64 features, patches of at most 24^3 voxels, 4 pairs."""
+    """Plans for trying things out without a GPU: 8 to 64 features, patches of at most 24^3 voxels, 4 pairs.
+
+    Voxels are so coarse that the median volume has at most 100^3 of them: a patch is to show some anatomy.
+    """
 
     standard_plans_name = "AliceSmallPlans"
     largest_patch_vox = 24**3
+    largest_volume_vox = 100**3
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.UNet_base_num_features = 8
         self.UNet_max_features_3d = 64
+
+    def determine_fullres_target_spacing(self) -> np.ndarray:
+        """nnU-Net's spacing, mm; its finest axes coarser where the median volume would have too many voxels."""
+        finest = super().determine_fullres_target_spacing()
+        sizes = np.array(self.dataset_fingerprint["shapes_after_crop"]) * self.dataset_fingerprint["spacings"]
+        spacing, edge = finest, finest.min()
+        while np.median((sizes / spacing).prod(axis=1)) > self.largest_volume_vox:
+            edge *= 1.03
+            spacing = np.maximum(finest, edge)
+        return spacing
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Coarser cases lie apart from those of the other planners."""
+        if np.array_equal(self.determine_fullres_target_spacing(), super().determine_fullres_target_spacing()):
+            return super().generate_data_identifier(configuration_name)
+        return f"{self.plans_identifier}_{configuration_name}"
 
     def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
         """Always about ``minimum_pairs``: time is short here, not memory."""

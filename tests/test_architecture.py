@@ -57,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "benchmark": {"anatomy", "checkpoints", "features", "finetuning", "importing", "pictures", "targets"},
     "publishing": {"anatomy", "checkpoints", "planning"},
-    "demo": {"phantoms", "pictures"},
+    "demo": {"importing", "phantoms", "pictures"},
     "planners": {"anatomy", "planning", "views"},
     "trainers": {
         *("anatomy", "checkpoints", "coordinates", "finetuning", "matching", "methods"),

@@ -19,7 +19,7 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.finetuning.settings import DrasCLRFineTuneSettings
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNet
 from nnunet_alice.nnunet_folders import dataset_number
-from nnunet_alice.planning.memory import more_bytes_of_experts
+from nnunet_alice.planning.memory import live_bytes_of_training, more_bytes_of_experts, network_cost
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
 from nnunet_alice.training.settings import changed
 from nnunet_alice.training.variants import trainer_names
@@ -92,9 +92,20 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
                 "checkpoint_final.pth and train on the dataset that it writes."
             )
         super().initialize()
-        experts = self.settings.method.num_experts
-        more = more_bytes_of_experts(self.bare_network.encoder, experts) / 2**30
-        self.print_to_log_file(f"{experts} experts take about {more:.1f} GiB of GPU memory more than FineTuneTrainer.")
+        self._say_what_experts_take()
+
+    def _say_what_experts_take(self) -> None:
+        """Say how much GPU memory a step takes; warn where it is far more than the plans were made for."""
+        network, plan, experts = self.bare_network, self.configuration_manager, self.settings.method.num_experts
+        channels = self.num_input_channels - COORDINATE_CHANNELS
+        classes = self.label_manager.num_segmentation_heads
+        cost = network_cost(plan.configuration["architecture"], plan.patch_size, channels, classes)
+        planned = live_bytes_of_training(cost, self.batch_size) / 2**30
+        more = more_bytes_of_experts(network.encoder, experts) / 2**30
+        self.print_to_log_file(
+            f"{'WARNING: ' if more > planned / 4 else ''}A step takes about {planned + more:.1f} GiB of GPU memory, "
+            f"{more:.1f} of them for {experts} experts; FineTuneTrainer's takes {planned:.1f} with these plans."
+        )
 
     def load_pretrained_weights(self, filename: str) -> None:
         """Load the conditional encoder of a DrasCLR checkpoint, or the whole network of one of this trainer.

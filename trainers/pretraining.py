@@ -110,6 +110,7 @@ class PretrainingTrainer(nnUNetTrainer):
         self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self._first_validation: tuple[Batch, StepResult] | None = None
         self._probe: OnlineProbe | None = None
+        self._epoch = EpochMetrics()
 
     # --------------------------------------------------------------------------------------------- building
 

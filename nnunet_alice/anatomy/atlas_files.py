@@ -21,7 +21,7 @@ from nnunet_alice.files import read_json, write_json
 from nnunet_alice.parallel import Outcomes
 
 #: Raised when the registration or its stored form changes: older registrations are made again.
-VERSION = 1
+VERSION = 2
 #: Outcomes of a case: used for matching; registered but not to be trusted; not registered at all.
 OK, POOR, FAILED = "ok", "poor", "failed"
 

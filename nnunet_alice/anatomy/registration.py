@@ -21,9 +21,11 @@ from nnunet_alice.anatomy.lungs import lung_geometry
 
 #: Starts whose refinement is tried, best first, until one is good enough.
 MAX_REFINEMENTS = 3
-#: Registrations below it are poor and are not used. Right ones reach 0.45 to 0.8 (200 hippocampi, phantoms of mixed
-#: fields of view, a deformed torso CT), volumes turned upside down 0.1 to 0.4. A mirrored body looks like a right one.
-MIN_QUALITY = 0.4
+#: Registrations below it are poor and are not used. Right ones reach 0.26 to 0.8; hippocampi and a torso turned upside
+#: down stay below 0.2 (docs/results/registrations.md). A mirrored body looks like a right one.
+MIN_QUALITY = 0.25
+#: No further start is refined once a result is as good as this.
+_GOOD_ENOUGH = 0.4
 #: Body proportions may explain stretching by this factor, not more.
 MAX_STRETCH = 1.8
 #: Samples of the metric on each level.
@@ -107,7 +109,7 @@ def register(case: CaseGeometry, atlas: CaseGeometry) -> Registration:
         for start in starts[:MAX_REFINEMENTS]:
             refined = assess(_refine(case_image, case_mask, atlas_image, start.affine), case, atlas)
             best = max(best, refined, key=lambda result: result.quality)
-            if best.quality >= MIN_QUALITY:
+            if best.quality >= _GOOD_ENOUGH:
                 break
     return best
 

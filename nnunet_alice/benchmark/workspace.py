@@ -17,7 +17,7 @@ from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, named
-from nnunet_alice.files import atomic_write, file_checksum, read_json, write_json
+from nnunet_alice.files import atomic_write, file_checksum, link_file, read_json, write_json
 from nnunet_alice.locks import held
 from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.targets.definitions import DEFINITIONS, load_targets
@@ -284,12 +284,7 @@ def link_files(source: Path, target: Path) -> None:
         original = Path(entry.path).resolve()
         if entry.name in there:  # the data moved: the link leads nowhere
             (target / entry.name).unlink(missing_ok=True)
-        try:
-            os.symlink(original, target / entry.name)
-        except FileExistsError:  # another part of this benchmark was faster
-            continue
-        except OSError:
-            os.link(original, target / entry.name)
+        link_file(original, target / entry.name)  # or another part of this benchmark was faster
 
 
 def _labels(path: Path) -> dict:

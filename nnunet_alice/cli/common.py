@@ -3,11 +3,10 @@
 import argparse
 from collections.abc import Callable, Iterable
 
+from nnunet_alice.errors import SOME_FAILED
 from nnunet_alice.parallel import Outcomes
 from nnunet_alice.parts import Part
 
-#: Exit status of a command that did its work, but not for all cases; the others are named.
-SOME_FAILED = 3
 #: Exit status after Ctrl-C, and of a command whose reader went away (``| head``), as shells have them.
 INTERRUPTED, NO_READER = 130, 141
 #: Cases that are named on screen; the report has all.

@@ -1,10 +1,21 @@
-"""The whole workflow on phantoms: import, plan, anatomy, pretraining, fine-tuning, and the same without pretraining.
+"""From unlabelled volumes to a picture: pretraining, then the same training on labels with and without it.
 
-Takes less than 10 minutes on two idle CPU cores and needs no GPU and no data. Every step runs the command that you
-would type; their output is in the folder's logs.
+Without --data it makes phantoms: less than 10 minutes on two idle CPU cores, without a GPU and without data.
+With --data it takes a labelled dataset of yours in nnU-Net's format, of which it only reads. A few cases keep their
+labels, a third is tested on, and pretraining sees the images of all others. How long it will take is said before
+training starts. Every step runs the command that you would type; their output is in the folder's logs.
 """
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_alice.cli.common import positive
+from nnunet_alice.errors import InputError
+from nnunet_alice.words import counted
+
+if TYPE_CHECKING:
+    from nnunet_alice.demo.workflow import Demo, DemoReport
 
 EXAMPLE = "nnunet_alice demo -o nnunet_alice_demo"
 
@@ -19,17 +30,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also train the anatomical embedding for a few minutes, and let it match the views instead of the atlas",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms [%(default)s]")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the phantoms; with --data of parts and training [%(default)s]"
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="your DatasetXXX_NAME: dataset.json, imagesTr, labelsTr")
+    own = parser.add_argument_group("with --data")
+    own.add_argument("--labelled", type=positive(int), default=2, metavar="N", help="cases with labels [%(default)s]")
+    own.add_argument("--test", type=positive(int), metavar="N", help="test cases [a third of those with labels]")
+    own.add_argument(
+        "--epochs", type=positive(int), default=20, metavar="N", help="of pretraining, 250 steps each [%(default)s]"
+    )
+    own.add_argument(
+        "--finetuning_epochs", type=positive(int), default=10, metavar="N", help="of training on labels [%(default)s]"
+    )
+    own.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps [a GPU if there is one]")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the demo and print its table."""
-    from nnunet_alice.demo import EMBEDDING, Demo, DemoSize
+    from nnunet_alice.demo.budget import EMBEDDING, Budget, own_budget
+    from nnunet_alice.demo.sources import Phantoms
+    from nnunet_alice.demo.workflow import Demo
 
-    asked = DemoSize(embedding=EMBEDDING if args.embedding else None)
-    demo = Demo(args.o, asked, args.seed, lambda step: print(f"... {step}", flush=True))
+    embedding = EMBEDDING if args.embedding else None
+
+    def announce(step: str) -> None:
+        print(f"... {step}", flush=True)
+
+    if args.data is None:
+        demo = Demo(args.o, Phantoms(seed=args.seed), Budget(embedding=embedding), announce)
+    else:
+        from nnunet_alice.demo.own_data import read_own_data
+
+        data = read_own_data(args.data, args.labelled, args.test, args.seed)
+        if Path(args.data).resolve() in (Path(args.o).resolve(), *Path(args.o).resolve().parents):
+            raise InputError(f"{args.o} lies in {args.data}, which stays as it is; name a folder elsewhere with -o.")
+        budget = own_budget(args.epochs, args.finetuning_epochs, args.seed, args.device or _device(), embedding)
+        demo = Demo(args.o, data, budget, announce, foretell=True)
+        print(
+            f"{len(data.cases)} cases: {', '.join(data.labelled)} with labels, {len(data.test)} to test on (their "
+            f"images are never pretrained on), {len(data.pool)} to pretrain on, without labels."
+        )
+        if data.without_label:
+            print(f"Without a label in your data, so only pretrained on: {', '.join(data.without_label)}.")
+        print(
+            f"Then {args.epochs} epochs of pretraining and twice {args.finetuning_epochs} on labels, on "
+            f"{budget.device}. The time that takes is measured and said before it starts."
+        )
     report = demo.run()
-    size = demo.size
+    _print_report(demo, report)
+    print(f"\n{_conclusion(report, args.data is not None)}")
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _print_report(demo: "Demo", report: "DemoReport") -> None:
+    """Print what ran, how long it took, the table of Dice, and where the pictures lie."""
+    from nnunet_alice.demo.budget import RUNS
+
     print("\nCommands that ran (environment and logs in the folder):")
     for command in report.commands:
         print(f"  {command}")
@@ -37,27 +99,37 @@ def run(args: argparse.Namespace) -> None:
     for step, seconds in report.seconds.items():
         print(f"  {seconds:7.0f}  {step}")
     print(f"  {sum(report.seconds.values()):7.0f}  in all")
+    tested = len(report.cases[RUNS[0]])
     print(
-        f"\nDice on {size.test} test phantoms that no training saw ({size.training} labelled and {size.unlabelled} "
-        f"unlabelled phantoms for training; {size.finetuning}, from scratch {size.scratch})"
+        f"\nDice on {tested} test cases that no training saw ({report.labelled} labelled cases, {report.pool} images "
+        f"for pretraining; {demo.budget.finetuning}, from scratch {demo.budget.scratch})"
     )
-    runs = list(report.dice)
-    print(f"  {'organ':14}" + "".join(f"{run:>14}" for run in runs))
-    for organ in report.dice[runs[0]]:
-        print(f"  {organ:14}" + "".join(f"{report.dice[run][organ]:14.3f}" for run in runs))
-    print(f"  {'mean':14}" + "".join(f"{_mean(report.dice[run]):14.3f}" for run in runs))
-    print(f"\nError of matching in mm, random body points of {size.pairs} pairs of unlabelled phantoms")
-    print(report.matching.to_string(index=False, float_format="{:.2f}".format))
-    gain = 100 * (_mean(report.dice[runs[0]]) - _mean(report.dice[runs[1]]))
-    print(
-        f"\nShown: with {size.training} labelled phantoms and the same short training, the pretrained network ends "
-        f"{abs(gain):.0f} points of mean Dice {'above' if gain >= 0 else 'below'} the one from scratch. "
-        "Not shown: real images, nnU-Net's full length, other seeds (docs/results)."
-    )
+    print(f"  {'class':22}" + "".join(f"{run:>14}" for run in RUNS))
+    for name in report.dice[RUNS[0]]:
+        print(f"  {name:22}" + "".join(f"{report.dice[run][name]:14.3f}" for run in RUNS))
+    print(f"  {'mean':22}" + "".join(f"{report.mean(run):14.3f}" for run in RUNS))
+    if len(report.matching):
+        print(f"\nError of matching in mm, random body points of {demo.budget.pairs} pairs of unlabelled phantoms")
+        print(report.matching.to_string(index=False, float_format="{:.2f}".format))
     print("\nPictures")
     for name, path in report.pictures.items():
         print(f"  {name}: {path}")
 
 
-def _mean(dice: dict[str, float]) -> float:
-    return sum(dice.values()) / len(dice)
+def _conclusion(report: "DemoReport", own: bool) -> str:
+    """Return the sentences that say what was shown, and what was not."""
+    from nnunet_alice.demo.budget import RUNS
+
+    points, tested = 100 * report.gain, len(report.cases[RUNS[0]])
+    shown = (
+        f"Shown: with {counted(report.labelled, 'labelled case')} and the same short training, the network pretrained "
+        f"on {report.pool} images without labels ends {abs(points):.0f} points of mean Dice "
+        f"{'above' if points >= 0 else 'below'} the one from scratch, and is better on {report.won} of "
+        f"{counted(tested, 'test case')}."
+    )
+    if own:
+        return (
+            f"{shown} Not shown: other draws of the labelled cases, other seeds, a learning rate tuned for each, "
+            "nnU-Net's full length; nnunet_alice benchmark compares those."
+        )
+    return f"{shown} Not shown: real images, nnU-Net's full length, other seeds (docs/results)."

@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "targets": ("targets", "store what ClassificationTrainer and RegressionTrainer are to predict"),
     "predict_targets": ("predict_targets", "predict classes, numbers or risks of new images"),
     "locate": ("locate", "append atlas coordinates to images, for DrasCLRFineTuneTrainer"),
-    "demo": ("demo", "the whole workflow on phantoms, in minutes"),
+    "demo": ("demo", "the whole workflow in minutes on phantoms, or on a labelled dataset of yours"),
 }
 
 

@@ -3,16 +3,17 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from nnunet_alice.anatomy.world import PreparedCases
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.interface import Matcher
+from nnunet_alice.parallel import for_each_case
 from nnunet_alice.phantoms import Subject, corresponding_point
-from nnunet_alice.words import counted, telling
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,14 @@ class Questions:
 
 #: (case A, case B) -> what is known about the pair
 Asker = Callable[[str, str], Questions]
+
+
+class _Pair(NamedTuple):
+    case_a: str
+    case_b: str
+
+    def __str__(self) -> str:
+        return f"{self.case_a} to {self.case_b}"
 
 
 class CentroidQuestions:
@@ -194,30 +203,27 @@ def matching_errors(
         InputError: no pair could be asked.
     """
     spacing = np.asarray(spacing_mm, dtype=float)
-    tables, skipped = [], 0
-    for case_a, case_b in tqdm(pairs, desc="Matching", disable=None):
-        try:
-            questions = ask(case_a, case_b)
-            answers = [matcher.match(case_a, case_b, questions.points_vox) for matcher in matchers]
-        except Exception as error:  # a damaged image ends in errors of every kind
-            logger.warning("%s to %s is left out: %s", case_a, case_b, telling(error))
-            skipped += 1
-            continue
+
+    def measure(pair: _Pair) -> pd.DataFrame:
+        questions = ask(*pair)
+        answers = [matcher.match(*pair, questions.points_vox) for matcher in matchers]
+        tables = []
         for matcher, matches in zip(matchers, answers, strict=True):
             error_mm = np.linalg.norm((matches.points_vox - questions.truth_vox) * spacing, axis=1)
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "matcher": matcher.name,
-                        "case_a": case_a,
-                        "case_b": case_b,
-                        "point": list(questions.names),
-                        "score": matches.scores,
-                        "error_mm": np.where(np.isfinite(error_mm), error_mm, np.inf),
-                    }
-                )
-            )
-    tables = [table for table in tables if len(table)]
+            columns = {
+                "matcher": matcher.name,
+                "case_a": pair.case_a,
+                "case_b": pair.case_b,
+                "point": list(questions.names),
+                "score": matches.scores,
+                "error_mm": np.where(np.isfinite(error_mm), error_mm, np.inf),
+            }
+            tables.append(pd.DataFrame(columns))
+        return pd.concat(tables, ignore_index=True)
+
+    outcomes = for_each_case(measure, [_Pair(*pair) for pair in pairs], doing="Matching")
+    tables = [table for table in outcomes.results.values() if len(table)]
+    skipped = len(outcomes.failed)
     if not tables:
         raise InputError(
             f"None of {counted(len(pairs), 'pair')} could be asked ({skipped} failed); see the messages above."

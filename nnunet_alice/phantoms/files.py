@@ -1,18 +1,17 @@
 """Phantoms on disk: NIfTI volumes, and the truth about them in one JSON file beside."""
 
 import json
-import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import atomic_write, read_json
+from nnunet_alice.parallel import for_each_case
 from nnunet_alice.phantoms.anatomy import LABELS
 from nnunet_alice.phantoms.rendering import Phantom, render
 from nnunet_alice.phantoms.subject import Subject, make_population
@@ -81,6 +80,7 @@ def write_subjects(
 
     Raises:
         InputError: an unknown organ.
+        AliceError: a phantom could not be written.
     """
     folder = Path(folder)
     table = label_table(organs)
@@ -95,14 +95,10 @@ def write_subjects(
         image_suffix=image_suffix,
         values=values,
     )
-    progress = partial(tqdm, total=len(subjects), desc="Phantoms", unit="case", disable=None)
-    if num_processes > 1:
-        with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-            for _ in progress(pool.imap_unordered(work, subjects.items())):
-                pass
-    else:
-        for item in progress(subjects.items()):
-            work(item)
+    items = [_Item(*item) for item in subjects.items()]
+    outcomes = for_each_case(work, items, doing="Phantoms", num_processes=num_processes)
+    for case, reason in outcomes.failed.items():
+        raise AliceError(f"Phantom {case} could not be written: {reason}.")
     known = read_json(folder / TRUTH_FILE)["cases"] if (folder / TRUTH_FILE).exists() else {}
     known |= {case: subject.to_dict() for case, subject in subjects.items()}
     # One line a case: the many numbers of a deformation would otherwise take a line each.
@@ -159,20 +155,29 @@ def _subject_of(truth: dict[str, Any], path: str | Path, case: str) -> Subject:
         raise InputError(f"{path} describes case '{case}' incompletely ({error}); write the phantoms again.") from None
 
 
+class _Item(NamedTuple):
+    case: str
+    subject: Subject
+
+    def __str__(self) -> str:
+        return self.case
+
+
 def _write_case(
-    item: tuple[str, Subject],
+    item: _Item,
     spacing_mm: float | tuple[float, float, float],
     images: Path,
     labels: Path | None,
     image_suffix: str,
     values: np.ndarray,
-) -> None:
+) -> bool:
     """Render one subject and write its files; HU are whole numbers on disk, as a scanner stores them."""
     case, subject = item
     phantom = render(subject, spacing_mm)
     _write_nifti(images / f"{case}{image_suffix}.nii.gz", np.rint(phantom.image).astype(np.int16), phantom)
     if labels is not None:
         _write_nifti(labels / f"{case}.nii.gz", values[phantom.labels], phantom)
+    return True
 
 
 def _write_nifti(path: Path, array: np.ndarray, phantom: Phantom) -> None:

@@ -13,7 +13,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,7 +138,7 @@ def _plain(number):
 
 def overhead(cost: NetworkCost, reference: MemoryReference) -> float:
     """Memory that nnU-Net's reference took, as a multiple of the live bytes of that step."""
-    live = STOCK.element * reference.elements * reference.batch_size + STOCK.fixed(cost)
+    live = live_bytes_of_training(replace(cost, elements=round(reference.elements)), reference.batch_size)
     return reference.gigabytes * _GB / live
 
 
@@ -170,6 +170,11 @@ def gigabytes_of_pairs(cost: NetworkCost, reference: MemoryReference, pairs: int
 def gigabytes_of_training(cost: NetworkCost, reference: MemoryReference, batch_size: int) -> float:
     """GPU memory that nnU-Net's own training takes with ``batch_size`` samples, GB."""
     return batch_size * cost.elements / reference.elements_per_gb
+
+
+def live_bytes_of_training(cost: NetworkCost, batch_size: int) -> float:
+    """Live bytes of a step of nnU-Net's own training, and of fine-tuning."""
+    return STOCK.fixed(cost) + batch_size * STOCK.sample(cost)
 
 
 #: Live bytes of DrasCLR: for a weight of an expert (itself, gradient, momentum, the key encoder's copy), and for an

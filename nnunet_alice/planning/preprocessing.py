@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from nnunet_alice.matching.invalidation import forget_all, forget_case
 from nnunet_alice.nnunet_folders import dataset_number, dataset_title, nnunet_folder, plain_name
 from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
+from nnunet_alice.planning.compact import store_compactly
 from nnunet_alice.words import counted, telling
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class _Job:
     plans_file: Path
     configuration: str
     folder: Path
+    compact: bool
     started: float = field(default_factory=time.time)
 
 
@@ -75,7 +78,12 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
 
 
 def preprocess_cases(
-    dataset: str, plans_name: str, configuration: str, num_processes: int, part: Part | None = None
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    num_processes: int,
+    part: Part | None = None,
+    compact: bool = False,
 ) -> Outcomes[bool]:
     """Preprocess the cases that are missing, with nnU-Net's own preprocessor.
 
@@ -90,6 +98,7 @@ def preprocess_cases(
         configuration: configuration of the plans.
         num_processes: processes to use; 1 works in this process.
         part: preprocess this share of the cases only; a run without tries failed ones again and names them all.
+        compact: store images as :mod:`nnunet_alice.planning.compact` does; cases that are there stay as they are.
 
     Raises:
         AliceError: no case could be preprocessed.
@@ -115,7 +124,7 @@ def preprocess_cases(
     if part is not None:
         cases = {case: cases[case] for case in part.share(cases)}
     names = random.sample(list(cases), len(cases))  # several runs then seldom meet at a case
-    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder)
+    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, compact)
 
     def rescue(case: str, error: Exception) -> bool:
         stays = "; it stays as it was preprocessed before" if _stays(prepared, case, cases[case], error) else ""
@@ -131,7 +140,8 @@ def preprocess_cases(
         report=lambda so_far: write_json(report, {**record, "failed": so_far.failed}),
     )
     _remove_leftovers(folder)
-    outcomes.check_some("preprocessed", report)
+    if outcomes.failed:  # a part may have no case
+        outcomes.check_some("preprocessed", report)
     return outcomes
 
 
@@ -183,10 +193,11 @@ def _remove_leftovers(folder: Path) -> None:
     partial = folder / _PARTIAL
     if not partial.is_dir():
         return
-    for case in {path.name.removesuffix(".lock") for path in partial.iterdir()}:
+    for case in {path.stem for path in partial.iterdir()}:
         with held(partial / f"{case}.lock") as lock:
             if lock is not None and lock >= 0:
-                shutil.rmtree(partial / case, ignore_errors=True)
+                for path in [path for path in partial.iterdir() if path.is_dir() and path.stem == case]:
+                    shutil.rmtree(path, ignore_errors=True)
                 (partial / f"{case}.lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another run is at something
         partial.rmdir()
@@ -252,16 +263,18 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
 def _preprocess_case(job: _Job, case: str) -> bool:
     """Preprocess one case and move its files to their place, the image last. Another run may wait for it meanwhile."""
     cases, dataset_json, plans, configuration, preprocessors, modality_of = _tools(job)
-    partial = job.folder / _PARTIAL / case
-    with held(job.folder / _PARTIAL / f"{case}.lock", wait=True):
+    folder = job.folder / _PARTIAL
+    with held(folder / f"{case}.lock", wait=True):
         if _is_current(job.folder, case, cases[case]):
             return True  # another run did it meanwhile; what is known of it stays
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{case}.", dir=folder))  # its own, where nothing can be locked
         preprocessors[modality_of.get(case)].run_case_save(
             str(partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
         )
         _check_not_flat(partial / f"{case}.b2nd", configuration.normalization_schemes)
+        if job.compact:
+            store_compactly(partial / f"{case}.b2nd")
         forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
         for suffix in _SUFFIXES:
             os.replace(partial / f"{case}{suffix}", job.folder / f"{case}{suffix}")

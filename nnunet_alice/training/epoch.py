@@ -23,9 +23,9 @@ class EpochMetrics:
         validation: means of the losses, and the method's own metrics.
     """
 
-    training: dict[str, float]
-    views: int
-    trained: float
+    training: dict[str, float] = field(default_factory=dict)
+    views: int = 0
+    trained: float = 0.0
     validation: dict[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -3,8 +3,10 @@
 import inspect
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -12,10 +14,12 @@ from torch import distributed as dist
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.training.devices import place
-from nnunet_alice.training.ranks import PATIENCE
+from nnunet_alice.training.ranks import PATIENCE, of_all_ranks
 
 #: Where nnU-Net continues from, whichever is there first.
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+#: Beginning of our keys in torchrun's store, and seconds between two looks at it.
+_OURS, _PAUSE = "nnunet_alice", 0.2
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -33,20 +37,20 @@ def train(arguments: Sequence[str]) -> None:
     from nnunetv2.run import run_training as nnunet
 
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    restarted = False
     run, make, load = nnunet.run_training, nnunet.get_trainer_from_args, nnunet.maybe_load_checkpoint
 
     def run_together(*args, **kwargs) -> None:
+        nonlocal restarted
         call = inspect.signature(run).bind(*args, **kwargs).arguments
-        if restarted and not call["only_run_validation"]:
-            call["continue_training"] = True
-        if not together:
-            run(**call)
-            return
-        if call["num_gpus"] > 1:
+        if together and call["num_gpus"] > 1:
             raise InputError("torchrun says how many processes train (--nproc-per-node); leave -num_gpus away.")
-        with _process_group(call["device"]) as device, patch.object(nnunet, "get_trainer_from_args", _on(device, make)):
-            run(**call | {"device": device})
+        with _process_group(call["device"]) if together else nullcontext(call["device"]) as device:
+            restarted = any(of_all_ranks([_started_again()]))
+            if restarted and not call["only_run_validation"]:
+                call["continue_training"] = True
+            with patch.object(nnunet, "get_trainer_from_args", _on(device, make) if together else make):
+                run(**call | {"device": device})
 
     def load_after_restart(trainer, continues: bool, validates: bool, pretrained: str | None = None) -> None:
         if restarted and continues:
@@ -62,6 +66,54 @@ def train(arguments: Sequence[str]) -> None:
         nnunet.run_training_entry()
 
 
+def _started_again() -> bool:
+    """Whether torchrun had processes of this run before these, as far as this one can tell; each is to ask once.
+
+    torchrun's own count is that of failures on one machine: it stays 0 where healthy processes were stopped because
+    those of a different machine start again. The store of torchrun's first machine outlives all processes.
+    """
+    store = _torchruns_store()
+    starts = 1 if store is None else store.add(f"{_OURS}/starts/{os.environ['RANK']}", 1)
+    return starts > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def _torchruns_store() -> dist.Store | None:
+    """The store that torchrun shares with its processes; None without."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+
+
+def own_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of torchrun's store in which no earlier processes of the run have written; waits for all ranks.
+
+    torchrun keeps one store when it starts processes again, and torch would find the addresses of the dead ones there.
+    Rank 0 names the part, and repeats the name to everybody who says to be there, until all have answered.
+
+    Args:
+        store: where earlier ranks have done the same.
+        rank: of this process.
+        size: number of ranks.
+    """
+    me, others = uuid.uuid4().hex, range(1, size)
+    if rank > 0:
+        store.set(f"{_OURS}/here/{rank}", me)
+        while True:
+            store.wait([f"{_OURS}/invited/{rank}"])
+            asked, name = store.get(f"{_OURS}/invited/{rank}").decode().split()
+            if asked == me:
+                store.set(f"{_OURS}/{name}/{rank}", "")
+                return dist.PrefixStore(name, store)
+            time.sleep(_PAUSE)
+    while not all(store.check([f"{_OURS}/{me}/{other}"]) for other in others):
+        for other in others:
+            if store.check([f"{_OURS}/here/{other}"]):
+                store.set(f"{_OURS}/invited/{other}", f"{store.get(f'{_OURS}/here/{other}').decode()} {me}")
+        time.sleep(_PAUSE)
+    return dist.PrefixStore(me, store)
+
+
 @contextmanager
 def _process_group(device: torch.device) -> Iterator[torch.device]:
     """The process group of torchrun's environment; gives this process's device."""
@@ -74,7 +126,13 @@ def _process_group(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     # Ranks prepare and validate at their own pace, which takes longer than the ten minutes that NCCL would wait.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    backend, store = "nccl" if device.type == "cuda" else "gloo", _torchruns_store()
+    if store is None:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    else:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        part = own_part(store, rank, size)
+        dist.init_process_group(backend, store=part, rank=rank, world_size=size, timeout=PATIENCE)
     yield device
     dist.destroy_process_group()  # not after an error: other ranks may be in the middle of a collective
 

@@ -15,11 +15,12 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_alice.cropping import crop_bounds
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.views.augmentation import augment
 from nnunet_alice.views.batch import Batch
+from nnunet_alice.views.border_crops import crop_with_border as crop_with_border
+from nnunet_alice.views.border_crops import crops_with_border
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
 
 #: Edge of the reference's patches in voxels, which its translation is a share of.
@@ -102,31 +103,28 @@ def apply_affine_to_crops(crops: Tensor, affines: np.ndarray) -> Tensor:
     # grid_sample counts from -1 to 1 over the array, borders included, x first.
     matrix = affines[:, :, :3] * size / size[:, None]
     shift = 2 * affines[:, :, 3] / size
-    theta = np.concatenate([matrix[:, ::-1, ::-1], shift[:, ::-1, None]], axis=2)
-    grid = functional.affine_grid(torch.from_numpy(theta.astype(np.float32)), list(crops.shape), align_corners=False)
-    return functional.grid_sample(crops, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    theta = np.concatenate([matrix[:, ::-1, ::-1], shift[:, ::-1, None]], axis=2).astype(np.float32)
+    result, grid = torch.empty_like(crops), torch.empty(1, *crops.shape[2:], 3)
+    for number, rows in enumerate(torch.from_numpy(theta)):
+        _write_grid(grid, rows)  # one that stays in the processor's cache, where all together do not
+        crop = crops[number : number + 1]
+        result[number] = functional.grid_sample(
+            crop, grid, mode="bilinear", padding_mode="border", align_corners=False
+        )[0]
+    return result
 
 
-def crop_with_border(image, centre_vox: Sequence[float] | np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Crop ``size`` voxels around a point of the volume; beyond its end its outermost voxels are repeated.
-
-    Unlike zeros, that does not draw an edge where a field of view happens to end, by which subjects could be told
-    apart without looking at anatomy.
+def _write_grid(grid: Tensor, rows: Tensor) -> None:
+    """``affine_grid`` in place, by sums over axes instead of a product of matrices for every voxel.
 
     Args:
-        image: (C, z, y, x), numpy or blosc2 array; only what is needed is read.
-        centre_vox: (3,) point, (z, y, x); voxel ``size // 2`` of the crop is the voxel nearest to it.
-        size: (3,) crop size in voxels.
+        grid: (1, z, y, x, 3), overwritten.
+        rows: (3, 4), of x, y and z; columns x, y, z and shift.
     """
-    lower = crop_bounds(centre_vox, size)
-    shape = image.shape[1:]
-    wanted = [np.clip(np.arange(f, f + n), 0, end - 1) for f, n, end in zip(lower, size, shape, strict=True)]
-    ranges = [slice(int(index[0]), int(index[-1]) + 1) for index in wanted]
-    part = np.asarray(image[(slice(None), *ranges)], dtype=np.float32)
-    for axis, (index, read) in enumerate(zip(wanted, ranges, strict=True), start=1):
-        if part.shape[axis] < len(index):
-            part = part.take(index - read.start, axis=axis)
-    return part
+    z, y, x = ((2 * torch.arange(n, dtype=torch.float32) + 1) / n - 1 for n in grid.shape[1:4])
+    for axis, (by_x, by_y, by_z, shift) in enumerate(rows):
+        plane = (by_z * z + shift)[:, None] + by_y * y
+        torch.add(plane[..., None], by_x * x, out=grid[0, ..., axis])
 
 
 @dataclass(frozen=True)
@@ -333,7 +331,7 @@ class LandmarkCrops:
         case = self.places.cases[number]
         with self.readings.of(case):
             image = self.open_image(case)
-            return [torch.from_numpy(crop_with_border(image, point, self.size)) for point in points_vox]
+            return [torch.from_numpy(crop) for crop in crops_with_border(image, points_vox, self.size)]
 
     def _augmented(self, crops: Tensor, rng: np.random.Generator) -> Tensor:
         if self.affine is not None:

@@ -82,7 +82,7 @@ def test_failed_cases_are_tried_again(balls, registered, monkeypatch):
         patch.setattr("nnunet_alice.anatomy.registration.register", failing)
         report = prepare_atlas(balls, 1, "b")
     assert report.records["a"].status == "failed"
-    assert "MemoryError: too little" in report.records["a"].reason
+    assert "not enough memory" in report.records["a"].reason
     assert prepare_atlas(balls, 1).records["a"].status == "ok"
     assert registered == ["a"]
 
@@ -201,7 +201,7 @@ def test_a_registration_goes_with_its_geometry(prepared, registered):
     assert registered == ["a"]
 
 
-def test_a_forgotten_case_is_registered_anew_and_a_forgotten_atlas_takes_all_with_it(prepared, registered):
+def test_a_forgotten_case_is_registered_again_and_a_forgotten_atlas_counts_no_more(prepared, registered):
     balls = prepared
     forget_case(balls, "a")
     prepare_atlas(balls, 1)
@@ -210,7 +210,7 @@ def test_a_forgotten_case_is_registered_anew_and_a_forgotten_atlas_takes_all_wit
     forget_case(balls, "b")
     assert AtlasFiles(balls).read_report() is None
     prepare_atlas(balls, 1, "b")
-    assert sorted(registered) == ["a", "b", "c"]
+    assert registered == ["b"]  # of the same image: what was registered to it before still fits
 
 
 def test_bad_arguments_get_one_sentence(balls, tmp_path, monkeypatch):

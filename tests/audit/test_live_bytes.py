@@ -1,7 +1,9 @@
 """Plans foresee what steps take: live bytes of steps of full size, counted on tensors without memory."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -19,14 +21,15 @@ from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS, LocatedUNe
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.planning.memory import (
-    STOCK,
     cost_of,
     live_bytes_of_pairs,
     live_bytes_of_subjects,
+    live_bytes_of_training,
     more_bytes_of_experts,
     network_cost,
-    subjects_in_memory,
 )
+from nnunet_alice.pretraining.drasclr import DrasCLRMethod, DrasCLRPretrainingSettings
+from nnunet_alice.trainers.drasclr_finetuning import DrasCLRFineTuneTrainer
 
 EXPERTS = 8
 
@@ -79,17 +82,20 @@ def network(family: str, outputs: int, deep_supervision: bool):
 
 
 def peak(cuda, optimizer, loss_of_step) -> int:
-    """Most live bytes of a step in half precision, after a first one has made the optimiser's state."""
+    """Most live bytes of a step in half precision, once the optimiser has its state."""
     scaler = torch.amp.GradScaler("cuda")
-    for _ in range(2):
-        cuda.forget()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda"):
-            loss = loss_of_step()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        optimizer.step()
-        scaler.update()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    cuda.forget()
+    with torch.autocast("cuda"):
+        loss = loss_of_step()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    optimizer.step()
+    scaler.update()
     return cuda.peak
 
 
@@ -144,27 +150,68 @@ def test_a_step_of_alice_takes_what_plans_foresee(family, edge, pairs):
     assert 0.97 < live_bytes_of_pairs(cost, pairs) / peak_of_alice(family, edge, pairs) < 1.1
 
 
+def batch_of_drasclr(family: str, pairs: int, **settings) -> tuple[int, bool]:
+    """Subjects of a batch that the method chooses for plans of so many pairs, and whether it warns of memory."""
+    lines: list[str] = []
+    method = SimpleNamespace(
+        context=SimpleNamespace(batch_size=pairs, patch_size=(128,) * 3, log=lines.append),
+        settings=DrasCLRPretrainingSettings(**settings),
+        crop_size=(64,) * 3,
+        places=SimpleNamespace(cases=range(500)),
+    )
+    plain = network(family, 1, False)
+    size = DrasCLRMethod._choose_batch_size(method, plain)  # type: ignore[arg-type]  # what it reads of a method
+    return size, any("WARNING" in line for line in lines)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_of_drasclr_takes_no_more_than_its_batch_was_chosen_for(family):
     plain = network(family, 1, False)
     cost = cost_of(plain, (128,) * 3)
     elements = plain.encoder.compute_conv_feature_map_size([64] * 3)
-    subjects = max(2, subjects_in_memory(cost, 2, EXPERTS, elements, 3))
-    foreseen, taken = (
-        live_bytes_of_subjects(cost, EXPERTS, elements, 3, subjects),
-        peak_of_drasclr(family, 64, subjects),
-    )
-    assert 0.97 < foreseen / taken < 1.25
+    subjects, _ = batch_of_drasclr(family, 2)
+    taken = peak_of_drasclr(family, 64, subjects)
+    assert 0.97 < live_bytes_of_subjects(cost, EXPERTS, elements, 3, subjects) / taken < 1.25
     assert taken < 1.03 * live_bytes_of_pairs(cost, 2)
 
 
+def test_plans_too_small_for_the_experts_are_warned_of():
+    assert batch_of_drasclr("ResidualEncoderUNet", 1) == (2, True)
+    assert batch_of_drasclr("ResidualEncoderUNet", 1, num_experts=2) == (3, False)
+    assert batch_of_drasclr("PlainConvUNet", 1) == (6, False)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fine_tuning_takes_what_the_scale_is_built_on_and_experts_what_is_said(family):
     plain = network(family, 3, True)
     cost = cost_of(plain, (128,) * 3)
     stock = peak_of_stock(lambda: network(family, 3, True), 1, 128, 2)
-    assert 0.9 < (STOCK.fixed(cost) + 2 * STOCK.sample(cost)) / stock < 1.12
+    foreseen = live_bytes_of_training(cost, 2)
+    assert 0.9 < foreseen / stock < 1.12
     located = peak_of_stock(lambda: LocatedUNet(network(family, 3, True), EXPERTS), 1 + COORDINATE_CHANNELS, 128, 2)
     with without_memory():
         encoder = to_conditional(plain.to("meta").encoder, EXPERTS)
     assert 0.9 < more_bytes_of_experts(encoder, EXPERTS) / (located - stock) < 1.15
+    said = what_the_trainer_says(family, encoder)
+    assert said.startswith("WARNING") == (located - stock > stock / 4)
+    in_all, experts, _, own = (float(number) * 2**30 for number in re.findall(r"[\d.]+(?= )", said))
+    assert (in_all / located, experts / (located - stock), own / stock) == pytest.approx((1, 1, 1), rel=0.15)
+
+
+def what_the_trainer_says(family: str, encoder) -> str:
+    """What DrasCLRFineTuneTrainer logs of its memory with two patches of 128 voxels a batch."""
+    lines: list[str] = []
+    plans = SimpleNamespace(configuration={"architecture": architecture(family)}, patch_size=(128,) * 3)
+    trainer = SimpleNamespace(
+        bare_network=SimpleNamespace(encoder=encoder),
+        configuration_manager=plans,
+        settings=DrasCLRFineTuneTrainer.settings,
+        num_input_channels=1 + COORDINATE_CHANNELS,
+        label_manager=SimpleNamespace(num_segmentation_heads=3),
+        batch_size=2,
+        print_to_log_file=lines.append,
+    )
+    DrasCLRFineTuneTrainer._say_what_experts_take(trainer)  # type: ignore[arg-type]  # what it reads of a trainer
+    return lines[0]

@@ -1,8 +1,7 @@
 """Small nnU-Net plans of both encoders, any depth, kernels, strides and widths."""
 
 import pytest
-
-UNETS = "dynamic_network_architectures.architectures.unet"
+from support.plans import architecture, configuration, minimal_plans
 
 
 def make_plans(
@@ -15,43 +14,12 @@ def make_plans(
     kernels, strides = [[3] * dim for _ in range(stages)], [[1] * dim] + [[2] * dim for _ in range(stages - 1)]
     if anisotropic:
         kernels[0][0] = kernels[1][0] = strides[1][0] = 1
-    network = {
-        "n_stages": stages,
-        "features_per_stage": [min(width * 2**s, width * 8) for s in range(stages)],
-        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
-        "kernel_sizes": kernels,
-        "strides": strides,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    network["n_conv_per_stage" if kind == "plain" else "n_blocks_per_stage"] = [2] * stages
-    network.update(changes)
-    return {
-        "dataset_name": "Dataset900_Test",
-        "plans_name": "nnUNetPlans",
-        "label_manager": "LabelManager",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "configurations": {
-            "3d_base": {
-                "data_identifier": "nnUNetPlans_3d_fullres",
-                "preprocessor_name": "DefaultPreprocessor",
-                "spacing": [3.0, 1.0, 1.0] if anisotropic else [1.0, 1.0, 1.0],
-                "architecture": {
-                    "network_class_name": f"{UNETS}.{'PlainConvUNet' if kind == 'plain' else 'ResidualEncoderUNet'}",
-                    "arch_kwargs": network,
-                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-                },
-            },
-            "3d_fullres": {"inherits_from": "3d_base", "patch_size": [64] * dim, "batch_size": 2},
-        },
-    }
+    family = "PlainConvUNet" if kind == "plain" else "ResidualEncoderUNet"
+    network = architecture(family, strides, [min(width * 2**s, width * 8) for s in range(stages)], 2, kernels)
+    network["arch_kwargs"].update(changes)
+    base = configuration([3.0, 1.0, 1.0] if anisotropic else [1.0, 1.0, 1.0], architecture=network)
+    full = {"inherits_from": "3d_base", "patch_size": [64] * dim}
+    return minimal_plans("Dataset900_Test", {"3d_base": base, "3d_fullres": full})
 
 
 def make_network(plans: dict, channels: int = 1, classes: int = 3):

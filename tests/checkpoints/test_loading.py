@@ -12,43 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.plans import architecture, configuration, minimal_plans
 from torch import nn
 
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
 
-PLANS = {
-    "dataset_name": "Dataset900_X",
-    "plans_name": "nnUNetPlans",
-    "continue_training": False,
-    "label_manager": "LabelManager",
-    "configurations": {
-        "3d_fullres": {
-            "data_identifier": "x_3d",
-            "batch_size": 2,
-            "patch_size": [8, 8, 8],
-            "spacing": [1.0, 1.0, 1.0],
-            "batch_dice": False,
-            "architecture": {
-                "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-                "arch_kwargs": {
-                    "n_stages": 2,
-                    "features_per_stage": [2, 4],
-                    "conv_op": "torch.nn.modules.conv.Conv3d",
-                    "kernel_sizes": [[3, 3, 3]] * 2,
-                    "strides": [[1, 1, 1], [2, 2, 2]],
-                    "n_conv_per_stage": [1, 1],
-                    "n_conv_per_stage_decoder": [1],
-                    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                    "norm_op_kwargs": {"affine": True},
-                    "nonlin": "torch.nn.LeakyReLU",
-                },
-                "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
-            },
-        }
+PLANS = minimal_plans(
+    "Dataset900_X",
+    {
+        "3d_fullres": configuration(
+            [1.0, 1.0, 1.0], [8, 8, 8], architecture=architecture("PlainConvUNet", [[1, 1, 1], [2, 2, 2]], [2, 4])
+        )
     },
-}
+    continue_training=False,
+)
 
 
 def stock_checkpoint(folder: Path, monkeypatch) -> Path:

@@ -135,7 +135,7 @@ def test_pairs_that_cannot_be_measured_are_named_and_the_status_says_so(base, tm
     label.write_bytes(label.read_bytes()[:40])
     words = ["evaluate_matching", "-d", "900", "--methods", "embedding", "-o", str(tmp_path / "out")]
     assert main(words) == SOME_FAILED
-    assert "a to c is left out" in caplog.text and "4 of 6 pairs were left out" in caplog.text
+    assert "case a to c failed" in caplog.text and "4 of 6 pairs were left out" in caplog.text
     errors = pd.read_csv(tmp_path / "out" / "errors.csv")
     assert set(errors["case_a"]) == {"a", "b"}
 

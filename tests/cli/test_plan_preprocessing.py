@@ -16,6 +16,7 @@ from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.locks import held
 from nnunet_alice.planning import preprocessing
+from nnunet_alice.planning.compact import rounded
 
 
 def mtimes(folder):
@@ -43,6 +44,16 @@ def test_preprocessed_cases_equal_nnunets_own(datasets, capsys):
         assert copy.read_bytes() == (raw / f"{case}.nii.gz").read_bytes()
     # The statistics are the target's: 154 is its upper percentile, the unlabelled data's would be 152.
     assert expected.max() == pytest.approx((154 - 100) / 20)
+
+
+def test_compact_images_are_nnunets_own_rounded(datasets):
+    assert plan("--target", "4") == 0
+    dataset = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres")
+    own = {case: dataset.image(case)[...] for case in CASES}
+    (dataset.folder / "b.b2nd").unlink()
+    assert plan("--target", "4", "--compact") == 0
+    assert np.array_equal(dataset.image("a")[...], own["a"])  # was there, and stays
+    assert np.array_equal(dataset.image("b")[...], rounded(own["b"]))
 
 
 def test_running_again_does_only_what_is_missing_or_changed(datasets, capsys, caplog):
@@ -260,10 +271,10 @@ def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
 
 
 def test_only_what_nobody_writes_is_removed(tmp_path):
-    for case in ("dead", "alive"):
-        (tmp_path / ".partial" / case).mkdir(parents=True)
+    for name in ("dead.x1", "alive.y2", "alive.more.z3"):
+        (tmp_path / ".partial" / name).mkdir(parents=True)
     with held(tmp_path / ".partial" / "alive.lock"):
         preprocessing._remove_leftovers(tmp_path)
-        assert sorted(path.name for path in (tmp_path / ".partial").iterdir()) == ["alive", "alive.lock"]
+        assert sorted(path.name for path in (tmp_path / ".partial").iterdir()) == ["alive.lock", "alive.y2"]
     preprocessing._remove_leftovers(tmp_path)
     assert not (tmp_path / ".partial").exists()

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from support.plans import configuration, minimal_plans, normalised_by, resampled
 from support.small_datasets import set_folders
 
 from nnunet_alice.affine import Affine
@@ -50,31 +51,17 @@ def write(path, array, direction=OBLIQUE):
 
 
 def make_atlas(reader="SimpleITKIO", transpose=(0, 1, 2), channels=1) -> Atlas:
-    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [16, 16, 16],
-        "spacing": list(SPACING),
-        "normalization_schemes": ["ZScoreNormalization"] * channels,
-        "use_mask_for_norm": [True] * channels,
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": resampling,
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": 1},
-        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
-    }
-    plans = {
-        "dataset_name": "Dataset900_Unlabelled",
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": reader,
-        "transpose_forward": list(transpose),
-        "transpose_backward": np.argsort(transpose).tolist(),
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {str(c): {} for c in range(channels)},
-        "configurations": {"3d_fullres": configuration},
-    }
+    full = configuration(
+        SPACING, **normalised_by("ZScoreNormalization", channels, masked=True), **resampled(3, ("data", "seg"))
+    )
+    statistics = {str(c): {} for c in range(channels)}
+    plans = minimal_plans(
+        "Dataset900_Unlabelled",
+        {"3d_fullres": full},
+        transpose,
+        image_reader_writer=reader,
+        foreground_intensity_properties_per_channel=statistics,
+    )
     names = {str(c): "MR" for c in range(channels)}
     described = {"channel_names": names, "labels": {"background": 0, "body": 1}, "file_ending": ".nii.gz"}
     geometry = compute_geometry("atlas", bright_ball(seed=9)[None], SPACING)
@@ -153,7 +140,7 @@ def test_a_poor_registration_gives_the_middle_and_unreadable_files_are_left_out(
     broken = tmp_path / "in" / "broken_0000.nii.gz"
     broken.write_bytes(good.read_bytes()[:2000])
     report = locate_folder(tmp_path / "in", tmp_path / "out", atlas)
-    assert report.named("poor") == {"good": "registration quality 0.15 is below 0.4"}
+    assert report.named("poor") == {"good": "registration quality 0.15 is below 0.25"}
     assert list(report.named("failed")) == ["broken"] and "truncated" in report.named("failed")["broken"]
     values = {int(v) for p in report.coordinates("good") for v in np.unique(sitk.GetArrayFromImage(sitk.ReadImage(p)))}
     assert values == {0, WEIGHT, HEAVY_WEIGHT, LIGHT_WEIGHT}

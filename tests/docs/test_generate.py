@@ -69,3 +69,17 @@ def test_arms_are_compared_on_the_same_draws(tmp_path):
     *_, scratch, mine = result_tables.arms(tmp_path, "log.csv").splitlines()
     assert [cell.strip() for cell in scratch.strip("|").split("|")] == ["1", "scratch", "0.300", "", ""]
     assert [cell.strip() for cell in mine.strip("|").split("|")] == ["1", "mine", "0.200", "+0.0", "1 of 2"]
+
+
+def test_seeds_end_with_their_mean_and_what_was_wanted(tmp_path):
+    rows = ["seed,pretrained,from_scratch,gain,seconds,cpu_seconds", "0,0.8,0.6,0.2,900,600", "1,0.5,0.6,-0.1,900,480"]
+    (tmp_path / "seeds.csv").write_text("\n".join(rows))
+    lines = result_tables.seeds(tmp_path, "seeds.csv").splitlines()
+    assert lines[2:5] == [
+        "| 0 | 0.800 | 0.600 | +20.0 | 10 |",
+        "| 1 | 0.500 | 0.600 | -10.0 | 8 |",
+        "| mean of 2 | 0.650 | 0.600 | +5.0 | 9 |",
+    ]
+    assert lines[-1].endswith("Missed: above in 1 of 2.")
+    (tmp_path / "seeds.csv").write_text("\n".join(rows[:2]))
+    assert result_tables.seeds(tmp_path, "seeds.csv").endswith("Reached: above in 1 of 1.")

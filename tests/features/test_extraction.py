@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
+from support.plans import normalised_by, resampled
 from support.pretraining_runs import DATASET, PLANS, make_trainer, phantom_images, with_settings, write_run
 from support.small_datasets import set_folders
 from torch import nn
@@ -40,14 +41,7 @@ def trained(tmp_path_factory):
         images = phantom_images(3)
         base = write_run(folder / "preprocessed", images)
         plans = json.loads((base / f"{PLANS}.json").read_text())
-        resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-        plans["configurations"]["3d_fullres"] |= {
-            "normalization_schemes": ["NoNormalization"],
-            "resampling_fn_data": "resample_data_or_seg_to_shape",
-            "resampling_fn_data_kwargs": resampling,
-            "resampling_fn_seg": "resample_data_or_seg_to_shape",
-            "resampling_fn_seg_kwargs": resampling | {"is_seg": True},
-        }
+        plans["configurations"]["3d_fullres"] |= normalised_by("NoNormalization") | resampled()
         plans["foreground_intensity_properties_per_channel"] = {"0": {}}
         (base / f"{PLANS}.json").write_text(json.dumps(plans))
         dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
@@ -327,7 +321,7 @@ def test_the_command_probes_patches_and_writes_maps(folders, tmp_path, monkeypat
     command += ["--target", "height", "--task", "classification", "--group", "own", "--folds", 2]
     assert main([*map(str, command), "--maps", "maps", "--step_mm", "48", "--region", "body"]) == 0
     printed = capsys.readouterr().out
-    assert "of 36 patches" in printed and "36 groups by 'own'" in printed and "Maps of 3 of 3 cases" in printed
+    assert "of 36 patches" in printed and "36 groups by 'own'" in printed and "3 of 3 cases mapped" in printed
     assert len(pd.read_csv("probe_height_predictions.csv")) == 36
     names = {f"case{n}{end}" for n in range(3) for end in ("_low.nii.gz", "_high.nii.gz", ".png")}
     assert {path.name for path in (tmp_path / "maps").iterdir()} == names

@@ -11,7 +11,7 @@ from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.anatomy.world import file_grid, world_affine
 from nnunet_alice.cropping import crop_bounds
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.extraction import encode_patches, locations_of
 from nnunet_alice.features.maps import dense_map, write_maps
 from nnunet_alice.features.patch_labels import PatchLabels, read_patch_table, sample_label_images
@@ -194,6 +194,9 @@ def test_regions(fitted):
     np.testing.assert_array_equal(made.inside.ravel(), near)
     with pytest.raises(InputError, match="no lungs"):
         dense_map(encoder, opened, found, step_mm=4.0, region="lungs")
+    encoder.landmarks = None
+    with pytest.raises(NotPreparedError, match="without its landmarks; choose the region body or lungs"):
+        dense_map(encoder, opened, found, step_mm=4.0)
 
 
 def test_a_regression_maps_its_values(tmp_path):

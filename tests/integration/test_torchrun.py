@@ -27,6 +27,7 @@ pytestmark = [needs_distributed, pytest.mark.slow]
 
 TRAINER = '''
 import os
+import time
 from pathlib import Path
 
 from nnunet_alice.trainers.alice import AliceTrainer
@@ -34,19 +35,23 @@ from nnunet_alice.training.settings import changed
 
 
 class AliceTrainer_killed(AliceTrainer):
-    """The second rank ends its own process in the third epoch, unless that has happened before."""
+    """The second rank ends its own process in the second epoch, unless that has happened before; no pictures."""
 
     settings = changed(
         AliceTrainer.settings,
         {
-            **{"run.epochs": 3, "run.iterations": 1, "method.retrieval_candidates": 4, "method.attention_heads": 2},
+            **{"run.epochs": 2, "run.iterations": 2, "method.retrieval_candidates": 2, "method.attention_heads": 2},
             **{"method.hidden_dim": 16, "method.bottleneck_dim": 8, "method.prototypes": 16},
         },
     )
 
+    _draws = False
+
     def on_train_epoch_start(self):
         marker = Path(os.environ["MARKER"])
-        if self.rank == 1 and self.current_epoch == 2 and not marker.exists():
+        if self.rank == 1 and self.current_epoch == 1 and not marker.exists():
+            while not Path(self.output_folder, "checkpoint_latest.pth").exists():  # the first rank writes it
+                time.sleep(0.1)
             marker.touch()
             os.kill(os.getpid(), 9)
         super().on_train_epoch_start()
@@ -72,10 +77,10 @@ def start(folder: Path, marker: Path, *torchrun: str) -> subprocess.Popen:
 def outcome(folder: Path, marker: Path, *processes: subprocess.Popen) -> tuple[dict, list[dict]]:
     """Final checkpoint and history of a run when all its processes have ended well."""
     try:
-        codes = [process.wait(timeout=900) for process in processes]
+        codes = [process.wait(timeout=150) for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            process.terminate()  # torchrun then ends its workers, too
     assert codes == [0] * len(processes), (folder / f"{marker.name}.log").read_text()[-3000:]
     (run,) = folder.glob(f"results_{marker.name}/{DATASET}/AliceTrainer_killed*/fold_all")
     assert training_log(run).count(": Epoch 0") == 1, "it began again from nothing"
@@ -83,10 +88,6 @@ def outcome(folder: Path, marker: Path, *processes: subprocess.Popen) -> tuple[d
     return torch.load(run / "checkpoint_final.pth", weights_only=True), rows
 
 
-@pytest.mark.skipif(
-    "NNUNET_ALICE_TEST_TORCHRUN" not in os.environ,
-    reason="not stable yet: two nodes lose their rendezvous; set NNUNET_ALICE_TEST_TORCHRUN to run it",
-)
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_happened(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     write_run(tmp_path / "preprocessed", phantom_images(3), batch_size=2)
@@ -95,11 +96,12 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_ha
     (tmp_path / "trainers" / "killed.py").write_text(TRAINER)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.touch()
-    expected = outcome(tmp_path, whole, start(tmp_path, whole, "--standalone", "--nproc-per-node=2"))
-    address = f"localhost:{find_free_network_port()}"
+    undisturbed = start(tmp_path, whole, "--standalone", "--nproc-per-node=2")
     machines = ("--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d", "--rdzv-id=test")
+    address = f"localhost:{find_free_network_port()}"
     both = [start(tmp_path, killed, *machines, f"--rdzv-endpoint={address}") for _ in range(2)]
     found = outcome(tmp_path, killed, *both)
+    expected = outcome(tmp_path, whole, undisturbed)
     assert killed.exists()
-    assert found[1] == expected[1] and len(found[1]) == 3
+    assert found[1] == expected[1] and len(found[1]) == 2
     assert same_content(found[0]["network_weights"], expected[0]["network_weights"])

@@ -1,5 +1,7 @@
 """The whole chain as a user runs it: subprocesses of the real commands, on phantoms."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -7,19 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_alice.demo import Demo, DemoSize
+from nnunet_alice.demo.budget import Budget
+from nnunet_alice.demo.own_data import read_own_data
+from nnunet_alice.demo.sources import Phantoms
+from nnunet_alice.demo.workflow import Demo
+from nnunet_alice.errors import AliceError
+from nnunet_alice.phantoms import make_population, write_subjects
 
 #: a demo of the smallest size: two epochs of two iterations, one epoch of stock nnU-Net from the weights; the run from
 #: scratch is short, as stock's 250 steps are minutes that would show nothing more
-SMALLEST = DemoSize(
-    unlabelled=5,
-    training=2,
-    test=1,
-    spacing_mm=16.0,
-    pretraining="AliceTrainer_smoke",
-    finetuning="nnUNetTrainer_1epoch",
-    scratch="FineTuneTrainer_scratch_1epoch_10iterations",
-)
+PHANTOMS = Phantoms(unlabelled=5, training=2, test=1, spacing_mm=16.0)
+SMALLEST = Budget("AliceTrainer_smoke", "nnUNetTrainer_1epoch", "FineTuneTrainer_scratch_1epoch_10iterations")
 
 
 def command(name: str) -> str:
@@ -27,10 +27,11 @@ def command(name: str) -> str:
     return shutil.which(name, path=str(Path(sys.executable).parent)) or name
 
 
+@pytest.mark.slow
 def test_demo_from_phantoms_to_dice(tmp_path):
     """import, plan, anatomy, AliceTrainer, stock fine-tuning from its weights, a short run from scratch, evaluation."""
     steps = []
-    demo = Demo(tmp_path / "demo", SMALLEST, 0, steps.append)
+    demo = Demo(tmp_path / "demo", PHANTOMS, SMALLEST, steps.append)
     report = demo.run()
     assert list(report.dice) == ["pretrained", "from scratch"]
     assert all(0 <= dice <= 1 for run in report.dice.values() for dice in run.values())
@@ -44,16 +45,54 @@ def test_demo_from_phantoms_to_dice(tmp_path):
 
 
 def test_a_failing_command_is_named_with_its_log(tmp_path):
-    from nnunet_alice.errors import AliceError
-
-    demo = Demo(tmp_path / "demo", DemoSize(unlabelled=1, training=1, test=1, spacing_mm=40.0), 0, lambda step: None)
+    phantoms = Phantoms(unlabelled=1, training=1, test=1, spacing_mm=40.0)
     with pytest.raises(AliceError, match=r"failed.*see .*logs"):
-        demo.run()
+        Demo(tmp_path / "demo", phantoms, Budget(), lambda step: None).run()
+
+
+def test_demo_on_a_dataset_of_two_channels_leaves_it_as_it_is(tmp_path, monkeypatch):
+    """No test image is pretrained on, the time is foretold, the table has a region's name."""
+    folder = tmp_path / "Dataset007_Torso"
+    options = {"spacing_mm": 16.0, "organs": ("liver", "stomach"), "labels_folder": "labelsTr"}
+    write_subjects(folder, make_population(range(7)), images_folder="imagesTr", image_suffix="_0000", **options)
+    for image in list((folder / "imagesTr").iterdir()):
+        shutil.copy(image, image.with_name(image.name.replace("_0000", "_0001")))
+    (folder / "truth.json").unlink()
+    labels = {"background": 0, "abdomen": [1, 2], "stomach": 2}
+    names = {"channel_names": {"0": "CT", "1": "again"}, "labels": labels, "regions_class_order": [1, 2]}
+    (folder / "dataset.json").write_text(json.dumps(names | {"numTraining": 7, "file_ending": ".nii.gz"}))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr("nnunet_alice.demo.workflow._TRIAL_ITERATIONS", 2)
+    data, steps = read_own_data(folder, labelled=2, test=2, seed=0), []
+    small = {
+        "pretraining": "AliceTrainer_1epochs_2iterations",
+        "finetuning": "FineTuneTrainer_1epochs_10iterations",
+        "scratch": "FineTuneTrainer_scratch_1epochs_10iterations",
+    }
+    demo = Demo(tmp_path / "demo", data, Budget(**small), steps.append, foretell=True)
+    report = demo.run()
+    assert list(report.dice["pretrained"]) == ["abdomen", "stomach"] and len(report.cases["pretrained"]) == 2
+    assert (report.labelled, report.pool) == (2, 5) and 0 <= report.won <= 2
+    seen = json.loads((demo.unlabelled / "dataset.json").read_text())["dataset"]
+    assert set(seen) == set(data.pool) and not set(seen) & set(data.test)
+    assert any(re.match(r"from here about \d+ minutes", step) for step in steps)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+HELP = """
+import contextlib, io, sys
+from nnunet_alice.cli.main import COMMANDS, main
+
+for name in COMMANDS:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        main([name, "-h"])
+    assert f"nnunet_alice {name}" in text.getvalue() and "Example: " in text.getvalue(), name
+    assert "torch" not in sys.modules, name  # takes seconds
+"""
 
 
 def test_commands_answer_help_at_once_with_an_example():
-    from nnunet_alice.cli.main import COMMANDS
-
-    for name in COMMANDS:
-        result = subprocess.run([command("nnunet_alice"), name, "-h"], capture_output=True, text=True, check=True)
-        assert f"nnunet_alice {name}" in result.stdout and "Example: " in result.stdout
+    subprocess.run([sys.executable, "-c", HELP], check=True)
+    result = subprocess.run([command("nnunet_alice"), "plan", "-h"], capture_output=True, text=True, check=True)
+    assert "nnunet_alice plan" in result.stdout

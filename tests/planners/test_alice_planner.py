@@ -116,6 +116,23 @@ def test_the_small_planner_is_small_whatever_the_data(tmp_path, monkeypatch, kin
     )
 
 
+@pytest.mark.parametrize("kind", DATA)
+def test_the_small_planner_takes_coarser_voxels_of_large_volumes_alone(tmp_path, monkeypatch, kind):
+    name = make_dataset(tmp_path, monkeypatch, kind)
+    stock = ExperimentPlanner(name).plan_experiment()["configurations"]["3d_fullres"]
+    small = plan(AlicePlannerSmall, name).content
+    voxels = np.prod(stock["median_image_size_in_voxels"])
+    if voxels <= 100**3:
+        assert small["spacing"] == stock["spacing"] and small["data_identifier"] == "AlicePlans_3d_fullres"
+        return
+    assert small["data_identifier"] == "AliceSmallPlans_3d_fullres"
+    # as many as fit: the step of the search is 3 % an axis
+    assert 0.9 * 100**3 < np.prod(small["median_image_size_in_voxels"]) < 1.02 * 100**3
+    coarser = np.array(small["spacing"]) > np.array(stock["spacing"])
+    assert coarser.any() and len(set(np.array(small["spacing"])[coarser])) == 1
+    assert max(small["spacing"]) == max(np.array(small["spacing"])[coarser].max(), *stock["spacing"])
+
+
 def test_plans_load_in_nnunet_and_build_the_network(tmp_path, monkeypatch):
     name = make_dataset(tmp_path, monkeypatch, "thick slices", channels=2)
     plan(AlicePlanner, name)

@@ -2,11 +2,13 @@
 
 import copy
 import math
+import random
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 if "gpu_check" not in sys.modules:  # a process of its own, which does not read conftest.py
@@ -32,7 +34,14 @@ def short_trainer(row: Row, device: torch.device, steps: int = STEPS, scale: flo
 
 
 def begin(trainer) -> list[Any]:
-    """Start training by hand, without an epoch's end; gives two batches."""
+    """Start training by hand, without an epoch's end; gives two batches.
+
+    Stock trainers draw weights and batches from the global generators, which are seeded here: two trainers begun like
+    this start alike.
+    """
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  nnU-Net's loader draws from the global generator
+    random.seed(0)
     trainer.initialize()
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     if hasattr(trainer, "method"):

@@ -5,6 +5,7 @@ on CPU tensors follow CUDA's, read from the header that torch is installed with,
 them on. Casts lie above autograd, as on CUDA, so gradients are of half precision where activations are.
 """
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -69,6 +70,7 @@ def cuda_autocast(half: bool = True) -> Iterator[None]:
         library._destroy()
 
 
+@functools.cache
 def _kernels() -> dict[str, Callable]:
     """Kernel by name for all operations that CUDA's autocast changes, and a plain one where only the CPU's does."""
     lists = cuda_lists()

@@ -1,5 +1,8 @@
 """A function run on two real gloo processes, for tests of what several GPUs do together."""
 
+import multiprocessing
+import os
+import pickle
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +18,10 @@ RANKS = 2
 needs_distributed = pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed support")
 
 
+#: What a server imports once, so that processes start in a moment; nothing that reads nnU-Net's environment.
+_IMPORTED_ONCE = ["torch", "torch._dynamo", "scipy.ndimage", "SimpleITK", "skimage.registration", "pandas", "pytest"]
+
+
 def on_ranks(work: Callable, folder: Path, *arguments) -> list[Any]:
     """What ``work(rank, *arguments)`` returns on each rank: tensors and plain types.
 
@@ -23,12 +30,17 @@ def on_ranks(work: Callable, folder: Path, *arguments) -> list[Any]:
         folder: empty; results pass through it.
         arguments: of ``work``.
     """
-    mp.spawn(_main, (work, folder, arguments), nprocs=RANKS)
+    multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)
+    call = pickle.dumps((work, arguments))  # read once the environment is there
+    mp.start_processes(_main, (call, folder, dict(os.environ)), nprocs=RANKS, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
-def _main(rank: int, work: Callable, folder: Path, arguments: tuple) -> None:
+def _main(rank: int, call: bytes, folder: Path, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
+    work, arguments = pickle.loads(call)
     rendezvous = f"file://{folder}/rendezvous"
     # Ranks that wait for each other in vain fail soon instead of after half an hour.
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))

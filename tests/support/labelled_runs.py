@@ -7,13 +7,12 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from support.pretraining_runs import architecture
+from support.plans import architecture, configuration, minimal_plans, normalised_by, resampled
 
 DATASET = "Dataset901_Labelled"
 PLANS = "nnUNetPlans"
 SHAPE = (18, 20, 16)
 SPACING = (2.0, 1.0, 1.5)
-_RESAMPLING = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
 
 
 def labelled_volume(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,32 +41,15 @@ def write_labelled(
     cases = folder / f"{PLANS}_3d_fullres"
     for part in (cases, folder / "gt_segmentations"):
         part.mkdir(parents=True)
-    resampling = {
-        f"resampling_fn_{kind}": "resample_data_or_seg_to_shape" for kind in ("data", "seg", "probabilities")
-    } | {f"resampling_fn_{kind}_kwargs": _RESAMPLING for kind in ("data", "seg", "probabilities")}
-    configuration = {
-        "data_identifier": cases.name,
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [16, 16, 16],
-        "median_image_size_in_voxels": list(SHAPE),
-        "spacing": list(SPACING),
-        "normalization_schemes": ["NoNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": False,
-        "architecture": architecture(family, ((1, 1, 1), (2, 2, 2), (2, 2, 2)), features),
-        **resampling,
-    }
-    plans = {
-        "dataset_name": dataset,
-        "plans_name": PLANS,
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": {}},
-        "configurations": {"3d_fullres": configuration},
-    }
+    full = configuration(
+        SPACING,
+        median_image_size_in_voxels=list(SHAPE),
+        architecture=architecture(family, ((1, 1, 1), (2, 2, 2), (2, 2, 2)), features),
+        **normalised_by("NoNormalization"),
+        **resampled(),
+    )
+    statistics: dict[str, dict] = {"0": {}}
+    plans = minimal_plans(dataset, {"3d_fullres": full}, foreground_intensity_properties_per_channel=statistics)
     names = [f"case{number:02d}" for number in range(count)]
     content = {
         "channel_names": {"0": "noNorm"},

@@ -15,36 +15,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_alice.phantoms import make_subject, render
 from nnunet_alice.training.settings import changed
+from support.plans import architecture, configuration, minimal_plans, normalised_by
 
 DATASET = "Dataset900_Small"
 PLANS = "nnUNetPlans"
-_NETWORK = "dynamic_network_architectures.architectures.unet."
-
-
-def architecture(family: str, strides: Sequence, features: Sequence[int]) -> dict:
-    """Entry ``architecture`` of the plans, as nnU-Net's planners write it."""
-    stages = len(features)
-    arguments = {
-        "n_stages": stages,
-        "features_per_stage": list(features),
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": list(strides),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-        "n_conv_per_stage_decoder": [1] * (stages - 1),
-        "n_conv_per_stage" if family == "PlainConvUNet" else "n_blocks_per_stage": [1] * stages,
-    }
-    return {
-        "network_class_name": _NETWORK + family,
-        "arch_kwargs": arguments,
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
 
 
 def write_run(
@@ -67,27 +41,15 @@ def write_run(
     cases = folder / f"{PLANS}_3d_fullres"
     cases.mkdir(parents=True)
     channels = next(iter(images.values())).shape[0]
-    configuration = {
-        "data_identifier": cases.name,
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": batch_size,
-        "patch_size": list(patch_size),
-        "median_image_size_in_voxels": np.median([image.shape[1:] for image in images.values()], axis=0).tolist(),
-        "spacing": list(spacing),
-        "normalization_schemes": ["CTNormalization"] * channels,
-        "use_mask_for_norm": [False] * channels,
-        "batch_dice": False,
-        "architecture": architecture(family, strides, features),
-    }
-    plans = {
-        "dataset_name": DATASET,
-        "plans_name": PLANS,
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "label_manager": "LabelManager",
-        "configurations": {"2d": {**configuration, "patch_size": list(patch_size[1:])}, "3d_fullres": configuration},
-    }
+    full = configuration(
+        spacing,
+        patch_size,
+        batch_size=batch_size,
+        median_image_size_in_voxels=np.median([image.shape[1:] for image in images.values()], axis=0).tolist(),
+        architecture=architecture(family, strides, features),
+        **normalised_by("CTNormalization", channels),
+    )
+    plans = minimal_plans(DATASET, {"2d": {**full, "patch_size": list(patch_size[1:])}, "3d_fullres": full})
     dataset = {
         "channel_names": {str(channel): "CT" for channel in range(channels)},
         "labels": {"background": 0, "body": 1},

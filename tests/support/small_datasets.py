@@ -9,6 +9,7 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_alice.dataset import PreprocessedDataset
+from support.plans import configuration, minimal_plans
 
 
 def write_preprocessed(
@@ -24,19 +25,7 @@ def write_preprocessed(
     (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True, exist_ok=True)
     labels = {"background": 0, "front": 1, "back": 2}
     (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
-    configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "spacing": list(spacing),
-        "patch_size": [16, 16, 16],
-        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
-    }
-    plans = {
-        "plans_name": "nnUNetPlans",
-        "dataset_name": folder.name,
-        "transpose_forward": list(transpose_forward),
-        "transpose_backward": np.argsort(transpose_forward).tolist(),
-        "configurations": {"3d_fullres": configuration},
-    }
+    plans = minimal_plans(folder.name, {"3d_fullres": configuration(spacing)}, transpose_forward)
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
     for case, image in images.items():
         seg = (segmentations or {}).get(case, np.zeros((1, *image.shape[1:])))

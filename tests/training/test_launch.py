@@ -1,7 +1,12 @@
 """``nnunet_alice train`` hands nnU-Net's own functions what torchrun's environment says."""
 
+import time
+from datetime import timedelta
+from multiprocessing.pool import ThreadPool
+
 import pytest
 import torch
+import torch.distributed as dist
 from nnunetv2.run import run_training as nnunet
 
 from nnunet_alice.cli.main import main
@@ -59,6 +64,37 @@ def test_a_restart_continues_where_there_is_something_to_continue(asked, tmp_pat
     assert asked["load"] == ((True, False, None) if checkpoint else (False, False, "w.pth"))
     launch.train([*COMMAND, "-device", "cpu", "--val"])
     assert asked["load"] == (False, True, None)
+
+
+def test_processes_know_that_others_ran_before_them_where_torchrun_counts_no_failure(monkeypatch):
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    found = []
+    for rank in (0, 1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        found.append(launch._started_again())
+    assert found == [False, False, True]
+
+
+def test_every_start_gets_a_part_of_torchruns_store_that_nobody_wrote_to():
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    def start(rank, late):
+        store = dist.TCPStore("localhost", server.port, is_master=False, timeout=timedelta(seconds=30))
+        time.sleep(0.3 * (rank == late))
+        part = launch.own_part(store, rank, 3)
+        found = part.check(["address"])  # of one that is dead by now
+        return part, found
+
+    for late in range(3):
+        with ThreadPool(3) as pool:
+            parts, found = zip(*pool.starmap(start, [(rank, late) for rank in range(3)], chunksize=1), strict=True)
+        assert not any(found)
+        parts[0].set("address", str(late))
+        assert [part.get("address") for part in parts] == [str(late).encode()] * 3
 
 
 def test_several_processes_share_a_group_and_take_their_own_device(asked, monkeypatch):

@@ -1,0 +1,71 @@
+"""How much the demo computes, and on what."""
+
+import os
+import re
+from dataclasses import dataclass
+
+#: the two networks that are compared
+RUNS = ("pretrained", "from scratch")
+#: trainer of the embedding, where the demo is asked for it
+EMBEDDING = "AnatomicalEmbeddingTrainer_6epochs_50iterations"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much the demo computes, and on what.
+
+    Attributes:
+        pretraining: trainer of the pretraining.
+        finetuning: trainer that starts from the pretrained weights.
+        scratch: trainer that starts from random weights, with the same budget.
+        embedding: trainer of the anatomical embedding, which then matches the views; None leaves that to the atlas.
+        pairs: ordered pairs of unlabelled phantoms on which matching is measured.
+        device: for nnU-Net.
+        processes: for planning, preprocessing and prediction.
+    """
+
+    pretraining: str = "AliceTrainer_3epochs_200iterations_lr3e-3"
+    finetuning: str = "FineTuneTrainer_5epochs_50iterations_AdamW_lr1e-2_seed1"
+    scratch: str = "FineTuneTrainer_scratch_5epochs_50iterations_AdamW_lr1e-2_seed1"
+    embedding: str | None = None
+    pairs: int = 100
+    device: str = "cpu"
+    processes: int = 1  # phantoms are small: starting another process takes longer than the work
+
+    def trainer(self, run: str) -> str:
+        """Trainer of one of the two runs on labels."""
+        return self.finetuning if run == RUNS[0] else self.scratch
+
+    @property
+    def plans(self) -> str:
+        """Plans of the labelled dataset: nnU-Net's own on a GPU, small ones on a CPU."""
+        return "AliceSmallPlans" if self.device == "cpu" else "nnUNetPlans"
+
+
+def own_budget(epochs: int, finetuning_epochs: int, seed: int, device: str, embedding: str | None = None) -> Budget:
+    """Return the budget for a user's own data.
+
+    Args:
+        epochs: of the pretraining, of nnU-Net's 250 iterations.
+        finetuning_epochs: of both runs on labels.
+        seed: of all runs.
+        device: for nnU-Net.
+        embedding: see :class:`Budget`.
+    """
+    ending = f"{finetuning_epochs}epochs_AdamW_lr3e-3_noTTA_seed{seed}"
+    # small networks learn at a higher rate
+    rate = "_lr3e-3" if device == "cpu" else ""
+    return Budget(
+        f"AliceTrainer_{epochs}epochs{rate}_seed{seed}",
+        f"FineTuneTrainer_{ending}",
+        f"FineTuneTrainer_scratch_{ending}",
+        embedding,
+        device=device,
+        processes=min(8, os.cpu_count() or 1),
+    )
+
+
+def length(trainer: str) -> tuple[int, int]:
+    """Epochs and iterations an epoch by a trainer's name."""
+    found = {kind: int(number) for number, kind in re.findall(r"_(\d+)(epochs|iterations)", trainer)}
+    return found["epochs"], found.get("iterations", 250)

@@ -1,0 +1,80 @@
+"""The demo's commands: subprocesses of this installation, each with its output in a log file."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_alice.discovery import package_folder
+from nnunet_alice.errors import SOME_FAILED, AliceError
+
+
+@dataclass
+class Commands:
+    """Runs steps one after the other, and remembers what ran and how long it took.
+
+    Attributes:
+        folder: nnU-Net's folders and ``logs`` lie in it.
+        announce: called with every step's name before it starts.
+        environment: beside nnU-Net's folders.
+        seconds: step -> seconds.
+        typed: every command that ran, as typed.
+    """
+
+    folder: Path
+    announce: Callable[[str], None]
+    environment: Mapping[str, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+    typed: list[str] = field(default_factory=list)
+
+    def timed(self, name: str, work: Callable[[], None]) -> None:
+        """Do a step that is no command."""
+        self.announce(name)
+        start = time.time()
+        work()
+        self.seconds[name] = time.time() - start
+
+    def run(self, name: str, command: Sequence[str], results: Path, whole: bool) -> None:
+        """Run one command with its output in a log.
+
+        Args:
+            name: of the step.
+            command: program and arguments.
+            results: ``nnUNet_results``.
+            whole: whether a command that left out single cases (``SOME_FAILED``; its log names them) counts as failed.
+
+        Raises:
+            AliceError: it is not installed, or failed; the message names the log.
+        """
+        self.typed.append(shlex.join(command))
+        log = self.folder / "logs" / f"{len(self.typed):02d}_{name.replace(',', '').replace(' ', '_')}.txt"
+        self.timed(name, lambda: _run(command, self._whole_environment(results), log, whole))
+
+    def _whole_environment(self, results: Path) -> Mapping[str, str]:
+        own = {
+            "nnUNet_raw": str(self.folder / "nnUNet_raw"),
+            "nnUNet_preprocessed": str(self.folder / "nnUNet_preprocessed"),
+            "nnUNet_results": str(results),
+            "nnUNet_extTrainer": str(package_folder("nnunet_alice.trainers")),
+        }
+        return {**os.environ, **own, **self.environment}
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, whole: bool) -> None:
+    program = shutil.which(command[0], path=str(Path(sys.executable).parent)) or shutil.which(command[0])
+    if program is None:
+        raise AliceError(f"The command {command[0]} was not found; install this package together with nnunetv2.")
+    with open(log, "w", encoding="utf-8") as file:
+        file.write(f"$ {shlex.join(command)}\n")
+        file.flush()
+        status = subprocess.run(
+            [program, *command[1:]], env=environment, stdout=file, stderr=subprocess.STDOUT
+        ).returncode
+    if status != 0 and (whole or status != SOME_FAILED):
+        last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1:]
+        raise AliceError(f"'{shlex.join(command[:2])} ...' failed ({''.join(last).strip()}); see {log}.")
