@@ -2,11 +2,13 @@
 
     python benchmarks/brain_age.py -i Dataset062_BrainT1 -o FOLDER
 
-Imports all 165 scans, plans them at 4.5 mm with a small network, pretrains on all of them without labels, and trains
-``RegressionTrainer`` (age) and ``ClassificationTrainer`` (sex) on the 75 subjects whose age and sex are known: five
-folds, several seeds. A seed of fine-tuning draws the 20 labelled subjects of a fold, too. The probe is a ridge or
-logistic regression on the pretrained encoder's pooled features. Start it again after an interruption: only what is
-missing is done. ``--part 1/2`` and ``--part 2/2`` share the trainings among two processes.
+Imports all 165 scans, plans them at 8 mm with a small network, pretrains on all of them without labels, and trains
+``RegressionTrainer`` on the 75 subjects whose age and sex are known: one network for the age and for the sex as a
+number (0, 1), five folds, several seeds. A seed of fine-tuning draws the labelled subjects of a fold, too. The probe is
+a ridge or logistic regression on the pretrained encoder's pooled features. Start it again after an interruption: only
+what is missing is done, seed after seed. ``--part 1/2`` and ``--part 2/2`` share the trainings among two processes.
+
+``--tune 1e-3 3e-3 1e-2`` compares learning rates on training subjects of fold 0 alone and stops.
 """
 
 import os
@@ -21,9 +23,9 @@ import numpy as np
 import pandas as pd
 import torch
 from folders import set_folders
-from label_efficiency import IN_TRAINING, ON_CPU, call, on_cpu, pretrain
+from label_efficiency import ON_CPU, call, on_cpu, pretrain
 from sklearn.linear_model import LogisticRegressionCV, RidgeCV
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import mean_absolute_error, r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -42,15 +44,19 @@ from nnunet_alice.targets.windows import CasePredictor
 DATASET = "Dataset062_BrainT1"
 #: plans of the pretraining (small views) and of the whole head, which share the preprocessed images
 VIEWS, WHOLE = "BrainPlans", "BrainWholePlans"
-SPACING_MM, VIEW, HEAD = 4.5, [24, 32, 32], [40, 56, 56]
+SPACING_MM, VIEW, HEAD = 8.0, [16, 24, 24], [24, 32, 32]
 FEATURES, STRIDES = [8, 16, 32, 64], [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
 FOLDS = 5
-#: target -> (column, task, trainer, metric, higher is better)
-TARGETS = {
-    "age": ("age_years", "regression", "RegressionTrainer", "mae", False),
-    "sex": ("sex", "classification", "ClassificationTrainer", "auc", True),
+#: the columns that the network learns, age first: folds and draws are stratified by its fifths
+COLUMNS = ("age_years", "male")
+#: what is measured: column -> (metric, function of truth and prediction, higher is better)
+METRICS = {
+    "age_years": (("r2", r2_score, True), ("mae", mean_absolute_error, False)),
+    "male": (("auc", roc_auc_score, True),),
 }
 SCRATCH, PROBE, UNTRAINED = "scratch", "probe", "untrained encoder"
+#: of the tuning runs, in place of a fold
+TUNING, TUNING_LABELS = "tuning", 45
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,18 @@ class Run:
     """One training.
 
     Attributes:
-        target: of ``TARGETS``.
         labels: labelled subjects that it sees.
         arm: ``scratch``, or a pretraining trainer.
         seed: of the training, and of the draw of subjects.
-        fold: that is predicted.
+        fold: that is predicted; ``tuning`` for training subjects of fold 0.
+        rate: learning rate.
     """
 
-    target: str
     labels: int
     arm: str
     seed: int
-    fold: int
+    fold: int | str
+    rate: str
 
 
 def main() -> int:
@@ -81,29 +87,38 @@ def main() -> int:
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")
     parser.add_argument("-np", default="2", help="processes [2]")
     parser.add_argument("-device", default="cpu", help="for every training [cpu]")
-    pretraining = ["AliceTrainer_atlas_20epochs_50iterations", "DrasCLRTrainer_20epochs_50iterations"]
+    pretraining = ["AliceTrainer_20epochs_50iterations", "MIMTrainer_20epochs_50iterations"]
     parser.add_argument("--trainers", nargs="+", default=pretraining, help=f"that pretrain [{' '.join(pretraining)}]")
     parser.add_argument("--pretraining_seed", default="1", help="[1]")
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS), help="[age sex]")
     parser.add_argument("--labels", nargs="+", type=int, default=[20, 60], help="labelled subjects [20 60]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of fine-tuning [1 2 3]")
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(FOLDS)), help="[0 1 2 3 4]")
-    parser.add_argument("--endings", default="10epochs_30iterations", help="length of a training [%(default)s]")
-    parser.add_argument("--scratch_lr", default="1e-3", help="learning rate from scratch [%(default)s]")
-    parser.add_argument("--lr", default="1e-3", help="learning rate of fine-tuning [%(default)s]")
+    parser.add_argument("--endings", default="2epochs_50iterations", help="length of a training [%(default)s]")
+    parser.add_argument("--scratch_lr", default="3e-3", help="learning rate from scratch [%(default)s]")
+    parser.add_argument("--lr", default="3e-3", help="learning rate of fine-tuning [%(default)s]")
+    parser.add_argument("--tune", nargs="+", default=[], metavar="LR", help="compare learning rates and stop")
     parser.add_argument("--part", default="1/1", help="share of the trainings [1/1]")
+    parser.add_argument("--report", action="store_true", help="train nothing, write the tables of what is done")
     args = parser.parse_args()
     on_cpu(args.device, ON_CPU)
     folders = set_folders(args.o)
     prepare(args, folders)
     trainers = [f"{name}_seed{args.pretraining_seed}" for name in args.trainers]
     pretrain(DATASET, VIEWS, args.trainers, [args.pretraining_seed], args.device)
-    on_cpu(args.device, IN_TRAINING)
     checkpoints = {name: results(folders, name, VIEWS, "all") / "checkpoint_final.pth" for name in trainers}
-    part, parts = map(int, args.part.split("/"))
-    for run in list(all_runs(args, trainers))[part - 1 :: parts]:
-        train(run, args, folders, checkpoints)
-    rows = [row for run in all_runs(args, trainers) for row in predictions(run, args, folders)]
+    runs = list(tuning_runs(args, trainers) if args.tune else all_runs(args, trainers))
+    if not args.report:
+        part, parts = map(int, args.part.split("/"))
+        # nnU-Net reads this once; a folder for each process, as two arms of one name may train at the same time
+        os.environ["nnUNet_results"] = str(args.o.absolute() / f"training_{part}_of_{parts}")
+        for run in runs[part - 1 :: parts]:
+            train(run, args, checkpoints)
+    if args.tune:
+        table = pd.DataFrame([row for run in runs for row in predictions(run, args)])
+        for (arm, rate), own in table.groupby(["arm", "rate"], sort=False):
+            print(arm, rate, *(f"{name} {value:.3f}" for name, value in measured(own).items()))
+        return 0
+    rows = [row for run in runs for row in predictions(run, args)]
     rows += [row for name, path in checkpoints.items() for row in probe(f"{PROBE} {name}", path, args, folders)]
     rows += list(probe(f"{PROBE} {UNTRAINED}", next(iter(checkpoints.values())), args, folders, untrained=True))
     report(pd.DataFrame(rows), args.o)
@@ -113,21 +128,20 @@ def main() -> int:
 def prepare(args: Namespace, folders: dict[str, Path]) -> None:
     """Import, plan and preprocess all scans; targets, folds and anatomy."""
     base = folders["nnUNet_preprocessed"] / DATASET
-    call(
-        "nnunet_alice", "import", "-i", args.i / "images", "-d", 62, "-n", "BrainT1", "--channel", "T1", "-np", args.np
-    )
     if not (base / "prepared").is_file():
+        words = ("-d", 62, "-n", "BrainT1", "--channel", "T1", "-np", args.np)
+        call("nnunet_alice", "import", "-i", args.i / "images", *words)
         call("nnunet_alice", "plan", "-d", 62, "-pl", "AlicePlannerSmall", "--no_preprocess", "-np", args.np)
         write_plans(base)
         call("nnUNetv2_preprocess", "-d", 62, "-plans_name", VIEWS, "-c", "3d_fullres", "-np", args.np)
-        for target, (column, task, *_) in TARGETS.items():
-            words = ("--table", args.i / "subjects.csv", "--target", column, "--task", task, "--name", target)
-            call("nnunet_alice", "targets", "-d", 62, *words)
+        table = pd.read_csv(args.i / "subjects.csv")
+        table.assign(male=(table["sex"] == "M").astype(int)).to_csv(args.o / "subjects.csv", index=False)
+        target = ("--target", *COLUMNS, "--task", "regression", "--name", "both")
+        call("nnunet_alice", "targets", "-d", 62, "--table", args.o / "subjects.csv", *target)
+        if any(not trainer.startswith("MIM") for trainer in args.trainers):
+            call("nnunet_alice", "anatomy", "-d", 62, "-p", VIEWS, "-c", "3d_fullres", "-np", args.np)
         (base / "prepared").touch()
     write_folds(base, args)
-    if any(not trainer.startswith("MIM") for trainer in args.trainers):
-        landmarks = ("--landmark_patch_mm", 60, "--landmark_step_mm", 40)
-        call("nnunet_alice", "anatomy", "-d", 62, "-p", VIEWS, "-c", "3d_fullres", *landmarks, "-np", args.np)
 
 
 def write_plans(folder: Path) -> None:
@@ -146,23 +160,25 @@ def write_plans(folder: Path) -> None:
 
 
 def write_folds(folder: Path, args: Namespace) -> None:
-    """Folds of the subjects with an age; behind the five, for every seed and number of labels, draws of fewer."""
+    """Folds of the subjects with an age; behind the five one for tuning, and draws of fewer for seeds and labels."""
     targets = load_targets(DATASET)
-    age = targets.definitions["age"]
-    values = age.values(targets.table)
-    whole = make_splits(targets, age, values.index.tolist(), FOLDS, seed=1)
-    splits = list(whole)
+    both = targets.definitions["both"]
+    values = both.values(targets.table)
+    whole = make_splits(targets, both, values.index.tolist(), FOLDS, seed=1)
+    learned = values.loc[whole[0]["train"]]
+    tuned = draw(learned, both, TUNING_LABELS, seed=0)
+    splits = [*whole, {"train": tuned, "val": sorted(set(learned.index) - set(tuned))}]
     for labels, seed in product(sorted(args.labels), args.seeds):
         splits += [
-            {"train": draw(values.loc[split["train"]], age, labels, seed), "val": split["val"]} for split in whole
+            {"train": draw(values.loc[split["train"]], both, labels, seed), "val": split["val"]} for split in whole
         ]
     write_json(folder / "splits_final.json", splits)
 
 
-def draw(values: pd.DataFrame, age, labels: int, seed: int) -> list[str]:
+def draw(values: pd.DataFrame, definition, labels: int, seed: int) -> list[str]:
     """So many subjects, of every fifth of the age as many."""
     rng = np.random.default_rng(seed)
-    fifth = strata(age, values)
+    fifth = strata(definition, values)
     order = rng.permutation(len(values))
     place = pd.Series(fifth[order]).groupby(fifth[order]).cumcount().to_numpy()  # 0 for the first of each fifth
     chosen = order[np.argsort(place, kind="stable")][:labels]
@@ -171,15 +187,23 @@ def draw(values: pd.DataFrame, age, labels: int, seed: int) -> list[str]:
 
 def all_runs(args: Namespace, trainers: list[str]) -> Iterator[Run]:
     """Every training that is asked for; arms innermost, so that a part of the list compares them."""
-    for seed, labels, target, fold in product(args.seeds, args.labels, args.targets, args.folds):
+    for seed, fold, labels in product(args.seeds, args.folds, args.labels):
         for arm in (SCRATCH, *trainers):
-            yield Run(target, labels, arm, seed, fold)
+            yield Run(labels, arm, seed, fold, args.scratch_lr if arm == SCRATCH else args.lr)
+
+
+def tuning_runs(args: Namespace, trainers: list[str]) -> Iterator[Run]:
+    """Trainings that compare learning rates."""
+    for arm, rate, seed in product((SCRATCH, *trainers), args.tune, args.seeds):
+        yield Run(TUNING_LABELS, arm, seed, TUNING, rate)
 
 
 def split_number(run: Run, args: Namespace) -> int:
     """Number of a run's split in ``splits_final.json``."""
+    if isinstance(run.fold, str):
+        return FOLDS
     block = sorted(args.labels).index(run.labels) * len(args.seeds) + args.seeds.index(run.seed)
-    return FOLDS * (1 + block) + run.fold
+    return FOLDS * (1 + block) + 1 + run.fold
 
 
 def results(folders: dict[str, Path], trainer: str, plans: str, fold: int | str) -> Path:
@@ -187,47 +211,41 @@ def results(folders: dict[str, Path], trainer: str, plans: str, fold: int | str)
     return folders["nnUNet_results"] / DATASET / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
 
 
-def run_folder(run: Run, args: Namespace, folders: dict[str, Path]) -> Path:
+def run_folder(run: Run, args: Namespace) -> Path:
     """Where a training's results are kept: nnU-Net's own folder knows nothing of weights."""
-    name = f"{run.target}_{run.labels}_{run.arm}_{args.endings}_seed{run.seed}_fold{run.fold}"
+    name = f"{run.labels}_{run.arm}_{args.endings}_lr{run.rate}_seed{run.seed}_fold{run.fold}"
     return args.o / "runs" / name
 
 
-def train(run: Run, args: Namespace, folders: dict[str, Path], checkpoints: dict[str, Path]) -> None:
-    """Train and validate, and put the results where they are kept."""
-    kept = run_folder(run, args, folders)
+def train(run: Run, args: Namespace, checkpoints: dict[str, Path]) -> None:
+    """Train and validate in this process, as ``nnUNetv2_train`` does, and put the results where they are kept."""
+    from nnunetv2.paths import nnUNet_results
+    from nnunetv2.run.run_training import run_training
+
+    kept = run_folder(run, args)
     if (kept / "validation" / "predictions.csv").is_file():
         return
-    scratch = run.arm == SCRATCH
-    name = TARGETS[run.target][2] + ("_scratch" if scratch else "")
-    name += f"_target{run.target}_{args.endings}_lr{args.scratch_lr if scratch else args.lr}_seed{run.seed}_0pictures"
-    weights = [] if scratch else ["-pretrained_weights", checkpoints[run.arm]]
-    # one folder of results a process: two arms of one name may train at the same time
-    os.environ["nnUNet_results"] = str(args.o.absolute() / "training" / kept.name)
-    Path(os.environ["nnUNet_results"]).mkdir(parents=True, exist_ok=True)
+    name = "RegressionTrainer" + ("_scratch" if run.arm == SCRATCH else "")
+    name += f"_{args.endings}_lr{run.rate}_seed{run.seed}_0pictures"
+    weights = None if run.arm == SCRATCH else str(checkpoints[run.arm])
     fold = split_number(run, args)
-    words = [DATASET, "3d_fullres", fold, "-tr", name, "-p", WHOLE, "-device", args.device, *weights]
-    call("nnUNetv2_train", *words)
-    trained = results({"nnUNet_results": Path(os.environ["nnUNet_results"])}, name, WHOLE, fold)
+    run_training(
+        DATASET, "3d_fullres", fold, name, WHOLE, weights, disable_checkpointing=True, device=torch.device(args.device)
+    )
+    trained = results({"nnUNet_results": Path(str(nnUNet_results))}, name, WHOLE, fold)
     kept.mkdir(parents=True, exist_ok=True)
     for file in ("metrics.csv", "start.json", "validation"):
         (trained / file).rename(kept / file)
-    os.environ["nnUNet_results"] = str(folders["nnUNet_results"])
 
 
-def predictions(run: Run, args: Namespace, folders: dict[str, Path]) -> Iterator[dict]:
+def predictions(run: Run, args: Namespace) -> Iterator[dict]:
     """Rows of a training's validation cases, if it is done."""
-    path = run_folder(run, args, folders) / "validation" / "predictions.csv"
-    if not path.is_file():
-        return
-    column, task, *_ = TARGETS[run.target]
-    table = pd.read_csv(path)
-    classes = sorted(name for name in table if name.startswith("probability_"))
-    said = table[f"predicted_{column}"] if task == "regression" else table[classes[-1]]
-    truth = table[f"true_{column}"]
-    truth = truth if task == "regression" else ("probability_" + truth == classes[-1]).astype(float)
-    for case, true, predicted in zip(table["case"], truth, said, strict=True):
-        yield {**vars(run), "case": case, "truth": true, "predicted": predicted}
+    path = run_folder(run, args) / "validation" / "predictions.csv"
+    if path.is_file():
+        for row in pd.read_csv(path).to_dict("records"):
+            for column in COLUMNS:
+                found = {"truth": row[f"true_{column}"], "predicted": row[f"predicted_{column}"]}
+                yield {**vars(run), "column": column, "case": row["case"], **found}
 
 
 def probe(
@@ -236,21 +254,21 @@ def probe(
     """Rows of linear models on pooled features of an encoder."""
     features = pooled_features(arm, checkpoint, args, untrained)
     targets = load_targets(DATASET)
+    values = targets.definitions["both"].values(targets.table)
     splits = read_json(folders["nnUNet_preprocessed"] / DATASET / "splits_final.json")
-    for seed, labels, target, fold in product(args.seeds, args.labels, args.targets, args.folds):
-        run = Run(target, labels, arm, seed, fold)
-        values = targets.definitions[target].values(targets.table).iloc[:, 0]
+    for seed, labels, column, fold in product(args.seeds, args.labels, COLUMNS, args.folds):
+        run = Run(labels, arm, seed, fold, "")
         split = splits[split_number(run, args)]
         train, test = (features.loc[split[side]].to_numpy() for side in ("train", "val"))
-        if TARGETS[target][1] == "regression":
-            model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(train, values[split["train"]])
-            said = model.predict(test)
-        else:
+        truth = values.loc[split["train"], column]
+        if column == "male":
             logistic = LogisticRegressionCV(Cs=LOGISTIC_C, cv=3, max_iter=2000, scoring="neg_log_loss")
-            model = make_pipeline(StandardScaler(), logistic).fit(train, values[split["train"]])
-            said = model.predict_proba(test)[:, 1]
+            said = make_pipeline(StandardScaler(), logistic).fit(train, truth).predict_proba(test)[:, 1]
+        else:
+            said = make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)).fit(train, truth).predict(test)
         for case, predicted in zip(split["val"], said, strict=True):
-            yield {**vars(run), "case": case, "truth": values[case], "predicted": predicted}
+            found = {"truth": values.loc[case, column], "predicted": predicted}
+            yield {**vars(run), "column": column, "case": case, **found}
 
 
 @torch.no_grad()
@@ -268,7 +286,7 @@ def pooled_features(arm: str, checkpoint: Path, args: Namespace, untrained: bool
             )
         predictor = CasePredictor(pooled_encoder(unet, 1, 2, 0.0).eval(), dataset.patch_size, 0.5)
         targets = load_targets(DATASET)
-        cases = targets.definitions["age"].values(targets.table).index
+        cases = targets.definitions["both"].values(targets.table).index
         found = [predictor.case_features(dataset.image(c), load_geometry(dataset, c)).mean[0].numpy() for c in cases]
         with atomic_write(file) as temporary:
             pd.DataFrame(np.stack(found), index=cases).to_csv(temporary)
@@ -279,44 +297,59 @@ def report(rows: pd.DataFrame, folder: Path) -> None:
     """Write all predictions, and a table: metrics of every arm, and its difference to scratch with an interval.
 
     A metric is taken over all subjects of a seed, each predicted by the fold that did not see it, and averaged over the
-    seeds. Intervals (95 %) draw subjects.
+    seeds. Intervals (95 %) draw subjects. Only subjects and seeds count that all arms have predicted.
     """
     rows.to_csv(folder / "predictions.csv", index=False)
     lines = []
-    for (target, labels), own in rows.groupby(["target", "labels"]):
+    for (column, labels), own in rows.groupby(["column", "labels"], sort=False):
         truth = own.groupby("case")["truth"].first()
-        arms = {
-            arm: part.pivot(index="case", columns="seed", values="predicted").reindex(truth.index)
-            for arm, part in own.groupby("arm", sort=False)
-        }
-        if SCRATCH in arms:
-            lines += [{"target": target, "labels": labels, **row} for row in compare(*TARGETS[target][3:], truth, arms)]
+        wide = own.pivot(index="case", columns=["arm", "seed"], values="predicted")
+        seeds = [s for s in wide.columns.unique("seed") if wide.xs(s, axis=1, level="seed").notna().all(axis=None)]
+        if not seeds:
+            print(f"{column} of {labels} labels: no seed is done by all arms")
+            continue
+        arms = {arm: wide[arm][seeds].to_numpy() for arm in own["arm"].unique()}
+        for metric, function, higher in METRICS[column]:
+            known = {"labels": labels, "metric": metric, "seeds": len(seeds), "subjects": len(truth)}
+            lines += [known | row for row in compare(function, higher, truth.to_numpy(), arms)]
     table = pd.DataFrame(lines)
-    table.to_csv(folder / "table.csv", index=False)
+    table.to_csv(folder / "table.csv", index=False, float_format="%.4f")
     print(table.to_string(index=False, float_format="{:.3f}".format))
 
 
-def compare(metric: str, higher: bool, truth: pd.Series, arms: dict[str, pd.DataFrame]) -> Iterator[dict]:
-    """Rows of the table: every arm, and what it gains over scratch on the subjects that both have."""
+def compare(function, higher: bool, truth: np.ndarray, arms: dict[str, np.ndarray]) -> Iterator[dict]:
+    """Rows of the table: every arm, and what it gains over scratch on the same samples of subjects."""
     rng = np.random.default_rng(0)
-    for arm, table in arms.items():
-        both = np.flatnonzero(table.notna().all(axis=1) & arms[SCRATCH].notna().all(axis=1))
-        samples = [both, *(rng.choice(both, len(both)) for _ in range(1000))]
-        scores = [[measure(metric, truth, said, at) for at in samples] for said in (table, arms[SCRATCH])]
-        gains = (np.array(scores[0]) - np.array(scores[1])) * (1 if higher else -1)
-        low, high = np.nanpercentile(gains[1:], [2.5, 97.5])
-        row = {"arm": arm, "seeds": table.shape[1], "subjects": len(both), "metric": metric, "value": scores[0][0]}
-        yield row | {"gain_over_scratch": gains[0], "low": low, "high": high}
+    everyone = np.arange(len(truth))
+    samples = [everyone, *(rng.choice(everyone, len(truth)) for _ in range(1000))]
+    scores = {
+        arm: np.array([over_seeds(function, truth[at], said[at]) for at in samples]) for arm, said in arms.items()
+    }
+    for arm, own in scores.items():
+        row = {"arm": arm, "value": own[0]}
+        row |= dict(zip(("low", "high"), np.nanpercentile(own[1:], [2.5, 97.5]), strict=True))
+        if arm != SCRATCH:
+            gain = (own - scores[SCRATCH]) * (1 if higher else -1)
+            row |= {"gain": gain[0]}
+            row |= dict(zip(("gain_low", "gain_high"), np.nanpercentile(gain[1:], [2.5, 97.5]), strict=True))
+        yield row
 
 
-def measure(metric: str, truth: pd.Series, predicted: pd.DataFrame, at: np.ndarray) -> float:
-    """Mean over the seeds of a metric of some subjects; NaN where it is not defined."""
-    true, said = truth.to_numpy()[at], predicted.to_numpy()[at]
-    if metric == "mae":
-        return float(np.abs(said - true[:, None]).mean())
-    if len(set(true)) < 2:
+def over_seeds(function, truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over the seeds (columns) of a metric; NaN where all subjects are the same."""
+    if len(set(truth)) < 2:
         return float("nan")
-    return float(np.mean([roc_auc_score(true, said[:, seed]) for seed in range(said.shape[1])]))
+    return float(np.mean([function(truth, said) for said in predicted.T]))
+
+
+def measured(rows: pd.DataFrame) -> dict[str, float]:
+    """Metrics of the rows of one arm, mean over its seeds."""
+    found: dict[str, float] = {}
+    for column, own in rows.groupby("column"):
+        wide = own.pivot(index="case", columns="seed", values="predicted")
+        truth = own.groupby("case")["truth"].first().to_numpy()
+        found |= {name: over_seeds(function, truth, wide.to_numpy()) for name, function, _ in METRICS[str(column)]}
+    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A preprocessed dataset of nnU-Net: its plans, its folders and the images of its cases, read when asked for."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +33,14 @@ _RECIPE_KEYS = (
 _SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 #: Key of a configuration that was planned for several GPUs.
 _GPUS = "num_gpus"
+#: Key of plans that says how the cases of each modality are normalised, where a dataset holds several.
+MODALITIES = "modalities"
+#: Which case is of which modality, beside the plans.
+MODALITIES_FILE = "modalities.json"
+#: Describes the labelled crops of the online probe, beside them.
+PROBE_FILE = "probe.json"
+#: Stands for all modalities of a dataset taken as one.
+TOGETHER = "together"
 
 
 def preprocessing_recipe(plans: dict, configuration: dict) -> dict:
@@ -41,7 +49,14 @@ def preprocessing_recipe(plans: dict, configuration: dict) -> dict:
     recipe |= {key: plans[key] for key in ("image_reader_writer", "transpose_forward")}
     if not _SELF_CONTAINED.issuperset(configuration["normalization_schemes"]):
         recipe["intensities"] = plans["foreground_intensity_properties_per_channel"]
+    if MODALITIES in plans:
+        recipe[MODALITIES] = plans[MODALITIES]
     return recipe
+
+
+def is_self_contained(scheme: str) -> bool:
+    """Whether one of nnU-Net's normalisations looks at nothing but the image itself."""
+    return scheme in _SELF_CONTAINED
 
 
 def note_gpus(configuration: dict, gpus: int) -> None:
@@ -80,11 +95,14 @@ class PreprocessedDataset:
         name: full dataset name, e.g. ``Dataset900_NAME``.
         plans_name: plans identifier, e.g. ``nnUNetPlans``.
         configuration: e.g. ``3d_fullres``.
+        modality: take the cases of this modality alone; ``TOGETHER`` takes all as if they were of one, and None all,
+            apart in ``parts``.
     """
 
     name: str
     plans_name: str
     configuration: str
+    modality: str | None = None
 
     @classmethod
     def find(cls, dataset: int | str, plans_name: str, configuration: str) -> "PreprocessedDataset":
@@ -120,7 +138,7 @@ class PreprocessedDataset:
 
     def __reduce__(self) -> tuple:
         """Pickle the names only, not the list of all cases."""
-        return type(self), (self.name, self.plans_name, self.configuration)
+        return type(self), (self.name, self.plans_name, self.configuration, self.modality)
 
     @property
     def number(self) -> int:
@@ -166,6 +184,11 @@ class PreprocessedDataset:
         return self.base / f"{self.configuration_manager.data_identifier}_anatomy"
 
     @property
+    def probe_folder(self) -> Path:
+        """Folder of the labelled crops of the online probe, beside ``folder``."""
+        return self.base / f"{self.configuration_manager.data_identifier}_probe"
+
+    @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel size in mm, (z, y, x) of the preprocessed arrays."""
         return tuple(float(s) for s in self.configuration_manager.spacing)
@@ -187,8 +210,27 @@ class PreprocessedDataset:
             ) from None
 
     def cases(self) -> list[str]:
-        """Return names of all preprocessed cases, sorted."""
-        return list(self._dataset.identifiers)
+        """Return names of all preprocessed cases, sorted; of its modality alone where it has one."""
+        cases = list(self._dataset.identifiers)
+        if self.modality in (None, TOGETHER):
+            return cases
+        return [case for case in cases if self.modalities.get(case) == self.modality]
+
+    @cached_property
+    def modalities(self) -> dict[str, str]:
+        """Case -> modality; empty where the plans know of one only."""
+        return read_json(self.base / MODALITIES_FILE) if MODALITIES in self.plans else {}
+
+    @property
+    def parts(self) -> list["PreprocessedDataset"]:
+        """The dataset itself; one for each of its modalities where it holds several."""
+        if self.modality is not None or not self.modalities:
+            return [self]
+        return [replace(self, modality=modality) for modality in self.plans[MODALITIES]]
+
+    def together(self) -> "PreprocessedDataset":
+        """Return all cases as if they were of one modality."""
+        return replace(self, modality=TOGETHER)
 
     def image(self, case: str) -> LazyImage:
         """Return the image of a case, (C, z, y, x) float32, opened lazily: slice it (``[...]``) to read only that part.

@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
         "training",
         "views",
     },
-    "benchmark": {"anatomy", "checkpoints", "finetuning", "importing", "pictures"},
+    "benchmark": {"anatomy", "checkpoints", "features", "finetuning", "importing", "pictures", "targets"},
     "publishing": {"anatomy", "checkpoints", "planning"},
     "demo": {"importing", "phantoms", "pictures"},
     "planners": {"anatomy", "planning", "views"},

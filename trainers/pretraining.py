@@ -30,6 +30,7 @@ from nnunet_alice.pretraining.cases import check_batch_split
 from nnunet_alice.pretraining.checkpoint import checkpoint_of, restore
 from nnunet_alice.pretraining.matched_cases import check_same_views, record_of_views
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
+from nnunet_alice.pretraining.online_probe import OnlineProbe, open_probe
 from nnunet_alice.pretraining.settings import PretrainingSettings
 from nnunet_alice.pretraining.step import TrainingStep
 from nnunet_alice.training.continuing import advice_without_checkpoint, longer_run, told_when_interrupted
@@ -108,6 +109,7 @@ class PretrainingTrainer(nnUNetTrainer):
         # An epoch without a single step would have nothing to report.
         self._skipped = SkippedSteps(min(run.max_skipped_steps, run.iterations))
         self._first_validation: tuple[Batch, StepResult] | None = None
+        self._probe: OnlineProbe | None = None
         self._epoch = EpochMetrics()
 
     # --------------------------------------------------------------------------------------------- building
@@ -200,7 +202,7 @@ class PretrainingTrainer(nnUNetTrainer):
         """Return loaders of views for training and validation; prepare what they need first where it is missing."""
         matching = None if self.resumed_run is None else self.resumed_run["matching"]
         training, validation = self.method.prepare(*self.do_split(), matching=matching)
-        self.views_record = record_of_views(self.method.matcher, training)
+        self.views_record = record_of_views(self.method.matcher, training, self.dataset.modalities)
         if self.resumed_run is not None and self.current_epoch < self.num_epochs:
             check_same_views(self.resumed_run, self.views_record, self.output_folder, self.print_to_log_file)
         train = NumberedBatches(
@@ -248,6 +250,9 @@ class PretrainingTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Begin as nnU-Net does, then prepare the method if the run is not continued."""
         super().on_train_start()
+        if self.rank == 0:
+            trained = self.method.trained_parts()["decoder"]
+            self._probe = open_probe(self.network, self.dataset, self.device, trained, self.print_to_log_file)
         if self.resumed_run is None:
             if self._asked_to_continue:
                 self.print_to_log_file(f"WARNING: {advice_without_checkpoint(self.output_folder)}")
@@ -300,8 +305,12 @@ class PretrainingTrainer(nnUNetTrainer):
     @property
     def _draws(self) -> bool:
         """Whether this epoch gets pictures, from this rank."""
+        return self._is_due(self.settings.run.pictures_every)
+
+    def _is_due(self, every: int) -> bool:
+        """Whether this rank does what it does every few epochs, and in the last one."""
         last = self.current_epoch == self.num_epochs - 1
-        return self.rank == 0 and (last or self.current_epoch % self.settings.run.pictures_every == 0)
+        return self.rank == 0 and (last or self.current_epoch % every == 0)
 
     def validation_step(self, batch: Batch) -> dict[str, Any]:
         """Return metrics and outputs of one validation batch; the first one is kept for the picture."""
@@ -316,6 +325,8 @@ class PretrainingTrainer(nnUNetTrainer):
         """Take the mean of the losses, and the method's own metrics of the whole epoch."""
         own = self.method.validation_metrics([output["outputs"] for output in val_outputs])
         self._epoch.add_validation([output["metrics"] for output in val_outputs], own, self.device)
+        if self._probe is not None and self._is_due(self.settings.run.probe_every):
+            self._epoch.validation |= self._probe.measure(self.method.network_weights())
 
     def on_epoch_end(self) -> None:
         """Log, warn, draw and save."""

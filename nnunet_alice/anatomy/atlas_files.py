@@ -15,7 +15,7 @@ import numpy as np
 
 from nnunet_alice.anatomy.geometry import geometry_checksum
 from nnunet_alice.anatomy.registration import BODY
-from nnunet_alice.dataset import PreprocessedDataset
+from nnunet_alice.dataset import TOGETHER, PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.parallel import Outcomes
@@ -106,11 +106,12 @@ class AtlasReport:
 
 
 class AtlasFiles:
-    """Paths, reading and writing of the files of one dataset's atlas."""
+    """Paths, reading and writing of the files of one dataset's atlas, or of the one of its modality."""
 
     def __init__(self, dataset: PreprocessedDataset) -> None:
         self.dataset = dataset
-        self.folder = dataset.anatomy_folder / "atlas"
+        own = "" if dataset.modality in (None, TOGETHER) else f"_{dataset.modality}"
+        self.folder = dataset.anatomy_folder / f"atlas{own}"
 
     @property
     def atlas_file(self) -> Path:

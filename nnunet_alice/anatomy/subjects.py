@@ -35,7 +35,7 @@ def read_subjects(source: str | os.PathLike, cases: Sequence[str]) -> dict[str, 
         InputError: the table cannot be read or names a case twice, the pattern is none or has not one group, or no case
             is found.
     """
-    found = _from_table(Path(source)) if _is_file(source) else _from_pattern(str(source), cases)
+    found = case_table(Path(source), "subject") if _is_file(source) else _from_pattern(str(source), cases)
     known = {case: found[case] for case in cases if case in found}
     if not known:
         example = f"; it has '{next(iter(found))}'" if found else ""
@@ -91,14 +91,19 @@ def _is_file(source: str | os.PathLike) -> bool:
     return Path(source).is_file() or str(source).casefold().endswith(".csv")
 
 
-def _from_table(path: Path) -> dict[str, str]:
+def case_table(path: Path, column: str) -> dict[str, str]:
+    """Return what a CSV table says of each case: the columns ``case`` and ``column``, or its first two.
+
+    Raises:
+        InputError: it cannot be read, has one column, or names a case twice.
+    """
     try:
         table = pd.read_csv(path, dtype=str)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
-    columns = ["case", "subject"] if {"case", "subject"} <= set(table.columns) else list(table.columns[:2])
+    columns = ["case", column] if {"case", column} <= set(table.columns) else list(table.columns[:2])
     if len(columns) < 2:
-        raise InputError(f"{path} has one column; it needs the columns case and subject.")
+        raise InputError(f"{path} has one column; it needs the columns case and {column}.")
     table = table[columns].dropna()
     repeated = table[columns[0]].duplicated()
     if repeated.any():

@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 
 from nnunet_alice import __version__
+from nnunet_alice.benchmark.measures import TITLES as TARGET_TITLES
+from nnunet_alice.benchmark.measures import Predictions
 from nnunet_alice.benchmark.results import MEAN
 from nnunet_alice.benchmark.runner import Runner
 from nnunet_alice.benchmark.segmentation_metrics import METRICS
@@ -34,13 +36,19 @@ def page(
     lines = [f"# Benchmark on {runner.workspace.dataset}", "", *_facts(runner, unusable, runs), ""]
     for picture in pictures:
         lines += [f"![{picture.partition('.')[0].replace('_', ' ')}]({picture})", ""]
-    baseline = runner.settings.baseline_arm.name
-    lines += ["## Mean over classes", ""]
+    baseline, measure = runner.settings.baseline_arm.name, runner.workspace.measure
+    predicted = measure.target if isinstance(measure, Predictions) else None
+    titles = _TITLES if predicted is None else TARGET_TITLES
+    shown = [metric for metric in titles if (summary["metric"] == metric).any()]
+    lines += ["## Mean over classes" if predicted is None else f"## {predicted.name}", ""]
     lines += [f"Mean [95 %]; below it minus {baseline} [95 %], the draws in which it is better, p, Holm's p.", ""]
-    for metric in METRICS:
-        lines += [f"### {_TITLES[metric]}", "", *mean_table(summary, metric, baseline), ""]
-    lines += [f"## Classes, at the end of the run ({_TITLES['dice']}, {_TITLES['surface_dice']}, HD95)", ""]
-    lines += [*class_table(summary), ""]
+    for metric in shown:
+        if (summary[summary["metric"] == metric]["class"] == MEAN).any():
+            lines += [f"### {titles[metric]}", "", *mean_table(summary, metric, baseline), ""]
+    if (summary["class"] != MEAN).any():
+        each = "classes" if predicted is None else "columns of the target"
+        names = ", ".join(titles[metric].partition(" (")[0] for metric in shown)
+        lines += [f"## {each.capitalize()}, at the end of the run ({names})", "", *class_table(summary, shown), ""]
     lines += _tuning(runner)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -68,17 +76,7 @@ def _facts(runner: Runner, unusable: dict[str, str], runs: int) -> list[str]:
         + (". **This report is not complete.**" if runs < planned else "."),
         f"- **Fine-tuning**: {length}, {settings.plans} {settings.configuration}; all of an arm's settings are in "
         "settings.json and in the trainers' names.",
-        "- **Dice**: 2|A∩B|/(|A|+|B|) of a class in a case, on nnU-Net's predictions "
-        f"({'with' if settings.mirroring else 'without'} mirroring) in the images' own voxels; left "
-        "out where truth and prediction both lack the class, 0 where one does; against an arm that invents a class, "
-        "one that does not counts as perfect.",
-        f"- **Surface Dice**: share of the surface voxels of both masks within {settings.tolerance_mm:g} mm of the "
-        "other's surface. **HD95**: larger of the two directed 95th percentiles; the image's diagonal where one mask "
-        "is empty.",
-        "- **Mean** of a case: over its classes. Intervals: 95 %, bootstrap over pretraining seeds, draws and test "
-        "cases; an arm with one seed has no chance of seeds in it. p: Wilcoxon's signed-rank test over test cases "
-        f"against {settings.baseline_arm.name}, each averaged over the runs; Holm corrects for all comparisons of a "
-        "metric. It says nothing about other draws: see how many of them are better.",
+        *_measured(runner),
     ]
     trainers = sorted({arm.trainer.replace("_scratch", "") for arm in settings.arms})
     if len(trainers) > 1:
@@ -88,6 +86,33 @@ def _facts(runner: Runner, unusable: dict[str, str], runs: int) -> list[str]:
     lines += [f"- **Left out**: {name}: {why}" for name, why in unusable.items()]
     lines.append(f"- nnunet_alice {__version__}, {date.today().isoformat()}.")
     return lines
+
+
+def _measured(runner: Runner) -> list[str]:
+    """How the metrics, their intervals and tests are made."""
+    settings, measure = runner.settings, runner.workspace.measure
+    chance = "an arm with one seed has no chance of seeds in it"
+    holm = "Holm corrects for all comparisons of a metric. It says nothing about other draws: see how many are better."
+    if isinstance(measure, Predictions):
+        return [
+            f"- **{measure.target.name}**: {measure.target.task} of {', '.join(measure.target.columns)}, predicted of "
+            "whole cases by windows; a metric is of all test cases of a run together.",
+            "- **Intervals**: 95 %, bootstrap over pretraining seeds, draws and patients of the test cases, the metric "
+            f"computed again for each sample; {chance}. p: Wilcoxon's signed-rank test over the errors of test cases "
+            f"against {settings.baseline_arm.name}, each averaged over the runs; {holm}",
+        ]
+    return [
+        "- **Dice**: 2|A∩B|/(|A|+|B|) of a class in a case, on nnU-Net's predictions "
+        f"({'with' if settings.mirroring else 'without'} mirroring) in the images' own voxels; left "
+        "out where truth and prediction both lack the class, 0 where one does; against an arm that invents a class, "
+        "one that does not counts as perfect.",
+        f"- **Surface Dice**: share of the surface voxels of both masks within {settings.tolerance_mm:g} mm of the "
+        "other's surface. **HD95**: larger of the two directed 95th percentiles; the image's diagonal where one mask "
+        "is empty.",
+        "- **Mean** of a case: over its classes. Intervals: 95 %, bootstrap over pretraining seeds, draws and test "
+        f"cases; {chance}. p: Wilcoxon's signed-rank test over test cases against {settings.baseline_arm.name}, each "
+        f"averaged over the runs; {holm}",
+    ]
 
 
 def mean_table(summary: pd.DataFrame, metric: str, baseline: str) -> list[str]:
@@ -112,15 +137,17 @@ def _mean_cell(row: Any, metric: str) -> str:
     return f"{mean}<br>{bold}{difference}{bold}, {row.draws_better:.0f} of {row.draws_paired:.0f}, {p}"
 
 
-def class_table(summary: pd.DataFrame) -> list[str]:
-    """Return Dice, surface Dice and HD95 of every class and arm at the end of the run."""
+def class_table(summary: pd.DataFrame, metrics: Sequence[str] = METRICS) -> list[str]:
+    """Return metrics (Dice, surface Dice and HD95) of every class and arm at the end of the run."""
     rows = summary[(summary["percent"] == 100) & (summary["class"] != MEAN)]
     arms = list(rows["arm"].unique())
     lines = [_line(("class", "labels", *arms)), _line(["---", "---:", *["---:"] * len(arms)])]
     for (name, labels), group in rows.groupby(["class", "labels"], sort=False):
         means = group.pivot_table(index="arm", columns="metric", values="mean", dropna=False)
         texts = [
-            ", ".join(_number(means.loc[arm, metric], metric) for metric in METRICS) if arm in means.index else ""
+            ", ".join(_number(means.loc[arm, metric], metric) for metric in metrics if metric in means)
+            if arm in means.index
+            else ""
             for arm in arms
         ]
         lines.append(_line((name, labels, *texts)))
@@ -140,9 +167,9 @@ def _tuning(runner: Runner) -> list[str]:
         return []
     tuning = settings.tuning
     intro = (
-        f"Validation Dice on {tuning.cases} cases that are not test cases, with {tuning.labels} labelled cases and "
-        f"{tuning.draws} draws; the best rate is used at every number of labels. A best rate at the end of its list "
-        "asks for a longer list."
+        f"Validation {runner.workspace.measure.title} on {tuning.cases} cases that are not test cases, with "
+        f"{tuning.labels} labelled cases and {tuning.draws} draws; the best rate is used at every number of labels. A "
+        "best rate at the end of its list asks for a longer list."
     )
     return ["## Learning rates", "", intro, "", *lines]
 

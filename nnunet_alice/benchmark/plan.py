@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nnunet_alice.benchmark.settings import Arm, Settings
+from nnunet_alice.benchmark.settings import TARGET_TRAINERS, Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, labelled, tuning_split
 
 
@@ -100,6 +100,7 @@ def trainer_name(settings: Settings, arm: Arm, cell: Cell, learning_rate: float 
     """
     if not arm.fine_tunes:
         return arm.trainer
+    predicts = arm.trainer.startswith(TARGET_TRAINERS)
     rate = f"{learning_rate:g}" if isinstance(learning_rate, float) else learning_rate
     endings = [
         f"{settings.epochs}epochs" if settings.epochs else "",
@@ -107,7 +108,9 @@ def trainer_name(settings: Settings, arm: Arm, cell: Cell, learning_rate: float 
         f"lr{rate}" if rate else "",
         # tuning looks at the end of the run only
         f"keep{'-'.join(map(str, settings.keep_at))}" if settings.keep_at and cell.stage == "test" else "",
-        "" if settings.mirroring else "noTTA",
+        "" if settings.mirroring or predicts else "noTTA",
+        f"target{settings.target}" if settings.target and predicts else "",
+        "0pictures" if predicts else "",
         # equal for all arms, so that they differ by their start alone
         f"seed{1000 * cell.draw + cell.seed}",
     ]

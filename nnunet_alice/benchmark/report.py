@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from nnunet_alice.benchmark.examples import example_cases
+from nnunet_alice.benchmark.measures import TITLES, Predictions
 from nnunet_alice.benchmark.page import page
 from nnunet_alice.benchmark.results import KEYS, MEAN, collect
 from nnunet_alice.benchmark.runner import Runner
 from nnunet_alice.benchmark.segmentation_metrics import METRICS
 from nnunet_alice.benchmark.statistics import bootstrap_mean, holm, paired_wilcoxon
+from nnunet_alice.benchmark.target_results import collect_predictions, summarise_predictions
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.files import atomic_write
 from nnunet_alice.pictures.benchmark import draw_examples, draw_label_efficiency
@@ -31,12 +33,16 @@ class Report:
         done: finished test runs.
         planned: test runs of the benchmark.
         summary: the table of ``summary.csv``.
+        metric: that is shown first.
+        title: of this metric.
     """
 
     folder: Path
     done: int
     planned: int
     summary: pd.DataFrame
+    metric: str
+    title: str
 
 
 def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline: str | None = None) -> Report:
@@ -56,22 +62,33 @@ def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline:
         NotPreparedError: no test run is finished.
     """
     runner = Runner.of_folder(benchmark, baseline)
-    cases, unusable = collect(runner, num_processes)
+    measure = runner.workspace.measure
+    predictions = measure if isinstance(measure, Predictions) else None
+    collected = collect_predictions(runner, predictions) if predictions else collect(runner, num_processes)
+    cases, unusable = collected
     if cases.empty:
         reason = f" ({next(iter(unusable.values()))})" if unusable else ""
         raise NotPreparedError(
             f"No test run in {runner.workspace.folder} is finished{reason}; run nnunet_alice benchmark."
         )
     folder = runner.workspace.folder / ("report" if baseline is None else f"report_against_{baseline}")
-    summary = summarise(cases, runner.settings.baseline_arm.name, runner.settings.seed)
+    chosen = runner.settings.baseline_arm.name, runner.settings.seed
+    if predictions:
+        summary = _in_order(summarise_predictions(cases, predictions, *chosen), list(TITLES), [MEAN])
+    else:
+        summary = summarise(cases, *chosen)
+    if summary.empty:
+        raise NotPreparedError(f"No run in {runner.workspace.folder} has predicted all test cases yet.")
     _write_csv(cases, folder / "cases.csv")
     _write_csv(summary, folder / "summary.csv")
-    draw_label_efficiency(summary, folder / "label_efficiency.png")
-    examples = example_cases(runner, cases)
+    metric = predictions.task.score if predictions else "dice"
+    title = predictions.title if predictions else "Dice, mean over classes"
+    draw_label_efficiency(summary, folder / "label_efficiency.png", metric, title)
+    examples = [] if predictions else example_cases(runner, cases)
     if examples:
         draw_examples(examples, folder / "examples.png")
     runs = cases.groupby(list(KEYS), sort=False).ngroups
-    report = Report(folder, runs, len(runner.test_cells()), summary)
+    report = Report(folder, runs, len(runner.test_cells()), summary, metric, title.partition(",")[0])
     with atomic_write(folder / "report.md") as temporary:
         text = page(
             runner,
@@ -123,12 +140,18 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
                 if arm != baseline and baseline in tables:
                     row |= _comparison(own, by_arm[baseline], metric, rng, resamples)
                 rows.append(row)
+    return _in_order(rows, list(METRICS), [MEAN, *[c for c in cases["class"].unique() if c != MEAN]])
+
+
+def _in_order(rows: Sequence[dict], metrics: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
+    """Rows of a summary with Holm's correction: metric by metric, the mean before the classes."""
     table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
-    for metric in METRICS:
+    table = table[table["metric"].isin(metrics)].reset_index(drop=True)
+    for metric in metrics:
         tests = (table["metric"] == metric) & (table["class"] == MEAN) & table["p"].notna()
         table.loc[tests, "p_holm"] = holm(table.loc[tests, "p"].tolist())
-    order = {name: rank for rank, name in enumerate([MEAN, *[c for c in cases["class"].unique() if c != MEAN]])}
-    keys = table.assign(rank=table["class"].map(order), metric_rank=table["metric"].map(METRICS.index))
+    order = {name: rank for rank, name in enumerate(dict.fromkeys([*classes, *table["class"]]))}
+    keys = table.assign(rank=table["class"].map(order), metric_rank=table["metric"].map(metrics.index))
     keys = keys.sort_values(["metric_rank", "rank", "labels", "percent"], kind="stable")
     return keys.drop(columns=["rank", "metric_rank"]).reset_index(drop=True)
 

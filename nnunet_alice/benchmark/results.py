@@ -10,6 +10,7 @@ import pandas as pd
 from nnunet_alice.benchmark.plan import Cell
 from nnunet_alice.benchmark.runner import Runner
 from nnunet_alice.benchmark.segmentation_metrics import METRICS, agreement
+from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.splits import labelled_number
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write, read_json
@@ -92,14 +93,18 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
     usable = [table for name, table in tables.items() if owners[name][0].name not in unusable]
     if not usable:
         return pd.DataFrame(columns=[*KEYS, "percent", "case", "class", *METRICS]), unusable
-    table = pd.concat(usable, ignore_index=True)
-    position = {arm.name: number for number, arm in enumerate(runner.settings.arms)}  # arms as the settings name them
+    return sorted_by_arms(pd.concat(usable, ignore_index=True), runner.settings), unusable
+
+
+def sorted_by_arms(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Rows of runs in the order of the arms in the settings."""
+    position = {arm.name: number for number, arm in enumerate(settings.arms)}
     table = table.sort_values(
         [*KEYS, "percent", "case"],
         kind="stable",
         key=lambda column: column.map(position) if column.name == "arm" else column,
     )
-    return table.reset_index(drop=True), unusable
+    return table.reset_index(drop=True)
 
 
 def keys_of(runner: Runner, cell: Cell) -> dict:

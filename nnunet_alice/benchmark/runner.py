@@ -166,7 +166,7 @@ class Runner:
         found: dict[float, list[float | None]] = {}
         for cell in self.tuning_cells():
             if (cell.arm, cell.partition) == (arm, partition):
-                dice = validation_dice(self.summaries(cell)[100]) if self.is_done(cell) else None
+                dice = self.workspace.measure.score(self.summaries(cell)[100]) if self.is_done(cell) else None
                 assert cell.learning_rate is not None  # rates are what is tuned
                 found.setdefault(cell.learning_rate, []).append(dice)
         known = {rate: [dice for dice in values if dice is not None] for rate, values in found.items()}
@@ -190,19 +190,19 @@ class Runner:
         return self.workspace.folder / "locks" / name
 
     def summaries(self, cell: Cell) -> dict[int, Path]:
-        """Return per cent of the run -> nnU-Net's ``summary.json`` of the validation there."""
+        """Return per cent of the run -> what its validation left: nnU-Net's ``summary.json``, or predictions."""
         folder = self.fold_folder(cell)
         kept = self.settings.keep_at if cell.stage == "test" else ()
-        found = {percent: folder / f"at_{percent}" / "validation" / "summary.json" for percent in kept}
-        return {**found, 100: folder / "validation" / "summary.json"}
+        name = self.workspace.measure.file
+        found = {percent: folder / f"at_{percent}" / "validation" / name for percent in kept}
+        return {**found, 100: folder / "validation" / name}
 
     def is_done(self, cell: Cell) -> bool:
         """Return whether the cell's run ended and every validation of it has exactly its cases."""
         if not (self.fold_folder(cell) / "checkpoint_final.pth").is_file():
             return False
         expected = sorted(self.splits[cell.split]["val"])
-        ending = self.workspace.file_ending
-        return all(_summarised(path, ending) == expected for path in self.summaries(cell).values())
+        return all(self.workspace.measure.cases(path) == expected for path in self.summaries(cell).values())
 
     def is_begun(self, cell: Cell) -> bool:
         """Return whether the cell's run left a checkpoint to go on from."""
@@ -259,7 +259,9 @@ class Runner:
         trainers = str(package_folder("nnunet_alice.trainers"))
         others = [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path]
         paths = os.pathsep.join(dict.fromkeys([trainers, *others]))
-        return {"nnUNet_preprocessed": str(self.workspace.preprocessed), "nnUNet_extTrainer": paths}
+        folders = {"nnUNet_preprocessed": str(self.workspace.preprocessed), "nnUNet_extTrainer": paths}
+        # the targets as they were copied, which trainers look for in the raw folder first
+        return folders | ({"nnUNet_raw": folders["nnUNet_preprocessed"]} if self.settings.predicts else {})
 
     def dry_run(self, part: tuple[int, int] = (1, 1)) -> Iterator[str]:
         """Prepare data and splits, and yield shell lines of all that is not done, in their order."""
@@ -347,26 +349,3 @@ def _share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
     if not 1 <= number <= of:
         raise InputError(f"--part {number}/{of}: the first number lies between 1 and the second.")
     return list(cells[number - 1 :: of])
-
-
-def validation_dice(summary: Path) -> float:
-    """Return the dice of a validation: mean over cases, then over the classes that the truth of any case has.
-
-    nnU-Net's ``foreground_mean`` is NaN where one class is in no case, and a number where a model invents that class.
-
-    Args:
-        summary: nnU-Net's ``summary.json``.
-    """
-    content = read_json(summary)
-    cases = [entry["metrics"] for entry in content["metric_per_case"]]
-    present = [name for name in content["mean"] if any(case[name]["n_ref"] > 0 for case in cases)]
-    return float(np.mean([content["mean"][name]["Dice"] for name in present])) if present else 0.0
-
-
-def _summarised(path: Path, ending: str) -> list[str] | None:
-    """Return sorted names of the cases in nnU-Net's summary; None if it is missing or not whole."""
-    try:
-        entries = read_json(path)["metric_per_case"]
-        return sorted(Path(entry["prediction_file"]).name.removesuffix(ending) for entry in entries)
-    except (InputError, KeyError, TypeError):
-        return None

@@ -21,6 +21,8 @@ PartT = TypeVar("PartT", bound=Any)
 FINE_TUNER = "FineTuneTrainer"
 #: the same with DrasCLR's encoder; it trains on a dataset that ``nnunet_alice locate`` wrote
 LOCATED_FINE_TUNER = "DrasCLRFineTuneTrainer"
+#: families that predict a target of whole cases; they take settings by endings, too
+TARGET_TRAINERS = ("ClassificationTrainer", "RegressionTrainer")
 ALL = "all"
 #: of ``nnUNetv2_train -device``
 DEVICES = ("cuda", "cpu", "mps")
@@ -55,7 +57,7 @@ class Arm:
     @property
     def fine_tunes(self) -> bool:
         """Whether the trainer takes settings by endings of its name."""
-        return self.trainer.startswith((FINE_TUNER, LOCATED_FINE_TUNER))
+        return self.trainer.startswith((FINE_TUNER, LOCATED_FINE_TUNER, *TARGET_TRAINERS))
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Settings:
         baseline: arm that others are compared with; the first without checkpoints by default.
         tolerance_mm: of the surface Dice.
         device: for ``nnUNetv2_train``.
+        target: of ``nnunet_alice targets``, where arms predict one; None for the only one that they can learn.
         seed: of test cases and draws.
     """
 
@@ -136,6 +139,12 @@ class Settings:
     tolerance_mm: float = 2.0
     device: str = "cuda"
     seed: int = 1
+    target: str | None = None
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the arms predict a target of whole cases, and do not segment."""
+        return any(arm.trainer.startswith(TARGET_TRAINERS) for arm in self.arms)
 
     @property
     def baseline_arm(self) -> Arm:

@@ -1,8 +1,9 @@
 """Who trains and who tests: test sets, nested draws of the labelled cases, and validation cases for tuning."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ class Partition:
         name: ``fixed``, or ``fold<N>``.
         pool: cases that may be labelled, sorted.
         test: test cases, sorted; none is in ``pool``.
+        strata: case of the pool -> stratum of its target, which draws show evenly; empty for segmentations.
     """
 
     name: str
     pool: tuple[str, ...]
     test: tuple[str, ...]
+    strata: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Mapping] | None) -> list[Partition]:
@@ -113,7 +116,14 @@ def tuning_split(partition: Partition, settings: Settings, draw: int) -> tuple[l
 
 def _shuffled(partition: Partition, draw: int, seed: int) -> list[str]:
     number = 0 if partition.name == "fixed" else 1 + int(partition.name.removeprefix("fold"))
-    return [str(case) for case in np.random.default_rng([seed, number, draw]).permutation(partition.pool)]
+    order = [str(case) for case in np.random.default_rng([seed, number, draw]).permutation(partition.pool)]
+    seen: Counter[int] = Counter()
+    place = {}
+    for case in order:  # 0 for the first case of each stratum, 1 for the second, ...
+        stratum = partition.strata.get(case, -1)
+        place[case] = seen[stratum] if stratum >= 0 else 0
+        seen[stratum] += 1
+    return sorted(order, key=place.__getitem__)
 
 
 def _fixed_test(settings: Settings, cases: list[str]) -> tuple[str, ...]:

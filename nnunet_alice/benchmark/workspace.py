@@ -5,25 +5,30 @@
 """
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nnunet_alice.benchmark.measures import Predictions, Segmentations, measure_of
 from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, named
-from nnunet_alice.files import file_checksum, link_file, read_json, write_json
+from nnunet_alice.files import atomic_write, file_checksum, link_file, read_json, write_json
 from nnunet_alice.locks import held
 from nnunet_alice.nnunet_folders import dataset_number
+from nnunet_alice.targets.definitions import DEFINITIONS, load_targets
+from nnunet_alice.targets.splits import check_no_leak
 from nnunet_alice.words import counted
 
 #: how the cases are divided; the names of the splits, in the order of their folds
 _DIVISIONS, _NAMES = "divisions.json", "splits_names.json"
 #: settings that may not change within a folder: they decide which cases a split's name stands for
-_FIXED = ("dataset", "plans", "configuration", "seed", "test")
+_FIXED = ("dataset", "plans", "configuration", "seed", "test", "target")
 
 
 class Workspace:
@@ -59,8 +64,7 @@ class Workspace:
                 f"{self.settings.configuration} of {self.settings.plans} is a stage of a cascade, which a benchmark "
                 "cannot run; choose a different configuration, e.g. 3d_fullres."
             )
-        own = source.base / "splits_final.json"
-        divisions = partitions(self.settings, source.cases(), read_json(own) if own.is_file() else None)
+        divisions = self._divide(source)
         target = self.preprocessed / source.name
         files = (f"{self.settings.plans}.json", "dataset.json", "dataset_fingerprint.json")
         for name in files:
@@ -68,13 +72,19 @@ class Workspace:
                 raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
         self._check_unchanged(source.base, target)
         self._link(source, files)
-        self._check_truth(source)
+        if not self.settings.predicts:
+            self._check_truth(source)
         for arm in self.settings.arms:
             if arm.dataset is not None:
                 self._link_located(source, arm)
         write_json(self.folder / "settings.json", self.settings.plain())
         write_json(self.folder / _DIVISIONS, [asdict(division) for division in divisions])
         return divisions
+
+    @cached_property
+    def measure(self) -> Segmentations | Predictions:
+        """What the runs leave, as the folder's own copies of dataset and targets say."""
+        return measure_of(self.settings, self.dataset_folder)
 
     def divisions(self) -> list[Partition]:
         """Return the divisions of the cases, as :meth:`prepare` wrote them down.
@@ -85,18 +95,52 @@ class Workspace:
         path = self.folder / _DIVISIONS
         if not path.is_file():
             raise InputError(f"{path} does not exist; run nnunet_alice benchmark with --dry_run, which writes it.")
-        return [Partition(one["name"], tuple(one["pool"]), tuple(one["test"])) for one in read_json(path)]
+        return [
+            Partition(one["name"], tuple(one["pool"]), tuple(one["test"]), one.get("strata", {}))
+            for one in read_json(path)
+        ]
 
     def folds(self) -> dict[str, int]:
         """Return name -> fold of the splits that were written."""
         names = self.dataset_folder / _NAMES
         return {name: fold for fold, name in enumerate(read_json(names) if names.is_file() else [])}
 
+    def _divide(self, source: PreprocessedDataset) -> list[Partition]:
+        """Return the divisions of the cases; of a target those of the cases that have it, with its strata, without leaks."""
+        own = source.base / "splits_final.json"
+        split, cases = read_json(own) if own.is_file() else None, source.cases()
+        if not self.settings.predicts:
+            return partitions(self.settings, cases, split)
+        self._copy_targets(load_targets(source.name).path, self.preprocessed / source.name)
+        measure = self.measure
+        assert isinstance(measure, Predictions), "arms predict"
+        known = set(cases) & set(measure.values.index)
+        if split is not None:
+            split = [{side: [case for case in fold[side] if case in known] for side in fold} for fold in split]
+        divisions = partitions(self.settings, sorted(known), split)
+        for division in divisions:
+            check_no_leak(measure.targets, {"train": division.pool, "val": division.test}, measure.targets.path)
+        return [replace(division, strata=measure.strata(division.pool)) for division in divisions]
+
+    def _copy_targets(self, table: Path, folder: Path) -> None:
+        """Put the targets beside the links, where the runs and the report find them.
+
+        Raises:
+            InputError: they changed since the benchmark began: finished runs learned others.
+        """
+        for path in (table, table.with_name(DEFINITIONS)):
+            copy = folder / path.name
+            if copy.is_file() and copy.read_bytes() != path.read_bytes():
+                raise InputError(f"{path} changed since the benchmark in {self.folder} began; use a new folder for it.")
+            with atomic_write(copy) as temporary:
+                shutil.copyfile(path, temporary)
+
     def _link(self, source: PreprocessedDataset, files: Sequence[str]) -> None:
         """Link preprocessed cases and truth of a dataset, and copy its small files."""
         target = self.preprocessed / source.name
         link_files(source.folder, target / source.folder.name)
-        link_files(source.base / "gt_segmentations", target / "gt_segmentations")
+        if not self.settings.predicts:
+            link_files(source.base / "gt_segmentations", target / "gt_segmentations")
         for name in files:
             write_json(target / name, read_json(source.base / name))
 

@@ -8,6 +8,7 @@ from nnunet_alice.checkpoints.loading import load_checkpoint, not_finite
 from nnunet_alice.checkpoints.nnssl import unet_weights
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.checkpoints.weights_folder import is_weights_folder
+from nnunet_alice.dataset import MODALITIES
 from nnunet_alice.errors import CheckpointError
 from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import counted, pasteable
@@ -52,17 +53,32 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         "epochs": f"{run['epochs_done']} of {settings['epochs']}, {settings['iterations']} iterations each",
         "dataset": f"{run['dataset_name']} ({run['dataset_json'].get('numTraining', '?')} cases), fold {run['fold']}: "
         + ("every case was seen" if everything else "the fold's validation cases were not seen"),
+        **_modalities(run.get("views") or {}),
         "views matched by": run["matching"] or "nothing",
         "plans": f"{run['plans_name']}, configuration {run['configuration']}",
         "network": configuration["architecture"]["network_class_name"].rsplit(".", 1)[-1],
         "patch size": _voxels(configuration["patch_size"]),
         "spacing": _millimetres(configuration["spacing"]),
         "orientation": pretrained_orientation(checkpoint) or "not recorded",
-        "normalisation": ", ".join(configuration["normalization_schemes"]),
+        "normalisation": _normalisation(run["plans"], configuration),
         "channels": ", ".join(map(str, run["dataset_json"].get("channel_names", {}).values())),
         "trained": trained,
         "fine-tune": _fine_tuning(path, run) + _with_locations(path, checkpoint),
     }
+
+
+def _modalities(views: dict) -> dict[str, str]:
+    """How many cases of each modality were seen, where there were several."""
+    counts = views.get(MODALITIES, {})
+    return {MODALITIES: ", ".join(f"{count} {modality}" for modality, count in counts.items())} if counts else {}
+
+
+def _normalisation(plans: dict, configuration: dict) -> str:
+    """How images were normalised; of several modalities how those of each."""
+    own = plans.get(MODALITIES)
+    if own is None:
+        return ", ".join(configuration["normalization_schemes"])
+    return ", ".join(f"{modality} by {how['normalization_scheme']}" for modality, how in own.items())
 
 
 def _voxels(size: list[int]) -> str:

@@ -17,6 +17,7 @@ from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import counted
 
 if TYPE_CHECKING:
+    from nnunet_alice.anatomy.atlas_files import AtlasReport
     from nnunet_alice.dataset import PreprocessedDataset
 
 EXAMPLE = "nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres -np 8"
@@ -58,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV|PATTERN",
         help="which cases are scans of one person: a table with the columns case and subject, or a regular expression "
         "whose group finds the person in a case's name, e.g. '(sub-[0-9]+)_'",
+    )
+    parser.add_argument(
+        "--across_modalities",
+        action="store_true",
+        help="one atlas for cases of all modalities, for AliceTrainer_acrossModalities (default: one for each)",
     )
     add_part_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="do everything again, body masks too")
@@ -137,28 +143,57 @@ def _index(args: argparse.Namespace) -> int:
 
 def _register(args: argparse.Namespace) -> int:
     """Register every case to the atlas."""
-    from nnunet_alice.anatomy.atlas import prepare_atlas
-    from nnunet_alice.anatomy.atlas_files import OK, POOR, AtlasFiles
+    from nnunet_alice.anatomy.atlas_files import OK
     from nnunet_alice.dataset import PreprocessedDataset
-    from nnunet_alice.pictures.atlas import draw_atlas
+    from nnunet_alice.errors import InputError
 
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
+    dataset = dataset.together() if args.across_modalities else dataset
     _note_subjects(args, dataset)
+    parts = dataset.parts
+    reports = [_register_one(args, part) for part in parts if len(parts) == 1 or _takes_part(args, part)]
+    if not reports and args.atlas is not None:
+        raise InputError(f"There is no preprocessed case '{args.atlas}' in {dataset.folder}; check --atlas.")
+    status = max((status for _, status in reports), default=0)
+    if args.part is not None:
+        return status
+    usable = [report for report, _ in reports if len(report.named(OK)) > 1]
+    if not usable:
+        print("Too few cases can be matched: name a better atlas with --atlas CASE.")
+        return 1
+    if len(parts) == 1:
+        _lay_landmarks(args, dataset, usable[0].atlas_case)
+    else:
+        print("No landmarks were laid: DrasCLR needs one atlas for all cases; --across_modalities makes it.")
+    _print_next(dataset)
+    return status
+
+
+def _takes_part(args: argparse.Namespace, part: "PreprocessedDataset") -> bool:
+    """Return whether a modality has cases to register; with --atlas only the one of that case."""
+    cases = part.cases()
+    if len(cases) < 2:
+        print(f"{part.modality}: {counted(len(cases), 'case')}, too few to match; both of its views come from itself.")
+        return False
+    return args.atlas is None or args.atlas in cases
+
+
+def _register_one(args: argparse.Namespace, dataset: "PreprocessedDataset") -> tuple["AtlasReport", int]:
+    """Register the cases of a dataset, or of one of its modalities, and draw them; return report and exit status."""
+    from nnunet_alice.anatomy.atlas import prepare_atlas
+    from nnunet_alice.anatomy.atlas_files import POOR, AtlasFiles
+    from nnunet_alice.pictures.atlas import draw_atlas
+
     report = prepare_atlas(
         dataset, args.np, atlas_case=args.atlas, overwrite=args.overwrite, region=args.register_by, part=args.part
     )
+    which = dataset.name if dataset.modality is None else f"{dataset.name}, {dataset.modality}"
     done = f"registered to the atlas {report.atlas_case}"
-    status = say_outcomes(dataset.name, report.outcomes, done, AtlasFiles(dataset).report_file, args.part)
+    status = say_outcomes(which, report.outcomes, done, AtlasFiles(dataset).report_file, args.part)
     name_some(POOR, [(record.case, record.reason) for record in report.named(POOR)])
-    if args.part is not None:
-        return status
-    print(f"Picture (look at it): {draw_atlas(dataset, report)}")
-    if len(report.named(OK)) < 2:
-        print("Too few cases can be matched: name a better atlas with --atlas CASE.")
-        return 1
-    _lay_landmarks(args, dataset, report.atlas_case)
-    _print_next(dataset)
-    return status
+    if args.part is None:
+        print(f"Picture (look at it): {draw_atlas(dataset, report)}")
+    return report, status
 
 
 def _note_subjects(args: argparse.Namespace, dataset: "PreprocessedDataset") -> None:
@@ -179,11 +214,13 @@ def _note_subjects(args: argparse.Namespace, dataset: "PreprocessedDataset") -> 
 
 def _print_next(dataset: "PreprocessedDataset") -> None:
     """Print by what views will be matched, and the commands that train with it."""
+    from nnunet_alice.dataset import TOGETHER
     from nnunet_alice.matching.registry import open_matcher
 
     matcher = open_matcher(dataset)
     print(matcher.why or f"Views will be matched by the {matcher.name} ({counted(len(matcher.cases), 'case')}).")
-    train = dataset.pretraining_command("AliceTrainer")
+    together = "_acrossModalities" if dataset.modality == TOGETHER else ""
+    train = dataset.pretraining_command(f"AliceTrainer{together}")
     print(f"Next:\n  export nnUNet_extTrainer=$(nnunet_alice trainers)\n  {train}")
 
 

@@ -68,6 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="without --target: keep these intensities of CT instead of the percentiles of the body: lungs "
         "(-1024 to 240 HU), or two numbers",
     )
+    parser.add_argument(
+        "--modalities",
+        metavar="CSV|folders",
+        help="which case is CT, T1, ...: a table with the columns case and modality, or 'folders' where the first "
+        "folder below the imported one says it; each is normalised by its own scheme [as named before, or one]",
+    )
+    parser.add_argument(
+        "--probe",
+        metavar="DATASET",
+        help="a labelled dataset: a few crops of it tell during pretraining what frozen features know (metrics.csv)",
+    )
     parser.add_argument("--no_preprocess", action="store_true", help="write the plans and stop")
     parser.add_argument(
         "--compact",
@@ -81,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return plan, preprocess what is missing, and print the next commands."""
     from nnunet_alice.planning.fingerprint import ensure_fingerprint
+    from nnunet_alice.planning.modalities import modalities_of, sizes
     from nnunet_alice.planning.plans import default_processes
     from nnunet_alice.planning.preprocessing import preprocess_cases
     from nnunet_alice.planning.window import parse_window, set_window
@@ -95,13 +107,17 @@ def run(args: argparse.Namespace) -> int:
     name = dataset_name(args.d)
     processes = args.np or default_processes()
     _check_before_work(args, name)
+    if modalities := modalities_of(name):
+        print(f"Modalities: {sizes(modalities)}; CT is clipped to the window of the CT cases, MR z-scored in the body.")
     fingerprint = nnunet_folder("nnUNet_preprocessed") / name / "dataset_fingerprint.json"
     if args.part is not None and not fingerprint.is_file():
         raise InputError(f"{name} was not planned yet: run the same with --no_preprocess in place of --part, once.")
     status = SOME_FAILED if ensure_fingerprint(name, processes) else 0  # named as they failed
     planned = _plan(args, name)
+    plain = _apart(args, name, planned.plans_name, window) if modalities else {}
     if window is not None:
-        set_window(name, planned.plans_name, window)
+        if not modalities:
+            set_window(name, planned.plans_name, window)
         print(f"CT is clipped to {window.low:g} to {window.high:g} and scaled to -1 to 1, also in moved plans.")
     print(
         f"Plans {planned.plans_name}, {args.c}: patch {'x'.join(map(str, planned.patch_size))} voxels of "
@@ -113,12 +129,14 @@ def run(args: argparse.Namespace) -> int:
             f"The target's patch of {'x'.join(map(str, planned.target_patch))} would show nearly the whole volume, and "
             "all views would look alike; views are smaller (the weights fit all the same; --keep_patch keeps it)."
         )
+    if args.probe is not None:
+        _keep_probe(args, name, planned.plans_name)
     if not args.no_preprocess:
         outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part, args.compact)
         report = PreprocessedDataset(name, planned.plans_name, args.c).preprocessing_report
         status = say_outcomes(name, outcome, "preprocessed", report, args.part)
     if args.part is None:
-        _print_next(args, name, planned.plans_name)
+        _print_next(args, name, planned.plans_name, plain)
     return status
 
 
@@ -139,6 +157,10 @@ def _check_before_work(args: argparse.Namespace, name: str) -> None:
         raise InputError(f"-c {args.c} cannot be pretrained: take 3d_fullres, or 3d_lowres where nnU-Net plans one.")
     if args.pl is not None and args.pl not in _planners():
         raise InputError(f"There is no planner '{args.pl}'; -pl takes: {', '.join(_planners())}.")
+    if args.modalities is not None:
+        from nnunet_alice.planning.modalities import set_modalities
+
+        set_modalities(name, args.modalities)
     if args.target is not None:
         from nnunet_alice.planning.plans import plans_of_target
 
@@ -165,14 +187,35 @@ def _plan(args: argparse.Namespace, name: str) -> "Planned":
     )
 
 
+def _keep_probe(args: argparse.Namespace, name: str, plans_name: str) -> None:
+    """Keep crops of a labelled dataset for the online probe, and say of which cases."""
+    from nnunet_alice.planning.probe import prepare_probe
+
+    probe = prepare_probe(PreprocessedDataset(name, plans_name, args.c), dataset_name(args.probe))
+    print(
+        f"Online probe: a linear layer on {', '.join(probe.fitted)} of {probe.dataset}, Dice on "
+        f"{', '.join(probe.tested)}; do not report these as test cases."
+    )
+
+
+def _apart(args: argparse.Namespace, name: str, plans_name: str, window) -> dict[str, str]:
+    """Normalise each modality by its own scheme; modality -> identifier of its plain plans."""
+    from nnunet_alice.planning.modalities import add_modalities, keep_of_target
+
+    keep = None
+    if args.target is not None:
+        keep = keep_of_target(dataset_name(args.target), args.target_plans, args.c)
+    return add_modalities(name, plans_name, window, keep)
+
+
 def _results_folder() -> Path:
     with contextlib.suppress(InputError):
         return nnunet_folder("nnUNet_results")
     return Path("$nnUNet_results")
 
 
-def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
-    """Print the commands that follow, ready to be pasted."""
+def _print_next(args: argparse.Namespace, name: str, plans: str, plain: dict[str, str]) -> None:
+    """Print the commands that follow; ``plain`` has the plans of each modality, if there are several."""
     number = dataset_number(name)
     checkpoint = _results_folder() / name / f"AliceTrainer__{plans}__{args.c}" / "fold_all" / "checkpoint_final.pth"
     known = not str(checkpoint).startswith("$")  # the shell is to put in the folder
@@ -189,10 +232,13 @@ def _print_next(args: argparse.Namespace, name: str, plans: str) -> None:
         print("  # then, for a labelled dataset T that nnU-Net has planned already: it takes over these plans")
         if lies:
             print(f"  # (these images lie {lies} when nnU-Net reads them, and so have those of T)")
-        moved = f"{plans}_from{number:03d}"
-        print(f"  nnUNetv2_move_plans_between_datasets -s {number} -t T -sp {plans} -tp {moved}")
-        print(f"  nnUNetv2_preprocess -d T -plans_name {moved} -c {args.c}")
-        print(f"  nnUNetv2_train T {args.c} 0 -p {moved} {weights}")
+        for modality, source in (plain or {"": plans}).items():
+            if modality:
+                print(f"  # where T is {modality}")
+            moved = f"{source}_from{number:03d}"
+            print(f"  nnUNetv2_move_plans_between_datasets -s {number} -t T -sp {source} -tp {moved}")
+            print(f"  nnUNetv2_preprocess -d T -plans_name {moved} -c {args.c}")
+            print(f"  nnUNetv2_train T {args.c} 0 -p {moved} {weights}")
     else:
         print("  # then fine-tune with the target's own plans")
         target = dataset_number(dataset_name(args.target))

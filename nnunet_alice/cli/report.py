@@ -1,4 +1,4 @@
-"""Report what a benchmark found: Dice, surface Dice and HD95 with intervals and tests against training from scratch.
+"""Report what a benchmark found: Dice, surface Dice and HD95, or AUC and R2, with intervals and tests against scratch.
 
 Writes FOLDER/report: report.md, summary.csv, cases.csv (every case of every run), label_efficiency.png, examples.png.
 May be run while the benchmark is still going; the report then says how many runs it has.
@@ -28,9 +28,10 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_alice.benchmark.report import write_report
 
     report = write_report(args.input, args.np, baseline=args.baseline)
-    rows = report.summary[(report.summary["metric"] == "dice") & (report.summary["class"] == "mean")]
+    rows = report.summary[(report.summary["metric"] == report.metric) & (report.summary["class"] == "mean")]
     baseline = args.baseline or "the baseline"
     for row in rows.itertuples():
         compared = "" if row.p != row.p else f", {row.difference:+.4f} against {baseline}, p {row.p:.2g}"
-        print(f"{counted(row.labels, 'label')}, {row.percent} % of the run, {row.arm}: Dice {row.mean:.4f}{compared}")
+        run = f"{counted(row.labels, 'label')}, {row.percent} % of the run, {row.arm}"
+        print(f"{run}: {report.title} {row.mean:.4f}{compared}")
     print(f"{report.done} of {counted(report.planned, 'run')}. Written: {report.folder / 'report.md'}")

@@ -9,19 +9,26 @@ from nnunet_alice.matching.index import IndexStore
 
 def forget_case(dataset: PreprocessedDataset, case: str) -> None:
     """Remove geometry, registration and index of a case; with the atlas case, the atlas counts no more."""
-    atlas = AtlasFiles(dataset)
-    if atlas.named_case() == case:
-        atlas.atlas_file.unlink(missing_ok=True)
-    for path in (geometry_file(dataset, case), atlas.case_file(case), IndexStore(dataset).file(case)):
+    for atlas in _atlases(dataset):
+        if atlas.named_case() == case:
+            atlas.atlas_file.unlink(missing_ok=True)
+        atlas.case_file(case).unlink(missing_ok=True)
+    for path in (geometry_file(dataset, case), IndexStore(dataset).file(case)):
         path.unlink(missing_ok=True)
 
 
 def forget_all(dataset: PreprocessedDataset) -> None:
     """Remove all that is known of the images of a dataset; pictures and landmarks stay to be looked at."""
-    atlas, store = AtlasFiles(dataset), IndexStore(dataset)
+    store, atlases = IndexStore(dataset), _atlases(dataset)
     evidence = dataset.anatomy_folder / EVIDENCE_FILE
-    for path in (atlas.atlas_file, atlas.report_file, store.description_file, store.calibration_file, evidence):
+    whole = [file for atlas in atlases for file in (atlas.atlas_file, atlas.report_file)]
+    for path in (*whole, store.description_file, store.calibration_file, evidence):
         path.unlink(missing_ok=True)
-    for pattern in ("cases/*.npz", "atlas/cases/*.json", "embedding/*.npz"):
+    for pattern in ("cases/*.npz", "atlas*/cases/*.json", "embedding/*.npz"):
         for path in dataset.anatomy_folder.glob(pattern):
             path.unlink(missing_ok=True)
+
+
+def _atlases(dataset: PreprocessedDataset) -> list[AtlasFiles]:
+    """Return the atlas of all cases, and those of the modalities."""
+    return [AtlasFiles(part) for part in (dataset.together(), *dataset.parts)]

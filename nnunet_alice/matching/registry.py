@@ -16,6 +16,7 @@ from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.evidence import EVIDENCE_FILE, measure_evidence
 from nnunet_alice.matching.index import IndexStore
 from nnunet_alice.matching.interface import Matcher, RelativePositionMatcher
+from nnunet_alice.matching.modalities import ModalityAtlases
 from nnunet_alice.matching.search import EmbeddingMatcher, embedding_is_prepared, open_trusted_embedding
 
 logger = logging.getLogger(__name__)
@@ -51,14 +52,23 @@ def _embedding_fingerprint(dataset: PreprocessedDataset) -> Any:
 
 
 def _atlas_fingerprint(dataset: PreprocessedDataset) -> Any:
-    report = AtlasFiles(dataset).read_report()
-    return report and [report.fingerprint, [len(report.named(status)) for status in (OK, POOR, FAILED)]]
+    reports = [AtlasFiles(part).read_report() for part in dataset.parts]
+    found = [r and [r.fingerprint, [len(r.named(status)) for status in (OK, POOR, FAILED)]] for r in reports]
+    return found[0] if len(found) == 1 else found
+
+
+def _atlas_is_prepared(dataset: PreprocessedDataset) -> bool:
+    return any(AtlasFiles(part).read_report() is not None for part in dataset.parts)
+
+
+def _open_atlas(dataset: PreprocessedDataset) -> Matcher:
+    return AtlasMatcher(dataset) if len(dataset.parts) == 1 else ModalityAtlases(dataset)
 
 
 #: Where evidence does not tell them apart, the first of them is used. The last is a baseline, never used for training.
 PROVIDERS: list[Provider] = [
     Provider("embedding", embedding_is_prepared, open_trusted_embedding, _embedding_fingerprint, EmbeddingMatcher),
-    Provider("atlas", lambda data: AtlasFiles(data).read_report() is not None, AtlasMatcher, _atlas_fingerprint),
+    Provider("atlas", _atlas_is_prepared, _open_atlas, _atlas_fingerprint),
     Provider("relative", lambda _: False, RelativePositionMatcher),
 ]
 

@@ -167,3 +167,35 @@ def _entropy_of_counts(symbols: Tensor) -> float:
     """Return the entropy in nats of the empirical distribution of non-negative integers."""
     counts = symbols.bincount().double()
     return float(_entropy(counts / counts.sum()))
+
+
+@torch.no_grad()
+def effective_rank(x: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values of centred features (Roy & Vetterli, 2007).
+
+    Args:
+        x: (N, C).
+
+    Returns:
+        Number in [1, C]: so many directions the features use. 0 where all rows are the same.
+    """
+    values = x.double()
+    centred = values - values.mean(dim=0)
+    variances = torch.linalg.eigvalsh(centred.T @ centred / len(x)).clamp(min=0)
+    # what rounding leaves of the mean is no direction
+    variances = variances.where(variances > values.square().mean() * torch.finfo(x.dtype).eps ** 2, 0.0)
+    singular = variances.sqrt()
+    total = singular.sum()
+    return float(_entropy(singular / total).exp()) if total > 0 else 0.0
+
+
+@torch.no_grad()
+def dead_channels(x: Tensor, share: float = 1e-3) -> float:
+    """Share of channels that hardly change: their standard deviation is below ``share`` of the largest.
+
+    Args:
+        x: (N, C).
+        share: of the largest standard deviation.
+    """
+    deviations = x.double().std(dim=0, correction=0)
+    return float((deviations <= share * deviations.max()).double().mean())

@@ -17,14 +17,18 @@ from nnunet_alice.files import atomic_write
 _COLOURS = [colormaps["tab10"](number)[:3] for number in range(10)]
 
 
-def draw_label_efficiency(summary: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Draw the mean Dice of every arm over the number of labelled cases, a panel for each share of the run.
+def draw_label_efficiency(
+    summary: pd.DataFrame, path: str | os.PathLike, metric: str = "dice", title: str = "Dice, mean over classes"
+) -> None:
+    """Draw a metric of every arm over the number of labelled cases, a panel for each share of the run.
 
     Args:
         summary: of ``nnunet_alice.benchmark.report.summarise``.
         path: PNG to write.
+        metric: of the summary.
+        title: how to call it.
     """
-    rows = summary[(summary["metric"] == "dice") & (summary["class"] == "mean")]
+    rows = summary[(summary["metric"] == metric) & (summary["class"] == "mean")]
     shares, arms = sorted(rows["percent"].unique()), list(rows["arm"].unique())
     labels = sorted(rows["labels"].unique())
     figure = Figure(figsize=(4.2 * len(shares) + 0.6, 4.0), layout="constrained")
@@ -44,7 +48,7 @@ def draw_label_efficiency(summary: pd.DataFrame, path: str | os.PathLike) -> Non
         axes.set_title("at the end of fine-tuning" if share == 100 else f"at {share} % of fine-tuning", fontsize=10)
         axes.set_xlabel("labelled cases")
         axes.grid(color="0.92")
-    panels[0].set_ylabel("Dice, mean over classes (95 % interval)")
+    panels[0].set_ylabel(f"{title} (95 % interval)")
     panels[-1].legend(loc="lower right", fontsize=8)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)

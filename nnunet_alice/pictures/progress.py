@@ -27,6 +27,8 @@ _PANELS = (
     _Panel("negatives of a sample, and their age in steps", ("negative",)),
     _Panel("retrieval and accuracies", ("retrieval", "chance", "accuracy")),
     _Panel("scores in validation", ("val_auc", "val_r2", "val_c_index")),
+    _Panel("online probe: Dice, and share of dead channels", ("probe", "bottleneck_dead")),
+    _Panel("effective rank of the bottleneck", ("bottleneck_rank",)),
     _Panel("matching", ("match_score", "accepted_at_first_draw", "unmatched_pairs")),
     _Panel("learning rate", ("lr",)),
     _Panel("seconds an epoch", ("seconds",)),
@@ -51,7 +53,9 @@ def draw_progress(history: MetricsHistory, path: str | os.PathLike) -> None:
     epochs = history.column("epoch")
     for axes, (panel, members) in zip(np.ravel(figure.subplots(rows, columns, squeeze=False)), panels, strict=False):
         for name in members:
-            axes.plot(epochs, history.column(name), label=name, marker="." if len(epochs) < 30 else None)
+            values = np.array(history.column(name))
+            known = ~np.isnan(values)  # some are not measured in every epoch
+            axes.plot(np.array(epochs)[known], values[known], label=name, marker="." if known.sum() < 30 else None)
         positive = [value for name in members for value in history.column(name) if value > 0]
         if panel.log_scale and positive:
             axes.set_yscale("log")

@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_alice.dataset import MODALITIES
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.intensities import PERCENTILES, WRAPPED, is_ct, is_wrapped, outliers
 from nnunet_alice.nnunet_folders import nnunet_folder
 from nnunet_alice.parallel import for_each_case
+from nnunet_alice.planning.modalities import check_modalities, modalities_of
 from nnunet_alice.planning.preprocessing import raw_cases
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,10 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
         raise InputError(f"{dataset} has one case only; views are matched between volumes, so import at least two.")
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FINGERPRINT_FILE
-    made_from = _basis(cases, dataset_json)
+    modalities = modalities_of(dataset)
+    if modalities:
+        check_modalities(modalities, list(cases), f"nnunet_alice plan --modalities of {dataset}")
+    made_from = _basis(cases, dataset_json) | ({MODALITIES: modalities} if modalities else {})
     if _is_current(path, cases, made_from):
         logger.info("Fingerprint of %d cases found: %s.", len(cases), path)
         return read_json(path).get(LEFT_OUT, {})
@@ -75,7 +80,17 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
         few = "; ".join(f"{case}: {reason}" for case, reason in list(failed.items())[:3])
         raise InputError(f"Fewer than two cases of {dataset} can be read ({few}).")
     names = list(dataset_json.get("channel_names", dataset_json.get("modality")).values())
-    statistics, unlike = _statistics({case: found[2] for case, found in analysed.items()}, names)
+    intensities = {case: found[2] for case, found in analysed.items()}
+    own: dict[str, dict[str, Statistics]] = {}
+    unlike: dict[str, str] = {}
+    for modality in sorted(set(modalities.values())):
+        of_modality = {case: found for case, found in intensities.items() if modalities[case] == modality}
+        if not of_modality:
+            raise InputError(f"No case of the modality {modality} in {dataset} can be read; leave it out of the pool.")
+        own[modality], strange = _statistics(of_modality, [modality])
+        unlike |= strange
+    statistics, strange = _statistics(intensities, [MODALITIES] if modalities else names)
+    unlike |= strange
     for case, reason in unlike.items():
         logger.warning("Case %s is left out of the intensity statistics: %s.", case, reason)
     fingerprint = {
@@ -84,6 +99,7 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
         "foreground_intensity_properties_per_channel": statistics,
         "median_relative_size_after_cropping": float(np.median([found[3] for found in analysed.values()])),
     }
+    fingerprint |= {MODALITIES: own} if own else {}
     write_json(path, fingerprint | {MADE_FROM: made_from, LEFT_OUT: failed, OUTLIERS: unlike})
     return failed
 
@@ -115,6 +131,8 @@ def _is_current(path: Path, cases: dict[str, dict], made_from: dict[str, Any]) -
         known = read_json(path)
         if MADE_FROM in known:
             return known[MADE_FROM] == made_from
+        if MODALITIES in made_from:
+            return False
         # nnU-Net's own, or one from before it was noted what they are made from
         covered = len(known["spacings"]) + len(known.get(LEFT_OUT, ()))
         newest = max(_size_and_time(file)[1] for files in cases.values() for file in (*files["images"], files["label"]))

@@ -19,6 +19,7 @@ from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder, plans_identifier
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
+from nnunet_alice.planning.modalities import modalities_of, scheme_of
 from nnunet_alice.planning.moved_plans import rename_plans
 from nnunet_alice.planning.orientations import fit_orientation
 
@@ -233,11 +234,20 @@ def _is_trainable(configuration: dict) -> bool:
 
 
 def _check_channels(dataset: str, target: str) -> None:
-    """Refuse different channels, order or normalisation; warn of different names for the same."""
-    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+    """Refuse different channels, order or normalisation; warn of different names for the same.
 
+    Of several modalities one has to be normalised as the target's channel is.
+    """
     ours = _channel_names("nnUNet_raw", dataset)
     theirs = _channel_names("nnUNet_preprocessed", target)
+    modalities = sorted(set(modalities_of(dataset).values()))
+    if modalities and len(theirs) == 1:
+        if scheme_of(theirs[0]) not in map(scheme_of, modalities):
+            raise InputError(
+                f"No modality of {dataset} ({', '.join(modalities)}) is normalised as {target} ({theirs[0]}) is; plan "
+                "without --target."
+            )
+        return
     if len(ours) != len(theirs):
         raise InputError(
             f"{dataset} has {len(ours)} channel(s) ({', '.join(ours)}), but {target} has {len(theirs)} "
@@ -249,7 +259,7 @@ def _check_channels(dataset: str, target: str) -> None:
     differs = f"{dataset} has the channels {', '.join(ours)}, but {target} has {', '.join(theirs)}"
     if sorted(ours) == sorted(theirs):
         raise InputError(f"{differs}; import them in the target's order.")
-    if [get_normalization_scheme(name) for name in ours] != [get_normalization_scheme(name) for name in theirs]:
+    if [scheme_of(name) for name in ours] != [scheme_of(name) for name in theirs]:
         raise InputError(f"{differs}, which nnU-Net normalises differently; import with --channel {' '.join(theirs)}.")
     logger.warning("%s; both are normalised alike, so the target's plans are used.", differs)
 

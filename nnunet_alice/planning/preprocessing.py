@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunet_alice.dataset import PreprocessedDataset, preprocessing_recipe
+from nnunet_alice.dataset import MODALITIES, PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.checks import read_case
@@ -119,6 +119,7 @@ def preprocess_cases(
     recipe = preprocessing_recipe(plans, manager.configuration)
     _clear_if_different(prepared, report, recipe)
     _remove_unnamed(prepared, cases)
+    record = {"recipe": recipe} | _sort_modalities(prepared, report, cases)
     if part is not None:
         cases = {case: cases[case] for case in part.share(cases)}
     names = random.sample(list(cases), len(cases))  # several runs then seldom meet at a case
@@ -135,7 +136,7 @@ def preprocess_cases(
         num_processes=num_processes,
         keep=lambda case: _is_current(folder, case, cases[case]) or None,
         rescue=rescue,
-        report=lambda so_far: write_json(report, {"recipe": recipe, "failed": so_far.failed}),
+        report=lambda so_far: write_json(report, {**record, "failed": so_far.failed}),
     )
     _remove_leftovers(folder)
     if outcomes.failed:  # a part may have no case
@@ -213,6 +214,24 @@ def _remove_unnamed(dataset: PreprocessedDataset, cases: dict) -> None:
         _remove_case(dataset, case)
 
 
+def _sort_modalities(dataset: PreprocessedDataset, report: Path, cases: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return what the report is to say of modalities; cases that were preprocessed as of a different one are removed.
+
+    Raises:
+        InputError: cases have no modality.
+    """
+    modalities = dataset.modalities
+    if not modalities:
+        return {}
+    nameless = [case for case in cases if case not in modalities]
+    if nameless:
+        raise InputError(f"{named(nameless)} of {dataset.name} have no modality; plan again with --modalities.")
+    known = read_json(report).get(MODALITIES, {}) if report.is_file() else {}
+    for case in sorted(case for case, modality in known.items() if modalities.get(case) != modality):
+        _remove_case(dataset, case)
+    return {MODALITIES: modalities}
+
+
 def _stays(dataset: PreprocessedDataset, case: str, files: dict, error: Exception) -> bool:
     """Return whether a failed case is there from before; remove what was made of files that are bad now."""
     if not (dataset.folder / f"{case}{_SUFFIXES[-1]}").is_file():
@@ -242,14 +261,14 @@ def _is_current(folder: Path, case: str, files: dict) -> bool:
 
 def _preprocess_case(job: _Job, case: str) -> bool:
     """Preprocess one case and move its files to their place, the image last; other runs wait for it."""
-    cases, dataset_json, plans, configuration, preprocessor = _tools(job)
+    cases, dataset_json, plans, configuration, preprocessors, modality_of = _tools(job)
     folder = job.folder / _PARTIAL
     with held(folder / f"{case}.lock", wait=True):
         if _is_current(job.folder, case, cases[case]):
             return True  # a different run did it meanwhile; what is known of it stays
         folder.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{case}.", dir=folder))  # its own, where nothing can be locked
-        preprocessor.run_case_save(
+        preprocessors[modality_of.get(case)].run_case_save(
             str(partial / case), cases[case]["images"], cases[case]["label"], plans, configuration, dataset_json
         )
         _check_not_flat(partial / f"{case}.b2nd", configuration.normalization_schemes)
@@ -283,12 +302,19 @@ def _check_not_flat(file: Path, schemes: Sequence[str]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _tools(job: _Job) -> tuple:
-    """Return plans, files and preprocessor, read once a process and run."""
+    """Return plans, files, and the preprocessor of each modality (of None without any); once a process and run."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / job.dataset / "dataset.json")
     dataset_json.pop("dataset", None)
     plans = PlansManager(str(job.plans_file))
     configuration = plans.get_configuration(job.configuration)
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessor
+    preprocessors = {None: configuration.preprocessor_class(verbose=False)}
+    prepared = PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration)
+    if prepared.modalities:
+        from nnunet_alice.planning.modality_preprocessor import ModalityPreprocessor
+
+        for modality, own in prepared.plans[MODALITIES].items():
+            statistics = own.get("foreground_intensity_properties_per_channel", {})
+            preprocessors[modality] = ModalityPreprocessor(own["normalization_scheme"], statistics)
+    return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessors, prepared.modalities

@@ -29,6 +29,12 @@ class Window:
     low: float
     high: float
 
+    @property
+    def statistics(self) -> dict[str, float]:
+        """What nnU-Net's CT normalisation takes from it: clipped to the window, scaled to [-1, 1]."""
+        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+        return {"percentile_00_5": self.low, "percentile_99_5": self.high, "mean": middle, "std": half}
+
 
 #: DrasCLR's window for lungs (Section 4.2).
 WINDOWS = {"lungs": Window("lungs", -1024.0, 240.0)}
@@ -79,10 +85,5 @@ def set_window(dataset: str, plans_name: str, window: Window) -> None:
             "without --window."
         )
     for channel in channels:
-        plans["foreground_intensity_properties_per_channel"][channel] |= {
-            "percentile_00_5": window.low,
-            "percentile_99_5": window.high,
-            "mean": (window.low + window.high) / 2,
-            "std": (window.high - window.low) / 2,
-        }
+        plans["foreground_intensity_properties_per_channel"][channel] |= window.statistics
     write_json(path, plans | {WINDOW: asdict(window)})

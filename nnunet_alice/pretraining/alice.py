@@ -16,7 +16,8 @@ from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError, named
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.interface import GeometryMatcher, Matcher
-from nnunet_alice.matching.region_labels import RegionLabels
+from nnunet_alice.matching.modalities import lay_regions_of
+from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.methods.alice.model import Alice, AliceStep, AliceStudent, ViewRegions
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import retrieval_accuracy, token_index_information
@@ -51,6 +52,8 @@ class AlicePretrainingSettings(AliceSettings):
         paired: the views of a pair show the same anatomy. False takes views from anywhere in the body, which needs no
             anatomy to be prepared and leaves reconstruction to learn from.
         matcher: name of the matcher that pairs views; None takes the best that was prepared.
+        across_modalities: pair views of different modalities, too, by one atlas of all cases; without, where the
+            dataset holds several, views are of one modality, and each has an atlas and regions of its own.
         retrieval_candidates: N, number of anchor views among which a query view looks for its own.
     """
 
@@ -58,6 +61,7 @@ class AlicePretrainingSettings(AliceSettings):
     same_volume: bool = False
     paired: bool = unrecorded(True)  # the record of the views holds these two
     matcher: str | None = unrecorded(None)
+    across_modalities: bool = unrecorded(False)  # nor is this: the names of trainers tell runs apart
     retrieval_candidates: int = unrecorded(32)
 
     def __post_init__(self) -> None:
@@ -126,9 +130,9 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
             self._bodies, training, validation = cases_with_bodies(context.dataset, training, validation, context.log)
             return training, validation
         if self.matcher is None:
-            self.matcher = on_one_rank_first(lambda: open_or_prepare_matcher(context.dataset, name, context.log))
+            self.matcher = on_one_rank_first(lambda: open_or_prepare_matcher(self._dataset, name, context.log))
         if self.settings.regions and self.regions is None:
-            self.regions = RegionLabels(self._open_atlas(self.matcher), self.settings.num_regions)
+            self.regions = lay_regions_of(self._open_atlas(self.matcher), self.settings.num_regions)
         unmatched = sorted(set(training) - set(self.matcher.cases))
         if unmatched:
             context.log(
@@ -136,22 +140,34 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
                 "their views come from themselves. Look at atlas.png; nnunet_alice anatomy --atlas CASE tries a "
                 "different atlas."
             )
-        return training, cases_to_validate_on(self.matcher, training, validation, context.log)
+        return training, cases_to_validate_on(self.matcher, training, validation, context.log, self._groups)
 
     def _opened_matcher(self) -> Matcher:
         assert self.matcher is not None, "prepare() opens the matcher"
         return self.matcher
 
-    def _open_atlas(self, matcher: Matcher) -> AtlasMatcher:
-        """Return the atlas, whose regions are learned whichever matcher pairs the views.
+    @property
+    def _dataset(self) -> PreprocessedDataset:
+        """The dataset with its modalities apart, or taken as one."""
+        dataset = self.context.dataset
+        return dataset.together() if self.settings.across_modalities else dataset
+
+    @property
+    def _groups(self) -> dict[str, str]:
+        """Case -> modality within which views are paired; empty for none."""
+        known = getattr(self.context.dataset, "modalities", {})  # whoever gives a matcher need not know of any
+        return {} if self.settings.across_modalities else known
+
+    def _open_atlas(self, matcher: Matcher) -> Matcher:
+        """Return the atlas (or those of the modalities), whose regions are learned whichever matcher pairs the views.
 
         Raises:
             NotPreparedError: views are matched by an embedding and no atlas was prepared.
         """
-        if isinstance(matcher, AtlasMatcher):
+        if matcher.name == AtlasMatcher.name:
             return matcher
         try:
-            return AtlasMatcher(self.context.dataset)
+            return open_matcher(self._dataset, name=AtlasMatcher.name)
         except NotPreparedError as error:
             raise NotPreparedError(f"{error}; or train AliceTrainer_noRegions, which needs no atlas.") from error
 
@@ -164,7 +180,7 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         elif self.settings.same_volume and training:
             pairs = SameVolumePairs(self._opened_matcher(), cases, patch_size)
         else:
-            pairs = MatchedPairs(self._opened_matcher(), cases, patch_size, dataset.shape)
+            pairs = MatchedPairs(self._opened_matcher(), cases, patch_size, dataset.shape, group_of=self._groups)
         if training:
             self._warn_of_large_views(pairs)
         return MatchedViews(

@@ -19,6 +19,7 @@ class RunSettings:
         seed: of weights, views and dropout. The same command gives the same run on the CPU.
         save_every: epochs between two writings of ``checkpoint_latest.pth``, at most a tenth of the run.
         pictures_every: epochs between two sets of pictures of what the network sees.
+        probe_every: epochs between two online probes, where ``plan --probe`` prepared one; the last epoch has one, too.
         restart: epoch at which all schedules begin again, in a run that ``nnunet_alice extend`` made longer; 0: none.
         max_skipped_steps: this many skipped steps in a row (or an epoch of them) end the run.
     """
@@ -28,6 +29,7 @@ class RunSettings:
     seed: int = 12345
     save_every: int = unrecorded(10)
     pictures_every: int = unrecorded(5)
+    probe_every: int = unrecorded(5)
     restart: int = unrecorded(0)
     max_skipped_steps: int = unrecorded(10)
 

@@ -7,9 +7,11 @@ from nnunet_alice.anatomy.orientation import reader_that_gives
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.checkpoints.weights_folder import SUMS
+from nnunet_alice.dataset import MODALITIES
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, sha256_of, write_json
 from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.planning.modalities import modality_of_channel, plans_of_modality
 from nnunet_alice.planning.moved_plans import reader_of, rename_plans
 from nnunet_alice.planning.orientations import unlike_pretraining
 from nnunet_alice.words import pasteable
@@ -62,6 +64,9 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
             f"{name} has {len(channels)} channels and the model {wanted}; plan {name} with nnU-Net and fit the weights "
             f"to its plans with {pasteable('nnunet_alice', 'transfer', '-i', folder)} ..."
         )
+    if MODALITIES in plans:
+        plans = plans_of_modality(plans, modality_of_channel(plans, channels["0"]))
+        settings = plans["configurations"][configuration]
     plans["dataset_name"] = name
     rename_plans(plans, f"fetched_{sha256_of(folder / SUMS)[:8]}")
     trained = pretrained_orientation(load_checkpoint(folder))

@@ -137,6 +137,15 @@ def load_targets(dataset: str) -> DatasetTargets:
             f"{dataset} has no {DEFINITIONS}; run: nnunet_alice targets -d {dataset_number(dataset)} "
             "--table labels.csv --target COLUMN --task classification"
         )
+    return read_targets(folder)
+
+
+def read_targets(folder: Path) -> DatasetTargets:
+    """Targets that lie in a folder.
+
+    Raises:
+        InputError: the files do not fit each other.
+    """
     records = read_json(folder / DEFINITIONS)
     definitions = {name: TargetDefinition.of_record(record) for name, record in records.items()}
     table = read_text_table(folder / TABLE)

@@ -47,6 +47,7 @@ LEARNING_RATE = Ending(
 ENDINGS = (
     Ending("_<N>epochs", r"(\d+)epochs?", "run.epochs", int, "epochs of the run", 1),
     Ending("_<N>iterations", r"(\d+)iterations?", "run.iterations", int, "training iterations an epoch", 1),
+    Ending("_probe<N>", r"probe(\d+)", "run.probe_every", int, "epochs between two online probes (plan --probe)", 1),
     Ending("_restart<N>", r"restart(\d+)", "run.restart", int, "schedules begin again at epoch N (made by extend)", 1),
     LEARNING_RATE,
     Ending("_seed<N>", r"seed(\d+)", "run.seed", int, "seed of the run", 0),
@@ -90,6 +91,13 @@ ENDINGS = (
     ),
     Ending("_mirror", "(mirror)", "target.mirror", lambda _: True, "classification, regression: mirror crops"),
     Ending("_<N>pictures", r"(\d+)pictures?", "target.pictures", int, "classification, regression: what decided", 0),
+    Ending(
+        "_acrossModalities",
+        "(acrossModalities)",
+        "method.across_modalities",
+        lambda _: True,
+        "Alice: pair views of different modalities, too",
+    ),
     Ending("_AdamW", "(AdamW)", "optimisation.optimizer_name", str, "FineTuneTrainer: AdamW instead of SGD"),
 )
 

@@ -1,7 +1,7 @@
 """Pairs of points that show the same anatomy in two cases: where the two views of a pair are cropped."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,10 +60,11 @@ class MatchedPairs:
             no such rule; in tightly cropped volumes padding would otherwise tell where a view comes from.
         max_draws: points drawn for one pair of cases (the paper's 100).
         max_partners: cases B tried for one case A.
+        group_of: case -> group, within which B is drawn (modalities); None or empty for one group.
 
     Attributes:
         cases: cases to draw from, sorted.
-        matched: those of them that the matcher knows.
+        matched: those of them that the matcher knows and that have a partner.
 
     Raises:
         InputError: the matcher knows fewer than two of the cases.
@@ -79,10 +80,17 @@ class MatchedPairs:
         min_inside: float = 0.5,
         max_draws: int = 100,
         max_partners: int = 10,
+        group_of: Mapping[str, str] | None = None,
     ) -> None:
         known = set(matcher.cases)
         self.cases = sorted(cases)
-        self.matched = [case for case in self.cases if case in known]
+        self.group_of = group_of or {}
+        groups: dict[str | None, list[str]] = {}
+        for case in self.cases:
+            if case in known:
+                groups.setdefault(self.group_of.get(case), []).append(case)
+        self._groups = {name: group for name, group in groups.items() if len(group) > 1 or len(groups) == 1}
+        self.matched = sorted(case for group in self._groups.values() for case in group)
         if len(self.matched) < 2:
             raise InputError(
                 f"Matched views need at least two cases, but only {len(self.matched)} of {len(cases)} can be matched "
@@ -103,15 +111,16 @@ class MatchedPairs:
             UnreadableCaseError: a case was drawn that cannot be read; draw again.
         """
         case_a = self.cases[int(rng.integers(len(self.cases)))]
-        position = bisect.bisect_left(self.matched, case_a)
-        is_matched = self.matched[position : position + 1] == [case_a]
+        group = self._groups.get(self.group_of.get(case_a), [])
+        position = bisect.bisect_left(group, case_a)
+        is_matched = group[position : position + 1] == [case_a]
         if is_matched:
             with self.readings.of(case_a):
                 self.matcher.open(case_a)
         draws = 0
         for _ in range(self.max_partners if is_matched else 0):
-            partner = int(rng.integers(len(self.matched) - 1))
-            case_b = self.matched[partner + (partner >= position)]
+            partner = int(rng.integers(len(group) - 1))
+            case_b = group[partner + (partner >= position)]
             with self.readings.of(case_b):
                 self.matcher.open(case_b)
             for _ in range(0, self.max_draws, _DRAWS_AT_ONCE):

@@ -16,8 +16,9 @@ import SimpleITK as sitk
 from support.benchmark_runs import CASES, make_runner, settings, write_dataset
 from support.labelled_runs import DATASET, write_labelled
 
+from nnunet_alice.benchmark.measures import validation_dice
 from nnunet_alice.benchmark.results import collect
-from nnunet_alice.benchmark.runner import Command, run_command, validation_dice
+from nnunet_alice.benchmark.runner import Command, run_command
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.files import write_json

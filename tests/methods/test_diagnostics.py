@@ -8,6 +8,8 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from nnunet_alice.methods.diagnostics import (
     conditional_entropy,
+    dead_channels,
+    effective_rank,
     embedding_spread,
     marginal_entropy,
     retrieval_accuracy,
@@ -204,3 +206,21 @@ class TestTokenIndexInformation:
             token_index_information(torch.zeros(2, 8))
         with pytest.raises(ValueError, match="permutations"):
             token_index_information(torch.zeros(2, 8, dtype=torch.long), permutations=0)
+
+
+def test_effective_rank_counts_directions():
+    torch.manual_seed(0)
+    orthogonal = torch.linalg.qr(torch.randn(200, 6).double())[0]
+    orthogonal = torch.linalg.qr(orthogonal - orthogonal.mean(dim=0))[0]  # centred, of equal length
+    assert effective_rank(orthogonal * 3 + 5) == pytest.approx(6)
+    assert effective_rank(orthogonal[:, :1] @ torch.ones(1, 6).double()) == pytest.approx(1)
+    uneven = effective_rank(orthogonal * torch.tensor([1, 1, 1, 0.1, 0.1, 0.1]).double())
+    assert 3 < uneven < 6
+    assert effective_rank(torch.full((50, 4), 0.3)) == 0
+
+
+def test_dead_channels_are_those_that_hardly_change():
+    x = torch.randn(100, 8)
+    x[:, 2], x[:, 5] = 7.0, 1e-5 * x[:, 0]
+    assert dead_channels(x) == pytest.approx(2 / 8)
+    assert dead_channels(x[:, [0, 1]]) == 0 and dead_channels(torch.ones(10, 3)) == 1

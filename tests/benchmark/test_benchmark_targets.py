@@ -1,0 +1,156 @@
+"""Arms that predict a target: draws by strata, results from their tables, AUC and R2 with intervals and tests."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import r2_score, roc_auc_score
+from support.benchmark_runs import CASES, write_dataset
+from support.labelled_runs import DATASET
+
+from nnunet_alice.benchmark.report import write_report
+from nnunet_alice.benchmark.runner import Runner
+from nnunet_alice.benchmark.settings import parse_settings
+from nnunet_alice.cli.main import main
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_json
+
+TRUTH = np.linspace(40, 75, CASES)
+
+
+def settings(checkpoint, trainer="RegressionTrainer", **changes):
+    """Scratch against one pretrained arm."""
+    arms = {"scratch": {"trainer": f"{trainer}_scratch"}, "alice": {"trainer": trainer, "checkpoints": str(checkpoint)}}
+    content = {"dataset": DATASET, "arms": arms, "test": {"folds": [0, 1]}, "labels": [2, 4], "draws": 2, "seeds": 2}
+    return parse_settings(content | {"epochs": 4, "keep_at": [], "device": "cpu"} | changes)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A dataset whose cases have an age, and are old or young; two folds."""
+    checkpoint = write_dataset(tmp_path)
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    cases = sorted(path.stem for path in (tmp_path / "preprocessed" / DATASET).glob("nnUNetPlans_3d_fullres/*.pkl"))
+    kinds = np.where(np.arange(len(cases)) % 2, "old", "young")
+    table = pd.DataFrame({"case": cases, "age": TRUTH[: len(cases)], "kind": kinds})
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    for column, task in (("age", "regression"), ("kind", "classification")):
+        words = ["targets", "-d", DATASET[7:10], "--table", str(tmp_path / "labels.csv"), "--target", column]
+        assert main([*words, "--task", task, "--folds", "2"]) == 0
+    return checkpoint
+
+
+class Pretender:
+    """Leaves what trainings would leave; pretrained ones err less.
+
+    Args:
+        runner: of the benchmark.
+        table: (cases, error, rng) -> predictions.
+    """
+
+    def __init__(self, runner, table):
+        self.runner, self.table, self.commands = runner, table, []
+
+    def __call__(self, command, keep_open=()):
+        words = command.words
+        self.commands.append(command)
+        if words[0] == "nnunet_alice":
+            target = words[words.index("-o") + 1]
+            Path(target).write_bytes(b"weights")
+            return 0
+        cell = next(c for c in self.runner.test_cells() if self.runner.folds[c.split] == int(words[3])
+                    and str(self.runner.results_folder(c)) == command.environment["nnUNet_results"])  # fmt: skip
+        folder = self.runner.fold_folder(cell)
+        (folder / "validation").mkdir(parents=True)
+        split = self.runner.splits[cell.split]
+        pretrained = "-pretrained_weights" in words
+        start = {"pretrained": pretrained, "training_cases": sorted(split["train"])}
+        (folder / "start.json").write_text(json.dumps(start))
+        (folder / "checkpoint_final.pth").write_bytes(b"")
+        rng = np.random.default_rng([cell.draw, cell.seed, int(words[3]), pretrained])
+        self.table(split["val"], 3.0 if pretrained else 12.0, rng).to_csv(
+            folder / "validation" / "predictions.csv", index=False
+        )
+        return 0
+
+
+def numbers(cases):
+    """Age of cases named by number."""
+    return np.array([TRUTH[int("".join(filter(str.isdigit, case)))] for case in cases])
+
+
+def ages(cases, error, rng):
+    return pd.DataFrame({"case": cases, "predicted_age": numbers(cases) + rng.normal(0, error, len(cases))})
+
+
+def run(runner, table):
+    runner.execute = Pretender(runner, table)
+    outcome = runner.run()
+    assert not outcome.failed
+    return runner.execute
+
+
+def test_regression_is_reported_by_r2_of_all_test_cases(base, tmp_path):
+    runner = Runner(settings(base, target="age"), tmp_path / "bench")
+    pretender = run(runner, ages)
+    trainings = [command for command in pretender.commands if command.words[0] == "nnUNetv2_train"]
+    assert len(trainings) == 2 * 2 * 2 * 2 * 2  # folds, labels, draws, seeds, arms
+    assert all("_targetage_0pictures_seed" in command.words[5] for command in trainings)
+    assert all(command.environment["nnUNet_raw"] == str(runner.workspace.preprocessed) for command in trainings)
+    report = write_report(tmp_path / "bench", 1)
+    assert (report.done, report.planned, report.metric, report.title) == (32, 32, "r2", "R2")
+    rows = report.summary[(report.summary["metric"] == "r2") & (report.summary["labels"] == 4)].set_index("arm")
+    expected = {}
+    for arm in ("scratch", "alice"):
+        scores = []
+        for draw in range(2):
+            for seed in range(2):
+                cells = [c for c in runner.test_cells() if (c.arm, c.draw, c.seed, c.labels) == (arm, draw, seed, 4)]
+                table = pd.concat([pd.read_csv(runner.summaries(cell)[100]) for cell in cells])
+                scores.append(r2_score(numbers(table["case"]), table["predicted_age"]))
+        expected[arm] = np.mean(scores)
+        assert rows.loc[arm, "mean"] == pytest.approx(expected[arm])
+        assert rows.loc[arm, "low"] < rows.loc[arm, "mean"] < rows.loc[arm, "high"] + 1e-9
+    assert rows.loc["alice", "difference"] == pytest.approx(expected["alice"] - expected["scratch"])
+    assert rows.loc["alice", "draws_better"] == rows.loc["alice", "draws_paired"] == 2
+    assert rows.loc["alice", "p"] < 0.05 and rows.loc["alice", "difference_low"] > 0
+    page = (report.folder / "report.md").read_text()
+    assert "### R2" in page and "Dice" not in page and (report.folder / "label_efficiency.png").is_file()
+
+
+def test_classes_are_reported_by_auc_and_draws_show_all_of_them(base, tmp_path):
+    def kinds(cases, error, rng):
+        kind = (numbers(cases) - TRUTH[0]) / (TRUTH[1] - TRUTH[0]) % 2  # 1 for old
+        old = np.clip(0.5 + (kind - 0.5) * 0.6 + rng.normal(0, error / 40, len(cases)), 0, 1)
+        table = pd.DataFrame({"case": cases, "predicted": np.where(old > 0.5, "old", "young")})
+        return table.assign(probability_old=old, probability_young=1 - old)
+
+    runner = Runner(settings(base, "ClassificationTrainer"), tmp_path / "bench")
+    run(runner, kinds)
+    known = runner.workspace.measure.values["kind"]
+    assert all(known[split["train"]].nunique() == 2 for split in runner.splits.values())
+    report = write_report(tmp_path / "bench", 1)
+    rows = report.summary[(report.summary["metric"] == "auc") & (report.summary["labels"] == 2)].set_index("arm")
+    cells = [c for c in runner.test_cells() if (c.arm, c.labels) == ("scratch", 2)]
+    scores = []
+    for draw, seed in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        own = [runner.summaries(c)[100] for c in cells if (c.draw, c.seed) == (draw, seed)]
+        table = pd.concat(map(pd.read_csv, own))
+        scores.append(roc_auc_score(known[table["case"]] == 0, table["probability_old"]))
+    assert rows.loc["scratch", "mean"] == pytest.approx(np.mean(scores))
+    assert {"auc", "balanced_accuracy", "brier"} <= set(report.summary["metric"])
+
+
+def test_what_does_not_fit_is_refused(base, tmp_path):
+    with pytest.raises(InputError, match="does not predict a target"):
+        arms = {"scratch": None, "alice": {"trainer": "RegressionTrainer", "checkpoints": str(base)}}
+        Runner(settings(base, arms=arms), tmp_path / "other").prepare()
+    runner = Runner(settings(base, target="age"), tmp_path / "bench")
+    runner.prepare()
+    path = tmp_path / "preprocessed" / DATASET / "targets.csv"
+    path.write_text(path.read_text().replace("40.0", "41.0"))
+    with pytest.raises(InputError, match="changed since the benchmark"):
+        Runner(settings(base, target="age"), tmp_path / "bench").prepare()
+    assert read_json(tmp_path / "bench" / "settings.json")["target"] == "age"
