@@ -115,7 +115,7 @@ def pretrain(
                 found = regions.on_grid(turned, case.geometry, first, (GRID_STEP,) * 3, grid_size(length.size))
                 labels.append(torch.from_numpy(found))
             anchors.append(whole)
-            pairs.append((case.geometry, *frames))
+            pairs.append((case.geometry, frames[0], frames[1]))
         with _autocast():
             maps = backbone(torch.stack(seen).contiguous(memory_format=_CHANNELS_LAST))
             logits = head(maps.decoder, torch.from_numpy(first))

@@ -20,6 +20,7 @@ from nnunet_alice.words import pasteable
 
 if TYPE_CHECKING:
     from nnunet_alice.planning.plans import Planned
+    from nnunet_alice.planning.window import Window
 
 EXAMPLE = "nnunet_alice plan -d 900 --target 4 --target_plans nnUNetPlans"
 RESUMES = True
@@ -198,7 +199,7 @@ def _keep_probe(args: argparse.Namespace, name: str, plans_name: str) -> None:
     )
 
 
-def _apart(args: argparse.Namespace, name: str, plans_name: str, window) -> dict[str, str]:
+def _apart(args: argparse.Namespace, name: str, plans_name: str, window: "Window | None") -> dict[str, str]:
     """Normalise each modality by its own scheme; modality -> identifier of its plain plans."""
     from nnunet_alice.planning.modalities import add_modalities, keep_of_target
 

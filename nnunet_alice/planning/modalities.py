@@ -132,7 +132,7 @@ def plans_of_modality(plans: dict, modality: str) -> dict:
 
 
 def modality_of_channel(plans: dict, channel: str) -> str:
-    """Return the modality of a pool's plans that a channel of this name is: the one so named, or one that is normalised alike.
+    """Return the modality of a pool's plans that a channel of this name is: so named, or normalised alike.
 
     Raises:
         InputError: the pool has none.

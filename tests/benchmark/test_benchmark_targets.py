@@ -1,6 +1,7 @@
 """Arms that predict a target: draws by strata, results from their tables, AUC and R2 with intervals and tests."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd

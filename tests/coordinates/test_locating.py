@@ -54,7 +54,7 @@ def make_atlas(reader="SimpleITKIO", transpose=(0, 1, 2), channels=1) -> Atlas:
     full = configuration(
         SPACING, **normalised_by("ZScoreNormalization", channels, masked=True), **resampled(3, ("data", "seg"))
     )
-    statistics = {str(c): {} for c in range(channels)}
+    statistics: dict[str, dict] = {str(c): {} for c in range(channels)}
     plans = minimal_plans(
         "Dataset900_Unlabelled",
         {"3d_fullres": full},
