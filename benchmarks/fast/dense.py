@@ -66,8 +66,8 @@ def shared_points(
         there = np.linalg.solve(anchor.matrix, (place - anchor.centre).T).T + middle
         inside = ((there >= 0) & (there <= 2 * middle)).all(axis=1)
         drawn.append((here, there, place * geometry.spacing, inside & geometry.in_body(place, 0)))
-    here, there, place, usable = (torch.from_numpy(np.stack(values)) for values in zip(*drawn, strict=True))
-    return SharedPoints(here.float(), there.float(), place.float(), usable)
+    queries, anchors, places, usable = (torch.from_numpy(np.stack(values)) for values in zip(*drawn, strict=True))
+    return SharedPoints(queries.float(), anchors.float(), places.float(), usable)
 
 
 def features_at(maps: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:

@@ -106,7 +106,7 @@ class Workspace:
         return {name: fold for fold, name in enumerate(read_json(names) if names.is_file() else [])}
 
     def _divide(self, source: PreprocessedDataset) -> list[Partition]:
-        """Return the divisions of the cases; of a target those of cases that have it, with its strata, without leaks."""
+        """Return the divisions of the cases; of a target those of cases that have it, by strata, without leaks."""
         own = source.base / "splits_final.json"
         split, cases = read_json(own) if own.is_file() else None, source.cases()
         if not self.settings.predicts:
