@@ -1,11 +1,10 @@
 """Which figure tells a good registration? Labelled cases registered to an atlas case, figures beside Dice.
 
     python -m benchmarks.registration_quality hippocampus --data ../shared/data --out quality.csv --cases 40
-    python -m benchmarks.registration_quality abdomen_6mm --prepared prepared --out quality.csv
+    python -m benchmarks.registration_quality abdomen_6mm --data ../shared/data --out quality.csv
 
 Labels are only looked at afterwards: those of the atlas, brought onto the case, against the case's own. Some cases are
 registered again upside down: a map that looks plausible and is wrong. Run again, it does what is missing.
-With ``--prepared`` the registrations are those that ``benchmarks.fast.search prepare`` left; none is turned over then.
 """
 
 import argparse
@@ -18,10 +17,10 @@ from scipy import ndimage
 from scipy.stats import entropy
 
 from benchmarks.fast.search import append
-from benchmarks.fast.sets import SETS, load, read_case
+from benchmarks.fast.sets import SETS, read_case
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.medoid import find_medoid
-from nnunet_alice.anatomy.registration import Registration, assess, cell_map, register, warp_atlas
+from nnunet_alice.anatomy.registration import Registration, cell_map, register, warp_atlas
 
 _BINS = 32
 #: grid cells of a window of the local correlation, on every axis
@@ -98,16 +97,11 @@ def main() -> None:
     """Register every case of a set, append a row each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=SETS)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path, help="folder of the labelled sets")
-    source.add_argument("--prepared", type=Path, help="folder of the prepared sets")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     parser.add_argument("--cases", type=int, help="the first so many of the set [all]")
     parser.add_argument("--upside_down", type=int, default=10, help="so many cases again, wrong on purpose [10]")
     args = parser.parse_args()
-    if args.prepared:
-        of_prepared(args.set, args.prepared, args.out)
-        return
     settings, volumes = SETS[args.set], {}
     paths = sorted((args.data / settings.folder / "labelsTr").glob("*.nii.gz"))[: args.cases]
     for path in paths:
@@ -133,17 +127,6 @@ def main() -> None:
             row: dict = {"set": args.set, "case": case, "upside_down": int(turned)}
             row["cpu_seconds"] = f"{time.process_time() - started:.2f}"
             append(args.out, row | measured(result, geometry, atlas, on_grid(label, geometry), atlas_label))
-
-
-def of_prepared(name: str, prepared: Path, out: Path) -> None:
-    """Append a row for every registered case of a prepared set."""
-    cases, atlas = load(name, prepared)
-    labels = {case.name: on_grid(case.label[0, 0].numpy(), case.geometry) for case in cases}
-    for case in cases:
-        if case.name != atlas.case:
-            result = assess(case.affine, case.geometry, atlas)
-            row = {"set": name, "case": case.name, "upside_down": 0, "cpu_seconds": ""}
-            append(out, row | measured(result, case.geometry, atlas, labels[case.name], labels[atlas.case]))
 
 
 def measured(

@@ -9,10 +9,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.words import mend
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: bytes of each end of a file that its checksum looks at
 _CHECKED_BYTES = 1 << 16
@@ -128,6 +131,22 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path} does not exist.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it.") from None
+
+
+def read_table(path: str | os.PathLike) -> "pd.DataFrame":
+    """Return a CSV file as text, with NaN where a cell is empty.
+
+    Raises:
+        InputError: it is missing or no table.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, dtype=str)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give a CSV table.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
 
 
 def file_checksum(path: Path) -> str | None:

@@ -6,11 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
-from nnunet_alice.files import read_json, write_json
+from nnunet_alice.files import read_json, read_table, write_json
 from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
@@ -97,10 +95,7 @@ def case_table(path: Path, column: str) -> dict[str, str]:
     Raises:
         InputError: it cannot be read, has one column, or names a case twice.
     """
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
+    table = read_table(path)
     columns = ["case", column] if {"case", column} <= set(table.columns) else list(table.columns[:2])
     if len(columns) < 2:
         raise InputError(f"{path} has one column; it needs the columns case and {column}.")

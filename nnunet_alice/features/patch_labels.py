@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.features.images import OpenedImage
+from nnunet_alice.files import read_table
 from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
 from nnunet_alice.words import counted, telling
 
@@ -83,10 +84,7 @@ def read_patch_table(
     Raises:
         InputError: the table cannot be read, a column is missing, or a coordinate is no number.
     """
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
+    table = read_table(path)
     id_column = id_column or table.columns[0]
     columns = MM if set(MM) <= set(table.columns) else VOXELS
     missing = [c for c in (id_column, target, *columns, *([group] if group else [])) if c not in table.columns]

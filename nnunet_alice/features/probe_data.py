@@ -10,6 +10,7 @@ import pandas as pd
 from nnunet_alice.anatomy.subjects import likely_repeats
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.features.case_names import check_spelling
+from nnunet_alice.files import read_table
 from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
@@ -90,10 +91,7 @@ def load_table(
     """
     if task == "survival" and event is None:
         raise InputError("Survival needs --event, the column that holds 1 for an event and 0 for a censored case.")
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
+    table = read_table(path)
     id_column = id_column or table.columns[0]
     wanted = [target] + ([event] if task == "survival" else []) + ([] if group is None else [group])
     for column in (id_column, *wanted):

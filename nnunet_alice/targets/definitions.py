@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import atomic_write, read_json, write_json
+from nnunet_alice.files import atomic_write, read_json, read_table, write_json
 from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder
 
 TABLE, DEFINITIONS = "targets.csv", "targets.json"
@@ -148,7 +148,7 @@ def read_targets(folder: Path) -> DatasetTargets:
     """
     records = read_json(folder / DEFINITIONS)
     definitions = {name: TargetDefinition.of_record(record) for name, record in records.items()}
-    table = read_text_table(folder / TABLE)
+    table = read_table(folder / TABLE)
     wanted = {CASE, *(column for target in definitions.values() for column in target.columns)}
     missing = sorted(wanted - set(table.columns))
     if missing:
@@ -172,18 +172,6 @@ def store_targets(dataset: str, targets: DatasetTargets) -> list[Path]:
             write_json(folder / DEFINITIONS, {name: asdict(target) for name, target in targets.definitions.items()})
             written.append(folder / TABLE)
     return written
-
-
-def read_text_table(path: str | os.PathLike) -> pd.DataFrame:
-    """Return a CSV file as text, with NaN where a cell is empty.
-
-    Raises:
-        InputError: it is missing or no table.
-    """
-    try:
-        return pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
 
 
 def _folders() -> list[Path]:

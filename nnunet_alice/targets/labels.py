@@ -10,7 +10,8 @@ import pandas as pd
 
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.features.case_names import check_spelling
-from nnunet_alice.targets.definitions import CASE, GROUP, DatasetTargets, TargetDefinition, read_text_table, target_name
+from nnunet_alice.files import read_table
+from nnunet_alice.targets.definitions import CASE, GROUP, DatasetTargets, TargetDefinition, target_name
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def read_labels(
     if wanted is not None and len(columns) != wanted:
         what = "the time and the event" if task == "survival" else "one column"
         raise InputError(f"{task} takes {what}, not {', '.join(columns)}.")
-    source = read_text_table(path)
+    source = read_table(path)
     id_column = id_column or source.columns[0]
     for column in (id_column, *columns, *([group_column] if group_column else [])):
         if column not in source.columns:

@@ -34,7 +34,7 @@ def train(arguments: Sequence[str]) -> None:
         arguments: those of ``nnUNetv2_train``.
 
     Raises:
-        InputError: ``-num_gpus`` contradicts torchrun, or several processes cannot use the device.
+        InputError: ``-num_gpus`` contradicts torchrun, several processes cannot use the device, or nobody has the trainer.
     """
     from nnunetv2.run import run_training as nnunet
 
@@ -65,7 +65,12 @@ def train(arguments: Sequence[str]) -> None:
         patch.object(nnunet, "maybe_load_checkpoint", load_after_restart),
         patch.object(sys, "argv", ["nnunet_alice train", *arguments]),
     ):
-        nnunet.run_training_entry()
+        try:
+            nnunet.run_training_entry()
+        except RuntimeError as error:
+            if not str(error).startswith("Could not find requested nnunet trainer"):
+                raise
+            raise InputError("There is no trainer of that name; nnunet_alice trainers --list names ours.") from None
 
 
 def _started_again() -> bool:

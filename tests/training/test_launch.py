@@ -129,3 +129,10 @@ def test_what_cannot_work_is_one_sentence(asked, monkeypatch, capsys, arguments,
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda number: None)
     assert main(["train", *COMMAND, *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_misspelled_trainer_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_extTrainer", "")
+    assert main(["train", "900", "3d_fullres", "all", "-tr", "AliceTrainr", "-p", "SomePlans", "-device", "cpu"]) == 1
+    printed = capsys.readouterr()
+    assert "trainers --list" in printed.err and "Traceback" not in printed.err
