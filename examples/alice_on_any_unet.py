@@ -64,14 +64,8 @@ def main(steps: int) -> list[float]:
     settings = AlicePretrainingSettings(prototypes=64, hidden_dim=64, regions=False)  # regions need an atlas
     method = AliceMethod(settings, context, matcher=volumes)
     losses = []
-    for step in pretrain(
-        method,
-        network,
-        cases=volumes.cases,
-        steps=steps,
-        optimisation=Optimisation(learning_rate=3e-3),
-        steps_per_epoch=10,
-    ):
+    length = {"steps": steps, "steps_per_epoch": 10, "optimisation": Optimisation(learning_rate=3e-3)}
+    for step in pretrain(method, network, cases=volumes.cases, **length):
         losses.append(step["loss"])
         print(f"step {len(losses):3d}  loss {losses[-1]:.3f}")
     return losses  # network.state_dict() holds the trained weights

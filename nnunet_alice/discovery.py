@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 from pathlib import Path
 
@@ -13,6 +14,12 @@ def package_folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"There is no package {package}.")
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def trainer_folders() -> str:
+    """Return ``nnUNet_extTrainer`` for commands: our trainers, then the folders that the variable names already."""
+    others = [folder for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder]
+    return os.pathsep.join(dict.fromkeys([str(package_folder("nnunet_alice.trainers")), *others]))
 
 
 def classes_in(package: str, base: type) -> dict[str, type]:

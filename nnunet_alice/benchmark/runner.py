@@ -22,7 +22,7 @@ from nnunet_alice.benchmark.splits import Partition
 from nnunet_alice.benchmark.weights import Weights
 from nnunet_alice.benchmark.workspace import Workspace
 from nnunet_alice.checkpoints.exporting import find_trainer
-from nnunet_alice.discovery import package_folder
+from nnunet_alice.discovery import trainer_folders
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.locks import held
@@ -256,10 +256,7 @@ class Runner:
 
     def environment(self) -> dict[str, str]:
         """Return nnU-Net's folders for all commands."""
-        trainers = str(package_folder("nnunet_alice.trainers"))
-        others = [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path]
-        paths = os.pathsep.join(dict.fromkeys([trainers, *others]))
-        folders = {"nnUNet_preprocessed": str(self.workspace.preprocessed), "nnUNet_extTrainer": paths}
+        folders = {"nnUNet_preprocessed": str(self.workspace.preprocessed), "nnUNet_extTrainer": trainer_folders()}
         # the targets as they were copied, which trainers look for in the raw folder first
         return folders | ({"nnUNet_raw": folders["nnUNet_preprocessed"]} if self.settings.predicts else {})
 

@@ -8,7 +8,7 @@ After a failure they continue from the last checkpoint. See docs/how-to/several-
 import argparse
 import os
 
-from nnunet_alice.discovery import package_folder
+from nnunet_alice.discovery import trainer_folders
 
 EXAMPLE = "torchrun --nnodes 2 --nproc-per-node 8 ... -m nnunet_alice.train 900 3d_fullres all -tr AliceTrainer"
 
@@ -24,7 +24,5 @@ def run(args: argparse.Namespace) -> None:
     """Train; this package's trainers are found whether ``nnUNet_extTrainer`` names their folder or not."""
     from nnunet_alice.training.launch import train
 
-    folders = [folder for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder]
-    own = str(package_folder("nnunet_alice.trainers"))
-    os.environ["nnUNet_extTrainer"] = os.pathsep.join([*folders, *([] if own in folders else [own])])
+    os.environ["nnUNet_extTrainer"] = trainer_folders()
     train(args.arguments)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_alice.discovery import package_folder
+from nnunet_alice.discovery import trainer_folders
 from nnunet_alice.errors import SOME_FAILED, AliceError
 
 
@@ -60,7 +60,7 @@ class Commands:
             "nnUNet_raw": str(self.folder / "nnUNet_raw"),
             "nnUNet_preprocessed": str(self.folder / "nnUNet_preprocessed"),
             "nnUNet_results": str(results),
-            "nnUNet_extTrainer": str(package_folder("nnunet_alice.trainers")),
+            "nnUNet_extTrainer": trainer_folders(),
         }
         return {**os.environ, **own, **self.environment}
 

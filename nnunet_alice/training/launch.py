@@ -34,7 +34,7 @@ def train(arguments: Sequence[str]) -> None:
         arguments: those of ``nnUNetv2_train``.
 
     Raises:
-        InputError: ``-num_gpus`` contradicts torchrun, several processes cannot use the device, or nobody has the trainer.
+        InputError: ``-num_gpus`` contradicts torchrun, processes cannot share the device, or the trainer is unknown.
     """
     from nnunetv2.run import run_training as nnunet
 

@@ -113,7 +113,7 @@ def test_an_arm_may_train_on_the_located_dataset(base):
 
 def test_a_located_dataset_without_all_cases_and_senseless_arms_are_refused(base):
     write_labelled(base / "preprocessed", CASES - 1, "Dataset505_Located")
-    with pytest.raises(InputError, match=r"lacks 1 case.* case0?7"):
+    with pytest.raises(InputError, match=r"lacks 1 case.*case0?7"):
         make_runner(base, with_located_arm(base))[0].prepare()
     for changes in ({"dataset": None}, {"parts": "encoder"}, {"trainer": "FineTuneTrainer"}):
         with pytest.raises(InputError, match="drasclr"):

@@ -40,8 +40,8 @@ def stock_checkpoint(folder: Path, monkeypatch) -> Path:
 
     monkeypatch.setattr(module, "nnUNet_results", Folder(folder / "results"))
     monkeypatch.setattr(module, "nnUNet_preprocessed", Folder(folder / "preprocessed"))
-    (folder / "preprocessed/Dataset900_X/x_3d").mkdir(parents=True)
-    (folder / "preprocessed/Dataset900_X/x_3d/case.b2nd").touch()
+    (folder / "preprocessed/Dataset900_X/nnUNetPlans_3d_fullres").mkdir(parents=True)
+    (folder / "preprocessed/Dataset900_X/nnUNetPlans_3d_fullres/case.b2nd").touch()
     dataset_json = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
     trainer = module.nnUNetTrainer(dict(PLANS), "3d_fullres", 0, dataset_json, torch.device("cpu"))
     trainer.initialize()

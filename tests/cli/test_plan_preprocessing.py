@@ -27,7 +27,7 @@ def test_preprocessed_cases_equal_nnunets_own(datasets, capsys):
     assert plan("--target", "4") == 0
     found = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres")
     assert found.cases() == list(CASES)
-    assert "3 now, 0 before, 0 failed" in capsys.readouterr().out
+    assert "(3 now, 0 before), 0 failed" in capsys.readouterr().out
     manager = PlansManager(str(datasets / UNLABELLED / "nnUNetPlans_from004.json"))
     preprocessor = found.configuration_manager.preprocessor_class(verbose=False)
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
@@ -221,7 +221,7 @@ def test_failures_that_are_mended_are_forgotten(datasets):
 def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
     """What counts as there is only what was moved to its place whole."""
     moves = []
-    replace = os.replace
+    replace = Path.replace
 
     def fail_at_the_second(source, target):
         if str(target).endswith(("b2nd", "pkl")):
@@ -231,7 +231,7 @@ def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocessing.os, "replace", fail_at_the_second)
+        patch.setattr(Path, "replace", fail_at_the_second)
         assert plan("--target", "4") == SOME_FAILED
     assert len(PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases()) == len(CASES) - 1
     assert not list((datasets / UNLABELLED / "nnUNetPlans_from004_3d_fullres").glob(".partial*"))

@@ -16,10 +16,18 @@ from nnunet_alice.demo.workflow import Demo
 from nnunet_alice.errors import AliceError
 from nnunet_alice.phantoms import make_population, write_subjects
 
-#: a demo of the smallest size: two epochs of two iterations, one epoch of stock nnU-Net from the weights; the run from
-#: scratch is short, as stock's 250 steps are minutes that would show nothing more
+#: stock nnU-Net, ten steps long: its own 250 are minutes that would show nothing more
+SHORT = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class ShortStockTrainer(nnUNetTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 10, 2
+"""
+#: a demo of the smallest size: two epochs of two iterations, one epoch of stock nnU-Net from the weights
 PHANTOMS = Phantoms(unlabelled=5, training=2, test=1, spacing_mm=16.0)
-SMALLEST = Budget("AliceTrainer_smoke", "nnUNetTrainer_1epoch", "FineTuneTrainer_scratch_1epoch_10iterations")
+SMALLEST = Budget("AliceTrainer_smoke", "ShortStockTrainer", "FineTuneTrainer_scratch_1epoch_10iterations")
 
 
 def command(name: str) -> str:
@@ -28,8 +36,11 @@ def command(name: str) -> str:
 
 
 @pytest.mark.slow
-def test_demo_from_phantoms_to_dice(tmp_path):
+def test_demo_from_phantoms_to_dice(tmp_path, monkeypatch):
     """import, plan, anatomy, AliceTrainer, stock fine-tuning from its weights, a short run from scratch, evaluation."""
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers" / "short.py").write_text(SHORT)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
     steps = []
     demo = Demo(tmp_path / "demo", PHANTOMS, SMALLEST, steps.append)
     report = demo.run()

@@ -117,8 +117,8 @@ def test_a_mask_file_comes_through_crop_transposition_and_resampling(tmp_path, m
     )
     affine = PreparedCases(dataset).world_affine("a")
     voxels = np.stack(np.meshgrid(*map(np.arange, (20, 32, 20)), indexing="ij"), axis=-1).reshape(-1, 3)
-    centre = affine[:3, :3] @ (8, 14, 11) + affine[:3, 3]
-    distance = np.linalg.norm(voxels @ affine[:3, :3].T + affine[:3, 3] - centre, axis=1).reshape(20, 32, 20)
+    centre = affine.points((8, 14, 11))
+    distance = np.linalg.norm(affine.points(voxels) - centre, axis=1).reshape(20, 32, 20)
 
     lower = centre - 25
     points = lower + np.stack(np.meshgrid(*[np.arange(50)] * 3, indexing="ij"), axis=-1)  # 1 mm, x first

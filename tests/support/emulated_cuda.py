@@ -38,8 +38,11 @@ _WAITS = {
     _aten.bincount,
     _aten.repeat_interleave,
 }
-#: convolutions on a CPU without half-precision units take minutes in half precision; rounded afterwards, they are equal
-_BY_FLOAT32 = {_aten.convolution, _aten.convolution_backward, _aten.native_batch_norm, _aten.native_batch_norm_backward}
+#: these take minutes in half precision on a CPU without units for it; rounded afterwards, they are equal
+_BY_FLOAT32 = {
+    *(_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm),
+    *(_aten.convolution, _aten.convolution_backward, _aten.native_batch_norm, _aten.native_batch_norm_backward),
+}
 
 
 class MixedDevicesError(AssertionError):
