@@ -1,6 +1,6 @@
 """From unlabelled volumes to a picture: pretraining, then the same training on labels with and without it.
 
-Without --data it makes phantoms: less than 10 minutes on two idle CPU cores, without a GPU and without data.
+Without --data it makes phantoms, and needs no GPU and no data: some ten minutes on two idle CPU cores.
 With --data it takes a labelled dataset of yours in nnU-Net's format, of which it only reads. A few cases keep their
 labels, a third is tested on, and pretraining sees the images of all others. How long it will take is said before
 training starts. Every step runs the command that you would type; their output is in the folder's logs.

@@ -15,7 +15,7 @@ class Budget:
     """How much the demo computes, and on what.
 
     Attributes:
-        pretraining: trainer of the pretraining.
+        pretraining: trainer of the pretraining; the contrast between people would take more than half of the time.
         finetuning: trainer that starts from the pretrained weights.
         scratch: trainer that starts from random weights, with the same budget.
         embedding: trainer of the anatomical embedding, which then matches the views; None leaves that to the atlas.
@@ -24,7 +24,7 @@ class Budget:
         processes: for planning, preprocessing and prediction.
     """
 
-    pretraining: str = "AliceTrainer_3epochs_200iterations_lr3e-3"
+    pretraining: str = "AliceTrainer_regionsOnly_3epochs_200iterations_lr3e-3"
     finetuning: str = "FineTuneTrainer_5epochs_50iterations_AdamW_lr1e-2_seed1"
     scratch: str = "FineTuneTrainer_scratch_5epochs_50iterations_AdamW_lr1e-2_seed1"
     embedding: str | None = None

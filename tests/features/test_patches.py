@@ -235,7 +235,7 @@ def test_tables_of_points_in_mm_and_in_voxels(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "does not exist"),
         ("case,x_mm,y_mm,kind\nc1,1,2,a\n", "no column 'x_vox'"),
         ("case,x_mm,y_mm,z_mm\nc1,1,2,3\n", "no column 'kind'"),
         ("case,x_mm,y_mm,z_mm,kind\nc1,1,2,,a\n", "no row"),
