@@ -73,12 +73,9 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
         runner.workspace.dataset_folder / "dataset.json",
         runner.settings.tolerance_mm,
     )
-    jobs, owners, unusable = [], {}, {}
-    for cell in runner.finished():
-        wrong = runner.wrong_start(cell)
-        if wrong:
-            unusable[cell.name] = wrong
-            continue
+    jobs, owners = [], {}
+    cells, unusable = runner.usable()
+    for cell in cells:
         for percent, summary in runner.summaries(cell).items():
             job = Job(summary.parent, tuple(runner.splits[cell.split]["val"]))
             jobs.append(job)

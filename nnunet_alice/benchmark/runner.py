@@ -233,6 +233,11 @@ class Runner:
             except RateUnknown:
                 continue
 
+    def usable(self) -> tuple[list[Cell], dict[str, str]]:
+        """Return the finished cells that started as they should, and what is wrong with the others, by name."""
+        wrong = {cell: self.wrong_start(cell) for cell in self.finished()}
+        return [cell for cell, why in wrong.items() if not why], {cell.name: why for cell, why in wrong.items() if why}
+
     # ------------------------------------------------------------------------------------------------ running
 
     def command(self, cell: Cell, learning_rate: float | str | None, resume: bool = False) -> Command:

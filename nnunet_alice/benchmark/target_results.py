@@ -34,12 +34,9 @@ def collect_predictions(runner: Runner, measure: Predictions) -> tuple[pd.DataFr
         rows with the keys of a run, ``percent``, ``case``, ``error`` and the columns of ``predictions.csv``; and cells
         whose results cannot be used, with why.
     """
-    tables, unusable = [], {}
-    for cell in runner.finished():
-        wrong = runner.wrong_start(cell)
-        if wrong:
-            unusable[cell.name] = wrong
-            continue
+    tables = []
+    cells, unusable = runner.usable()
+    for cell in cells:
         for percent, path in runner.summaries(cell).items():
             table = measure.read(path)
             table = table.assign(error=measure.errors(table), percent=percent, **keys_of(runner, cell))
