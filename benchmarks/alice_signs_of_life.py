@@ -117,7 +117,7 @@ def prepare(folder: Path, cases: int) -> dict[str, PreprocessedDataset]:
 
 
 def with_tone_curve(image: sitk.Image, seed: int) -> sitk.Image:
-    """The volume through a random tone curve of its own, not even monotone; nowhere 0, so that nothing is cropped."""
+    """Return the volume through a random tone curve, not even monotone; nowhere 0, so that nothing is cropped."""
     rng = np.random.default_rng([seed, 1])
     knots = [-1000, -400, -120, -60, 0, 40, 80, 160, 300, 600]
     values = np.concatenate([[0.0], rng.uniform(0, 1, len(knots) - 1)])
@@ -129,7 +129,7 @@ def with_tone_curve(image: sitk.Image, seed: int) -> sitk.Image:
 
 
 def make_trainer(name: str, args: argparse.Namespace, dataset: PreprocessedDataset, matcher: AtlasMatcher):
-    """A short run of a trainer, with the same matches whatever the contrast."""
+    """Return the trainer of a short run, with the same matches whatever the contrast."""
     base = getattr(alice, name)
     changes = {key: json.loads(value) for key, value in (word.split("=", 1) for word in args.set)}
     unknown = [key for key in changes if not has_setting(base.settings, f"method.{key}")]
@@ -147,7 +147,7 @@ def make_trainer(name: str, args: argparse.Namespace, dataset: PreprocessedDatas
 
 
 def summary(checkpoint: dict, trainer, dataset: PreprocessedDataset, args: argparse.Namespace) -> dict[str, float]:
-    """Retrieval of the trained network (the teacher's where there is one), and the signs of life of its run."""
+    """Return retrieval of the trained network (the teacher's where there is one), and the signs of life of its run."""
     prefix = "teacher.backbone.network."
     state = {key[len(prefix) :]: value for key, value in checkpoint["model_state"].items() if key.startswith(prefix)}
     trainer.network.load_state_dict(state or checkpoint["network_weights"])
@@ -163,7 +163,7 @@ def summary(checkpoint: dict, trainer, dataset: PreprocessedDataset, args: argpa
 
 
 def baselines(trainer, dataset: PreprocessedDataset, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """An untrained network of the same kind, and raw pixels averaged over 4 x 4 x 4 parts."""
+    """Return an untrained network of the same kind, and raw pixels averaged over 4 x 4 x 4 parts."""
     torch.manual_seed(args.seed)
     untrained = trainer.build_network_architecture(
         trainer.plans_manager, trainer.configuration_manager, 1, 1, enable_deep_supervision=False

@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def make_trainer(args: argparse.Namespace) -> AliceTrainer:
-    """The trainer on the plans, with another patch or batch if asked for."""
+    """Return the trainer on the plans, with another patch or batch if asked for."""
     dataset = PreprocessedDataset.find(args.d, args.p, args.c)
     plans = {**dataset.plans, "continue_training": False}
     changes = {"batch_size": args.pairs, "patch_size": args.patch}
@@ -88,7 +88,7 @@ def make_trainer(args: argparse.Namespace) -> AliceTrainer:
 
 
 def bare_passes(trainer: AliceTrainer, batch: AliceBatch, teacher_stages: int | None) -> None:
-    """The network passes that no implementation of Alice can avoid."""
+    """Run the network passes that no implementation of Alice can avoid."""
     batch, model = batch.to(trainer.device), cast(Alice, trainer.model)
     views, mask = batch.views, batch.mask
     trainer.network.zero_grad(set_to_none=True)

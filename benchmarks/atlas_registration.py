@@ -76,7 +76,7 @@ def phantoms(spacing: tuple[float, ...]) -> tuple[list[np.ndarray], tuple[float,
 
 
 def from_file(path: str) -> tuple[list[np.ndarray], tuple[float, ...]]:
-    """A volume, and itself turned by 5 degrees and stretched by 8 %."""
+    """Return a volume, and itself turned by 5 degrees and stretched by 8 %."""
     image = sitk.ReadImage(path)
     volume, spacing = sitk.GetArrayFromImage(image).astype(np.float32), image.GetSpacing()[::-1]
     stretched = ndimage.zoom(volume, 1.08, order=1)

@@ -199,7 +199,7 @@ def tuning_runs(args: Namespace, trainers: list[str]) -> Iterator[Run]:
 
 
 def split_number(run: Run, args: Namespace) -> int:
-    """Number of a run's split in ``splits_final.json``."""
+    """Return the number of a run's split in ``splits_final.json``."""
     if isinstance(run.fold, str):
         return FOLDS
     block = sorted(args.labels).index(run.labels) * len(args.seeds) + args.seeds.index(run.seed)

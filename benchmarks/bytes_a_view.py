@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def volume(seed: int, spacing_mm: float) -> np.ndarray:
-    """A phantom with the noise of a CT, normalised as nnU-Net does, (1, z, y, x) float32."""
+    """Return a phantom with the noise of a CT, normalised as nnU-Net does, (1, z, y, x) float32."""
     image = render(make_subject(seed), spacing_mm).image
     noisy = image + np.random.default_rng(seed).normal(0, 15, image.shape)
     return ((np.clip(noisy, -1000, 600) + 200) / 400)[None].astype(np.float32)

@@ -102,7 +102,7 @@ def main(arms: Sequence[str] = ARMS, description: str | None = __doc__) -> None:
 
 
 def prepare(args: argparse.Namespace) -> PreprocessedDataset:
-    """The dataset, registered and with landmarks, its folds, and the tables of cases and patches."""
+    """Return the dataset, registered and with landmarks, its folds, and the tables of cases and patches."""
     if not (args.o / "patches.csv").is_file():
         plant_all(args)
     base = Path(os.environ["nnUNet_preprocessed"]) / f"Dataset{DATASET}_{NAME}"
@@ -124,12 +124,12 @@ def prepare(args: argparse.Namespace) -> PreprocessedDataset:
 
 
 def patient_of(case: str) -> str:
-    """The CT that a case was made of."""
+    """Return the CT that a case was made of."""
     return case.rpartition("_")[0]
 
 
 def fold_of(case: str) -> int:
-    """The fold that holds a case out."""
+    """Return the fold that holds a case out."""
     return int(patient_of(case).rpartition("_")[2]) % FOLDS
 
 
@@ -186,7 +186,7 @@ def plant_patient(path: Path, patient: str, versions: int, folder: Path) -> None
 
 
 def resampled(scan: sitk.Image) -> sitk.Image:
-    """A scan at ``SPACING_MM``, smoothed by half of the new voxels before."""
+    """Return a scan at ``SPACING_MM``, smoothed by half of the new voxels before."""
     size = [max(1, int(n * step / SPACING_MM)) for n, step in zip(scan.GetSize(), scan.GetSpacing(), strict=True)]
     smooth = sitk.SmoothingRecursiveGaussian(sitk.Cast(scan, sitk.sitkFloat32), SPACING_MM / 3)
     new = sitk.Resample(
@@ -196,7 +196,7 @@ def resampled(scan: sitk.Image) -> sitk.Image:
 
 
 def hounsfield(array: np.ndarray, lungs: np.ndarray) -> np.ndarray | None:
-    """A scan in HU, as far as its air and its soft tissue tell; None where it has too few values between them."""
+    """Return a scan in HU, as far as air and soft tissue tell; None where it has too few values between them."""
     values = array.astype(np.float32)
     air, tissue = np.median(values[values < values[lungs].mean()]), np.median(values[values > values[lungs].mean()])
     if tissue - air < FEWEST_VALUES:

@@ -42,7 +42,7 @@ class LoopOverSamples(ConditionalConv3d):
 
 
 def stock_encoder(num_stages: int) -> nn.Module:
-    """Encoder of a stock 3d_fullres configuration with ``num_stages`` stages, two convolutions each."""
+    """Return the encoder of a stock 3d_fullres configuration with ``num_stages`` stages, two convolutions each."""
     return PlainConvEncoder(
         input_channels=1,
         n_stages=num_stages,
@@ -61,7 +61,7 @@ def stock_encoder(num_stages: int) -> nn.Module:
 
 
 def looped_copy(encoder: ConditionalEncoder) -> ConditionalEncoder:
-    """The same weights, every layer naive."""
+    """Return the same weights, every layer naive."""
     looped = copy.deepcopy(encoder)
     for layer in looped.modules():
         if isinstance(layer, ConditionalConv3d):

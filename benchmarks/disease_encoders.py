@@ -45,7 +45,7 @@ def train(trainer: str, dataset: str, plans: str, fold: int | str) -> Path:
 
 
 def untrained(checkpoint: Path, seed: int, conditional: bool) -> TrainedEncoder:
-    """The encoder of a DrasCLR checkpoint as training starts from it, plain or location-conditioned."""
+    """Return the encoder of a DrasCLR checkpoint as training starts from it, plain or location-conditioned."""
     plain = open_encoder(checkpoint, untrained=True)
     network = encoder_of(plain.module)
     with torch.random.fork_rng(devices=[]):

@@ -65,7 +65,7 @@ def write_report(folder: Path, reference: str) -> None:
 
 
 def with_interval(value: float, spread: np.ndarray, form: str = ".2f") -> str:
-    """A value and its 95 % interval."""
+    """Return a value and its 95 % interval."""
     low, high = np.nanpercentile(spread, [2.5, 97.5])
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
@@ -87,7 +87,7 @@ def measured(rows: pd.DataFrame, question: Question) -> tuple[float, np.ndarray]
 
 
 def metric_of(rows: pd.DataFrame, question: Question) -> Callable[[np.ndarray], float]:
-    """Function of row numbers that gives R², or the AUC (of several classes the mean of each against the rest)."""
+    """Return a function of row numbers: R², or the AUC (of several classes the mean of each against the rest)."""
     scores = rows[[f"score{i}" for i in range(len(question.classes or "1"))]].to_numpy()
     if question.classes is None:
         truth = rows["truth"].to_numpy(float)

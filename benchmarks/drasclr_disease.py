@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def prepare(args: argparse.Namespace) -> tuple[PreprocessedDataset, list[str]]:
-    """The dataset, registered and with landmarks, and the names of the phantoms to probe."""
+    """Return the dataset, registered and with landmarks, and the names of the phantoms to probe."""
     images = args.o / "phantoms"
     if not (images / "truth.json").is_file():
         count = args.pretraining + args.probing
@@ -149,7 +149,7 @@ def take_pooled(name: str, count: int, folder: Path) -> str:
 
 
 def intensities(dataset: PreprocessedDataset, probed: list[str], folder: Path) -> None:
-    """What needs no network: mean and histogram of all voxels of a case, in nnU-Net's normalisation."""
+    """Return what needs no network: mean and histogram of all voxels of a case, in nnU-Net's normalisation."""
     means, histograms = [], []
     for case in probed:
         image = np.asarray(dataset.image(case)[:])

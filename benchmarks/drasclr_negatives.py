@@ -72,7 +72,7 @@ def smooth_noise(rng: np.random.Generator, width: float) -> np.ndarray:
 
 
 def make_image(number: int) -> np.ndarray:
-    """The anatomy of all subjects, and what is a subject's own: (1, z, y, x) float32."""
+    """Return the anatomy of all subjects, and what is a subject's own: (1, z, y, x) float32."""
     anatomy = smooth_noise(np.random.default_rng(0), 5) + 0.6 * smooth_noise(np.random.default_rng(1), 2.5)
     rng = np.random.default_rng([7, number])
     own = rng.normal(size=4)

@@ -243,7 +243,7 @@ def check(row: Row, args: argparse.Namespace) -> Result:
 
 
 def make_trainer(row: Row, device, compiled: bool = False):
-    """The trainer of a row on the data of :func:`write_data`, silent."""
+    """Return the trainer of a row on the data of :func:`write_data`, silent."""
     module, _, name = row.trainer.rpartition(".")
     if module:
         found = getattr(importlib.import_module(f"nnunet_alice.trainers.{module}"), name)
@@ -313,7 +313,7 @@ def planned_gib(trainer) -> float:
 
 
 def verdict(row: Row, result: Result) -> str:
-    """What is wrong with a row, or ``ok``."""
+    """Return what is wrong with a row, or ``ok``."""
     wrong = []
     if not all(map(math.isfinite, result.losses)):
         wrong.append("a loss is not finite")

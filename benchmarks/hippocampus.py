@@ -80,7 +80,7 @@ def write_small_plans(folder: Path) -> None:
 
 
 def settings_for(plans: str, settings: Path, folder: Path) -> Path:
-    """The settings, or a copy in the folder that names other plans."""
+    """Return the settings, or a copy in the folder that names other plans."""
     if plans == SMALL:
         return settings
     copy = folder / f"{settings.stem}_{plans}.yaml"

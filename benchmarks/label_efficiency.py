@@ -18,7 +18,7 @@ IN_TRAINING = {"nnUNet_n_proc_DA": "0"}
 
 
 def arguments(description: str, settings: Path, epochs: int, methods: Sequence[str]) -> ArgumentParser:
-    """Flags of all of these benchmarks; by default every method is pretrained for ``epochs`` of 50 iterations."""
+    """Return the flags of these benchmarks; by default every method is pretrained for ``epochs`` of 50 iterations."""
     trainers = [f"{method}_{epochs}epochs_50iterations" for method in methods]
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")

@@ -81,7 +81,7 @@ def intensities(crops: torch.Tensor, rng: np.random.Generator) -> list[torch.Ten
 
 
 def naive_affine(crops: torch.Tensor, affines: np.ndarray) -> torch.Tensor:
-    """What ``apply_affine_to_crops`` gives, by torch's ``affine_grid``."""
+    """Return what ``apply_affine_to_crops`` gives, by torch's ``affine_grid``."""
     size = np.asarray(crops.shape[2:], dtype=float)
     matrix, shift = affines[:, :, :3] * size / size[:, None], 2 * affines[:, :, 3] / size
     theta = np.concatenate([matrix[:, ::-1, ::-1], shift[:, ::-1, None]], axis=2).astype(np.float32)

@@ -121,7 +121,7 @@ class HeldOut(PreprocessedDataset):
 
 
 def prepare(args: argparse.Namespace) -> PreprocessedDataset:
-    """The volumes, planned, preprocessed and registered to an atlas."""
+    """Return the volumes, planned, preprocessed and registered to an atlas."""
     data = DATA[args.data]
     number = str(data.number)
     name = f"Dataset{data.number:03d}_{data.name}"
@@ -152,7 +152,7 @@ def make_phantoms(args: argparse.Namespace, data: Data) -> None:
 
 
 def convert(args: argparse.Namespace, name: str) -> None:
-    """The hippocampi in nnU-Net's form."""
+    """Return the hippocampi in nnU-Net's form."""
     if args.i is None:
         raise SystemExit("Name the folder of Task04_Hippocampus with -i.")
     if not (Path(os.environ["nnUNet_raw"]) / name / "dataset.json").is_file():

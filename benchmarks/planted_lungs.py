@@ -91,7 +91,7 @@ def _noise(shape: tuple[int, ...], spacing_mm: np.ndarray, width_mm: float, rng:
 
 
 def _highest(where: np.ndarray, values: np.ndarray, count: float) -> np.ndarray:
-    """The ``count`` voxels of a region with the highest values."""
+    """Return the ``count`` voxels of a region with the highest values."""
     share = min(1.0, count / max(1, where.sum()))
     return where & (values >= np.quantile(values[where], 1 - share))
 

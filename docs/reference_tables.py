@@ -117,7 +117,7 @@ def _description(text: str) -> list[str]:
 
 
 def _argument(action: argparse.Action) -> str:
-    """Flags and values of an argument; what must be given is bold."""
+    """Return flags and values of an argument; what must be given is bold."""
     values = argparse.HelpFormatter("")._format_args(action, action.dest.upper())
     text = " ".join(part for part in (", ".join(action.option_strings), values) if part).replace("|", "\\|")
     return f"**`{text}`**" if action.required else f"`{text}`"

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def held(path: Path, wait: bool = False) -> Iterator[int | None]:
-    """Yield hold a lock and give its descriptor, or None if a different process has it.
+    """Hold a lock and yield its descriptor, or None if a different process has it.
 
     A child that inherits the descriptor holds the lock, too: a run that outlives its killed parent is not run twice.
     Gives -1 where the system (Windows) or the file system (Lustre without flock) has no such locks.

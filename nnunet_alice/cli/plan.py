@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return plan, preprocess what is missing, and print the next commands."""
+    """Plan, preprocess what is missing, and print the next commands."""
     from nnunet_alice.planning.fingerprint import ensure_fingerprint
     from nnunet_alice.planning.modalities import modalities_of, sizes
     from nnunet_alice.planning.plans import default_processes

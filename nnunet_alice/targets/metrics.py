@@ -36,7 +36,7 @@ def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predict
         return float(np.mean([area_under_curve(truth[at] == c, probabilities[at, c]) for c in shown]))
 
     def counts(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return of each class in the truth: cases predicted rightly, cases, and cases predicted so."""
+        """Return for each class in the truth: cases predicted rightly, cases, and cases predicted so."""
         table = np.bincount(truth[at] * classes + predicted[at], minlength=classes**2).reshape(classes, classes)
         there = table.any(axis=1)
         return np.diag(table)[there], table.sum(axis=1)[there], table.sum(axis=0)[there]
