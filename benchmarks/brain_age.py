@@ -44,7 +44,7 @@ from nnunet_alice.targets.windows import CasePredictor
 DATASET = "Dataset062_BrainT1"
 #: plans of the pretraining (small views) and of the whole head, which share the preprocessed images
 VIEWS, WHOLE = "BrainPlans", "BrainWholePlans"
-SPACING_MM, VIEW, HEAD = 8.0, [16, 24, 24], [24, 32, 32]
+SPACING_MM, VIEW, HEAD = 6.0, [24, 32, 32], [32, 40, 40]
 FEATURES, STRIDES = [8, 16, 32, 64], [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
 FOLDS = 5
 #: the columns that the network learns, age first: folds and draws are stratified by its fifths
@@ -152,9 +152,9 @@ def write_plans(folder: Path) -> None:
     stages = len(FEATURES)
     network |= {"n_stages": stages, "features_per_stage": FEATURES, "strides": STRIDES}
     network |= {"kernel_sizes": [[3, 3, 3]] * stages, "n_conv_per_stage_decoder": [1] * (stages - 1)}
-    network |= {"n_conv_per_stage": [2] * stages}
+    network |= {"n_conv_per_stage": [1] + [2] * (stages - 1)}
     configuration |= {"spacing": [SPACING_MM] * 3, "data_identifier": f"{VIEWS}_3d_fullres"}
-    for name, patch, batch in ((VIEWS, VIEW, 6), (WHOLE, HEAD, 2)):
+    for name, patch, batch in ((VIEWS, VIEW, 4), (WHOLE, HEAD, 2)):
         own = {"3d_fullres": configuration | {"patch_size": patch, "batch_size": batch}}
         write_json(folder / f"{name}.json", plans | {"plans_name": name, "configurations": own})
 

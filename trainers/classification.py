@@ -5,6 +5,7 @@ What is to be predicted is stored by ``nnunet_alice targets``; no segmentation i
 :mod:`nnunet_alice.training.variants`.
 """
 
+import copy
 import os
 import secrets
 from abc import ABC, abstractmethod
@@ -32,6 +33,7 @@ from nnunet_alice.finetuning.parts import is_encoder, load_tensors
 from nnunet_alice.pictures.progress import draw_progress
 from nnunet_alice.targets.batches import TargetBatch, TargetCrops
 from nnunet_alice.targets.definitions import load_targets
+from nnunet_alice.targets.head_start import case_features, start_head
 from nnunet_alice.targets.network import PooledEncoder, pooled_encoder
 from nnunet_alice.targets.occlusion import draw_case
 from nnunet_alice.targets.settings import TargetTrainerSettings
@@ -41,7 +43,7 @@ from nnunet_alice.targets.validation import Validated, validate_cases, write_res
 from nnunet_alice.targets.windows import CasePredictor
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
 from nnunet_alice.training.history import MetricsHistory
-from nnunet_alice.training.ranks import of_all_ranks, on_one_rank_first
+from nnunet_alice.training.ranks import of_all_ranks, on_one_rank, on_one_rank_first
 from nnunet_alice.training.settings import changed
 from nnunet_alice.training.variants import trainer_names
 from nnunet_alice.views.loader import Loader, NumberedBatches, start_loader
@@ -198,6 +200,23 @@ class TargetTrainer(FineTuneTrainer, ABC):
 
     def _describe_start(self) -> dict:
         return super()._describe_start() | {"target": asdict(self.definition)}
+
+    def on_train_start(self) -> None:
+        """Begin as FineTuneTrainer does; a fresh run may let the head start as a linear probe."""
+        super().on_train_start()
+        if self.settings.target.probe_first and self.current_epoch == 0:
+            self.bare_network.head.load_state_dict(on_one_rank(self._probed_head))
+
+    def _probed_head(self) -> dict[str, torch.Tensor]:
+        """Return a head that is the linear model of the training cases' features."""
+        network = copy.deepcopy(self.bare_network).eval()
+        predictor = CasePredictor(network, self.configuration_manager.patch_size, self.settings.target.window_step, ())
+        found = case_features(predictor, self.dataset, self.splits[0].index.tolist())
+        truth = torch.from_numpy(self.splits[0].loc[list(found)].to_numpy(np.float32))
+        features, groups = torch.cat(list(found.values())), self.targets.groups(list(found))
+        penalty = start_head(network.cpu(), features, truth, self._build_loss().cpu().eval(), groups)
+        self.print_to_log_file(f"The head starts as a linear probe of {len(found)} cases, penalty {penalty:.3g}.")
+        return network.head.state_dict()
 
     def on_train_epoch_start(self) -> None:
         """Begin an epoch as FineTuneTrainer does."""

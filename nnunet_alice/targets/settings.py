@@ -20,6 +20,7 @@ class TargetSettings:
         balance: weight classes by the inverse of their frequency.
         huber_delta: error, in standard deviations, from which the regression loss grows linearly.
         window_step: distance of validation windows in patches.
+        probe_first: the head starts as the linear model of the training cases' features, and not by chance.
         pictures: validation cases whose occlusion picture is drawn.
     """
 
@@ -31,6 +32,7 @@ class TargetSettings:
     balance: bool = True
     huber_delta: float = 1.0
     window_step: float = 0.5
+    probe_first: bool = False
     pictures: int = unrecorded(2)
 
     def __post_init__(self) -> None:

@@ -73,6 +73,14 @@ ENDINGS = (
         "classification, regression: the head alone first",
     ),
     Ending(
+        "_probeFirst",
+        "(probeFirst)",
+        "target.probe_first",
+        lambda _: True,
+        "classification, regression: the head starts as a linear probe",
+    ),
+    Ending("_<N>stages", r"(\d+)stages?", "target.stages", int, "classification, regression: last stages pooled", 1),
+    Ending(
         "_layerDecay",
         "(layerDecay)",
         "optimisation.encoder_decay",

@@ -144,9 +144,10 @@ def test_several_folds_are_averaged_and_other_folders_refused(values, tmp_path, 
 )  # fmt: skip
 def test_every_task_trains_and_validates(dataset, words, trainer, columns, score):
     assert store(dataset, *words, "--folds", 2) == 0
-    trainer = start(short(trainer), dataset)
+    trainer = start(short(trainer, endings="_probeFirst_seed1"), dataset)
     trainer.run_training()
     trainer.perform_actual_validation()
+    assert f"a linear probe of {len(trainer.splits[0])} cases" in log_of(trainer)
     folder = Path(trainer.output_folder) / "validation"
     assert columns <= set(pd.read_csv(folder / "predictions.csv"))
     assert score in set(pd.read_csv(folder / "metrics.csv")["metric"])
@@ -197,6 +198,23 @@ def test_head_first_frees_the_encoder_in_time(values, tmp_path, monkeypatch):
     trainer.run_training()
     assert moved[0] and all(name.startswith("head.") for name in moved[0])
     assert any(name.startswith("encoder.") for name in moved[1])
+
+
+def test_probe_first_begins_with_the_best_linear_head_of_fresh_runs_alone(values, monkeypatch):
+    trainer = start(short("RegressionTrainer_scratch", endings="_probeFirst_seed1"), values)
+    chance = start(short("RegressionTrainer_scratch"), values)
+    before = copy_of(trainer)
+    for each in (trainer, chance):
+        each.on_train_start()
+        each.splits = (each.splits[0], each.splits[0])
+        each._validate(False)
+    assert changed(trainer, before) == {f"head.{name}" for name in ("0.weight", "0.bias", "2.weight", "2.bias")}
+    errors = [pd.read_csv(Path(t.output_folder) / "validation" / "metrics.csv").set_index("metric") for t in
+              (trainer, chance)]  # fmt: skip
+    assert errors[0].loc["mae", "value"] < 0.7 * errors[1].loc["mae", "value"]
+    monkeypatch.setattr(trainer, "_probed_head", lambda: pytest.fail("a run that goes on has its head"))
+    trainer.current_epoch = 1
+    trainer.on_train_start()
 
 
 @pytest.mark.parametrize("survival", [False, True])
