@@ -1,14 +1,23 @@
-"""Age and sex from brain T1, 20 and 60 labelled subjects: scratch, pretrained and linear probe, one command.
+"""Age and sex from brain T1, 20 and 60 labelled subjects: scratch, pretrained and linear probes, one command.
 
     python benchmarks/brain_age.py -i Dataset062_BrainT1 -o FOLDER
 
-Imports all 165 scans, plans them at 8 mm with a small network, pretrains on all of them without labels, and trains
+Imports all 165 scans, plans them at 6 mm with a small network, pretrains on all of them without labels, and trains
 ``RegressionTrainer`` on the 75 subjects whose age and sex are known: one network for the age and for the sex as a
-number (0, 1), five folds, several seeds. A seed of fine-tuning draws the labelled subjects of a fold, too. The probe is
-a ridge or logistic regression on the pretrained encoder's pooled features. Start it again after an interruption: only
-what is missing is done, seed after seed. ``--part 1/2`` and ``--part 2/2`` share the trainings among two processes.
+number (0, 1). Start it again after an interruption: only what is missing is done, seed after seed. ``--part 1/2`` and
+``--part 2/2`` share the trainings among two processes. ``--report`` writes the table of what is done.
 
-``--tune 1e-3 3e-3 1e-2`` compares learning rates on training subjects of fold 0 alone and stops.
+The protocol, fixed before any test subject was predicted:
+
+- Five folds. A seed of fine-tuning draws the labelled subjects of a fold, too, as many of every fifth of the age.
+- All arms have the same network, length and endings. The head of every arm starts as a linear probe of its labelled
+  subjects (``_probeFirst``), on the features of all four stages (``_4stages``). Scratch and pretrained differ by the
+  encoder's first weights alone.
+- Learning rates come from one grid (``--tune``), compared on training subjects of fold 0 alone.
+- Beside the trainings stand linear models of frozen features (ridge for the age, logistic regression for the sex): of
+  the pretrained encoders, of an untrained one, and of the image itself in cubes of 18 mm.
+
+``--tune 1e-3 3e-3`` compares learning rates on training subjects of fold 0 and stops.
 """
 
 import os
@@ -29,7 +38,6 @@ from sklearn.metrics import mean_absolute_error, r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.dataset import PreprocessedDataset
@@ -37,6 +45,7 @@ from nnunet_alice.features.probe import LOGISTIC_C, RIDGE_ALPHAS
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.targets.definitions import load_targets
+from nnunet_alice.targets.head_start import case_features
 from nnunet_alice.targets.network import pooled_encoder
 from nnunet_alice.targets.splits import make_splits, strata
 from nnunet_alice.targets.windows import CasePredictor
@@ -54,7 +63,12 @@ METRICS = {
     "age_years": (("r2", r2_score, True), ("mae", mean_absolute_error, False)),
     "male": (("auc", roc_auc_score, True),),
 }
-SCRATCH, PROBE, UNTRAINED = "scratch", "probe", "untrained encoder"
+SCRATCH, PROBE, UNTRAINED, IMAGE = "scratch", "probe", "untrained encoder", "image"
+ENDINGS = "2epochs_100iterations_probeFirst_4stages"
+#: stages whose features a probe sees, and the cubes of the image, in voxels
+STAGES, CUBE = 4, 3
+#: of the landmarks of ``anatomy``, mm: a third of a head
+LANDMARKS = ("--landmark_patch_mm", 96, "--landmark_step_mm", 48)
 #: of the tuning runs, in place of a fold
 TUNING, TUNING_LABELS = "tuning", 45
 
@@ -87,18 +101,21 @@ def main() -> int:
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")
     parser.add_argument("-np", default="2", help="processes [2]")
     parser.add_argument("-device", default="cpu", help="for every training [cpu]")
-    pretraining = ["AliceTrainer_20epochs_50iterations", "MIMTrainer_20epochs_50iterations"]
+    pretraining = [f"{name}_20epochs_50iterations" for name in ("MIMTrainer", "DrasCLRTrainer_noLocation")]
     parser.add_argument("--trainers", nargs="+", default=pretraining, help=f"that pretrain [{' '.join(pretraining)}]")
     parser.add_argument("--pretraining_seed", default="1", help="[1]")
     parser.add_argument("--labels", nargs="+", type=int, default=[20, 60], help="labelled subjects [20 60]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of fine-tuning [1 2 3]")
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(FOLDS)), help="[0 1 2 3 4]")
-    parser.add_argument("--endings", default="2epochs_50iterations", help="length of a training [%(default)s]")
-    parser.add_argument("--scratch_lr", default="3e-3", help="learning rate from scratch [%(default)s]")
-    parser.add_argument("--lr", default="3e-3", help="learning rate of fine-tuning [%(default)s]")
+    parser.add_argument(
+        "--endings", default="2epochs_100iterations_probeFirst_4stages", help="of all trainings [%(default)s]"
+    )
+    parser.add_argument("--scratch_lr", default="1e-3", help="learning rate from scratch [%(default)s]")
+    parser.add_argument("--lr", default="1e-3", help="learning rate of fine-tuning [%(default)s]")
     parser.add_argument("--tune", nargs="+", default=[], metavar="LR", help="compare learning rates and stop")
     parser.add_argument("--part", default="1/1", help="share of the trainings [1/1]")
     parser.add_argument("--report", action="store_true", help="train nothing, write the tables of what is done")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="of the results [FOLDER/table.csv]")
     args = parser.parse_args()
     on_cpu(args.device, ON_CPU)
     folders = set_folders(args.o)
@@ -120,8 +137,9 @@ def main() -> int:
         return 0
     rows = [row for run in runs for row in predictions(run, args)]
     rows += [row for name, path in checkpoints.items() for row in probe(f"{PROBE} {name}", path, args, folders)]
-    rows += list(probe(f"{PROBE} {UNTRAINED}", next(iter(checkpoints.values())), args, folders, untrained=True))
-    report(pd.DataFrame(rows), args.o)
+    rows += list(probe(f"{PROBE} {UNTRAINED}", None, args, folders))
+    rows += list(probe(f"{PROBE} {IMAGE}", None, args, folders))
+    report(pd.DataFrame(rows), args)
     return 0
 
 
@@ -139,7 +157,7 @@ def prepare(args: Namespace, folders: dict[str, Path]) -> None:
         target = ("--target", *COLUMNS, "--task", "regression", "--name", "both")
         call("nnunet_alice", "targets", "-d", 62, "--table", args.o / "subjects.csv", *target)
         if any(not trainer.startswith("MIM") for trainer in args.trainers):
-            call("nnunet_alice", "anatomy", "-d", 62, "-p", VIEWS, "-c", "3d_fullres", "-np", args.np)
+            call("nnunet_alice", "anatomy", "-d", 62, "-p", VIEWS, "-c", "3d_fullres", *LANDMARKS, "-np", args.np)
         (base / "prepared").touch()
     write_folds(base, args)
 
@@ -248,11 +266,9 @@ def predictions(run: Run, args: Namespace) -> Iterator[dict]:
                 yield {**vars(run), "column": column, "case": row["case"], **found}
 
 
-def probe(
-    arm: str, checkpoint: Path, args: Namespace, folders: dict[str, Path], untrained: bool = False
-) -> Iterator[dict]:
-    """Rows of linear models on pooled features of an encoder."""
-    features = pooled_features(arm, checkpoint, args, untrained)
+def probe(arm: str, checkpoint: Path | None, args: Namespace, folders: dict[str, Path]) -> Iterator[dict]:
+    """Rows of linear models on features of an encoder, or of the image."""
+    features = kept_features(arm, checkpoint, args)
     targets = load_targets(DATASET)
     values = targets.definitions["both"].values(targets.table)
     splits = read_json(folders["nnUNet_preprocessed"] / DATASET / "splits_final.json")
@@ -271,35 +287,43 @@ def probe(
             yield {**vars(run), "column": column, "case": case, **found}
 
 
-@torch.no_grad()
-def pooled_features(arm: str, checkpoint: Path, args: Namespace, untrained: bool) -> pd.DataFrame:
-    """(subjects, F) pooled features of all subjects with an age, kept in a file."""
+def kept_features(arm: str, checkpoint: Path | None, args: Namespace) -> pd.DataFrame:
+    """(subjects, F) features of all subjects with an age, kept in a file."""
     file = args.o / "features" / f"{arm.replace(' ', '_')}.csv"
     if not file.is_file():
         dataset = PreprocessedDataset.find(DATASET, WHOLE, "3d_fullres")
-        torch.manual_seed(0)
-        unet = network_of_file(checkpoint, dataset.configuration_manager, 1, 1, deep_supervision=False)
-        if not untrained:
-            weights = network_weights(load_checkpoint(checkpoint), checkpoint)
-            encoder_of(unet).load_state_dict(
-                {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}
-            )
-        predictor = CasePredictor(pooled_encoder(unet, 1, 2, 0.0).eval(), dataset.patch_size, 0.5)
         targets = load_targets(DATASET)
-        cases = targets.definitions["both"].values(targets.table).index
-        found = [predictor.case_features(dataset.image(c), load_geometry(dataset, c)).mean[0].numpy() for c in cases]
+        cases = targets.definitions["both"].values(targets.table).index.tolist()
+        if arm.endswith(IMAGE):
+            images = torch.stack([torch.from_numpy(np.asarray(dataset.image(case)[:])) for case in cases])
+            found = torch.nn.functional.avg_pool3d(images.float(), CUBE).flatten(1)
+        else:
+            found = pooled_features(dataset, checkpoint, cases)
         with atomic_write(file) as temporary:
-            pd.DataFrame(np.stack(found), index=cases).to_csv(temporary)
+            pd.DataFrame(found.numpy(), index=cases).to_csv(temporary)
     return pd.read_csv(file, index_col=0)
 
 
-def report(rows: pd.DataFrame, folder: Path) -> None:
+def pooled_features(dataset: PreprocessedDataset, checkpoint: Path | None, cases: list[str]) -> torch.Tensor:
+    """(subjects, F) pooled features of an encoder, an untrained one without a checkpoint."""
+    torch.manual_seed(0)
+    unet = network_of_file(WHOLE, dataset.configuration_manager, 1, 1, deep_supervision=False)
+    if checkpoint is not None:
+        weights = network_weights(load_checkpoint(checkpoint), checkpoint)
+        encoder_of(unet).load_state_dict(
+            {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}
+        )
+    predictor = CasePredictor(pooled_encoder(unet, 1, STAGES, 0.0).eval(), dataset.patch_size, 0.5)
+    return torch.cat(list(case_features(predictor, dataset, cases).values()))
+
+
+def report(rows: pd.DataFrame, args: Namespace) -> None:
     """Write all predictions, and a table: metrics of every arm, and its difference to scratch with an interval.
 
     A metric is taken over all subjects of a seed, each predicted by the fold that did not see it, and averaged over the
     seeds. Intervals (95 %) draw subjects. Only subjects and seeds count that all arms have predicted.
     """
-    rows.to_csv(folder / "predictions.csv", index=False)
+    rows.to_csv(args.o / "predictions.csv", index=False)
     lines = []
     for (column, labels), own in rows.groupby(["column", "labels"], sort=False):
         truth = own.groupby("case")["truth"].first()
@@ -313,7 +337,7 @@ def report(rows: pd.DataFrame, folder: Path) -> None:
             known = {"labels": labels, "metric": metric, "seeds": len(seeds), "subjects": len(truth)}
             lines += [known | row for row in compare(function, higher, truth.to_numpy(), arms)]
     table = pd.DataFrame(lines)
-    table.to_csv(folder / "table.csv", index=False, float_format="%.4f")
+    table.to_csv(args.table or args.o / "table.csv", index=False, float_format="%.4f")
     print(table.to_string(index=False, float_format="{:.3f}".format))
 
 
