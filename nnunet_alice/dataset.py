@@ -169,6 +169,11 @@ class PreprocessedDataset:
         return f"nnUNetv2_train {self.number} {self.configuration} all -tr {trainer} -p {self.plans_name}{flag}"
 
     @property
+    def anatomy_command(self) -> str:
+        """The command that prepares its anatomy."""
+        return f"nnunet_alice anatomy -d {self.number} -p {self.plans_name} -c {self.configuration}"
+
+    @property
     def folder(self) -> Path:
         """Folder of the preprocessed cases."""
         return self.base / self.configuration_manager.data_identifier

@@ -28,12 +28,11 @@ import SimpleITK as sitk
 
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
-from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
-from nnunet_alice.anatomy.landmarks import to_locations
+from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, orientation
-from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
+from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.anatomy.world import world_affine
-from nnunet_alice.coordinates.atlas_file import Atlas
+from nnunet_alice.coordinates.atlas_file import PortableAtlas
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
@@ -154,13 +153,13 @@ class _Job:
         ending: of the images that nnU-Net will look for; None where ``dataset.json`` names them.
     """
 
-    atlas: Atlas
+    atlas: PortableAtlas
     folder: Path
     ending: str | None
 
 
 def locate_cases(
-    atlas: Atlas,
+    atlas: PortableAtlas,
     cases: Sequence[RawCase],
     folder: Path,
     report_file: Path,
@@ -218,7 +217,7 @@ def locate_cases(
     return report
 
 
-def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray | None, float, str]:
+def case_to_locations(atlas: PortableAtlas, files: Sequence[Path]) -> tuple[np.ndarray | None, float, str]:
     """Register a raw case to the atlas.
 
     Args:
@@ -243,14 +242,14 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
     forward, shape = list(plans.transpose_forward), data.shape[1:]
     try:
         geometry = compute_geometry(files[0].name, data, tuple(configuration.spacing), axial_axis_of_plans(atlas.plans))
-        found = register_by(atlas.registered_by, geometry, atlas.geometry)
+        found = atlas.register(geometry)
     except AliceError as error:
         return None, 0.0, str(error)
     if found.quality < MIN_QUALITY:
         return None, found.quality, f"registration quality {found.quality:.2f} is below {MIN_QUALITY}"
     file_to_array = world_affine(properties, forward, shape).inverse() @ _file_to_world(files[0])
     to_atlas_mm = Affine(found.affine) @ Affine.scaling(configuration.spacing) @ file_to_array
-    return _location_map(to_atlas_mm, atlas.geometry), found.quality, ""
+    return _location_map(to_atlas_mm, atlas), found.quality, ""
 
 
 def coordinate_channels(
@@ -347,10 +346,10 @@ def _file_to_world(path: Path) -> Affine:
     return world_affine(properties, (0, 1, 2), shape)
 
 
-def _location_map(to_atlas_mm: Affine, atlas: CaseGeometry) -> np.ndarray:
+def _location_map(to_atlas_mm: Affine, atlas: PortableAtlas) -> np.ndarray:
     """Return (3, 4) map to locations, of a map to mm of the atlas."""
     corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
-    origin, *steps = to_locations(to_atlas_mm.points(corners), atlas.shape, atlas.spacing)
+    origin, *steps = atlas.locations(to_atlas_mm.points(corners))
     return np.column_stack([*(step - origin for step in steps), origin])
 
 

@@ -133,8 +133,7 @@ class IndexStore:
     @property
     def command(self) -> str:
         """Command that makes these indices (again)."""
-        d = self.dataset
-        return f"nnunet_alice anatomy -d {d.number} -p {d.plans_name} -c {d.configuration} --method embedding"
+        return f"{self.dataset.anatomy_command} --method embedding"
 
     @property
     def description_file(self) -> Path:

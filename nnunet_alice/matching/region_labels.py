@@ -20,7 +20,7 @@ class RegionLabels:
 
     def __init__(self, atlas: AtlasMatcher, count: int) -> None:
         self.atlas = atlas
-        self.regions: AtlasRegions = lay_regions(atlas.geometry(atlas.atlas_case), count)
+        self.regions: AtlasRegions = lay_regions(atlas.atlas.geometry, count)
         self._registered = frozenset(atlas.cases)
 
     def on_grid(

@@ -137,8 +137,7 @@ def open_matcher(dataset: PreprocessedDataset, *, name: str | None = None) -> Ma
         return matcher
     raise unusable or NotPreparedError(
         f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: "
-        f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
-        + ("" if name is None else f" --method {name}")
+        f"{dataset.anatomy_command}" + ("" if name is None else f" --method {name}")
     )
 
 

@@ -176,11 +176,7 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
 
     def next_steps(self) -> list[str]:
         """Return the command that matches with the embedding."""
-        dataset = self.context.dataset
-        return [
-            f"To match with it: nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} "
-            f"-c {dataset.configuration} --method embedding"
-        ]
+        return [f"To match with it: {self.context.dataset.anatomy_command} --method embedding"]
 
     # ------------------------------------------------------------------------------------------ the checkpoints
 

@@ -15,7 +15,7 @@ from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.anatomy.subjects import load_subjects
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.matching.atlas import AtlasMatcher
-from nnunet_alice.matching.atlas_landmarks import open_landmarks, prepare_landmarks
+from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.methods.distributed import rank
 from nnunet_alice.methods.drasclr.conditional import (
@@ -123,7 +123,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     def _open_landmarks(self) -> Landmarks:
         try:
-            return open_landmarks(self.context.dataset)
+            return self.matcher.atlas.landmarks()
         except NotPreparedError:
             self.context.log(
                 "No landmarks were laid on the atlas: laying them over the body now. "
@@ -326,8 +326,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
                 "settings": flat(self.settings),
                 "crop_size": self.crop_size,
                 "landmarks": asdict(self.landmarks),
-                "atlas": asdict(self.matcher.geometry(self.matcher.atlas_case)),
-                "registered_by": self.matcher.files.region(),
+                **self.matcher.atlas.stored(),
                 "training_locations": self.training_locations,
                 "feature_difference": self._difference,
             }
