@@ -142,7 +142,7 @@ def locate_folder(
     before = {path for path in output.glob("*") if path.is_symlink()} if output.is_dir() else set()
     ending = _ending_to_predict(atlas, work)
     whole = not found.unlistable  # what was located of a folder that cannot be listed now stays
-    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes, ending, forget=whole)
+    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes, ending, remove_others=whole)
     located = set(report.located) - set(report.turned)
     for case in work:
         if case.name not in located:

@@ -165,7 +165,7 @@ def locate_cases(
     report_file: Path,
     num_processes: int,
     ending: str | None = None,
-    forget: bool = True,
+    remove_others: bool = True,
 ) -> LocationReport:
     """Write coordinate channels of all cases and the report. What is there already is kept.
 
@@ -179,7 +179,7 @@ def locate_cases(
         report_file: read and written.
         num_processes: processes, each holding one case in memory; 1 works in this process.
         ending: images of other endings are copied with this one; None leaves them.
-        forget: whether cases that are not asked for any more are removed.
+        remove_others: whether cases that are not asked for any more are removed.
 
     Raises:
         InputError: no case can be used.
@@ -193,7 +193,7 @@ def locate_cases(
 
     def save(outcomes: Outcomes[dict[str, Any]]) -> None:
         report.outcomes = outcomes
-        for case in () if forget else sorted(known.keys() - report.files.keys() - outcomes.results.keys()):
+        for case in () if remove_others else sorted(known.keys() - report.files.keys() - outcomes.results.keys()):
             if known[case]["files"] is not None and known[case]["status"] != FAILED:
                 outcomes.results[case] = known[case]
                 outcomes.kept.append(case)

@@ -22,7 +22,7 @@ _TURNED_AWAY = 0.05
 #: of the matches that are trusted, at least this share comes back; otherwise a higher score is asked for
 _RELIABLE = 0.8
 #: where less than this share of all matches could be trusted, none is
-_FEWEST = 0.1
+_MIN_ACCEPTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def calibrate(matcher: Matcher, spacing_mm: tuple[float, ...], tolerance_mm: flo
 def calibration_of(scores: np.ndarray, returned: np.ndarray, tolerance_mm: float) -> Calibration:
     """Return which scores to trust, of (N,) matches and whether each came back (N,), bool."""
     threshold = max(_low_score(scores, returned), _reliable_score(scores, returned))
-    if (scores >= threshold).mean() < _FEWEST:
+    if (scores >= threshold).mean() < _MIN_ACCEPTED:
         return Calibration(math.inf, float(returned.mean()), 0.0, 0.0, tolerance_mm, len(scores))
     accepted = scores >= threshold
     shares = float(returned.mean()), float(accepted.mean()), float(returned[accepted].mean())

@@ -224,7 +224,7 @@ def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
     return len(store.cases()) >= 2
 
 
-def open_trusted_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
+def open_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
     """Open the embedding of a dataset, if any of its matches is to be trusted.
 
     Raises:

@@ -13,7 +13,7 @@ from nnunet_alice.dataset import LazyImage
 from nnunet_alice.files import atomic_write
 
 #: errors beyond it are not drawn, but count
-_LONGEST_MM = 60.0
+_MAX_ERROR_MM = 60.0
 
 
 def draw_cumulative_error(errors: pd.DataFrame, path: str | os.PathLike, title: str = "") -> None:
@@ -28,7 +28,7 @@ def draw_cumulative_error(errors: pd.DataFrame, path: str | os.PathLike, title: 
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     finite = errors["error_mm"][np.isfinite(errors["error_mm"])]
-    longest = min(_LONGEST_MM, float(finite.quantile(0.99)) if len(finite) else _LONGEST_MM)
+    longest = min(_MAX_ERROR_MM, float(finite.quantile(0.99)) if len(finite) else _MAX_ERROR_MM)
     for name, group in errors.groupby("matcher", sort=False):
         ordered = np.sort(group["error_mm"].to_numpy())
         share = np.arange(1, len(ordered) + 1) / len(ordered)

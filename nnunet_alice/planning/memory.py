@@ -182,7 +182,7 @@ def live_bytes_of_training(cost: NetworkCost, batch_size: int) -> float:
 #: element of a crop's feature maps, some of which are kept in full precision for the statistics that norms take out.
 DRASCLR_EXPERT_WEIGHT, DRASCLR_ELEMENT = 16.3, 9.2
 #: What the smallest GPU that plans are made for holds in any case: nnU-Net's 8 GB without workspace and CUDA itself.
-SMALLEST_GPU = 5.5 * _GB
+MIN_GPU = 5.5 * _GB
 
 
 def live_bytes_of_subjects(cost: NetworkCost, experts: int, crop_elements: int, crops: int, subjects: int) -> float:
@@ -204,7 +204,7 @@ def subjects_in_memory(cost: NetworkCost, pairs: int, experts: int, crop_element
 
     The other arguments are those of :func:`live_bytes_of_subjects`.
     """
-    available = max(live_bytes_of_pairs(cost, pairs), SMALLEST_GPU)
+    available = max(live_bytes_of_pairs(cost, pairs), MIN_GPU)
     fixed, with_one = (live_bytes_of_subjects(cost, experts, crop_elements, crops, n) for n in (0, 1))
     return max(0, math.floor((available - fixed) / (with_one - fixed)))
 

@@ -250,8 +250,8 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         )
         if training:
             matching = matching_metrics(batch.pairs) if settings.paired else {}
-            return StepResult(step.loss, {**step.parts, **matching})
-        return StepResult(step.loss, step.parts, self._outputs(batch, step), step)
+            return StepResult(step.loss, {**step.terms, **matching})
+        return StepResult(step.loss, step.terms, self._outputs(batch, step), step)
 
     def after_backward(self, progress: Progress) -> None:
         """Keep the prototypes where they are in the first epoch."""

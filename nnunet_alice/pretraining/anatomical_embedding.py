@@ -130,10 +130,10 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
             torch.Generator(self.context.device).manual_seed(batch.seed),
         )
         if training:
-            return StepResult(step.loss, step.parts)
+            return StepResult(step.loss, step.terms)
         with torch.autocast(self.context.device.type, enabled=False):  # half precision ties neighbours
             errors, chance = matching_errors_mm(step.fine, step.coarse, step.queries)
-        return StepResult(step.loss, step.parts, {"errors": errors.cpu(), "chance": chance.cpu()}, step)
+        return StepResult(step.loss, step.terms, {"errors": errors.cpu(), "chance": chance.cpu()}, step)
 
     # ----------------------------------------------------------------------------------------------- the report
 

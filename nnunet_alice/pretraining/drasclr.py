@@ -48,11 +48,11 @@ class DrasCLRPretrainingSettings(DrasCLRSettings):
     """The numbers of the paper, and those of batches and validation.
 
     Attributes:
-        largest_batch: most subjects a batch (the reference's 128, on all GPUs together).
+        max_batch: most subjects a batch (the reference's 128, on all GPUs together).
         validation_iterations: batches of a validation epoch.
     """
 
-    largest_batch: int = unrecorded(128)
+    max_batch: int = unrecorded(128)
     validation_iterations: int = unrecorded(20)
 
 
@@ -166,7 +166,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
                 f"and the plans foresee {planned / 2**30:.1f}: train on a larger GPU, or with fewer experts "
                 f"(_{max(1, experts // 2)}experts)."
             )
-        size = min(max(2, min(pairs * cost.elements // (crops * elements), fitting)), self.settings.largest_batch)
+        size = min(max(2, min(pairs * cost.elements // (crops * elements), fitting)), self.settings.max_batch)
         size = min(size, len(self.places.cases))
         self.context.log(f"Up to {size} subjects a batch, at one landmark, on this GPU.")
         return size
@@ -200,7 +200,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             together=sum(sizes),
             before=sum(sizes[: rank()]),
             # What the queue has forgotten is no negative any more. Validation keeps no keys.
-            longest_stay=max(1, self.settings.queue_limit // sum(sizes)) if training else 1,
+            max_stay=max(1, self.settings.queue_limit // sum(sizes)) if training else 1,
             transform=noise_and_gamma(),
             min_subjects=2 if training else 1,
         )
@@ -266,7 +266,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         context = self.context
         crops = LandmarkCrops(
             self.places, self.places.cases, context.dataset.image, self.crop_size, context.spacing, self.batch_size,
-            neighbours=0, seed=context.seed, longest_stay=1, affine=None, min_subjects=1,
+            neighbours=0, seed=context.seed, max_stay=1, affine=None, min_subjects=1,
         )  # fmt: skip
         channels = encoder_of(self.network).output_channels[-1]
         plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels)

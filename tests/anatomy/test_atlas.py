@@ -14,7 +14,7 @@ from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import file_checksum
 from nnunet_alice.matching.atlas import AtlasMatcher
-from nnunet_alice.matching.invalidation import forget_case
+from nnunet_alice.matching.invalidation import invalidate_case
 from nnunet_alice.matching.registry import open_matcher
 
 
@@ -203,11 +203,11 @@ def test_a_registration_goes_with_its_geometry(prepared, registered):
 
 def test_a_forgotten_case_is_registered_again_and_a_forgotten_atlas_counts_no_more(prepared, registered):
     balls = prepared
-    forget_case(balls, "a")
+    invalidate_case(balls, "a")
     prepare_atlas(balls, 1)
     assert registered == ["a"]
     registered.clear()
-    forget_case(balls, "b")
+    invalidate_case(balls, "b")
     assert AtlasFiles(balls).read_report() is None
     prepare_atlas(balls, 1, atlas_case="b")
     assert registered == ["b"]  # of the same image: what was registered to it before still fits

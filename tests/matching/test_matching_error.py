@@ -146,7 +146,7 @@ def test_every_pair_is_as_likely_as_any_other():
 
 
 def test_pairs_with_named_partners():
-    assert ordered_pairs(["a", "b"], partners=["b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert ordered_pairs(["a", "b"], cases_b=["b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
 
 
 def test_phantom_questions_know_the_truth(tmp_path, monkeypatch):

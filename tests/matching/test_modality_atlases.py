@@ -9,7 +9,7 @@ from support.modality_pools import POOL, planned_pool, run
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.matching.atlas import AtlasMatcher
-from nnunet_alice.matching.invalidation import forget_case
+from nnunet_alice.matching.invalidation import invalidate_case
 from nnunet_alice.matching.modalities import ModalityAtlases, lay_regions_of
 from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.views.pairs import MatchedPairs
@@ -75,6 +75,6 @@ def test_a_case_that_changes_is_forgotten_by_the_atlas_of_its_modality(pool):
     case = next(case for case in atlas.cases if case != atlas.atlas.geometry.case)
     file = atlas.atlas.files.case_file(case)
     kept = file.read_bytes()
-    forget_case(pool, case)
+    invalidate_case(pool, case)
     assert not file.exists()
     file.write_bytes(kept)

@@ -192,7 +192,7 @@ def test_ablations(small_run, no_pictures, name):
 def test_ablations_see_the_batches_of_the_whole_method(small_run, no_pictures):
     sizes = set()
     for base in (DrasCLRTrainer, drasclr.DrasCLRTrainer_noRegional, drasclr.DrasCLRTrainer_noLocation):
-        trainer = make_trainer(variant(base, largest_batch=3), small_run)
+        trainer = make_trainer(variant(base, max_batch=3), small_run)
         trainer.initialize()
         sizes.add((trainer.batch_size, trainer.method.crop_size))
     assert len(sizes) == 1
@@ -242,7 +242,7 @@ def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
 
 def test_visits_and_subjects(small_run, no_pictures):
     """Up to two batches of two a visit: negatives of one step before; two scans of a person count as one subject."""
-    trainer = make_trainer(variant(iterations=8, largest_batch=2), small_run)
+    trainer = make_trainer(variant(iterations=8, max_batch=2), small_run)
     run(trainer)
     assert all(1 < row["negatives"] <= 2 and 0 < row["negative_age"] < 1 for row in trainer.history.rows)
     dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")

@@ -123,7 +123,7 @@ class DrasCLRModel(nn.Module):
             neighbour_locations: (k, 3), locations of these landmarks.
 
         Returns:
-            the parts; differentiate ``total``.
+            the terms; differentiate ``total``.
 
         Raises:
             ValueError: shapes do not fit.
