@@ -4,8 +4,8 @@
 
 Makes phantoms of differing people twice: CT-like, and with a tone curve of its own for each (random contrast, as if
 every scan came from another MR sequence; raw intensities then say little). Imports, plans and registers them with the
-public commands, trains every form on the same training cases with the same matches (the atlas of the CT-like volumes),
-and asks on the held-out cases: among the anchor views of 32 draws, does a query view find the anchor of the same
+public commands. Trains every form on the same training cases with the same matches (the atlas of the CT-like volumes).
+The question on the held-out cases: among the anchor views of 32 draws, does a query view find the anchor of the same
 anatomy? Prints one row a form: retrieval, entropies, spread, token-index information, reconstruction. Running it again
 trains only what is missing, and continues what was interrupted.
 """

@@ -10,9 +10,9 @@
 - ``whole visits``: the same order, keys of this visit alone count (what DrasCLRTrainer does);
 - ``the batch alone``: every batch goes to another landmark, only its own keys are negatives.
 
-For each: mean age of the negatives, the local loss in each eighth of the run, and how often the second view of a
-subject is found among all 64 at a landmark, with keys that the final encoders make (chance: 0.016). Rows are added to
-the table one by one; run again, it does only what is missing.
+For each: mean age of the negatives, the local loss in each eighth of the run, and retrieval. That is how often the
+second view of a subject is found among all 64 at a landmark, by the final encoders' keys (chance: 0.016). Rows are
+added to the table one by one; run again, it does only what is missing.
 """
 
 import argparse

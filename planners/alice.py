@@ -8,8 +8,8 @@ What differs from nnU-Net's plans of the same data:
 - every axis of the patch is made of at least four whole blocks of the mask
   (:func:`nnunet_alice.views.masking.block_shape`) and stays divisible by the network's total stride.
 
-Spacing, normalisation, network and the 2D configuration are nnU-Net's own decisions, and all classes named in the plans
-are nnU-Net's, so that every nnU-Net command reads them.
+Spacing, normalisation, network and the 2D configuration are nnU-Net's own decisions. All classes named in the plans are
+nnU-Net's, so that every nnU-Net command reads them.
 """
 
 import warnings

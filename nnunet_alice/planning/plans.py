@@ -184,8 +184,8 @@ def view_size(
 ) -> tuple[int, ...]:
     """Return the patch for views of volumes of this shape: at most about two thirds of the volume along every axis.
 
-    Axes that are short enough stay. Others become the multiple of the network's total stride that is nearest to two
-    thirds of the volume (of two equally near ones the smaller), with at least two voxels at the bottleneck.
+    Axes that are short enough stay. Others become the multiple of the network's total stride nearest to two thirds of
+    the volume (of two equally near ones the smaller). The bottleneck keeps at least two voxels.
 
     Args:
         patch_size: voxels, (z, y, x).

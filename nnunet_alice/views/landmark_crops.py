@@ -166,9 +166,9 @@ class Visit(NamedTuple):
 class LandmarkCrops:
     """Makes batches of one landmark; callable as ``make_batch`` of ``NumberedBatches``.
 
-    Batches come in visits. A visit stays at one landmark for as many batches as show all its subjects once, each in one
-    batch, as in the reference's training loop: the negatives of a batch are then keys of the batches just before it. A
-    round visits every landmark once, each round in an order of its own. All ranks are at the same landmark, each with
+    Batches come in visits. As in the reference's training loop, a visit stays at one landmark until all its subjects
+    were shown once. The negatives of a batch are then keys of the batches just before it. A round
+    visits every landmark once, each round in an order of its own. All ranks are at the same landmark, each with
     its share of the subjects. Where not even one batch of all ranks can be filled, every rank draws for itself.
 
     Subjects are drawn among those with a case that shows the landmark and its neighbours; of several cases one is

@@ -30,7 +30,7 @@ def to_conditional(
 
     so that the mixture is the plain kernel. ``D_e`` is noise of the plain kernel's own standard deviation: experts that
     start equal would get equal gradients and stay equal for ever. At ``spread`` 1 an expert has about the standard
-    deviation of the plain kernel, as in the paper, where each starts like a convolution of its own.
+    deviation of the plain kernel. In the paper, too, each starts like a convolution of its own.
 
     Args:
         encoder: any module with `torch.nn.Conv3d` layers; it is left as it is.

@@ -1,7 +1,7 @@
 """A U-Net whose encoder is conditioned on where in the atlas its input lies, told by four more input channels.
 
 The last `COORDINATE_CHANNELS` input channels hold homogeneous coordinates, as integers: a weight, and the weight times
-``1 + location / 2`` for z, y and x, where a location of -1 and 1 is the end of the atlas array. All four are 0 where
+``1 + location / 2`` for z, y and x. The atlas array ends at locations -1 and 1. All four are 0 where
 there is no image, which is what every padding writes (nnU-Net's loader, its augmentation, its sliding window).
 
 Locations are read off as quotients by the weight. At the edge of the image, interpolation mixes all channels with the
