@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from support.located import TO_ATLAS, bright_ball, make_atlas, write
 from support.small_datasets import set_folders
-from test_locating import TO_ATLAS, bright_ball, make_atlas, write
 
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.registration import Registration

@@ -298,8 +298,6 @@ def test_every_kind_of_atlas_file_is_the_same_atlas(folders, capsys):
         (["-d", "4", "-o", "x", "--atlas", "ATLAS"], "-o is the number of the new dataset"),
         (["-d", "4", "-o", "0", "--atlas", "ATLAS"], "not between 1 and 999"),
         (["-d", "77", "--atlas", "ATLAS"], "No dataset with number 77"),
-        (["-i", ".", "--atlas", "ATLAS"], "name the folder to write with -o"),
-        (["-i", ".", "-o", "elsewhere"], "the atlas of the training with --atlas"),
     ],
 )
 def test_the_command_says_what_is_wrong(folders, capsys, arguments, message):
