@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -12,7 +11,7 @@ from nnunet_alice.anatomy.atlas_files import FAILED, OK, AtlasReport
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.registration import cell_map
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 #: More cases would be too small to judge: the worst ones are shown.
 MAX_CASES = 24
@@ -46,7 +45,6 @@ def draw_atlas(dataset: PreprocessedDataset, report: AtlasReport) -> Path:
     columns = max(1, min(_COLUMNS, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     figure = Figure(figsize=(5.2 * columns, 2.1 * rows + 0.7), dpi=80, layout="constrained")
-    FigureCanvasAgg(figure)
     which = f"the worst {len(shown)} of {len(others)} cases" if len(others) > len(shown) else f"{len(shown)} cases"
     figure.suptitle(f"{dataset.name}: {which} (orange) against the atlas {atlas.case} (grey), worst first", fontsize=12)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -58,8 +56,7 @@ def draw_atlas(dataset: PreprocessedDataset, report: AtlasReport) -> Path:
         remark = "" if record.status == OK else f" ({record.status})"
         colour = "black" if record.status == OK else "red"
         axis.set_title(f"{record.case}: {record.quality:.2f}{remark}", fontsize=10, color=colour)
-    with atomic_write(prepared.files.picture) as temporary:
-        figure.savefig(temporary)
+    save_figure(figure, prepared.files.picture, 80)
     return prepared.files.picture
 
 

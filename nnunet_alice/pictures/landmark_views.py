@@ -4,10 +4,9 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 _MAX_SUBJECTS = 4
 
@@ -24,7 +23,6 @@ def draw_landmark_views(patches: np.ndarray, cases: Sequence[str], landmark: int
     count = min(_MAX_SUBJECTS, len(cases))
     titles = ["view", "second view", *(f"neighbour {number + 1}" for number in range(len(patches) - 2))]
     figure = Figure(figsize=(2.4 * len(titles), 2.4 * 2 * count + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(f"landmark {landmark}", fontsize=9)
     grid = figure.subplots(2 * count, len(titles), squeeze=False)
     for index, case in enumerate(cases[:count]):
@@ -40,5 +38,4 @@ def draw_landmark_views(patches: np.ndarray, cases: Sequence[str], landmark: int
                 axes.set_axis_off()
                 if axis == 0:
                     axes.set_title(f"{title}\n{case}" if column == 0 else title, fontsize=7)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    save_figure(figure, path, 90)

@@ -4,12 +4,11 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 _PLANES = (("axial", 0, (1, 2)), ("coronal", 1, (0, 2)), ("sagittal", 2, (0, 1)))
 
@@ -41,7 +40,6 @@ def draw_landmarks(
     extent_mm = np.asarray(atlas.grid_shape) * atlas.grid_spacing_mm
     first_mm = np.asarray(atlas.grid_origin_mm) - np.asarray(atlas.grid_spacing_mm) / 2
     figure = Figure(figsize=(15, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     *panels, histogram = figure.subplots(1, 4)
     for axes, (name, axis, (row, column)) in zip(panels, _PLANES, strict=True):
@@ -66,5 +64,4 @@ def draw_landmarks(
     figure.colorbar(points, ax=panels, label="share of cases that show the landmark", shrink=0.8)
     histogram.hist(seen, bins=min(30, cases + 1), range=(-0.5, cases + 0.5), color="tab:blue")
     histogram.set(xlabel=f"cases that show a landmark (of {cases})", ylabel="landmarks")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    save_figure(figure, path, 90)
