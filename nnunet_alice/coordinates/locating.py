@@ -292,7 +292,7 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
     matrix, quality, reason = case_to_locations(job.atlas, used)
     images = turned.images
     inside = create_nonzero_mask(np.stack([sitk.GetArrayViewFromImage(image) != 0 for image in images]))
-    names = coordinate_names(case.name, len(case.files), ending)
+    names = [f"{case.name}_{len(case.files) + axis:04d}{ending}" for axis in range(COORDINATE_CHANNELS)]
     channels = coordinate_channels(matrix, inside.shape, None if inside.all() else inside)
     for name, channel in zip(names, channels, strict=True):
         image = sitk.GetImageFromArray(channel)
@@ -320,11 +320,6 @@ def _written(record: dict[str, Any]) -> list[str]:
     """Return names of all files that were written for a case."""
     label = record.get("label")
     return [*record["coordinates"], *record.get("images", ()), *([] if label is None else [label])]
-
-
-def coordinate_names(case: str, image_channels: int, ending: str) -> list[str]:
-    """Return file names of the coordinate channels of a case, by nnU-Net's rule."""
-    return [f"{case}_{image_channels + axis:04d}{ending}" for axis in range(COORDINATE_CHANNELS)]
 
 
 def _file_to_world(path: Path) -> Affine:

@@ -145,27 +145,22 @@ def label_centroids(segmentation: np.ndarray, labels: Iterable[int] | None = Non
     return {int(label): places[values == label].mean(axis=0) for label in wanted}
 
 
-def ordered_pairs(
-    cases: Sequence[str], count: int | None = None, seed: int = 0, cases_b: Iterable[str] | None = None
-) -> list[tuple[str, str]]:
+def ordered_pairs(cases: Sequence[str], count: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
     """Return the ordered pairs of different cases: all of them, or ``count`` drawn without replacement.
 
     They come in tiles, so that neighbouring pairs share their cases and a matcher with a few open cases is enough.
 
     Args:
-        cases: names of the cases A.
+        cases: their names.
         count: number of pairs; None, or more than there are, gives all.
         seed: of the draw.
-        cases_b: names of the cases B; the same as ``cases`` if not given.
 
     Raises:
         InputError: there is no pair.
     """
     cases = sorted(cases)
-    cases_b = cases if cases_b is None else sorted(cases_b)
-    total = len(cases) * len(cases_b)
-    equal = {case: number for number, case in enumerate(cases_b)}
-    diagonal = {i * len(cases_b) + equal[case] for i, case in enumerate(cases) if case in equal}
+    total = len(cases) ** 2
+    diagonal = set(range(0, total, len(cases) + 1))
     possible = total - len(diagonal)
     if possible < 1:
         raise InputError(f"Matching needs at least two cases, but there are {len(cases)}.")
@@ -175,9 +170,9 @@ def ordered_pairs(
         # Draws enough to lose the diagonal and still have ``count``; neither memory nor time grow with all pairs.
         drawn = np.random.default_rng(seed).choice(total, size=count + len(diagonal), replace=False)
         numbers = np.array([number for number in drawn.tolist() if number not in diagonal][:count])
-    first, second = np.divmod(numbers, len(cases_b))
+    first, second = np.divmod(numbers, len(cases))
     order = np.lexsort((second, first, second // _TILE, first // _TILE))
-    return [(cases[i], cases_b[j]) for i, j in zip(first[order], second[order], strict=True)]
+    return [(cases[i], cases[j]) for i, j in zip(first[order], second[order], strict=True)]
 
 
 def matching_errors(

@@ -48,13 +48,11 @@ class NetworkCost:
 
     Attributes:
         elements: ``E``, elements of all convolution feature maps of one sample.
-        encoder_elements: ``E_enc``, those of the encoder.
         parameters: number of weights.
         encoder_parameters: those of the encoder.
     """
 
     elements: int
-    encoder_elements: int
     parameters: int
     encoder_parameters: int = 0
 
@@ -109,7 +107,6 @@ def cost_of(network: torch.nn.Module, patch_size: Sequence[int]) -> NetworkCost:
     unet: Any = network  # torch leaves open what a network of nnU-Net's has
     return NetworkCost(
         int(unet.compute_conv_feature_map_size(patch_size)),
-        int(unet.encoder.compute_conv_feature_map_size(patch_size)),
         sum(parameter.numel() for parameter in unet.parameters()),
         sum(parameter.numel() for parameter in unet.encoder.parameters()),
     )

@@ -25,13 +25,11 @@ from nnunet_alice.methods.drasclr.conditional import (
     UnconditionedEncoder,
 )
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
-from nnunet_alice.methods.drasclr.difference import feature_difference
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
-from nnunet_alice.methods.drasclr.representation import PatchRepresentation
-from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
+from nnunet_alice.methods.drasclr.representation import PatchRepresentation, feature_difference
 from nnunet_alice.methods.unets import UNetEncoder, encoder_of
-from nnunet_alice.pictures.landmark_views import draw_landmark_views
+from nnunet_alice.pictures.landmarks import draw_landmark_views
 from nnunet_alice.planning.memory import cost_of, live_bytes_of_pairs, live_bytes_of_subjects, subjects_in_memory
 from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.pretraining.collapse import MIN_SPREAD
@@ -44,14 +42,34 @@ from nnunet_alice.words import counted
 
 
 @dataclass(frozen=True)
-class DrasCLRPretrainingSettings(DrasCLRSettings):
-    """The numbers of the paper, and those of batches and validation.
+class DrasCLRPretrainingSettings:
+    """The numbers of the paper and its reference code, and those of batches and validation.
 
     Attributes:
+        conditional: location-conditioned encoder; False is the ablation without location.
+        num_experts: E, kernels of each convolution.
+        location_gain: initial size of the routing's dependence on the location, see `to_conditional`.
+        neighbours: k, landmarks around that the regional loss adds; 0 leaves it out (ablation).
+        temperature: of both losses.
+        beta: weight of the regional loss.
+        dim: width of the embedding.
+        cells: the bottleneck is averaged to ``cells`` ** 3 cells; of one cell instance norm leaves next to nothing.
+        queue_limit: most keys that are kept, of all landmarks together; no visit to a landmark lasts longer.
+        key_momentum: of the key encoder.
         max_batch: most subjects a batch (the reference's 128, on all GPUs together).
         validation_iterations: batches of a validation epoch.
     """
 
+    conditional: bool = True
+    num_experts: int = 8
+    location_gain: float = 1.0
+    neighbours: int = 2
+    temperature: float = 0.2
+    beta: float = 1.0
+    dim: int = 128
+    cells: int = 2
+    queue_limit: int = 4096
+    key_momentum: float = 0.999
     max_batch: int = unrecorded(128)
     validation_iterations: int = unrecorded(20)
 
@@ -155,7 +173,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         pairs = self.context.batch_size
         cost = cost_of(network, self.context.patch_size)
         # The paper's number of crops with gradient, and all experts, in all variants: ablations see the same batches.
-        crops, experts = 1 + DrasCLRSettings.neighbours, self.settings.num_experts
+        crops, experts = 1 + DrasCLRPretrainingSettings.neighbours, self.settings.num_experts
         elements = encoder_of(network).compute_conv_feature_map_size(self.crop_size)
         fitting = subjects_in_memory(cost, pairs, experts, elements, crops)
         if fitting < 2:

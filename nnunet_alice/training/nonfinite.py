@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunet_alice.errors import NonFiniteLossError
 from nnunet_alice.methods.distributed import max_over_ranks
-from nnunet_alice.training.ranks import names_of_all_ranks
+from nnunet_alice.training.ranks import of_all_ranks
 
 
 class BufferCopies:
@@ -63,7 +63,7 @@ class SkippedSteps:
         Raises:
             NonFiniteLossError: there were too many; the message names the cases.
         """
-        cases = names_of_all_ranks(own_cases)
+        cases = sorted(set(of_all_ranks(own_cases)))
         if self.too_many():
             raise NonFiniteLossError(self.in_a_row, epoch, cases, slower, what)
         log(

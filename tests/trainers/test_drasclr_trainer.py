@@ -34,7 +34,7 @@ from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NonFiniteLossError
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
-from nnunet_alice.methods.drasclr.conversion import plain_state_dict
+from nnunet_alice.methods.drasclr.conversion import to_plain
 from nnunet_alice.pretraining.drasclr import DrasCLRMethod
 from nnunet_alice.trainers import drasclr, pretraining
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer
@@ -126,7 +126,7 @@ def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(smal
     trainer = make_trainer(variant(learning_rate=0.1), small_run)
     path = run(trainer) / "checkpoint_final.pth"
     saved = torch.load(path, weights_only=True)
-    expected = plain_state_dict(trainer.model.query.encoder, trainer.method.training_locations)
+    expected = to_plain(trainer.model.query.encoder, trainer.method.training_locations).state_dict()
     assert expected
     for name, value in expected.items():
         assert torch.equal(saved["network_weights"][f"encoder.{name}"], value), name
@@ -222,7 +222,7 @@ def test_starting_from_weights_starts_the_conditional_encoder_there(small_run, n
             parameter.add_(0.1)
     trainer.on_train_start()
     wanted = {name: value.clone() for name, value in trainer.network.encoder.state_dict().items()}
-    for name, value in plain_state_dict(trainer.model.query.encoder, trainer.method.training_locations).items():
+    for name, value in to_plain(trainer.model.query.encoder, trainer.method.training_locations).state_dict().items():
         torch.testing.assert_close(value, wanted[name])
     assert same_content(dict(trainer.model.query.state_dict()), dict(trainer.model.key.state_dict()))
 

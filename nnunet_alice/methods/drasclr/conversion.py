@@ -104,11 +104,6 @@ def plain_state(state: Mapping[str, Tensor], locations: Tensor) -> dict[str, Ten
     return plain
 
 
-def plain_state_dict(conditional: ConditionalEncoder, locations: Tensor) -> dict[str, Tensor]:
-    """Return state dict of `to_plain`, detached: what an nnU-Net checkpoint holds of the encoder."""
-    return {name: value.detach() for name, value in to_plain(conditional, locations).state_dict().items()}
-
-
 def _replace_layers(root: nn.Module, convert: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
     """Copy of ``root`` with each layer that ``convert`` answers replaced by the answer, under all of its names.
 

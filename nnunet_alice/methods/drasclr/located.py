@@ -101,7 +101,6 @@ class LocatedUNet(nn.Module):
         network: nnU-Net's U-Net for the image channels alone; its decoder is taken over, its encoder is copied.
         num_experts: E, expert kernels of each convolution.
         location_gain: initial size of the routing's dependence on the location, see `to_conditional`.
-        generator: random source of the experts; torch's global one if None.
 
     Attributes:
         encoder: the `ConditionalEncoder`.
@@ -111,20 +110,11 @@ class LocatedUNet(nn.Module):
         ValueError: the network is not 3D, or has no encoder and decoder.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        num_experts: int = 8,
-        *,
-        location_gain: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, network: nn.Module, num_experts: int = 8, *, location_gain: float = 1.0) -> None:
         super().__init__()
         if not (hasattr(network, "encoder") and hasattr(network, "decoder")):
             raise ValueError(f"{type(network).__name__} has no encoder and decoder; take plans of one of the U-Nets.")
-        self.encoder = to_conditional(
-            encoder_of(network), num_experts, location_gain=location_gain, generator=generator
-        )
+        self.encoder = to_conditional(encoder_of(network), num_experts, location_gain=location_gain)
         self.decoder = decoder_of(network)
         # The decoder remembers the encoder that it was built for, under which all weights would appear again.
         self.decoder.encoder = None
