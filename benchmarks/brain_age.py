@@ -2,7 +2,7 @@
 
     python benchmarks/brain_age.py -i Dataset062_BrainT1 -o FOLDER
 
-Imports all 165 scans, plans them at 6 mm with a small network, pretrains on all of them without labels, and trains
+Imports all 165 scans, plans them at 6 mm with a small network, and pretrains on all of them without labels. Trains
 ``RegressionTrainer`` on the 75 subjects whose age and sex are known: one network for the age and for the sex as a
 number (0, 1). Start it again after an interruption: only what is missing is done, seed after seed. ``--part 1/2`` and
 ``--part 2/2`` share the trainings among two processes. ``--report`` writes the table of what is done.

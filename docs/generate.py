@@ -29,6 +29,7 @@ RENDERERS: dict[str, Callable[..., str]] = {
     "classes": result_tables.classes,
     "arms": result_tables.arms,
     "seeds": result_tables.seeds,
+    "targets": result_tables.targets,
     "data": result_tables.data,
     "registrations": result_tables.registrations,
     "overview": result_tables.overview,

@@ -8,6 +8,8 @@ from reference_tables import table_head, table_line
 
 from nnunet_alice.benchmark.page import class_table, mean_table
 
+#: of predictions of whole cases
+_MEASURES = {"r2": "age, R2", "mae": "age, mean error in years", "auc": "sex, AUC"}
 _RUN = ["arm", "checkpoint", "partition", "labels", "draw", "seed"]
 
 
@@ -110,6 +112,35 @@ def seeds(folder: Path, file: str) -> str:
     return "\n".join([*lines, "", f"Wanted: {wanted}. {verdict}: above in {above} of {len(table)}."])
 
 
+def targets(folder: Path, file: str, baseline: str = "scratch", probes: str = "probe") -> str:
+    """Return metrics of ``benchmarks/brain_age.py`` by number of labels, and whether that is what was wanted.
+
+    Args:
+        folder: of the page.
+        file: its table.
+        baseline: the arm that trainings are compared with.
+        probes: arms whose names begin so are shown, and are no pretrained trainings.
+    """
+    table = pd.read_csv(folder / file)
+    lines = table_head(["labels", "measure", "arm", "value", "better by"])
+    apart, above = [], []
+    for (labels, metric), rows in table.groupby(["labels", "metric"], sort=False):
+        own = rows.set_index("arm")
+        low, high = own.loc[baseline, "low"], own.loc[baseline, "high"]
+        for arm, row in own.iterrows():
+            gain = "" if arm == baseline else _interval(row, "gain", "gain_low", "gain_high", "+")
+            lines.append(
+                table_line([str(labels), _MEASURES[metric], arm, _interval(row, "value", "low", "high"), gain])
+            )
+            if arm != baseline and not arm.startswith(probes):
+                apart.append(row["high"] < low if metric == "mae" else row["low"] > high)
+                above.append(row["gain_low"] > 0)
+    wanted = "pretrained above scratch in every row, with intervals apart"
+    verdict = "Reached" if all(apart) else "Missed"
+    counts = f"apart in {sum(apart)} of {len(apart)}; the difference's interval lies above zero in {sum(above)}"
+    return "\n".join([*lines, "", f"Wanted: {wanted}. {verdict}: {counts}."])
+
+
 def registrations(folder: Path, file: str, *thresholds: str) -> str:
     """Return how well figures of a registration tell its Dice, and what a threshold keeps.
 
@@ -181,6 +212,11 @@ def _runs(file: Path, arm: str) -> pd.DataFrame:
         return table[table["metric"] == "dice"].set_index(["labels", "percent"])[["mean", "runs"]]
     of_runs = table.groupby([*_RUN, "percent"])["dice"].mean()
     return of_runs.groupby(["labels", "percent"]).agg(mean="mean", runs="size")
+
+
+def _interval(row: pd.Series, value: str, low: str, high: str, sign: str = "") -> str:
+    """A number of a row with its interval."""
+    return f"{row[value]:{sign}.2f} ({row[low]:.2f} to {row[high]:.2f})"
 
 
 def _texts(values) -> list[str]:

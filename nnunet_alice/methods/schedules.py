@@ -47,8 +47,8 @@ def cosine(step: float, total: float, start: float, end: float) -> float:
     return remaining * start + (1.0 - remaining) * end
 
 
-def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: float = 0.0, start: float = 0.0) -> float:
-    """Return a linear rise from ``start`` to ``peak`` over ``warmup`` steps, then a cosine to ``end``.
+def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: float = 0.0) -> float:
+    """Return a linear rise from 0 to ``peak`` over ``warmup`` steps, then a cosine to ``end``.
 
     Args:
         step: Current step.
@@ -56,7 +56,6 @@ def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: fl
         warmup: Steps of the rise; ``peak`` is reached at ``step == warmup``. None when 0.
         peak: Largest value.
         end: Value from step ``total`` on.
-        start: Value at step 0, when there is a warm-up.
 
     Returns:
         Value at ``step``.
@@ -67,6 +66,6 @@ def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: fl
     if not 0 <= warmup <= total:
         raise ValueError(f"warmup must lie between 0 and total, got warmup={warmup} and total={total}.")
     if step < warmup:
-        return linear(step, warmup, start, peak)
+        return linear(step, warmup, 0.0, peak)
     # A schedule that is all warm-up ends at its peak; it has no cosine part.
     return peak if warmup == total else cosine(step - warmup, total - warmup, peak, end)

@@ -71,6 +71,20 @@ def test_arms_are_compared_on_the_same_draws(tmp_path):
     assert [cell.strip() for cell in mine.strip("|").split("|")] == ["1", "mine", "0.200", "+0.0", "1 of 2"]
 
 
+def test_targets_say_whether_intervals_are_apart(tmp_path):
+    head = "labels,metric,seeds,subjects,arm,value,low,high,gain,gain_low,gain_high"
+    rows = ["20,r2,3,75,scratch,0.1,0.0,0.2,,,", "20,r2,3,75,mine,0.4,0.3,0.5,0.3,0.1,0.4",
+            "20,r2,3,75,probe mine,0.2,0.1,0.3,0.1,-0.1,0.2",
+            "20,mae,3,75,scratch,7,6,8,,,", "20,mae,3,75,mine,5,4,6.5,2,1,3"]  # fmt: skip
+    (tmp_path / "table.csv").write_text("\n".join([head, *rows]))
+    lines = result_tables.targets(tmp_path, "table.csv").splitlines()
+    assert lines[2] == "| 20 | age, R2 | scratch | 0.10 (0.00 to 0.20) |  |"
+    assert lines[3] == "| 20 | age, R2 | mine | 0.40 (0.30 to 0.50) | +0.30 (0.10 to 0.40) |"
+    assert lines[-1].endswith("Missed: apart in 1 of 2; the difference's interval lies above zero in 2.")
+    (tmp_path / "table.csv").write_text("\n".join([head, *rows[:3], rows[3], rows[4].replace("6.5", "5.5")]))
+    assert "Reached: apart in 2 of 2;" in result_tables.targets(tmp_path, "table.csv")
+
+
 def test_seeds_end_with_their_mean_and_what_was_wanted(tmp_path):
     rows = ["seed,pretrained,from_scratch,gain,seconds,cpu_seconds", "0,0.8,0.6,0.2,900,600", "1,0.5,0.6,-0.1,900,480"]
     (tmp_path / "seeds.csv").write_text("\n".join(rows))
