@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="for everything that is made")
     parser.add_argument("-np", default="2", help="processes [2]")
     parser.add_argument("-device", default="cpu", help="for every training [cpu]")
-    pretraining = [f"{name}_20epochs_50iterations" for name in ("MIMTrainer", "DrasCLRTrainer_noLocation")]
+    pretraining = [f"{name}_20epochs_50iterations" for name in ("DrasCLRTrainer_noLocation", "MIMTrainer")]
     parser.add_argument("--trainers", nargs="+", default=pretraining, help=f"that pretrain [{' '.join(pretraining)}]")
     parser.add_argument("--pretraining_seed", default="1", help="[1]")
     parser.add_argument("--labels", nargs="+", type=int, default=[20, 60], help="labelled subjects [20 60]")

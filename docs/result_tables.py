@@ -215,7 +215,7 @@ def _runs(file: Path, arm: str) -> pd.DataFrame:
 
 
 def _interval(row: pd.Series, value: str, low: str, high: str, sign: str = "") -> str:
-    """A number of a row with its interval."""
+    """Return a number of a row with its interval."""
     return f"{row[value]:{sign}.2f} ({row[low]:.2f} to {row[high]:.2f})"
 
 
