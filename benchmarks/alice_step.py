@@ -2,6 +2,9 @@
 
     python benchmarks/alice_step.py -d 900 -p AlicePlans -c 3d_fullres --pairs 2 --repeats 5
 
+Where ``nnunet_alice plan --probe`` kept labelled crops, the online probe is timed in the same turns, and its share of a
+run with the default settings is printed.
+
 Needs a preprocessed dataset with nnU-Net's folders set. All passes of a comparison alternate within one run, so that
 a noisy machine disturbs both alike; medians are compared. Data loading is left out of the steps and timed on its own,
 in one process.
@@ -22,6 +25,7 @@ import torch
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json
 from nnunet_alice.methods.alice.model import Alice
+from nnunet_alice.pretraining.online_probe import open_probe
 from nnunet_alice.trainers.alice import AliceTrainer
 from nnunet_alice.training.settings import changed
 from nnunet_alice.views.matched_views import AliceBatch
@@ -55,6 +59,9 @@ def main() -> None:
         "barest: the same, teacher only as far as it is read": lambda batch: bare_passes(trainer, batch, 1),
         "AliceTrainer step": trainer.train_step,
     }
+    probe = open_probe(trainer.network, trainer.dataset, trainer.device, True, print)
+    if probe is not None:
+        passes["online probe"] = lambda _: probe.measure(trainer.method.network_weights())
     seconds = measure(passes, batches, args.repeats, trainer.device)
     views = len(batches[0].views)
     step = seconds["AliceTrainer step"]
@@ -68,6 +75,11 @@ def main() -> None:
         print(f"{value:9.3f} s  {name}  (step / this = {step / value:.3f})")
     print(f"loader alone: {views / loading:.2f} views/s in one process; network: {views / step:.2f} views/s;")
     print(f"loader / network = {step / loading:.1f}")
+    if probe is not None:
+        run = trainer.settings.run
+        steps = run.probe_every * run.iterations
+        share = seconds["online probe"] / (steps * step)
+        print(f"online probe: {100 * share:.3f} % of the time of the {steps} steps between two")
     print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     if trainer.device.type == "cuda":
         print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
