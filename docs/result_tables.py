@@ -9,7 +9,7 @@ from reference_tables import table_head, table_line
 from nnunet_alice.benchmark.page import class_table, mean_table
 
 #: of predictions of whole cases
-_MEASURES = {"r2": "age, R2", "mae": "age, mean error in years", "auc": "sex, AUC"}
+_MEASURES = {"r2": "age, R2", "mae": "age, mean error in years", "rank": "age, rank correlation", "auc": "sex, AUC"}
 _RUN = ["arm", "checkpoint", "partition", "labels", "draw", "seed"]
 
 
