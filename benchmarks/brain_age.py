@@ -42,7 +42,8 @@ from sklearn.preprocessing import StandardScaler
 
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.networks import network_of_file
-from nnunet_alice.dataset import PreprocessedDataset
+from nnunet_alice.cropping import crop_centred
+from nnunet_alice.dataset import LazyImage, PreprocessedDataset
 from nnunet_alice.features.probe import LOGISTIC_C, RIDGE_ALPHAS
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.methods.unets import encoder_of
@@ -304,13 +305,20 @@ def kept_features(arm: str, checkpoint: Path | None, args: Namespace) -> pd.Data
         targets = load_targets(DATASET)
         cases = targets.definitions["both"].values(targets.table).index.tolist()
         if arm.endswith(IMAGE):
-            images = torch.stack([torch.from_numpy(np.asarray(dataset.image(case)[:])) for case in cases])
-            found = torch.nn.functional.avg_pool3d(images.float(), CUBE).flatten(1)
+            images = [
+                torch.from_numpy(crop_centred(dataset.image(case), middle(dataset, case), HEAD)) for case in cases
+            ]
+            found = torch.nn.functional.avg_pool3d(torch.stack(images).float(), CUBE).flatten(1)
         else:
             found = pooled_features(dataset, checkpoint, cases)
         with atomic_write(file) as temporary:
             pd.DataFrame(found.numpy(), index=cases).to_csv(temporary)
     return pd.read_csv(file, index_col=0)
+
+
+def middle(image: LazyImage) -> np.ndarray:
+    """Return the part of an image (C, z, y, x) that a patch in its middle shows."""
+    return crop_centred(image, np.array(image.shape[1:]) // 2, HEAD)
 
 
 def pooled_features(dataset: PreprocessedDataset, checkpoint: Path | None, cases: list[str]) -> torch.Tensor:

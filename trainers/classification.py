@@ -212,10 +212,12 @@ class TargetTrainer(FineTuneTrainer, ABC):
         network = copy.deepcopy(self.bare_network).eval()
         predictor = CasePredictor(network, self.configuration_manager.patch_size, self.settings.target.window_step, ())
         found = case_features(predictor, self.dataset, self.splits[0].index.tolist())
-        truth = torch.from_numpy(self.splits[0].loc[list(found)].to_numpy(np.float32))
+        truth = torch.tensor(self.splits[0].loc[list(found)].to_numpy(np.float32))
         features, groups = torch.cat(list(found.values())), self.targets.groups(list(found))
-        penalty = start_head(network.cpu(), features, truth, self._build_loss().cpu().eval(), groups)
-        self.print_to_log_file(f"The head starts as a linear probe of {len(found)} cases, penalty {penalty:.3g}.")
+        loss, apart = self._build_loss().cpu().eval(), self.definition.task in ("regression", "multilabel")
+        penalties = start_head(network.cpu(), features, truth, loss, groups, apart)
+        said = ", ".join(f"{penalty:.3g}" for penalty in penalties)
+        self.print_to_log_file(f"The head starts as a linear probe of {len(found)} cases, penalty {said}.")
         return network.head.state_dict()
 
     def on_train_epoch_start(self) -> None:

@@ -33,8 +33,8 @@ def case_features(predictor: CasePredictor, dataset: PreprocessedDataset, cases:
 
 
 def start_head(
-    network: PooledEncoder, features: Tensor, truth: Tensor, loss: nn.Module, groups: Sequence[str]
-) -> float:
+    network: PooledEncoder, features: Tensor, truth: Tensor, loss: nn.Module, groups: Sequence[str], apart: bool
+) -> list[float]:
     """Let the head begin as a linear model, in place.
 
     Its LayerNorm is given the gain and bias that make the cases' features standard. Its linear layer minimises the loss
@@ -46,9 +46,10 @@ def start_head(
         truth: (N, columns) as the loss takes it.
         loss: of outputs (N, outputs) and truth, in evaluation mode.
         groups: (N,) patient of every case.
+        apart: the loss is a sum over the outputs, and each is given a penalty of its own.
 
     Returns:
-        The penalty.
+        The penalty of every output.
 
     Raises:
         InputError: fewer than two patients.
@@ -61,28 +62,32 @@ def start_head(
     deviation, mean = torch.std_mean(plain, dim=0, correction=0)
     gain = torch.where(deviation > _CONSTANT, 1 / deviation, 0.0)
     standard = (plain - mean) * gain
-    folds = list(GroupKFold(min(_FOLDS, len(set(groups)))).split(standard, groups=groups))
-    held_out = np.zeros(len(PENALTIES))
-    for train, test in folds:
-        layers = _fits(standard[train], truth[train], loss, linear.out_features)
-        held_out += [len(test) * loss(_outputs(standard[test], layer), truth[test]).item() for layer in layers]
-    best = int(held_out.argmin())
-    weight, bias = _fits(standard, truth, loss, linear.out_features, best + 1)[-1]
+    count, outputs = len(PENALTIES), linear.out_features
+    losses, held_out = np.zeros(count), torch.zeros(count, len(features), outputs, dtype=torch.float64)
+    for train, test in GroupKFold(min(_FOLDS, len(set(groups)))).split(standard, groups=groups):
+        for number, layer in enumerate(_fits(standard[train], truth[train], loss, outputs)):
+            held_out[number, test] = _outputs(standard[test], layer)
+            losses[number] += len(test) * loss(held_out[number, test], truth[test]).item()
+    chosen = np.full(outputs, losses.argmin())
+    for output in range(outputs if apart else 0):
+        mixed = held_out[chosen[0]].repeat(count, 1, 1)
+        mixed[..., output] = held_out[..., output]
+        chosen[output] = np.argmin([loss(said, truth).item() for said in mixed])
+    fits = _fits(standard, truth, loss, outputs)
+    weight, bias = (torch.stack([fits[n][part][o] for o, n in enumerate(chosen)]) for part in (0, 1))
     with torch.no_grad():
         for parameter, value in ((norm.weight, gain), (norm.bias, -mean * gain), (linear.weight, weight)):
             parameter.copy_(value)
         linear.bias.copy_(bias)
-    return float(PENALTIES[best])
+    return PENALTIES[chosen].tolist()
 
 
-def _fits(
-    features: Tensor, truth: Tensor, loss: nn.Module, outputs: int, count: int = len(PENALTIES)
-) -> list[tuple[Tensor, Tensor]]:
-    """Weights (outputs, F) and bias (outputs,) for the first penalties; each fit begins where the last one ended."""
+def _fits(features: Tensor, truth: Tensor, loss: nn.Module, outputs: int) -> list[tuple[Tensor, Tensor]]:
+    """Return weights (outputs, F) and bias (outputs,) for every penalty; each fit begins where the last one ended."""
     weight = torch.zeros(outputs, features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
     fits = []
-    for penalty in PENALTIES[:count]:
+    for penalty in PENALTIES:
         solver = torch.optim.LBFGS([weight, bias], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
         def closure(solver: torch.optim.LBFGS = solver, penalty: float = penalty) -> Tensor:
