@@ -137,13 +137,7 @@ class EmbeddingMatcher(GeometryMatcher):
 
     name = "embedding"
 
-    def __init__(
-        self,
-        dataset: PreprocessedDataset,
-        *,
-        threshold: float | None = None,
-        open_indices: int = 8,
-    ) -> None:
+    def __init__(self, dataset: PreprocessedDataset, *, threshold: float | None = None, open_indices: int = 8) -> None:
         if open_indices < 2:
             raise ValueError(f"A match opens 2 indices, so open_indices must be at least 2, not {open_indices}.")
         self.store = IndexStore(dataset)
