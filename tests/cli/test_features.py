@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from support.small_datasets import set_folders
 
 from nnunet_alice.cli.main import main
 
 
 @pytest.fixture
-def images(tmp_path):
+def images(tmp_path, monkeypatch):
+    set_folders(monkeypatch, tmp_path)
     image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(18, 20, 16)).astype(np.float32))
     image.SetSpacing((1.5, 1.0, 2.0))
     (tmp_path / "images").mkdir()
