@@ -31,7 +31,7 @@ _MIN_L, _MAX_L = 0.25, 12.0
 
 
 def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int = 0) -> np.ndarray:
-    """Return which voxels belong to the lungs, their vessels included.
+    """Return which voxels belong to the lungs, their vessels included: bool (z, y, x).
 
     Voxels of the body that are nearer to air than to soft tissue are opened, so that airways and gas in thin layers
     fall off. The largest component is a lung, or both where they touch; the next one is the other lung if it is large
@@ -41,9 +41,6 @@ def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int
         image: (z, y, x) CT, any scale and type.
         spacing_mm: voxel size (z, y, x).
         axial_axis: the axis along the body.
-
-    Returns:
-        bool (z, y, x).
 
     Raises:
         InputError: no lungs are found, or not of a plausible volume.
