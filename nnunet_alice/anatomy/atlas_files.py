@@ -62,7 +62,7 @@ class AtlasRecord:
             InputError: the registration failed.
         """
         if self.affine is None:
-            raise InputError(f"Case {self.case} has no registration to the atlas: {self.reason}")
+            raise InputError(f"Case {self.case} has no registration to the atlas: {self.reason}").about(case=self.case)
         return np.asarray(self.affine, dtype=np.float64)
 
 

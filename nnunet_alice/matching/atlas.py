@@ -9,7 +9,7 @@ from nnunet_alice.anatomy.atlas_files import OK, AtlasFiles
 from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.errors import NotPreparedError, StaleError
 from nnunet_alice.matching.interface import GeometryMatcher, Matches, usable_cases
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ class AtlasMatcher(GeometryMatcher):
         self.files = AtlasFiles(dataset)
         report = self.files.read_report()
         if report is None:
-            raise NotPreparedError(f"No atlas was prepared for {dataset.folder}; run: {command}")
+            raise NotPreparedError(f"No atlas was prepared for {dataset.folder}; run: {command}").about(
+                path=dataset.folder, command=command
+            )
         existing = dataset.cases()
         good = [case for case in existing if case in report.records and report.records[case].status == OK]
         missing = [case for case in existing if case not in report.records]
@@ -54,7 +56,7 @@ class AtlasMatcher(GeometryMatcher):
             raise NotPreparedError(
                 f"Only {len(good)} of {len(existing)} cases are registered well to the atlas {report.atlas_case}; "
                 f"look at {self.files.picture} and name a better atlas: {command} --atlas CASE"
-            )
+            ).about(case=report.atlas_case, path=self.files.picture, value=len(good), command=f"{command} --atlas CASE")
         if report.shortfall:
             logger.warning("%s", report.shortfall)
         super().__init__(dataset, good)
@@ -105,7 +107,7 @@ class AtlasMatcher(GeometryMatcher):
     def _read_affine(self, case: str) -> np.ndarray:
         record = self.files.read_record(case, self.fingerprint)
         if record is None:
-            raise NotPreparedError(
+            raise StaleError(
                 f"{self.files.case_file(case)} is missing or of other images; run nnunet_alice anatomy again."
-            )
+            ).about(case=case, path=self.files.case_file(case), command="nnunet_alice anatomy")
         return record.matrix

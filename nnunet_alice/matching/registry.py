@@ -87,7 +87,9 @@ def open_matchers(dataset: PreprocessedDataset, names: Sequence[str] | None = No
     known = {provider.name: provider.bare or provider.open for provider in PROVIDERS}
     for name in names or ():
         if name not in known:
-            raise InputError(f"There is no matching method '{name}'; choose among {', '.join(known)}.")
+            raise InputError(f"There is no matching method '{name}'; choose among {', '.join(known)}.").about(
+                value=name
+            )
     if names is not None:
         return [known[name](dataset) for name in dict.fromkeys(names)]
     opened = []
