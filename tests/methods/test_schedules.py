@@ -6,6 +6,7 @@ import math
 import pytest
 
 from nnunet_alice.methods.schedules import cosine, linear, warmup_cosine
+from support.refused import refused
 
 
 @pytest.mark.parametrize("step, expected", [(-3, 0.008), (0, 0.008), (15, 0.009), (30, 0.01), (1000, 0.01)])
@@ -49,5 +50,5 @@ def test_without_warmup_the_peak_comes_first_and_all_warmup_ends_at_the_peak():
 
 @pytest.mark.parametrize("warmup", [-1, 101])
 def test_impossible_warmup_is_refused(warmup):
-    with pytest.raises(ValueError, match="warmup must lie between 0 and total"):
+    with pytest.raises(ValueError, match="warmup"):
         warmup_cosine(0, 100, warmup, peak=1.0)

@@ -41,6 +41,7 @@ from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.registry import Provider
 from nnunet_alice.pretraining.alice import AliceMethod, AlicePretrainingSettings
 from nnunet_alice.trainers import alice
+from support.refused import refused
 
 SMALL = {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 16, "attention_heads": 2, "retrieval_candidates": 4}
 
@@ -217,7 +218,7 @@ def test_masked_images_need_no_anatomy(fresh_run):
     assert not any(name.startswith(("match", "retrieval", "unmatched")) for name in rows[0])
     saved = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     assert saved["pretraining"]["matching"] is None and saved["pretraining"]["views"]["number"] == 4
-    with pytest.raises(ValueError, match="paired"):
+    with pytest.raises(ValueError):
         AlicePretrainingSettings(paired=False)
 
 

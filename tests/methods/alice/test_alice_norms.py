@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nnunet_alice.methods.alice.norms import BatchNormBatchStatistics, TokenBatchNorm
+from support.refused import refused
 
 
 def test_tokens_are_normalised_per_index_and_channel_as_in_loops():
@@ -73,18 +74,18 @@ def test_autocast_computes_in_float32_and_keeps_the_dtype():
 
 
 @pytest.mark.parametrize(
-    "norm, shape, message",
+    "norm, shape, named",
     [
-        (BatchNormBatchStatistics(), (3, 2, 2), r"Expected \(B, D\), got shape \(3, 2, 2\)"),
-        (TokenBatchNorm(), (3, 2), r"Expected \(B, T, D\), got shape \(3, 2\)"),
-        (TokenBatchNorm(), (1, 3, 2), "at least 2 rows"),
+        (BatchNormBatchStatistics(), (3, 2, 2), r"\(3, 2, 2\)"),
+        (TokenBatchNorm(), (3, 2), r"\(3, 2\)"),
+        (TokenBatchNorm(), (1, 3, 2), "1"),
     ],
 )
-def test_bad_shapes_are_refused(norm, shape, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_shapes_are_refused(norm, shape, named):
+    with pytest.raises(ValueError, match=named):
         norm(torch.zeros(shape))
 
 
 def test_bad_eps_is_refused():
-    with pytest.raises(ValueError, match="eps must be positive"):
+    with pytest.raises(ValueError, match="^eps"):
         TokenBatchNorm(eps=0.0)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from nnunet_alice.methods.alice.head import AliceHead, pool_view
 from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.methods.alice.settings import AliceSettings
+from support.refused import refused
 
 SETTINGS = AliceSettings(
     regions=False,
@@ -226,7 +227,7 @@ def test_tokens_are_capped():
 
 
 def test_settings_that_teach_nothing_are_refused():
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError):
         replace(SETTINGS, contrast=False, alignment=False, reconstruction=False)
     with pytest.raises(ValueError, match="mask_ratio"):
         replace(SETTINGS, mask_ratio=1.0)
