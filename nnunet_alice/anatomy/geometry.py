@@ -214,7 +214,7 @@ def compute_geometry(case: str, image: LazyImage, spacing: Sequence[float], axia
     if not body.any() or coarse[0].min() == coarse[0].max():
         raise InputError(
             f"Case {case}: no body found in the preprocessed image; look at it, or leave the case out."
-        ).about(case=case, value="no body")
+        ).about(case=case)
     low, high = np.percentile(coarse[0][body], [0.5, 99.5])
     scaled = (coarse[0] - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
     window = np.clip(np.round(scaled), 0, 255).astype(np.uint8)

@@ -224,7 +224,7 @@ def lay_landmarks(
     if not (patch_mm > 0 and step_mm > 0 and 0 <= min_share < 1):
         raise InputError(
             f"Patch and step must be positive and the share in [0, 1), got {patch_mm} mm, {step_mm} mm, {min_share}."
-        )
+        ).about(option="step", value=step_mm)
     patch_vox = np.maximum(1, np.round(patch_mm / spacing)).astype(int)
     starts = [
         _starts(np.flatnonzero(region.any(axis=tuple({0, 1, 2} - {axis}))), patch_vox[axis], step_mm / spacing[axis])

@@ -84,7 +84,7 @@ class PreparedCases:
         except KeyError as error:
             raise NoWorldError(
                 f"Case {case}: its properties hold no {error}, so voxels cannot be told in world mm."
-            ) from None
+            ).about(case=case, value=str(error)) from None
 
     def file_grid(self, case: str) -> tuple[Affine, tuple[int, ...]]:
         """Return `file_grid` of a case.

@@ -139,7 +139,7 @@ def read_for_resume(
         if any(words.startswith("epochs was") for words in changed):
             fix += f", or run: {pasteable('nnunet_alice', 'extend', '-i', Path(path).parent, '--epochs', 'N')}"
         raise CheckpointError(f"{path} comes from a run with other settings: {'; '.join(changed)}; {fix}.").about(
-            path=path, value="; ".join(changed)
+            path=path, option=changed[0].split()[0]
         )
     return checkpoint
 

@@ -164,7 +164,7 @@ def read_sums(folder: Path) -> dict[str, str]:
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".pth", ".pt", ".bin", ".pkl"))
         hint = f"; {pickles[0]} in it is a pickle, which transfer reads with care" if pickles else ""
         raise CheckpointError(f"{folder} has no {SUMS}, so publish did not write it{hint}.").about(
-            path=folder
+            path=folder, value=pickles[0] if pickles else None
         ) from None
 
 

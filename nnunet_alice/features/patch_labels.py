@@ -95,7 +95,7 @@ def read_patch_table(
         ).about(path=path, column=missing[0])
     table = table.dropna(subset=[id_column, target, *columns])
     if table.empty:
-        raise InputError(f"{path} has no row with a case, a point and a '{target}'.").about(path=path, column=target)
+        raise InputError(f"{path} has no row with a case, a point and a '{target}'.").about(path=path)
     points = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
     if not np.isfinite(points).all():
         row = table[~np.isfinite(points).all(axis=1)].iloc[0]

@@ -99,7 +99,7 @@ def probe_patches(
     failed = for_each_case(take, labelled, doing="Features of patches").failed
     if not features:
         reason = next(iter(failed.values()), f"no image of case '{labels.cases[0]}'")
-        raise InputError(f"No labelled patch gave features; the first reason: {reason}")
+        raise InputError(f"No labelled patch gave features; the first reason: {reason.rstrip('.')}.")
     rows = np.array(sorted(features))
     target = labels.labels[rows]
     if task == "regression":

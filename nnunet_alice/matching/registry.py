@@ -137,11 +137,11 @@ def open_matcher(dataset: PreprocessedDataset, *, name: str | None = None) -> Ma
             matcher.why = why
             logger.info("%s", why)
         return matcher
+    command = f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
+    command += "" if name is None else f" --method {name}"
     raise unusable or NotPreparedError(
-        f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: "
-        f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
-        + ("" if name is None else f" --method {name}")
-    )
+        f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: {command}"
+    ).about(path=dataset.folder, value=name, command=command)
 
 
 def _best_first(

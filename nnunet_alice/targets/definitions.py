@@ -101,11 +101,11 @@ class DatasetTargets:
             what = f"target {name}" if name else "target"
             raise InputError(
                 f"{self.path} has no {what} that {trainer} can learn ({' or '.join(tasks)}); it has: {known}."
-            ).about(path=self.path)
+            ).about(path=self.path, value=name)
         if len(fitting) > 1:
             endings = " or ".join(f"-tr {trainer}_target{key}" for key in fitting)
             raise InputError(f"{self.path} has several targets for {trainer}; name one: {endings}.").about(
-                path=self.path
+                path=self.path, value=endings
             )
         return next(iter(fitting.values()))
 

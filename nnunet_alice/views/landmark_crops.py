@@ -245,7 +245,7 @@ class LandmarkCrops:
                 f"None of the {count} landmarks is shown, with its {neighbours} neighbours, by {min_subjects} subjects "
                 f"of the {int(self._drawn_from.sum())} registered cases; look at landmarks.png, add cases, or choose "
                 "a different --roi with nnunet_alice anatomy."
-            ).about(option="--roi", value=count, command="nnunet_alice anatomy")
+            ).about(option="--roi", value=min_subjects, command="nnunet_alice anatomy")
         self.stays = np.clip(shown[self.landmarks] // self.together, 1, longest_stay)
 
     def visit_of(self, number: int) -> Visit:

@@ -6,7 +6,6 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunet_alice.anatomy.body import MAX_CELLS, _cells, body_mask, nonzero_mask
-from support.refused import refused
 
 SHAPE = (48, 72, 80)
 SPACING_MM = (5.0, 4.0, 4.0)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from support.raw_volumes import write
+from support.refused import refused
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.nnssl import PLAN_KEY, unet_weights
@@ -232,7 +233,7 @@ def test_encoder_only(make_plans, make_network):
     result = transfer_weights(source_of(make_network(plans)), target, parts="encoder")
     assert result.share("encoder") == 1 and result.share("decoder") == 0
     assert all(torch.equal(w, decoder[name]) for name, w in target.decoder.stages.state_dict().items())
-    with pytest.raises(InputError, match="--parts stem"):
+    with refused(InputError, option="--parts", value="stem"):
         transfer_weights({}, target, parts="stem")
 
 
@@ -260,7 +261,7 @@ def test_a_cascade_of_as_many_channels_ignores_the_previous_stage_too(kind, make
 def test_other_families_are_refused_and_nothing_changes(kinds, make_plans, make_network):
     source, target = source_of(make_network(make_plans(kinds[0]))), make_network(make_plans(kinds[1]))
     before = {name: w.clone() for name, w in target.state_dict().items()}
-    with pytest.raises(CheckpointError, match=f"holds a {kinds[0]} encoder and the plans want a {kinds[1]} encoder"):
+    with refused(CheckpointError, value=f"{kinds[0]} encoder"):
         transfer_weights(source, target)
     assert all(torch.equal(w, before[name]) for name, w in target.state_dict().items())
 
@@ -268,13 +269,13 @@ def test_other_families_are_refused_and_nothing_changes(kinds, make_plans, make_
 def test_nothing_that_fits_and_nan_are_errors(make_plans, make_network):
     source, target = source_of(make_network(make_plans(width=4))), make_network(make_plans(width=2))
     before = {name: w.clone() for name, w in target.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"Nothing of the checkpoint's encoder fits.*fewer features"):
+    with refused(CheckpointError):
         transfer_weights(source, target)
     bad = source_of(make_network(make_plans(width=2)))
     bad["encoder.stages.1.0.convs.0.conv.bias"][0] = float("nan")
-    with pytest.raises(CheckpointError, match=r"stages\.1\.0\.convs\.0\.conv\.bias.*NaN"):
+    with refused(CheckpointError, value="encoder.stages.1.0.convs.0.conv.bias"):
         transfer_weights(bad, target)
-    with pytest.raises(InputError, match="not one of nnU-Net's U-Nets"):
+    with refused(InputError, value=None):
         transfer_weights(bad, torch.nn.Linear(2, 2))
     assert all(torch.equal(w, before[name]) for name, w in target.state_dict().items())
 
@@ -424,9 +425,9 @@ def test_the_command_tells_errors_in_one_sentence(target_dataset, tmp_path, make
     assert not (tmp_path / "out.pth").exists() and not (tmp_path / "out.csv").exists()
     arguments = {"checkpoint": tmp_path / "in.pth", "dataset": 900, "plans_name": "nnUNetPlans"}
     arguments["output"] = tmp_path / "o.pth"
-    with pytest.raises(InputError, match=r"no configuration '2d'; it has: 3d_base, 3d_fullres"):
+    with refused(InputError, value="2d"):
         transfer_checkpoint(**arguments, configuration="2d")
-    with pytest.raises(NotPreparedError, match=r"no plans No\.json; run: nnUNetv2_plan_and_preprocess -d 900"):
+    with refused(NotPreparedError, value="No", command="nnUNetv2_plan_and_preprocess -d 900"):
         transfer_checkpoint(**arguments | {"plans_name": "No"}, configuration="3d_fullres")
-    with pytest.raises(InputError, match="cannot be the output"):
+    with refused(InputError, path="in.pth"):
         transfer_checkpoint(**arguments | {"output": tmp_path / "in.pth"}, configuration="3d_fullres")

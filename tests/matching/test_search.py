@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.refused import refused
 from support.small_datasets import FourierField, ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.geometry import load_geometry
-from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.errors import NotPreparedError, StaleError
 from nnunet_alice.matching.calibration import Calibration, write_calibration
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.matching.registry import open_matcher
@@ -177,12 +178,12 @@ def test_a_bounded_number_of_indices_is_open(matcher):
 
 def test_a_matcher_needs_indices_of_the_asked_checkpoint(dataset, matcher, tmp_path, monkeypatch):
     assert matcher.cases == ("a", "b", "c") and matcher.name == "embedding"
-    with pytest.raises(NotPreparedError, match="--method embedding"):
+    with refused(StaleError, value="checkpoint", command="--method embedding"):
         EmbeddingMatcher(dataset, checkpoint="b" * 64)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     bare = write_preprocessed(tmp_path, {"a": ball((16, 60, 40), SPACING, 27)}, SPACING)
     assert not embedding_is_prepared(bare)
-    with pytest.raises(NotPreparedError, match="--method embedding"):
+    with refused(NotPreparedError, path=IndexStore(bare).folder, command="--method embedding"):
         EmbeddingMatcher(bare)
 
 
@@ -196,7 +197,7 @@ def test_prepared_means_usable_indices_of_two_cases(dataset, tmp_path, monkeypat
     store.begin(fingerprint, "checkpoint_final.pth")
     store.write("a", index_of(other, "a"), fingerprint)
     assert not embedding_is_prepared(other)
-    with pytest.raises(NotPreparedError, match="1 of 2 cases"):
+    with refused(NotPreparedError, value=1, command="--method embedding"):
         EmbeddingMatcher(other)
     store.write("b", index_of(other, "b"), fingerprint)
     assert not embedding_is_prepared(other)  # a kill could have left this
@@ -251,7 +252,7 @@ def test_unusable_indices_are_left_out_when_the_matcher_is_opened(copy, caplog):
     assert "The indices of 2 of 4 cases (a, c) are missing, damaged or of other images" in caplog.text
     assert store.command in caplog.text
     store.file("b").unlink()
-    with pytest.raises(NotPreparedError, match="usable indices of 1 of 4 cases"):
+    with refused(NotPreparedError, path=store.folder, value=1, command=store.command):
         EmbeddingMatcher(copy)
 
 

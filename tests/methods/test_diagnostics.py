@@ -15,7 +15,6 @@ from nnunet_alice.methods.diagnostics import (
     retrieval_accuracy,
     token_index_information,
 )
-from support.refused import refused
 
 
 @pytest.fixture(autouse=True)
@@ -159,10 +158,10 @@ class TestRetrieval:
         assert accuracy == (forward_hits + backward_hits) / 4
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match="^query and anchor"):
+        with pytest.raises(ValueError, match=r"^query and anchor"):
             retrieval_accuracy(torch.zeros(3, 2), torch.zeros(4, 2))
         for k in (0, 4):
-            with pytest.raises(ValueError, match="^Each k"):
+            with pytest.raises(ValueError, match=r"^Each k"):
                 retrieval_accuracy(torch.zeros(3, 2), torch.zeros(3, 2), k=(k,))
 
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from nnunet_alice.methods.ema import frozen_copy, update_ema
-from support.refused import refused
 
 
 def small_network(width=3, dtype=torch.float64):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from nnunet_alice.methods.embedding.heads import EmbeddingHeads, embedding_strides
-from support.refused import refused
 
 
 def test_descriptors_are_unit_vectors_of_the_linear_projection():

@@ -27,7 +27,6 @@ from nnunet_alice.methods.embedding.positions import (
     map_positions_mm,
     sample_map,
 )
-from support.refused import refused
 
 SPACING = (3.0, 1.0, 1.5)  # anisotropic on purpose
 SETTINGS = ContrastSettings(

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from nnunet_alice.methods.heads import PrototypeHead, UnitRowLinear
-from support.refused import refused
 
 
 @pytest.fixture

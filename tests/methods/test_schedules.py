@@ -6,7 +6,6 @@ import math
 import pytest
 
 from nnunet_alice.methods.schedules import cosine, linear, warmup_cosine
-from support.refused import refused
 
 
 @pytest.mark.parametrize("step, expected", [(-3, 0.008), (0, 0.008), (15, 0.009), (30, 0.01), (1000, 0.01)])

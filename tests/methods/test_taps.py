@@ -6,7 +6,6 @@ from support.tiny_networks import tiny_unet
 from torch import nn
 
 from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
-from support.refused import refused
 
 
 @pytest.mark.parametrize("family", ["plain", "residual"])

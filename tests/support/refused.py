@@ -32,12 +32,15 @@ def refused(kind: type[AliceError], **expected: Any) -> Iterator[pytest.Exceptio
 def check_sentence(error: AliceError) -> None:
     """Make sure that a sentence stands on one line, is finished, and names the value of each field."""
     sentence = str(error)
-    assert sentence.endswith(".") or (error.command is not None and sentence.endswith(error.command)), sentence
+    last_words = sentence.rpartition(": ")[2]  # a command that is typed as it stands has no full stop behind it
+    assert sentence.endswith((".", "?")) or (error.command is not None and error.command in last_words), sentence
     assert "\n" not in sentence, sentence
     for name in FIELDS:
         field = getattr(error, name)
         said = field.name if isinstance(field, Path) else str(field)
-        assert field is None or said in sentence, f"The sentence does not name its {name} {said}: {sentence}"
+        assert field is None or said in sentence or repr(field) in sentence, (
+            f"The sentence does not name its {name} {said}: {sentence}"
+        )
 
 
 def _fits(name: str, found: Any, wanted: Any) -> bool:

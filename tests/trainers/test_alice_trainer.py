@@ -41,7 +41,6 @@ from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.registry import Provider
 from nnunet_alice.pretraining.alice import AliceMethod, AlicePretrainingSettings
 from nnunet_alice.trainers import alice
-from support.refused import refused
 
 SMALL = {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 16, "attention_heads": 2, "retrieval_candidates": 4}
 
@@ -316,14 +315,10 @@ def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, mo
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"cases": ("case0", "case1", "case2")}, "came from 4 cases and come from 3"),
-        ({"threshold": 0.01}, "matched by a different atlas"),
-        ({"fingerprint": {"atlas_case": "case9"}}, "matched by a different atlas"),
-    ],
+    "change",
+    [{"cases": ("case0", "case1", "case2")}, {"threshold": 0.01}, {"fingerprint": {"atlas_case": "case9"}}],
 )
-def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, monkeypatch, change, words):
+def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, monkeypatch, change):
     path = begun(variant(), small_run)
 
     def changed_matcher(dataset):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from nnunet_alice.views.masking import block_mask, block_shape
-from support.refused import refused
 
 
 @pytest.mark.parametrize(

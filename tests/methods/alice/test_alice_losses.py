@@ -19,7 +19,6 @@ from nnunet_alice.methods.alice.losses import (
 )
 from nnunet_alice.methods.ema import frozen_copy
 from nnunet_alice.methods.heads import PrototypeHead
-from support.refused import refused
 
 TEMPERATURES = {"teacher_temperature": 0.04, "student_temperature": 0.1}
 
@@ -322,7 +321,7 @@ class TestCentre:
             Centre(4).update(torch.zeros(3, 5))
         with pytest.raises(ValueError, match=r"^teacher_outputs .*\(0, 4\)"):
             Centre(4).update(torch.zeros(0, 4))
-        with pytest.raises(ValueError, match="^momentum"):
+        with pytest.raises(ValueError, match=r"^momentum"):
             Centre(4, momentum=1.5)
 
 
@@ -371,7 +370,7 @@ class TestSinkhorn:
     def test_bad_input_is_refused(self):
         with pytest.raises(ValueError, match=r"^teacher_logits .*\(4,\)"):
             sinkhorn_targets(cosines(4), 0.05)
-        with pytest.raises(ValueError, match="^iterations"):
+        with pytest.raises(ValueError, match=r"^iterations"):
             sinkhorn_targets(cosines(2, 3), 0.05, iterations=0)
         with pytest.raises(ValueError, match="temperature"):
             sinkhorn_targets(cosines(2, 3), 0.0)

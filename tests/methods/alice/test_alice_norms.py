@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nnunet_alice.methods.alice.norms import BatchNormBatchStatistics, TokenBatchNorm
-from support.refused import refused
 
 
 def test_tokens_are_normalised_per_index_and_channel_as_in_loops():
@@ -87,5 +86,5 @@ def test_bad_shapes_are_refused(norm, shape, named):
 
 
 def test_bad_eps_is_refused():
-    with pytest.raises(ValueError, match="^eps"):
+    with pytest.raises(ValueError, match=r"^eps"):
         TokenBatchNorm(eps=0.0)

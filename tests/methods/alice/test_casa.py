@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nnunet_alice.methods.alice.casa import CASA
-from support.refused import refused
 
 
 def layer_norm(values, norm):
@@ -159,5 +158,5 @@ def test_bad_shapes_are_refused(casa, query, key_value, named):
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="heads=0"):
         CASA(heads=0)
-    with pytest.raises(ValueError, match="^dropout"):
+    with pytest.raises(ValueError, match=r"^dropout"):
         CASA(dropout=1.0)

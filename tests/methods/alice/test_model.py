@@ -10,7 +10,6 @@ from torch.nn import functional
 from nnunet_alice.methods.alice.head import AliceHead, pool_view
 from nnunet_alice.methods.alice.model import Alice
 from nnunet_alice.methods.alice.settings import AliceSettings
-from support.refused import refused
 
 SETTINGS = AliceSettings(
     regions=False,

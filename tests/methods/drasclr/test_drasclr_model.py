@@ -197,7 +197,7 @@ def test_bad_input():
     model, batch = make_model(), make_batch()
     with pytest.raises(ValueError, match=r"\(2, "):
         model(landmark=0, **(batch | {"second_view": batch["view"][:2]}))
-    with pytest.raises(ValueError, match="^Neighbours"):
+    with pytest.raises(ValueError, match=r"^Neighbours"):
         model(landmark=0, **(batch | {"neighbour_locations": None}))
     with pytest.raises(ValueError, match=r"\(3, 3\)"):
         model(landmark=0, **(batch | {"neighbour_locations": torch.zeros(3, 3)}))

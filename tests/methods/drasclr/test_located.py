@@ -18,7 +18,6 @@ from nnunet_alice.methods.drasclr.located import (
     location_weights,
     tile_locations,
 )
-from support.refused import refused
 
 
 def coded(locations: np.ndarray, inside=None) -> torch.Tensor:
