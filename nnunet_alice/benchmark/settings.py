@@ -189,7 +189,10 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}").about(path=path) from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid YAML ({reason}); mend it.").about(path=path) from None
+            path=path
+        ) from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no 'key: value' settings.").about(path=path)
     return absolute_paths(content, path.parent)

@@ -99,7 +99,7 @@ def import_unlabelled(
     if strict and report.left_out:
         raise InputError(
             f"{len(report.left_out)} of {counted(len(report.cases), 'case')} were left out and --strict was given; "
-            f"reasons: {report.file}"
+            f"reasons: {report.file}."
         ).about(path=report.file, option="--strict", value=len(report.left_out))
     return report
 

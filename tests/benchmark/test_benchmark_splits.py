@@ -49,7 +49,7 @@ def test_folds_test_every_case_once():
     [
         ({"test": {"folds": [0]}}, None, {"option": "split"}),
         ({"test": {"folds": [5]}}, [{"train": ["c001"], "val": ["c002"]}], {"option": "test", "value": 5}),
-        ({"test": {"folds": [0]}}, [{"train": ["c001"], "val": ["c001"]}], {"value": "fold 0"}),
+        ({"test": {"folds": [0]}}, [{"train": ["c001"], "val": ["c001"]}], {"value": "fold0"}),
         ({"test": {"folds": [0]}}, [{"train": ["x"], "val": ["c001"]}], {"case": "x", "value": 1}),
         (
             {"test": {"folds": [0]}},

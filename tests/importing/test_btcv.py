@@ -149,7 +149,7 @@ def test_bad_cases_can_be_left_out(damaged, capsys):
 @pytest.mark.parametrize(
     ("array", "spacing", "named"),
     [
-        (label_of(5), (0.7, 0.7, 2.0), "(0.7, 0.7, 2.0)"),
+        (label_of(5), (0.7, 0.7, 2.0), "2.0) mm"),
         (np.zeros(SHAPE, np.uint8), (0.7, 0.7, 3.0), ""),
         (label_of(5) + 0.5, (0.7, 0.7, 3.0), "0.5, 1.5"),
     ],
@@ -263,5 +263,5 @@ def test_monai_s_folder_names_and_plain_nifti(raw_data, tmp_path):
     dataset = json.loads((convert(folder, 17, organs=8).folder / "dataset.json").read_text())
     assert dataset["file_ending"] == ".nii" and dataset["dataset"]["BTCV_0001"]["label"].endswith("BTCV_0001.nii")
     write(folder / "imagesTr/img0001.nii.gz", np.zeros(SHAPE, dtype=np.int16))
-    with refused(InputError, path="imagesTr"):
+    with refused(InputError, path="renamed"):
         convert(folder, 17, organs=8)
