@@ -12,7 +12,6 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.pretraining_runs import (
-from support.refused import refused
     DATASET,
     PLANS,
     finished_rows,
@@ -30,12 +29,13 @@ from support.refused import refused
     without_times,
     write_run,
 )
+from support.refused import refused
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError, NotPreparedError
+from nnunet_alice.errors import CheckpointError, InputError, NonFiniteLossError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.matching import registry
 from nnunet_alice.matching.atlas import AtlasMatcher
