@@ -113,7 +113,8 @@ class NonFiniteLossError(AliceError):
     """
 
     def __init__(self, steps: int, epoch: int, cases: Iterable[str], slower: str, what: str = "loss") -> None:
-        self.steps, self.epoch, self.cases, self.slower, self.what = steps, epoch, list(cases), slower, what
+        self.steps, self.epoch, self.slower, self.what = steps, epoch, slower, what
+        self.cases = [str(case) for case in cases]
         subject = "loss was" if what == "loss" else "gradients were"
         super().__init__(
             f"The {subject} not finite in {steps} steps in a row, the last in epoch {epoch} on the cases "

@@ -191,8 +191,6 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not valid YAML ({reason}); mend it.").about(path=path) from None
-            path=path
-        ) from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no 'key: value' settings.").about(path=path)
     return absolute_paths(content, path.parent)

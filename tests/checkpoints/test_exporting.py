@@ -139,7 +139,7 @@ def copied(model: Path, target: Path, **changes) -> Path:
         ({"pretraining": {"method": "Alice"}}, {"path": "checkpoint_final.pth", "value": None}),
         ({"init_args": None}, {"value": "init_args"}),
         ({"trainer_name": "NoSuchTrainer"}, {"value": "NoSuchTrainer", "command": "nnunet_alice trainers --list"}),
-        ({"network_weights": {"encoder.x": torch.zeros(1)}}, {"value": "FineTuneTrainer"}),
+        ({"network_weights": {"encoder.x": torch.zeros(1)}}, {"path": "checkpoint_final.pth", "command": None}),
     ],
 )
 def test_wrong_checkpoints_are_refused(trained, tmp_path, changes, fields):
@@ -244,7 +244,7 @@ def test_an_export_of_another_model_is_not_replaced(trained, tmp_path):
     plans = json.loads((other_dataset / "plans.json").read_text())
     (other_dataset / "plans.json").write_text(json.dumps(plans | {"dataset_name": "Dataset077_Other"}))
     for other in (other_trainer, other_dataset):
-        with refused(OccupiedError, path=trained[0].name, option="-o"):
+        with refused(OccupiedError, path="nnUNetTrainer__nnUNetPlans__3d_fullres", option="-o"):
             export_model(other, tmp_path / "out")
     export_model(trained[0], tmp_path / "out")
 

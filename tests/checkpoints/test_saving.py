@@ -116,7 +116,7 @@ def test_same_memory_is_saved_once_and_views_take_only_their_room(tmp_path):
         ({"t": np.array(["text"])}, "['t']"),
         ({"m": torch.empty(2, device="meta")}, "['m']"),
         ({"m": torch.eye(3).to_sparse()}, "['m']"),
-        ({"k": {(1, len): 2}}, "['k'], the key itself"),
+        ({"k": {(1, len): 2}}, "['k'][(1, <built-in function len>)] (the key itself)[1]"),
         ([1], None),
     ],
 )

@@ -49,7 +49,7 @@ def test_a_bad_step_changes_nothing_and_the_next_one_trains(trainer):
 def test_an_epoch_of_bad_steps_ends_the_run(trainer):
     for _ in range(2):
         take_step(trainer, bad=True)
-    with refused(NonFiniteLossError, steps=3, what="gradients", cases=["case0"]) as caught:
+    with refused(NonFiniteLossError, steps=3, what="gradients") as caught:
         take_step(trainer, bad=True)
     assert "case0" in str(caught.value)
     assert all(value.isfinite().all() for value in trainer.network.state_dict().values())
