@@ -10,7 +10,7 @@ from support.small_datasets import FourierField, ball, replace_image, write_prep
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.geometry import load_geometry
-from nnunet_alice.errors import NotPreparedError, StaleError
+from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.matching.calibration import Calibration, write_calibration
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.matching.registry import open_matcher
@@ -176,10 +176,8 @@ def test_a_bounded_number_of_indices_is_open(matcher):
     np.testing.assert_array_equal(copy.match("a", "b", points).scores, matcher.match("a", "b", points).scores)
 
 
-def test_a_matcher_needs_indices_of_the_asked_checkpoint(dataset, matcher, tmp_path, monkeypatch):
+def test_a_matcher_needs_indices(dataset, matcher, tmp_path, monkeypatch):
     assert matcher.cases == ("a", "b", "c") and matcher.name == "embedding"
-    with refused(StaleError, value="checkpoint", command="--method embedding"):
-        EmbeddingMatcher(dataset, checkpoint="b" * 64)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     bare = write_preprocessed(tmp_path, {"a": ball((16, 60, 40), SPACING, 27)}, SPACING)
     assert not embedding_is_prepared(bare)
