@@ -276,7 +276,8 @@ ROWS = [
     ),
     (
         lambda: import_unlabelled("empty", 901, name="Test", channels=["CT"]),
-        "?",
+        "empty holds no volume; names have to end in .nii.gz, .nii, .nrrd, .mha, .mhd, .nhdr, .hdr, .gipl, .mnc or .mgz, "
+        "or be DICOM.",
     ),
     (
         lambda: case_table(Path("one.csv"), "subject"),
@@ -288,7 +289,7 @@ ROWS = [
     ),
     (
         lambda: teacher_weights({**WEIGHTS, "pretraining": {"trainer": "MIMTrainer"}}, "mim.pth"),
-        "?",
+        "mim.pth holds no teacher (it is of MIMTrainer); checkpoints of AliceTrainer and DrasCLRTrainer do.",
     ),
 ]
 
@@ -373,11 +374,12 @@ COMMANDS = [
     ),
     (
         "inspect gone.pth",
-        "?",
+        "gone.pth does not exist.",
     ),
     (
         "match -d 900 -p nnUNetPlans -c 3d_fullres --from c0 --point 1 2 3",
-        "?",
+        "No anatomy was prepared for nnUNet_preprocessed/Dataset900_Small/nnUNetPlans_3d_fullres; run: nnunet_alice "
+        "anatomy -d 900 -p nnUNetPlans -c 3d_fullres",
     ),
     (
         "anatomy -d 900 -p nnUNetPlans -c 3d_fullres --atlas nobody",
