@@ -378,8 +378,7 @@ COMMANDS = [
     ),
     (
         "match -d 900 -p nnUNetPlans -c 3d_fullres --from c0 --point 1 2 3",
-        "No anatomy was prepared for nnUNet_preprocessed/Dataset900_Small/nnUNetPlans_3d_fullres; run: nnunet_alice "
-        "anatomy -d 900 -p nnUNetPlans -c 3d_fullres",
+        "No case could be matched; see the messages above.",
     ),
     (
         "anatomy -d 900 -p nnUNetPlans -c 3d_fullres --atlas nobody",
