@@ -276,8 +276,8 @@ ROWS = [
     ),
     (
         lambda: import_unlabelled("empty", 901, name="Test", channels=["CT"]),
-        "empty holds no volume; names have to end in .nii.gz, .nii, .nrrd, .mha, .mhd, .nhdr, .hdr, .gipl, .mnc or .mgz, "
-        "or be DICOM.",
+        "empty holds no volume; names have to end in .nii.gz, .nii, .nrrd, .mha, .mhd, .nhdr, .hdr, .gipl, .mnc or "
+        ".mgz, or be DICOM.",
     ),
     (
         lambda: case_table(Path("one.csv"), "subject"),
