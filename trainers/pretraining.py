@@ -83,12 +83,12 @@ class PretrainingTrainer(nnUNetTrainer):
         if len(self.configuration_manager.patch_size) != 3:
             raise InputError(
                 f"{type(self).__name__} needs a 3D configuration, not '{configuration}'; use for example 3d_fullres."
-            )
+            ).about(value=configuration)
         if self.configuration_manager.previous_stage_name is not None:
             raise InputError(
                 f"{type(self).__name__} cannot pretrain '{configuration}', the second stage of a cascade, whose input "
                 "is a segmentation, too; pretrain 3d_fullres and fit its weights with nnunet_alice transfer."
-            )
+            ).about(value=configuration, command="nnunet_alice transfer")
         run = self.settings.run
         if run.restart >= run.epochs:
             raise InputError(f"{type(self).__name__} restarts its schedules after its end; name more epochs.")

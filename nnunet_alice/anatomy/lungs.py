@@ -70,7 +70,7 @@ def lung_geometry(geometry: CaseGeometry) -> CaseGeometry:
             geometry.image.astype(np.float32), geometry.body, np.asarray(geometry.grid_spacing_mm), geometry.axial_axis
         )
     except InputError as error:
-        raise InputError(f"Case {geometry.case}: {error}") from None
+        raise InputError(f"Case {geometry.case}: {error}").about(case=geometry.case, value=error.value) from None
     shape = np.round(255 * ndimage.gaussian_filter(lungs.astype(np.float32), 1.0)).astype(np.uint8)
     around = ndimage.binary_dilation(lungs, iterations=2)
     return replace(geometry, image=shape, packed_body=np.packbits(around))
@@ -90,7 +90,7 @@ def _lungs(values: np.ndarray, body: np.ndarray, cell_mm: np.ndarray, axial_axis
         raise InputError(
             f"no lungs are seen, what looks most like them has {litres:.2f} litres; lay landmarks over the body or "
             "name a mask file."
-        )
+        ).about(value=f"{litres:.2f}")
     return lungs
 
 

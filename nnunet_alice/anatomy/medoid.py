@@ -47,7 +47,7 @@ def find_medoid(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry]
     if not names:
         raise InputError(
             f"None of the {counted(len(cases), 'case')} has a usable image; the first reason is logged above."
-        )
+        ).about(value=len(cases))
     total = np.zeros((len(names), len(names)))
     for part in zip(*descriptors, strict=True):
         values = np.stack(part)

@@ -109,4 +109,4 @@ def _cut(dataset: "PreprocessedDataset", case: str, point: Any, caption: str) ->
     except Exception as error:  # a damaged image ends in errors of every kind
         raise InputError(
             f"The preprocessed image of case {case} is damaged ({telling(error)}); preprocess it again."
-        ) from error
+        ).about(case=case) from error

@@ -152,7 +152,7 @@ class EmbeddingMatcher(GeometryMatcher):
             raise NotPreparedError(
                 f"{self.store.folder} holds usable indices of {len(self.cases)} of {counted(len(existing), 'case')}; "
                 f"run: {self.store.command}"
-            )
+            ).about(path=self.store.folder, value=len(self.cases), command=self.store.command)
         if not there.issuperset(existing):
             missing = [case for case in existing if case not in there]
             logger.warning(
@@ -229,7 +229,7 @@ def open_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
             f"The embedding of {dataset.name} finds nothing (of the points matched to a different case and back, "
             f"{calibration.returned:.0%} came back, and no score tells which): train it longer, then run: "
             f"{matcher.store.command}"
-        )
+        ).about(command=matcher.store.command)
     return matcher
 
 

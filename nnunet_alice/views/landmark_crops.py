@@ -245,7 +245,7 @@ class LandmarkCrops:
                 f"None of the {count} landmarks is shown, with its {neighbours} neighbours, by {min_subjects} subjects "
                 f"of the {int(self._drawn_from.sum())} registered cases; look at landmarks.png, add cases, or choose "
                 "a different --roi with nnunet_alice anatomy."
-            )
+            ).about(option="--roi", value=min_subjects, command="nnunet_alice anatomy")
         self.stays = np.clip(shown[self.landmarks] // self.together, 1, max_stay)
 
     def visit_of(self, number: int) -> Visit:
@@ -289,7 +289,7 @@ class LandmarkCrops:
         raise InputError(
             f"No landmark is shown by {self.min_subjects} subjects of the {int(self._drawn_from.sum())} cases that can "
             f"be read; the first that cannot: {self.readings.first}"
-        )
+        ).about(value=self.min_subjects)
 
     def _read(self, visit: Visit, rng: np.random.Generator) -> dict[int, list[Tensor]]:
         """Return patches at a landmark and its neighbours, of one case each of up to B subjects."""
