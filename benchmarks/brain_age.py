@@ -2,7 +2,7 @@
 
     python benchmarks/brain_age.py -i Dataset062_BrainT1 -o FOLDER
 
-Imports all 165 scans, plans them at 8 mm with a small network, pretrains on all of them without labels, and trains
+Imports all 165 scans, plans them at 8 mm with a small network, and pretrains on all of them without labels. Trains
 ``RegressionTrainer`` on the 75 subjects whose age and sex are known: one network for the age and for the sex as a
 number (0, 1), five folds, several seeds. A seed of fine-tuning draws the labelled subjects of a fold, too. The probe is
 a ridge or logistic regression on the pretrained encoder's pooled features. Start it again after an interruption: only

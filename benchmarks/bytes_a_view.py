@@ -3,7 +3,7 @@
     python benchmarks/bytes_a_view.py
 
 Draws crops around points of the body of phantoms at 1.5 mm, and adds up the compressed blocks that each of them
-touches, in files written as nnU-Net writes them and in others. Seconds are those of reading the crops from memory.
+touches. Files are written as nnU-Net writes them, and otherwise. Seconds are those of reading the crops from memory.
 """
 
 import argparse

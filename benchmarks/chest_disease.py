@@ -3,7 +3,7 @@
     python benchmarks/chest_disease.py -i Dataset061_ChestCT -o DIR
 
 Every CT is resampled to 4 mm and shown several times, each with emphysema of a kind (centrilobular, paraseptal,
-panlobular) and extent of its own, and half of the time with consolidations; the rest is the real scan. Public commands
+panlobular) and extent of its own. Half of them have consolidations, too; the rest is the real scan. Public commands
 import, plan (with a window) and register these scans by their lungs, with landmarks in the lungs of the atlas. In each
 of three folds a third of the patients is held out from pretraining. A linear model is fitted on features of the other
 two thirds and predicts those held out: extent of emphysema and of consolidation from case features, presence and kind

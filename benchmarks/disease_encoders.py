@@ -13,8 +13,8 @@ from nnunet_alice.features.encoders import TrainedEncoder, open_encoder
 from nnunet_alice.methods.drasclr.conditional import UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
-from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
 from nnunet_alice.methods.unets import encoder_of
+from nnunet_alice.pretraining.drasclr import DrasCLRPretrainingSettings
 
 CONFIGURATION = "3d_fullres"
 
@@ -52,7 +52,7 @@ def untrained(checkpoint: Path, seed: int, conditional: bool) -> TrainedEncoder:
         torch.manual_seed(seed)
         network.apply(PlainConvUNet.initialize)
     generator = torch.Generator().manual_seed(seed)
-    experts, gain = DrasCLRSettings.num_experts, DrasCLRSettings.location_gain
+    experts, gain = DrasCLRPretrainingSettings.num_experts, DrasCLRPretrainingSettings.location_gain
     module = (
         to_conditional(network, experts, location_gain=gain, generator=generator).eval()
         if conditional

@@ -3,11 +3,11 @@
     python benchmarks/drasclr_disease.py -o DIR
 
 Makes phantoms: a third healthy, a third with small lesions in random organs, a third with a diffuse change (emphysema,
-fatty liver), each with a severity. Imports, plans and registers them with the public commands, lays landmarks where the
-organs are that can be ill, and trains every form of DrasCLR on the pretraining phantoms with the same budget. The other
-phantoms are never trained on: probes on their case features ask whether presence and severity can be read off linearly,
-beside the same encoder untrained (the plain one, and the location-conditioned one) and beside the mean and the
-histogram of the intensities. Running it again does only what is missing and continues what was interrupted.
+fatty liver), each with a severity. Imports, plans and registers them with the public commands, and lays landmarks where
+the organs are that can be ill. Every form of DrasCLR is trained on the pretraining phantoms with the same budget. The
+other phantoms are never trained on: probes on their case features ask whether presence and severity can be read off
+linearly. Beside them stand the same encoder untrained (the plain one, and the location-conditioned one), and the mean
+and the histogram of the intensities. Running it again does only what is missing and continues what was interrupted.
 """
 
 import argparse

@@ -10,9 +10,9 @@
 - ``whole visits``: the same order, keys of this visit alone count (what DrasCLRTrainer does);
 - ``the batch alone``: every batch goes to another landmark, only its own keys are negatives.
 
-For each: mean age of the negatives, the local loss in each eighth of the run, and how often the second view of a
-subject is found among all 64 at a landmark, with keys that the final encoders make (chance: 0.016). Rows are added to
-the table one by one; run again, it does only what is missing.
+For each: mean age of the negatives, the local loss in each eighth of the run, and retrieval. That is how often the
+second view of a subject is found among all 64 at a landmark, by the final encoders' keys (chance: 0.016). Rows are
+added to the table one by one; run again, it does only what is missing.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def make_image(number: int) -> np.ndarray:
     return (anatomy + structure + texture + density + 0.15 * rng.normal(size=SHAPE))[None].astype(np.float32)
 
 
-def train(images: dict[str, np.ndarray], slots: int, longest_stay: int | None, seed: int, steps: int) -> dict:
+def train(images: dict[str, np.ndarray], slots: int, max_stay: int | None, seed: int, steps: int) -> dict:
     """Figures of one run."""
     torch.manual_seed(seed)
     norm = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
@@ -90,7 +90,7 @@ def train(images: dict[str, np.ndarray], slots: int, longest_stay: int | None, s
     encoder = to_conditional(plain, 8, location_gain=1, generator=torch.Generator().manual_seed(seed))
     model = DrasCLRModel(PatchEmbedder(encoder, 32, dim=64), KeyQueue(slots, 64))
     optimizer = torch.optim.SGD(model.query.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
-    crops = make_crops(images, BATCH, seed, longest_stay)
+    crops = make_crops(images, BATCH, seed, max_stay)
     losses, ages = [], []
     for step in tqdm(range(steps), disable=None):
         batch = crops(step, np.random.default_rng([seed, 0, step]))
@@ -116,13 +116,13 @@ def train(images: dict[str, np.ndarray], slots: int, longest_stay: int | None, s
     }
 
 
-def make_crops(images: dict[str, np.ndarray], batch_size: int, seed: int, longest_stay: int | None) -> LandmarkCrops:
+def make_crops(images: dict[str, np.ndarray], batch_size: int, seed: int, max_stay: int | None) -> LandmarkCrops:
     landmarks = Landmarks(GRID.astype(float), SHAPE, UNIT_MM, CROP[0], 12.0)
     count = len(images)
     places = LandmarkPlaces(landmarks, list(images), [np.eye(4)] * count, [SHAPE] * count, UNIT_MM)
     return LandmarkCrops(
         places, list(images), images.__getitem__, CROP, UNIT_MM, batch_size,
-        seed=seed, longest_stay=longest_stay, transform=noise_and_gamma(),
+        seed=seed, max_stay=max_stay, transform=noise_and_gamma(),
     )  # fmt: skip
 
 

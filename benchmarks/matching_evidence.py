@@ -5,10 +5,10 @@
     python benchmarks/matching_evidence.py -o DIR --data hippocampus -i Task04_Hippocampus
 
 Makes phantoms of differing people, of mixed fields of view (two thirds of them cut at the chest or at the pelvis) or
-all of the whole torso, or takes real hippocampi, whose label centroids are measured; imports, plans and registers them
-with the public commands; trains ``AnatomicalEmbeddingTrainer`` on three quarters of them and indexes the others. On
-ordered pairs of these it then prints the error in mm of each method, what the compact index costs beside a search of
-every voxel of dense descriptors, and which share of Alice's views is accepted at first draw. Running it again goes on
+all of the whole torso. Or takes real hippocampi, whose label centroids are measured. Imports, plans and registers them
+with the public commands; trains ``AnatomicalEmbeddingTrainer`` on three quarters of them and indexes the others. Prints
+for ordered pairs of these: the error in mm of each method; which share of Alice's views is accepted at first draw; what
+the compact index costs beside a search of every voxel of dense descriptors. Running it again goes on
 where it stopped. Times are processor time of one thread.
 """
 

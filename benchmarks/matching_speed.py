@@ -1,9 +1,9 @@
 """Matches per second and error of the compact index, beside a search of every voxel as the embedding's reference does.
 
 Two synthetic volumes hold the descriptors of one smooth random field, the second through a known deformation and with
-noise, so the right answer is known. The naive search keeps dense maps (fine at stride 2, coarse at stride 16), takes a
-query's descriptor from the dense maps of its own volume, and for each query compares with all fine and all coarse
-voxels, brings both similarities to full resolution and takes the highest voxel. The index search sees nothing but
+noise. So the right answer is known. The naive search keeps dense maps (fine at stride 2, coarse at stride 16), and
+takes a query's descriptor from those of its own volume. It compares each query with all fine and all coarse voxels,
+brings both similarities to full resolution and takes the highest voxel. The index search sees nothing but
 two indices of at most 10 MB. Processor time of one thread. Run: python benchmarks/matching_speed.py
 """
 

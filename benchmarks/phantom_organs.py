@@ -6,8 +6,8 @@ Makes CT-like phantoms of different people: 40 labelled ones to train on, 40 lab
 and 100 unlabelled ones, which pretraining sees beside the 40. Plans (``AlicePlannerSmall``), registers, pretrains
 (three methods, two seeds each), then runs ``nnunet_alice benchmark phantom_organs.yaml`` and ``nnunet_alice report``.
 
-Two labelled datasets share plans and weights: 803 has all 16 organs; 804, which the settings name, has 8 that mirroring
-does not confuse with another, so that a few hundred steps get somewhere, and half the test cases.
+Two labelled datasets share plans and weights: 803 has all 16 organs; 804, which the settings name, has half the test
+cases and 8 organs, none of which is the mirror image of a different one. So a few hundred steps get somewhere.
 """
 
 import sys

@@ -30,7 +30,7 @@ _RECIPE_KEYS = (
     "resampling_fn_seg_kwargs",
 )
 #: Normalisations that look at nothing but the image itself.
-_SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 #: Key of a configuration that was planned for several GPUs.
 _GPUS = "num_gpus"
 #: Key of plans that says how the cases of each modality are normalised, where a dataset holds several.
@@ -47,16 +47,11 @@ def preprocessing_recipe(plans: dict, configuration: dict) -> dict:
     """Return what of plans decides the preprocessed voxels; statistics only where they are used."""
     recipe = {key: configuration[key] for key in _RECIPE_KEYS}
     recipe |= {key: plans[key] for key in ("image_reader_writer", "transpose_forward")}
-    if not _SELF_CONTAINED.issuperset(configuration["normalization_schemes"]):
+    if not SELF_CONTAINED.issuperset(configuration["normalization_schemes"]):
         recipe["intensities"] = plans["foreground_intensity_properties_per_channel"]
     if MODALITIES in plans:
         recipe[MODALITIES] = plans[MODALITIES]
     return recipe
-
-
-def is_self_contained(scheme: str) -> bool:
-    """Whether one of nnU-Net's normalisations looks at nothing but the image itself."""
-    return scheme in _SELF_CONTAINED
 
 
 def note_gpus(configuration: dict, gpus: int) -> None:
@@ -167,6 +162,11 @@ class PreprocessedDataset:
         gpus = planned_gpus(self.configuration_manager.configuration)
         flag = f" -num_gpus {gpus}" if gpus > 1 else ""
         return f"nnUNetv2_train {self.number} {self.configuration} all -tr {trainer} -p {self.plans_name}{flag}"
+
+    @property
+    def anatomy_command(self) -> str:
+        """The command that prepares its anatomy."""
+        return f"nnunet_alice anatomy -d {self.number} -p {self.plans_name} -c {self.configuration}"
 
     @property
     def folder(self) -> Path:

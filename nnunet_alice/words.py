@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_alice.errors import AliceError
 
 #: longest text of somebody else's error that is passed on
-_LONGEST = 300
+_MAX_LENGTH = 300
 #: what SimpleITK puts before what it has to say, and the address of the object that says it
 _ITK = re.compile(r".*?(?:s?itk::|ITK )ERROR: (?:\w+\(0x[0-9a-f]+\): )?(?:ERROR: )?", re.DOTALL)
 _MISSING = re.compile(r'The file "(?P<file>.+)" does not exist')
@@ -117,4 +117,4 @@ def _content_of(path: Path) -> str:
 
 def _shortened(text: str) -> str:
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split()).rstrip(".")
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rsplit(' ', 1)[0]} ..."
+    return line if len(line) <= _MAX_LENGTH else f"{line[:_MAX_LENGTH].rsplit(' ', 1)[0]} ..."

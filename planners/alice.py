@@ -8,8 +8,8 @@ What differs from nnU-Net's plans of the same data:
 - every axis of the patch is made of at least four whole blocks of the mask
   (:func:`nnunet_alice.views.masking.block_shape`) and stays divisible by the network's total stride.
 
-Spacing, normalisation, network and the 2D configuration are nnU-Net's own decisions, and all classes named in the plans
-are nnU-Net's, so that every nnU-Net command reads them.
+Spacing, normalisation, network and the 2D configuration are nnU-Net's own decisions. All classes named in the plans are
+nnU-Net's, so that every nnU-Net command reads them.
 """
 
 import warnings
@@ -41,7 +41,7 @@ from nnunet_alice.planning.memory import (
 )
 from nnunet_alice.planning.orientations import array_orientation
 from nnunet_alice.planning.plans import total_stride
-from nnunet_alice.views.masking import FEWEST_BLOCKS, block_shape
+from nnunet_alice.views.masking import MIN_BLOCKS, block_shape
 
 
 def maskable_patch(patch_size: Sequence[int], strides: Sequence[Sequence[int]], min_edge_vox: int) -> tuple[int, ...]:
@@ -59,27 +59,27 @@ def maskable_patch(patch_size: Sequence[int], strides: Sequence[Sequence[int]], 
     result = []
     for length, stride in zip(patch_size, total_stride(strides), strict=True):
         smaller = range(int(length), min_edge_vox * stride - 1, -stride)
-        larger = range(int(length), max(int(length), FEWEST_BLOCKS * stride) + stride, stride)
+        larger = range(int(length), max(int(length), MIN_BLOCKS * stride) + stride, stride)
         result.append(next(n for n in (*smaller, *larger) if _has_whole_blocks(n)))
     return tuple(result)
 
 
 def _has_whole_blocks(length: int) -> bool:
     (block,) = block_shape([length])
-    return length % block == 0 and length // block >= FEWEST_BLOCKS
+    return length % block == 0 and length // block >= MIN_BLOCKS
 
 
 class PairPlanning:
     """What the planners below add to a planner of nnU-Net (mix in before it).
 
     Attributes:
-        minimum_pairs: fewest pairs of views in a step.
+        min_pairs: fewest pairs of views in a step.
         standard_plans_name: identifier of the plans.
         standard_gigabytes: memory target where none is given, GB.
         num_gpus: GPUs that train together; each gets the same number of pairs, and has the memory target for itself.
     """
 
-    minimum_pairs = 4
+    min_pairs = 4
     standard_plans_name: str
     # nnU-Net's, which declares no types
     dataset_name: str
@@ -128,18 +128,18 @@ class PairPlanning:
         channels = self.dataset_json["channel_names" if "channel_names" in self.dataset_json else "modality"]
         return network_cost(architecture, patch_size, len(channels), len(self.dataset_json["labels"]))
 
-    def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
-        """Return pairs of views per step: what fits, not more than there are cases, but never fewer than ``minimum``.
+    def pairs(self, cost: NetworkCost, gigabytes: float, min_pairs: int | None = None) -> int:
+        """Return pairs of views per step: what fits, not more than there are cases, but never fewer than ``min_pairs``.
 
         A multiple of ``num_gpus``, and at least one pair for each.
 
         Args:
             cost: size of the network at the patch.
             gigabytes: memory target of a GPU, GB.
-            minimum: fewest pairs, ``minimum_pairs`` if not given.
+            min_pairs: bound of this call, that of the class if not given.
         """
         fitting = min(pairs_in_memory(cost, self.memory_reference, gigabytes), len(self.dataset) // self.num_gpus)
-        return self.num_gpus * max(fitting, self.share(self.minimum_pairs if minimum is None else minimum))
+        return self.num_gpus * max(fitting, self.share(self.min_pairs if min_pairs is None else min_pairs))
 
     def share(self, pairs: int) -> int:
         """Return pairs on the GPU that gets most of them."""
@@ -154,7 +154,7 @@ class PairPlanning:
         arch_kwargs: dict,
         arch_kwargs_req_import: Sequence[str],
     ) -> float:
-        """Estimate that makes nnU-Net shrink the patch until a GPU's share of ``minimum_pairs`` fits (3D only).
+        """Estimate that makes nnU-Net shrink the patch until a GPU's share of ``min_pairs`` fits (3D only).
 
         nnU-Net compares the number with its reference for the memory target; ours is above that reference exactly
         when the pairs take more than the target. (A static method in nnU-Net, but called on the instance.)
@@ -172,7 +172,7 @@ class PairPlanning:
             return cost.elements
         reference = self.memory_reference
         available = pair_budget(cost, reference, self.UNet_vram_target_GB)
-        pairs = self.share(self.minimum_pairs)
+        pairs = self.share(self.min_pairs)
         needed = pairs * pair_bytes(cost)
         if needed > available and max(patch_size) <= 4 * self.UNet_featuremap_min_edge_length:
             smallest = "x".join(str(int(n)) for n in patch_size)
@@ -233,8 +233,8 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
     """
 
     standard_plans_name = "AliceSmallPlans"
-    largest_patch_vox = 24**3
-    largest_volume_vox = 100**3
+    max_patch_vox = 24**3
+    max_volume_vox = 100**3
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -246,7 +246,7 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
         finest = super().determine_fullres_target_spacing()
         sizes = np.array(self.dataset_fingerprint["shapes_after_crop"]) * self.dataset_fingerprint["spacings"]
         spacing, edge = finest, finest.min()
-        while np.median((sizes / spacing).prod(axis=1)) > self.largest_volume_vox:
+        while np.median((sizes / spacing).prod(axis=1)) > self.max_volume_vox:
             edge *= 1.03
             spacing = np.maximum(finest, edge)
         return spacing
@@ -257,9 +257,9 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
             return super().generate_data_identifier(configuration_name)
         return f"{self.plans_identifier}_{configuration_name}"
 
-    def pairs(self, cost: NetworkCost, gigabytes: float, minimum: int | None = None) -> int:
-        """Return about ``minimum_pairs``: time is short here, not memory."""
-        return self.num_gpus * self.share(self.minimum_pairs)
+    def pairs(self, cost: NetworkCost, gigabytes: float, min_pairs: int | None = None) -> int:
+        """Return about ``min_pairs``: time is short here, not memory."""
+        return self.num_gpus * self.share(self.min_pairs)
 
     def static_estimate_VRAM_usage(
         self,
@@ -270,11 +270,11 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
         arch_kwargs: dict,
         arch_kwargs_req_import: Sequence[str],
     ) -> float:
-        """Estimate that makes nnU-Net shrink the patch to ``largest_patch_vox`` voxels, whatever memory there is."""
+        """Estimate that makes nnU-Net shrink the patch to ``max_patch_vox`` voxels, whatever memory there is."""
         estimate = super().static_estimate_VRAM_usage(
             patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
         )
-        if len(patch_size) == 3 and prod(patch_size) > self.largest_patch_vox:
+        if len(patch_size) == 3 and prod(patch_size) > self.max_patch_vox:
             return max(estimate, 2 * self.UNet_reference_val_3d * self.UNet_vram_target_GB)
         return estimate
 

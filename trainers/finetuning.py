@@ -36,9 +36,9 @@ from nnunet_alice.finetuning.parts import (
     load_all_but_segmentation,
     short_momentum,
     transfer_hint,
+    without_timing,
 )
 from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
-from nnunet_alice.finetuning.repeatable import without_timing
 from nnunet_alice.finetuning.settings import FineTuneSettings
 from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.training.continuing import told_when_interrupted

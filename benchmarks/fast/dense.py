@@ -1,7 +1,7 @@
 """``L_dense``, a hypothesis: a voxel of the masked view finds itself among the voxels of a second view.
 
 Dense InfoNCE within one volume, on decoder features. The student's features of the query view have to name the momentum
-teacher's features at the same place of the anchor view, which shows it under other intensities and a different affine
+teacher's features at the same place of the anchor view. That shows it under other intensities and a different affine
 map. Negatives are other voxels of the same pair, farther than a radius.
 """
 

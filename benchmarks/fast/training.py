@@ -17,8 +17,8 @@ from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.regions import lay_regions
 from nnunet_alice.methods.alice.regions import GRID_STEP, RegionHead, grid_size, region_accuracy, region_loss
+from nnunet_alice.methods.intermediate_features import IntermediateFeatures
 from nnunet_alice.methods.schedules import warmup_cosine
-from nnunet_alice.methods.taps import TappedUNet
 from nnunet_alice.views.masking import block_mask
 
 FEATURES = (8, 16, 32, 64)
@@ -82,7 +82,7 @@ def pretrain(
     torch.manual_seed(1000 + seed)
     rng = np.random.default_rng([3, seed])
     net, regions = network(1), lay_regions(atlas, objective.num_regions)
-    backbone, head = TappedUNet(net), RegionHead(FEATURES[-2::-1], objective.num_regions)
+    backbone, head = IntermediateFeatures(net), RegionHead(FEATURES[-2::-1], objective.num_regions)
     trained = nn.ModuleList([net, head])
     dense, places_rng = None, np.random.default_rng([5, seed])
     if objective.dense:

@@ -7,18 +7,20 @@ its case's image, too (``PreprocessedDataset.image_checksum``), and the fingerpr
 preprocessed again is a different image.
 """
 
+import logging
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from nnunet_alice.anatomy.geometry import geometry_checksum
 from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.dataset import TOGETHER, PreprocessedDataset
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.parallel import Outcomes
+
+logger = logging.getLogger(__name__)
 
 #: Raised when the registration or its stored form changes: older registrations are made again.
 VERSION = 2
@@ -53,17 +55,6 @@ class AtlasRecord:
     affine: list[list[float]] | None = None
     correlation: float = 0.0
     overlap: float = 0.0
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """``affine`` as a (4, 4) float64 array.
-
-        Raises:
-            InputError: the registration failed.
-        """
-        if self.affine is None:
-            raise InputError(f"Case {self.case} has no registration to the atlas: {self.reason}")
-        return np.asarray(self.affine, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -127,6 +118,21 @@ class AtlasFiles:
     def picture(self) -> Path:
         """Where the picture of the registrations belongs."""
         return self.folder / "atlas.png"
+
+    @property
+    def landmarks_file(self) -> Path:
+        """The landmarks that were laid on the atlas."""
+        return self.folder / "landmarks.json"
+
+    @property
+    def landmarks_report_file(self) -> Path:
+        """What they were laid on and how many cases see each; written last, with the fingerprint of the atlas."""
+        return self.folder / "landmarks_report.json"
+
+    @property
+    def landmarks_picture(self) -> Path:
+        """Where the picture of the landmarks belongs."""
+        return self.folder / "landmarks.png"
 
     def region(self) -> str:
         """Return what cases are registered by: ``body``, unless ``lungs`` were asked for."""
@@ -208,6 +214,28 @@ class AtlasFiles:
         counts = {status: len(report.named(status)) for status in (OK, POOR, FAILED)}
         content = {"atlas_case": report.atlas_case, "fingerprint": report.fingerprint, "counts": counts}
         write_json(self.report_file, {**content, "cases": records})
+
+    def finished_report(self) -> AtlasReport:
+        """Return the report.
+
+        Raises:
+            NotPreparedError: none fits the dataset and the chosen atlas; the message names the command.
+        """
+        if (report := self.read_report()) is None:
+            command = f"{self.dataset.anatomy_command} --method atlas"
+            raise NotPreparedError(f"No atlas was prepared for {self.dataset.folder}; run: {command}")
+        return report
+
+    def read_landmarks_report(self, fingerprint: dict) -> dict[str, Any] | None:
+        """Return what is known of the landmarks, if they are there and lie on the atlas of this fingerprint."""
+        if not self.landmarks_report_file.is_file() or not self.landmarks_file.is_file():
+            return None
+        try:
+            content = read_json(self.landmarks_report_file)
+            return content if content["fingerprint"] == fingerprint else None
+        except (InputError, KeyError, TypeError) as error:
+            logger.warning("%s is unreadable (%s): landmarks are laid again.", self.landmarks_report_file, error)
+            return None
 
     def read_report(self) -> AtlasReport | None:
         """Return the report, if there is one that fits the dataset and the chosen atlas as they are now."""

@@ -186,11 +186,7 @@ def standard_lengths(region: np.ndarray, spacing: Iterable[float]) -> tuple[floa
 
 
 def lay_landmarks(
-    region: np.ndarray,
-    spacing: Iterable[float],
-    patch_mm: float = 32.0,
-    step_mm: float = 26.0,
-    min_share: float = 0.1,
+    region: np.ndarray, spacing: Iterable[float], patch_mm: float = 32.0, step_mm: float = 26.0, min_share: float = 0.1
 ) -> Landmarks:
     """Cover a region of interest of the atlas with patches on a grid (DrasCLR, Section 3.1).
 

@@ -27,11 +27,11 @@ _OPENING_MM, _CLOSING_MM = 4.5, 9.0
 #: and bowel lies below.
 _SECOND_SHARE, _SECOND_OVERLAP = 0.15, 0.5
 #: Litres that lungs, or the part of them that is in the image, can have.
-_LEAST_L, _MOST_L = 0.25, 12.0
+_MIN_L, _MAX_L = 0.25, 12.0
 
 
 def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int = 0) -> np.ndarray:
-    """Return which voxels belong to the lungs, their vessels included.
+    """Return which voxels belong to the lungs, their vessels included: bool (z, y, x).
 
     Voxels of the body that are nearer to air than to soft tissue are opened, so that airways and gas in thin layers
     fall off. The largest component is a lung, or both where they touch; the next one is the other lung if it is large
@@ -41,9 +41,6 @@ def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int
         image: (z, y, x) CT, any scale and type.
         spacing_mm: voxel size (z, y, x).
         axial_axis: the axis along the body.
-
-    Returns:
-        bool (z, y, x).
 
     Raises:
         InputError: no lungs are found, or not of a plausible volume.
@@ -89,7 +86,7 @@ def _lungs(values: np.ndarray, body: np.ndarray, cell_mm: np.ndarray, axial_axis
     lungs = np.stack([ndimage.binary_fill_holes(one) for one in np.moveaxis(lungs, axial_axis, 0)])
     lungs = np.moveaxis(lungs, 0, axial_axis)
     litres = float(lungs.sum() * cell_mm.prod() / 1e6)
-    if not _LEAST_L <= litres <= _MOST_L:
+    if not _MIN_L <= litres <= _MAX_L:
         raise InputError(
             f"no lungs are seen, what looks most like them has {litres:.2f} litres; lay landmarks over the body or "
             "name a mask file."

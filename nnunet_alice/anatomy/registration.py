@@ -17,7 +17,6 @@ from skimage.registration import phase_cross_correlation
 
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry
-from nnunet_alice.anatomy.lungs import lung_geometry
 
 #: Starts whose refinement is tried, best first, until one is good enough.
 MAX_REFINEMENTS = 3
@@ -69,21 +68,6 @@ class Registration:
 
 #: What a case can be registered by.
 BODY, LUNGS = REGIONS = ("body", "lungs")
-
-
-def register_by(region: str, case: CaseGeometry, atlas: CaseGeometry) -> Registration:
-    """Register a case to the atlas by all of the body, or by the shape of the lungs on CT.
-
-    Args:
-        region: one of `REGIONS`.
-        case, atlas: see `register`.
-
-    Raises:
-        InputError: no lungs are found in one of them.
-    """
-    if region == LUNGS:
-        case, atlas = lung_geometry(case), lung_geometry(atlas)
-    return register(case, atlas)
 
 
 def register(case: CaseGeometry, atlas: CaseGeometry) -> Registration:

@@ -18,7 +18,7 @@ _SCAN_ENDING = re.compile(
     r"[_\-. ](?:(?:ses|session|visit|scan|run|tp|v|t|s)[_\-]?\d{1,2}|\d{1,2}|[a-d])$", re.IGNORECASE
 )
 #: More scans than this make a group of a study, not of a subject.
-_MOST_SCANS = 8
+_MAX_SCANS = 8
 
 
 def read_subjects(source: str | os.PathLike, cases: Sequence[str]) -> dict[str, str]:
@@ -33,7 +33,8 @@ def read_subjects(source: str | os.PathLike, cases: Sequence[str]) -> dict[str, 
         InputError: the table cannot be read or names a case twice, the pattern is none or has not one group, or no case
             is found.
     """
-    found = case_table(Path(source), "subject") if _is_file(source) else _from_pattern(str(source), cases)
+    is_table = Path(source).is_file() or str(source).casefold().endswith(".csv")
+    found = case_table(Path(source), "subject") if is_table else _from_pattern(str(source), cases)
     known = {case: found[case] for case in cases if case in found}
     if not known:
         example = f"; it has '{next(iter(found))}'" if found else ""
@@ -80,13 +81,9 @@ def likely_repeats(names: Iterable[str]) -> tuple[str, str] | None:
     for name in sorted(set(names)):
         groups.setdefault(_SCAN_ENDING.sub("", name), []).append(name)
     repeated = [group for group in groups.values() if len(group) > 1]
-    if len(groups) < 2 or not repeated or max(map(len, repeated)) > _MOST_SCANS:
+    if len(groups) < 2 or not repeated or max(map(len, repeated)) > _MAX_SCANS:
         return None
     return repeated[0][0], repeated[0][1]
-
-
-def _is_file(source: str | os.PathLike) -> bool:
-    return Path(source).is_file() or str(source).casefold().endswith(".csv")
 
 
 def case_table(path: Path, column: str) -> dict[str, str]:

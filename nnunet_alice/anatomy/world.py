@@ -140,15 +140,12 @@ def dataset_orientation(dataset: PreprocessedDataset) -> str:
 
 
 def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: Sequence[int]) -> Affine:
-    """Return the affine from voxels of a preprocessed array to world mm.
+    """Return the affine from voxels of a preprocessed array to world mm: the map (z, y, x) -> (x, y, z), LPS.
 
     Args:
         properties: what nnU-Net stored beside the case.
         transpose_forward: of the plans; axis i of the preprocessed array is axis ``transpose_forward[i]`` of the file.
         shape: (3,) of the preprocessed array.
-
-    Returns:
-        the map (z, y, x) -> (x, y, z), LPS.
 
     Raises:
         KeyError: the properties lack what is needed.

@@ -80,9 +80,9 @@ class Predictions:
         return self.task.metrics(self.truth(table.index), table)[self.task.score](np.arange(len(table)))
 
     def errors(self, table: pd.DataFrame) -> np.ndarray:
-        """How wrong the prediction of each case is, (N,); NaN where a case alone cannot be wrong (survival).
+        """Return how wrong the prediction of each case is, (N,); NaN where a case alone cannot be wrong (survival).
 
-        Classes by the probability that is missing, labels by the mean of that over those known, numbers by the mean
+        Classes count the probability that is missing, labels the mean of that over those known. Numbers count the mean
         distance in standard deviations of the truth.
         """
         truth, columns = self.truth(table.index), self.target.columns

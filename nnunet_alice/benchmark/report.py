@@ -91,11 +91,7 @@ def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline:
     report = Report(folder, runs, len(runner.test_cells()), summary, metric, title.partition(",")[0])
     with atomic_write(folder / "report.md") as temporary:
         text = page(
-            runner,
-            summary,
-            unusable,
-            runs,
-            pictures=["label_efficiency.png"] + ["examples.png"] * bool(examples),
+            runner, summary, unusable, runs, pictures=["label_efficiency.png"] + ["examples.png"] * bool(examples)
         )
         temporary.write_text(text, encoding="utf-8")
     return report

@@ -57,8 +57,8 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         "views matched by": run["matching"] or "nothing",
         "plans": f"{run['plans_name']}, configuration {run['configuration']}",
         "network": configuration["architecture"]["network_class_name"].rsplit(".", 1)[-1],
-        "patch size": _voxels(configuration["patch_size"]),
-        "spacing": _millimetres(configuration["spacing"]),
+        "patch size": " x ".join(map(str, configuration["patch_size"])) + " voxels (z, y, x)",
+        "spacing": " x ".join(f"{mm:g}" for mm in configuration["spacing"]) + " mm (z, y, x)",
         "orientation": pretrained_orientation(checkpoint) or "not recorded",
         "normalisation": _normalisation(run["plans"], configuration),
         "channels": ", ".join(map(str, run["dataset_json"].get("channel_names", {}).values())),
@@ -79,14 +79,6 @@ def _normalisation(plans: dict, configuration: dict) -> str:
     if own is None:
         return ", ".join(configuration["normalization_schemes"])
     return ", ".join(f"{modality} by {how['normalization_scheme']}" for modality, how in own.items())
-
-
-def _voxels(size: list[int]) -> str:
-    return " x ".join(map(str, size)) + " voxels (z, y, x)"
-
-
-def _millimetres(size: list[float]) -> str:
-    return " x ".join(f"{value:g}" for value in size) + " mm (z, y, x)"
 
 
 def _fine_tuning(path: str | os.PathLike, run: dict) -> list[str]:

@@ -22,19 +22,13 @@ from nnunet_alice.errors import CheckpointError, InputError
 PLAN_KEY = "nnssl_adaptation_plan"
 
 
-def adaptation_plan(
-    plans: Mapping[str, Any],
-    configuration: str,
-    num_input_channels: int,
-    recommended_patch_size: tuple[int, ...] | None = None,
-) -> dict[str, Any]:
+def adaptation_plan(plans: Mapping[str, Any], configuration: str, num_input_channels: int) -> dict[str, Any]:
     """Return the ``nnssl_adaptation_plan`` of a network that is built from nnU-Net plans, in plain Python types.
 
     Args:
         plans: nnU-Net's plans as pretraining used them.
         configuration: the configuration that was pretrained, e.g. ``3d_fullres``.
         num_input_channels: of the pretrained network.
-        recommended_patch_size: patch size for fine-tuning, voxels, (z, y, x); the plans' own by default.
 
     Returns:
         a dict with ``architecture_plans``, ``pretrain_plan`` (of this one configuration, ``inherits_from`` resolved),
@@ -60,7 +54,7 @@ def adaptation_plan(
         )
     if not hasattr(network, "key_to_encoder"):
         raise InputError(f"{class_name} does not name its encoder's tensors (key_to_encoder): upstream cannot load it.")
-    patch_size = list(recommended_patch_size or manager.patch_size)
+    patch_size = list(manager.patch_size)
     return plain(
         {
             "architecture_plans": {

@@ -311,11 +311,7 @@ def _source_name(name: str, source: Mapping[str, torch.Tensor], source_stages: i
 
 
 def _adapt_one(
-    name: str,
-    source: torch.Tensor | None,
-    fresh: torch.Tensor,
-    channels: tuple[int, int | None] | None,
-    parts: str,
+    name: str, source: torch.Tensor | None, fresh: torch.Tensor, channels: tuple[int, int | None] | None, parts: str
 ) -> Adapted:
     """Return a source tensor made to fit; ``channels``: images among target's and source's input channels."""
     if _HEAD in name:

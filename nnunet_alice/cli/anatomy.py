@@ -162,7 +162,7 @@ def _register(args: argparse.Namespace) -> int:
         print("Too few cases can be matched: name a better atlas with --atlas CASE.")
         return 1
     if len(parts) == 1:
-        _lay_landmarks(args, dataset, usable[0].atlas_case)
+        _lay_landmarks(args, dataset)
     else:
         print("No landmarks were laid: DrasCLR needs one atlas for all cases; --across_modalities makes it.")
     _print_next(dataset)
@@ -224,11 +224,11 @@ def _print_next(dataset: "PreprocessedDataset") -> None:
     print(f"Next:\n  export nnUNet_extTrainer=$(nnunet_alice trainers)\n  {train}")
 
 
-def _lay_landmarks(args: argparse.Namespace, dataset: "PreprocessedDataset", atlas_case: str) -> None:
+def _lay_landmarks(args: argparse.Namespace, dataset: "PreprocessedDataset") -> None:
     """Lay landmarks, draw them and say how many cases show them."""
-    from nnunet_alice.anatomy.geometry import load_geometry
+    from nnunet_alice.anatomy.atlas import PreparedAtlas
     from nnunet_alice.errors import InputError
-    from nnunet_alice.matching.atlas_landmarks import landmarks_file, landmarks_picture, prepare_landmarks
+    from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
     from nnunet_alice.pictures.landmarks import draw_landmarks
 
     asked = (args.landmark_patch_mm, args.landmark_step_mm, args.roi)
@@ -239,10 +239,9 @@ def _lay_landmarks(args: argparse.Namespace, dataset: "PreprocessedDataset", atl
             raise
         print(f"No landmarks were laid, and only DrasCLR needs them: {error}")
         return
-    landmarks, seen = report.landmarks, report.seen
-    title = f"{dataset.name}: {counted(len(landmarks), 'landmark')} on {atlas_case}, region {report.region}"
-    picture = landmarks_picture(dataset)
-    atlas = load_geometry(dataset, atlas_case)
+    landmarks, seen, prepared = report.landmarks, report.seen, PreparedAtlas.open(dataset)
+    atlas, picture = prepared.geometry, prepared.files.landmarks_picture
+    title = f"{dataset.name}: {counted(len(landmarks), 'landmark')} on {atlas.case}, region {report.region}"
     draw_landmarks(atlas, landmarks.points_mm, seen, report.cases, landmarks.patch_mm, picture, title)
     unused = int((seen < 2).sum())
     print(
@@ -250,5 +249,5 @@ def _lay_landmarks(args: argparse.Namespace, dataset: "PreprocessedDataset", atl
         f"of {landmarks.patch_mm:g} mm, {landmarks.step_mm:g} mm apart): of {counted(report.cases, 'case')}, "
         f"{int(seen.min())} to {int(seen.max())} show a landmark, {seen.mean():.1f} on average; "
         f"{counted(unused, 'landmark is', 'landmarks are')} shown by fewer than two cases and not used.\n"
-        f"Picture (look at it): {picture}\nLandmarks: {landmarks_file(dataset)}"
+        f"Picture (look at it): {picture}\nLandmarks: {prepared.files.landmarks_file}"
     )

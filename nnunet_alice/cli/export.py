@@ -1,7 +1,7 @@
 """Write a fine-tuned model as one of stock nnU-Net, for machines without this package.
 
-The folder nnUNetTrainer__PLANS__CONFIGURATION is written only if the network that stock nnU-Net builds gives exactly
-the logits of the network that was trained, in every fold.
+The folder nnUNetTrainer__PLANS__CONFIGURATION is written only if stock nnU-Net's network gives exactly the same logits
+as the network that was trained, in every fold.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import counted, pasteable
 
 if TYPE_CHECKING:
-    from nnunet_alice.coordinates.atlas_file import Atlas
+    from nnunet_alice.coordinates.atlas_file import PortableAtlas
     from nnunet_alice.coordinates.locating import LocationReport
 
 EXAMPLE = "nnunet_alice locate -d 4 --atlas checkpoint_final.pth -np 8"
@@ -103,7 +103,7 @@ def _locate_folder(args: argparse.Namespace) -> int:
     return status
 
 
-def _say(name: str, report: "LocationReport", file: Path, atlas: "Atlas") -> int:
+def _say(name: str, report: "LocationReport", file: Path, atlas: "PortableAtlas") -> int:
     """Say how it went; returns the exit status."""
     from nnunet_alice.anatomy.atlas_files import OK, POOR
 

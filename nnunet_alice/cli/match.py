@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", action="store_true", help="--point is X Y Z in world mm instead")
     parser.add_argument("--to", nargs="+", default=["all"], metavar="CASE", help="cases to search, or all [all]")
     parser.add_argument(
-        "--method",
-        choices=("embedding", "atlas", "relative"),
-        help="how to match [the best that is prepared]",
+        "--method", choices=("embedding", "atlas", "relative"), help="how to match [the best that is prepared]"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the whole table there")
     parser.add_argument("-o", type=Path, metavar="PNG", help="picture [match_CASE.png]")

@@ -5,20 +5,19 @@
 - ``atlas.npz`` that ``nnunet_alice locate -d`` leaves in the dataset it writes: the same in about a megabyte.
 """
 
-import hashlib
 import json
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet_alice.anatomy.atlas import ARRAYS, Atlas, PreparedAtlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
-from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
+from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.orientation import (
     ORIENTATION,
     UNKNOWN,
@@ -36,40 +35,23 @@ from nnunet_alice.files import atomic_write, read_json
 
 #: Raised when the stored form changes.
 VERSION = 1
-_ARRAYS = ("image", "packed_body")
 
 
-@dataclass(frozen=True)
-class Atlas:
-    """An atlas.
+@dataclass(frozen=True, kw_only=True)
+class PortableAtlas(Atlas):
+    """An atlas with all that preparing a raw image for it needs.
 
     Attributes:
-        geometry: of the atlas case.
         plans: plans that cases are preprocessed with before they are registered.
         configuration: e.g. ``3d_fullres``.
         dataset_json: of the dataset that the atlas case belongs to, without its list of cases.
-        registered_by: what cases are registered to it by, ``body`` or ``lungs``.
         predicts: ending of the files that models of the located dataset predict; empty where there is none yet.
     """
 
-    geometry: CaseGeometry
     plans: dict[str, Any]
     configuration: str
     dataset_json: dict[str, Any]
-    registered_by: str = BODY
     predicts: str = ""
-
-    @cached_property
-    def checksum(self) -> str:
-        """Equal for two atlases that give the same locations."""
-        geometry = self.geometry
-        described = [*geometry.shape, *geometry.spacing, *geometry.factors, *geometry.grid_shape]
-        content = hashlib.sha256(json.dumps([float(number) for number in described]).encode())
-        if self.registered_by != BODY:
-            content.update(self.registered_by.encode())
-        for array in (geometry.image, geometry.packed_body):
-            content.update(np.ascontiguousarray(array).tobytes())
-        return content.hexdigest()[:16]
 
     @property
     def orientation(self) -> str:
@@ -91,17 +73,19 @@ class Atlas:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write ``atlas.npz``."""
-        described = {name: value for name, value in asdict(self.geometry).items() if name not in _ARRAYS}
+        described = {name: value for name, value in asdict(self.geometry).items() if name not in ARRAYS}
         content = {"version": VERSION, "geometry": described, "plans": self.plans, "dataset_json": self.dataset_json}
         content |= {"configuration": self.configuration, "registered_by": self.registered_by}
         content["predicts"] = self.predicts
         text = json.dumps(content)
-        arrays = {name: getattr(self.geometry, name) for name in _ARRAYS}
+        arrays = {name: getattr(self.geometry, name) for name in ARRAYS}
         with atomic_write(path) as temporary:
             np.savez_compressed(temporary, description=np.array(text), **arrays)
 
 
-def open_atlas(path: str | os.PathLike, plans_name: str | None = None, configuration: str | None = None) -> Atlas:
+def open_atlas(
+    path: str | os.PathLike, plans_name: str | None = None, configuration: str | None = None
+) -> PortableAtlas:
     """Open an atlas; see the module for the kinds of files.
 
     Args:
@@ -125,26 +109,23 @@ def open_atlas(path: str | os.PathLike, plans_name: str | None = None, configura
     return atlas_of_checkpoint(load_checkpoint(path), path)
 
 
-def atlas_of_dataset(dataset: PreprocessedDataset) -> Atlas:
+def atlas_of_dataset(dataset: PreprocessedDataset) -> PortableAtlas:
     """Return the atlas that ``anatomy`` prepared for a dataset.
 
     Raises:
         NotPreparedError: there is none, or its preparation did not finish.
     """
-    files = AtlasFiles(dataset)
-    report = files.read_report()
-    if report is None:
+    if AtlasFiles(dataset).read_report() is None:
         raise NotPreparedError(
             f"{dataset.name} has no atlas of its own for {dataset.plans_name} {dataset.configuration}; name that of "
             "the pretraining with --atlas (its checkpoint_final.pth)."
         )
     described = read_json(dataset.base / "dataset.json")
-    geometry = load_geometry(dataset, report.atlas_case)
     plans = {**dataset.plans, ORIENTATION: dataset_orientation(dataset)}
-    return _atlas(geometry, plans, dataset.configuration, described, files.region())
+    return _portable(PreparedAtlas.open(dataset), plans, dataset.configuration, described)
 
 
-def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> Atlas:
+def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> PortableAtlas:
     """Return the atlas in a loaded checkpoint of DrasCLRTrainer.
 
     Args:
@@ -157,15 +138,8 @@ def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
     own, run = checkpoint.get("drasclr"), checkpoint.get("pretraining")
     if own is None or run is None:
         raise CheckpointError(f"{path} holds no atlas; give a checkpoint of DrasCLRTrainer, atlas.json or atlas.npz.")
-    registered_by = own.get("registered_by", BODY)
     plans = {**run["plans"], ORIENTATION: pretrained_orientation(checkpoint)}
-    return _atlas(geometry_of_checkpoint(own), plans, run["configuration"], run["dataset_json"], registered_by)
-
-
-def geometry_of_checkpoint(own: Mapping[str, Any]) -> CaseGeometry:
-    """Return the geometry of the atlas case in what DrasCLRTrainer stores (``drasclr``)."""
-    values = {field.name: own["atlas"][field.name] for field in fields(CaseGeometry) if field.name in own["atlas"]}
-    return CaseGeometry(**values | {name: values[name].numpy() for name in _ARRAYS})
+    return _portable(Atlas.of_stored(own), plans, run["configuration"], run["dataset_json"])
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
@@ -174,12 +148,14 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     return [channels[key] for key in sorted(channels, key=int)]
 
 
-def _atlas(geometry: CaseGeometry, plans: dict, configuration: str, dataset_json: dict, registered_by: str) -> Atlas:
+def _portable(atlas: Atlas, plans: dict, configuration: str, dataset_json: dict) -> PortableAtlas:
     described = {k: v for k, v in dataset_json.items() if k != "dataset"}
-    return Atlas(geometry, plans, configuration, described, registered_by)
+    return PortableAtlas(
+        atlas.geometry, atlas.registered_by, plans=plans, configuration=configuration, dataset_json=described
+    )
 
 
-def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None) -> Atlas:
+def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None) -> PortableAtlas:
     """Open the atlas of ``<dataset>/<data identifier>_anatomy/atlas/atlas.json``, which plans may share."""
     try:
         identifier = read_json(path)["fingerprint"]["preprocessed"]
@@ -215,16 +191,20 @@ def _preprocessed_by(base: Path, identifier: str) -> list[tuple[str, str]]:
     return found
 
 
-def _open_file(path: Path) -> Atlas:
+def _open_file(path: Path) -> PortableAtlas:
     try:
         with np.load(path, allow_pickle=False) as file:
             content = json.loads(str(file["description"]))
-            arrays = {name: file[name] for name in _ARRAYS}
+            arrays = {name: file[name] for name in ARRAYS}
         if content["version"] != VERSION:
             raise InputError(f"{path} is of a different version; run nnunet_alice locate -d again, which writes it.")
         described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["geometry"].items()}
         geometry = CaseGeometry(**described, **arrays)
-        others = content.get("registered_by", BODY), content.get("predicts", "")
-        return Atlas(geometry, content["plans"], content["configuration"], content["dataset_json"], *others)
+        return PortableAtlas(
+            geometry,
+            content.get("registered_by", BODY),
+            predicts=content.get("predicts", ""),
+            **{name: content[name] for name in ("plans", "configuration", "dataset_json")},
+        )
     except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is no atlas file or damaged ({type(error).__name__}).") from None

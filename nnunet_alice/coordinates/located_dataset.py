@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.anatomy.orientation import ORIENTATION, reader_that_gives
-from nnunet_alice.coordinates.atlas_file import Atlas, channel_names
+from nnunet_alice.coordinates.atlas_file import PortableAtlas, channel_names
 from nnunet_alice.coordinates.locating import REPORT_FILE, LocationReport, RawCase, locate_cases
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
@@ -68,7 +68,7 @@ class LocatedDataset:
 
 
 def locate_dataset(
-    dataset: int | str, atlas: Atlas, number: int | None = None, num_processes: int = 1
+    dataset: int | str, atlas: PortableAtlas, number: int | None = None, num_processes: int = 1
 ) -> LocatedDataset:
     """Write the located counterpart of a raw dataset, or bring it up to date.
 
@@ -113,7 +113,7 @@ def locate_dataset(
 
 
 def locate_folder(
-    folder: str | os.PathLike, output: str | os.PathLike, atlas: Atlas, num_processes: int = 1
+    folder: str | os.PathLike, output: str | os.PathLike, atlas: PortableAtlas, num_processes: int = 1
 ) -> LocationReport:
     """Make a folder of new images with coordinates, ready for ``nnUNetv2_predict -i``.
 
@@ -142,7 +142,7 @@ def locate_folder(
     before = {path for path in output.glob("*") if path.is_symlink()} if output.is_dir() else set()
     ending = _ending_to_predict(atlas, work)
     whole = not found.unlistable  # what was located of a folder that cannot be listed now stays
-    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes, ending, forget=whole)
+    report = locate_cases(atlas, work, output, output / REPORT_FILE, num_processes, ending, remove_others=whole)
     located = set(report.located) - set(report.turned)
     for case in work:
         if case.name not in located:
@@ -157,7 +157,7 @@ def locate_folder(
     return report
 
 
-def _ending_to_predict(atlas: Atlas, cases: Sequence[RawCase]) -> str:
+def _ending_to_predict(atlas: PortableAtlas, cases: Sequence[RawCase]) -> str:
     """Return the one ending of images that nnU-Net will look for."""
     endings = sorted({(volume_ending(case.files[0], ENDINGS_OF_IMPORT) or "").lower() for case in cases})
     if atlas.predicts:
@@ -172,7 +172,7 @@ def _ending_to_predict(atlas: Atlas, cases: Sequence[RawCase]) -> str:
     return ending
 
 
-def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> dict[str, Any]:
+def located_plans(source: str, name: str, dataset_json: dict, atlas: PortableAtlas) -> dict[str, Any]:
     """Return plans of the located dataset ``name``: those that the pretrained encoder fits, with coordinate channels.
 
     Args:
@@ -209,7 +209,7 @@ def located_plans(source: str, name: str, dataset_json: dict, atlas: Atlas) -> d
     return plans
 
 
-def _check_channels(source: str, channels: list[str], atlas: Atlas) -> None:
+def _check_channels(source: str, channels: list[str], atlas: PortableAtlas) -> None:
     if len(channels) != len(atlas.channels):
         raise InputError(
             f"{source} has {counted(len(channels), 'channel')} ({', '.join(channels)}), but the pretraining had "

@@ -28,12 +28,11 @@ import SimpleITK as sitk
 
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
-from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
-from nnunet_alice.anatomy.landmarks import to_locations
+from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, orientation
-from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
+from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.anatomy.world import world_affine
-from nnunet_alice.coordinates.atlas_file import Atlas
+from nnunet_alice.coordinates.atlas_file import PortableAtlas
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
@@ -154,19 +153,19 @@ class _Job:
         ending: of the images that nnU-Net will look for; None where ``dataset.json`` names them.
     """
 
-    atlas: Atlas
+    atlas: PortableAtlas
     folder: Path
     ending: str | None
 
 
 def locate_cases(
-    atlas: Atlas,
+    atlas: PortableAtlas,
     cases: Sequence[RawCase],
     folder: Path,
     report_file: Path,
     num_processes: int,
     ending: str | None = None,
-    forget: bool = True,
+    remove_others: bool = True,
 ) -> LocationReport:
     """Write coordinate channels of all cases and the report. What is there already is kept.
 
@@ -180,7 +179,7 @@ def locate_cases(
         report_file: read and written.
         num_processes: processes, each holding one case in memory; 1 works in this process.
         ending: images of other endings are copied with this one; None leaves them.
-        forget: whether cases that are not asked for any more are removed.
+        remove_others: whether cases that are not asked for any more are removed.
 
     Raises:
         InputError: no case can be used.
@@ -194,7 +193,7 @@ def locate_cases(
 
     def save(outcomes: Outcomes[dict[str, Any]]) -> None:
         report.outcomes = outcomes
-        for case in () if forget else sorted(known.keys() - report.files.keys() - outcomes.results.keys()):
+        for case in () if remove_others else sorted(known.keys() - report.files.keys() - outcomes.results.keys()):
             if known[case]["files"] is not None and known[case]["status"] != FAILED:
                 outcomes.results[case] = known[case]
                 outcomes.kept.append(case)
@@ -218,7 +217,7 @@ def locate_cases(
     return report
 
 
-def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray | None, float, str]:
+def case_to_locations(atlas: PortableAtlas, files: Sequence[Path]) -> tuple[np.ndarray | None, float, str]:
     """Register a raw case to the atlas.
 
     Args:
@@ -243,14 +242,14 @@ def case_to_locations(atlas: Atlas, files: Sequence[Path]) -> tuple[np.ndarray |
     forward, shape = list(plans.transpose_forward), data.shape[1:]
     try:
         geometry = compute_geometry(files[0].name, data, tuple(configuration.spacing), axial_axis_of_plans(atlas.plans))
-        found = register_by(atlas.registered_by, geometry, atlas.geometry)
+        found = atlas.register(geometry)
     except AliceError as error:
         return None, 0.0, str(error)
     if found.quality < MIN_QUALITY:
         return None, found.quality, f"registration quality {found.quality:.2f} is below {MIN_QUALITY}"
     file_to_array = world_affine(properties, forward, shape).inverse() @ _file_to_world(files[0])
     to_atlas_mm = Affine(found.affine) @ Affine.scaling(configuration.spacing) @ file_to_array
-    return _location_map(to_atlas_mm, atlas.geometry), found.quality, ""
+    return _location_map(to_atlas_mm, atlas), found.quality, ""
 
 
 def coordinate_channels(
@@ -293,7 +292,7 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
     matrix, quality, reason = case_to_locations(job.atlas, used)
     images = turned.images
     inside = create_nonzero_mask(np.stack([sitk.GetArrayViewFromImage(image) != 0 for image in images]))
-    names = coordinate_names(case.name, len(case.files), ending)
+    names = [f"{case.name}_{len(case.files) + axis:04d}{ending}" for axis in range(COORDINATE_CHANNELS)]
     channels = coordinate_channels(matrix, inside.shape, None if inside.all() else inside)
     for name, channel in zip(names, channels, strict=True):
         image = sitk.GetImageFromArray(channel)
@@ -323,11 +322,6 @@ def _written(record: dict[str, Any]) -> list[str]:
     return [*record["coordinates"], *record.get("images", ()), *([] if label is None else [label])]
 
 
-def coordinate_names(case: str, image_channels: int, ending: str) -> list[str]:
-    """Return file names of the coordinate channels of a case, by nnU-Net's rule."""
-    return [f"{case}_{image_channels + axis:04d}{ending}" for axis in range(COORDINATE_CHANNELS)]
-
-
 def _file_to_world(path: Path) -> Affine:
     """Return the map from (z, y, x) voxels of a file to (x, y, z) world mm, LPS."""
     reader = sitk.ImageFileReader()
@@ -347,10 +341,10 @@ def _file_to_world(path: Path) -> Affine:
     return world_affine(properties, (0, 1, 2), shape)
 
 
-def _location_map(to_atlas_mm: Affine, atlas: CaseGeometry) -> np.ndarray:
+def _location_map(to_atlas_mm: Affine, atlas: PortableAtlas) -> np.ndarray:
     """Return (3, 4) map to locations, of a map to mm of the atlas."""
     corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
-    origin, *steps = to_locations(to_atlas_mm.points(corners), atlas.shape, atlas.spacing)
+    origin, *steps = atlas.locations(to_atlas_mm.points(corners))
     return np.column_stack([*(step - origin for step in steps), origin])
 
 

@@ -188,7 +188,7 @@ class Demo:
     # --------------------------------------------------------------------------------------------- training
 
     def _pretrain(self) -> Path:
-        self._train("pretrain with Alice", UNLABELLED, self.budget.pretraining)
+        self._train("pretrain, no labels", UNLABELLED, self.budget.pretraining)
         return self._fold(self.results[RUNS[0]], UNLABELLED, self.budget.pretraining) / "checkpoint_final.pth"
 
     def _finetune(self, run: str, weights: Sequence[str]) -> None:

@@ -9,18 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_alice.anatomy.atlas_files import AtlasFiles
-from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
+from nnunet_alice.anatomy.atlas import Atlas, PreparedAtlas
 from nnunet_alice.anatomy.landmarks import Landmarks
-from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.checkpoints.conditional import query_encoder_state
 from nnunet_alice.checkpoints.loading import check_finite, finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.networks import network_of_file
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
-from nnunet_alice.coordinates.atlas_file import geometry_of_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, NotPreparedError
-from nnunet_alice.matching.atlas_landmarks import open_landmarks
 from nnunet_alice.methods.drasclr.conditional import LocatedEncoder, LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation
@@ -37,28 +33,37 @@ class TrainedEncoder:
         represent: what is read off its patches.
         run: what the checkpoint says about itself (``pretraining``).
         landmarks: landmarks of the atlas; None where none were needed and none are there.
-        atlas: geometry of the atlas case; None likewise.
+        atlas: what cases are registered to; None likewise.
         size: (3,) crop in voxels, (z, y, x).
         strides: for each stage its (3,) stride against the image.
         conditional: whether locations matter.
-        registered_by: what new images are registered to the atlas by, ``body`` or ``lungs``.
     """
 
     module: LocatedEncoder
     represent: PatchRepresentation
     run: dict[str, Any]
     landmarks: Landmarks | None
-    atlas: CaseGeometry | None
+    atlas: Atlas | None
     size: tuple[int, ...]
     strides: list[tuple[int, ...]]
     conditional: bool
-    registered_by: str = BODY
+
+    @property
+    def needed_atlas(self) -> Atlas:
+        """The atlas.
+
+        Raises:
+            NotPreparedError: the encoder was opened without it.
+        """
+        if self.atlas is None:
+            raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
+        return self.atlas
 
     @property
     def spacing(self) -> tuple[float, ...]:
         """(3,) voxel size in mm of the images that the encoder takes."""
         if self.atlas is not None:
-            return self.atlas.spacing
+            return self.atlas.geometry.spacing
         return tuple(float(mm) for mm in pretrained_configuration(self.run)["spacing"])
 
     @property
@@ -133,16 +138,16 @@ def open_encoder(
         module = UnconditionedEncoder(encoder_of(network))
     strides = np.cumprod([np.broadcast_to(stride, 3) for stride in encoder_of(network).strides], axis=0)
     try:
-        landmarks, atlas, registered_by = _anatomy(run, own)
+        landmarks, atlas = _anatomy(run, own)
     except NotPreparedError:
         if needs_landmarks:
             raise
-        landmarks, atlas, registered_by = None, None, BODY
+        landmarks, atlas = None, None
     size = patch_size = pretrained_configuration(run)["patch_size"]
     if own:
         size = own["crop_size"]
     elif landmarks is not None and atlas is not None:
-        size = crop_size(landmarks.patch_mm, atlas.spacing, strides[-1].tolist(), patch_size)
+        size = crop_size(landmarks.patch_mm, atlas.geometry.spacing, strides[-1].tolist(), patch_size)
     return TrainedEncoder(
         module.to(device).eval(),
         PatchRepresentation(module, encoder_of(network).output_channels[-1]),
@@ -152,7 +157,6 @@ def open_encoder(
         tuple(size),
         [tuple(stride) for stride in strides.tolist()],
         conditional,
-        registered_by,
     )
 
 
@@ -164,17 +168,12 @@ def _build_network(path: str | os.PathLike, run: Mapping) -> nn.Module:
     return network_of_file(path, configuration, channels, channels, deep_supervision=False)
 
 
-def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry, str]:
-    """Return landmarks, atlas, and what cases are registered by.
-
-    Out of a DrasCLR checkpoint, else from the dataset that the checkpoint was trained on.
-    """
+def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, Atlas]:
+    """Return landmarks and atlas of a DrasCLR checkpoint, else of the dataset that the checkpoint was trained on."""
     if own is None:
         dataset = PreprocessedDataset.find(run["dataset_name"], run["plans_name"], run["configuration"])
-        files = AtlasFiles(dataset)
-        landmarks, atlas_case = open_landmarks(dataset), files.atlas_case()
-        assert atlas_case is not None  # landmarks lie on it
-        return landmarks, load_geometry(dataset, atlas_case), files.region()
+        atlas = PreparedAtlas.open(dataset)
+        return atlas.landmarks(), atlas
     laid = own["landmarks"]
     landmarks = Landmarks(
         laid["points_mm"].numpy(),
@@ -183,4 +182,4 @@ def _anatomy(run: Mapping, own: Mapping | None) -> tuple[Landmarks, CaseGeometry
         laid["patch_mm"],
         laid["step_mm"],
     )
-    return landmarks, geometry_of_checkpoint(own), own.get("registered_by", BODY)
+    return landmarks, Atlas.of_stored(own)

@@ -14,8 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_alice.affine import Affine
-from nnunet_alice.anatomy.landmarks import to_locations
-from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
+from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.anatomy.world import sitk_place
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
@@ -53,12 +52,10 @@ def case_to_atlas(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
         InputError: the registration is poor.
         NotPreparedError: the encoder was opened without its atlas.
     """
-    if encoder.atlas is None:
-        raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
-    known = opened.known_affine(encoder.atlas.case)
+    known = opened.known_affine(encoder.needed_atlas)
     if known is not None:
         return known
-    result = register_by(encoder.registered_by, opened.geometry, encoder.atlas)
+    result = encoder.needed_atlas.register(opened.geometry)
     if result.quality < MIN_QUALITY:
         raise InputError(
             f"Case {opened.geometry.case}: its registration to the atlas is poor ({result.quality:.2f}, at least "
@@ -101,11 +98,8 @@ def point_features(encoder: TrainedEncoder, opened: OpenedImage, points_vox: np.
 
 def locations_of(encoder: TrainedEncoder, case_to_atlas_mm: np.ndarray, points_vox: np.ndarray) -> np.ndarray:
     """Return atlas coordinates of points (M, 3) of a preprocessed array: (M, 3) float32 in [-1, 1], (z, y, x)."""
-    if encoder.atlas is None:
-        raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
     points_mm = Affine(case_to_atlas_mm).points(np.asarray(points_vox) * np.asarray(encoder.spacing))
-    found = to_locations(points_mm, encoder.atlas.shape, encoder.atlas.spacing)
-    return np.clip(found, -1, 1).astype(np.float32)
+    return np.clip(encoder.needed_atlas.locations(points_mm), -1, 1).astype(np.float32)
 
 
 def encode_patches(encoder: TrainedEncoder, image: Any, points_vox: np.ndarray, locations: np.ndarray) -> np.ndarray:
@@ -149,7 +143,7 @@ def dense_features(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
         part = corners[first : first + _BATCH]
         crops = np.stack([crop_with_border(opened.image, corner + size // 2, size) for corner in part])
         where = np.zeros((len(part), 3))
-        if affine is not None and encoder.atlas is not None:
+        if affine is not None:
             where = locations_of(encoder, affine, part + (size - 1) / 2)
         maps = encoder.stages(torch.from_numpy(crops), torch.from_numpy(where))[-1].float().cpu().numpy()
         if total is None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy.atlas import Atlas, PreparedAtlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ, is_orientation, reader_that_gives
@@ -38,8 +39,8 @@ class OpenedImage(Protocol):
         """Return the map from the file's voxels to world mm, and their number on each axis."""
         ...
 
-    def known_affine(self, atlas_case: str) -> np.ndarray | None:
-        """Return the stored (4, 4) map from mm to mm of an atlas case; None without one."""
+    def known_affine(self, atlas: Atlas) -> np.ndarray | None:
+        """Return the stored (4, 4) map from mm to mm of an atlas; None without one."""
         ...
 
 
@@ -52,7 +53,7 @@ class _Opened:
         geometry: CaseGeometry,
         world: Callable[[], Affine],
         grid: Callable[[], tuple[Affine, tuple[int, ...]]],
-        known: Callable[[str], np.ndarray | None],
+        known: Callable[[Atlas], np.ndarray | None],
     ) -> None:
         self.image, self.geometry = image, geometry
         self.world_affine, self.file_grid, self.known_affine = world, grid, known
@@ -101,7 +102,7 @@ class DatasetImages:
             )
         self.dataset = dataset
         self.cases = dataset.cases()
-        self._same = (dataset.name, dataset.plans_name) == (run["dataset_name"], run["plans_name"])
+        self._atlas = None if AtlasFiles(dataset).read_report() is None else PreparedAtlas.open(dataset)
         self._prepared, self._wanted = PreparedCases(dataset), pretrained_orientation({"pretraining": run})
 
     def open(self, case: str) -> OpenedImage:
@@ -117,12 +118,9 @@ class DatasetImages:
                 "right, or one axis for another; give the raw images with -i, which are then turned."
             )
 
-        def known(atlas_case: str) -> np.ndarray | None:
-            if not self._same:
-                return None
-            files = AtlasFiles(self.dataset)
-            record = files.read_record(case, files.fingerprint(atlas_case))
-            return None if record is None or record.affine is None else record.matrix
+        def known(atlas: Atlas) -> np.ndarray | None:
+            own = self._atlas
+            return own.known_affine(case) if own is not None and own.checksum == atlas.checksum else None
 
         prepared = self._prepared
         world, grid = partial(prepared.world_affine, case), partial(prepared.file_grid, case)

@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import nn
 
 from nnunet_alice.checkpoints.loading import first_misfit
@@ -195,3 +199,18 @@ def transfer_hint(path: str | os.PathLike, dataset: str, plans_name: str, config
     number = dataset_number(dataset)
     words = ["nnunet_alice", "transfer", "-i", path, "-d", number, "-p", plans_name, "-c", configuration]
     return f"make a file that does with {pasteable(*words, '-o', 'adapted.pth')}"
+
+
+def without_timing(transforms: ComposeTransforms) -> ComposeTransforms:
+    """Keep the blur from choosing its convolution (direct or by FFT) by which of them was faster just now.
+
+    Both give the same up to rounding, and a training does not stay the same up to rounding.
+
+    Args:
+        transforms: a trainer's augmentation; changed in place.
+    """
+    for transform in transforms.transforms:
+        inner: BasicTransform = transform.transform if isinstance(transform, RandomTransform) else transform
+        if isinstance(inner, GaussianBlurTransform):
+            inner.benchmark = False
+    return transforms

@@ -50,16 +50,7 @@ ORGANS = {
     "left_adrenal_gland": 13,
 }
 #: the organs that papers with the 18/12 split report, in the order of their new numbers 1 to 8
-SYNAPSE_ORGANS = (
-    "aorta",
-    "gallbladder",
-    "left_kidney",
-    "right_kidney",
-    "liver",
-    "pancreas",
-    "spleen",
-    "stomach",
-)
+SYNAPSE_ORGANS = ("aorta", "gallbladder", "left_kidney", "right_kidney", "liver", "pancreas", "spleen", "stomach")
 _PREFIX = "BTCV_"
 SPLITS = ("nnunet", "monai", "synapse")
 _MONAI_VALIDATION = range(35, 41)

@@ -16,7 +16,7 @@ from nnunet_alice.words import counted, telling
 #: Modalities whose series are volumes.
 VOLUMES = ("CT", "MR", "PT")
 #: Fewest slices of a volume; less is a localiser or a sample.
-MINIMUM_SLICES = 4
+MIN_SLICES = 4
 #: Neighbouring slices may lie this share of their distance nearer or farther than the others.
 _UNEVEN = 0.1
 #: A gap of so many distances or more lacks a slice.
@@ -63,8 +63,8 @@ def stack(slices: Sequence[Slice], derived: bool = False) -> Stack:
     positions = np.array([found.position_mm for found in single])
     depths = positions @ normal
     _check_doubled(single, depths)
-    if len(single) < MINIMUM_SLICES:
-        raise InputError(f"holds {counted(len(single), 'slice')}, fewer than {MINIMUM_SLICES} (a localiser?).")
+    if len(single) < MIN_SLICES:
+        raise InputError(f"holds {counted(len(single), 'slice')}, fewer than {MIN_SLICES} (a localiser?).")
     _check_even(depths)
     _check_straight(positions, depths, normal, max(single[0].spacing_mm))
     between = float(depths[-1] - depths[0]) / (len(single) - 1)

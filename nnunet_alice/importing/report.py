@@ -102,7 +102,7 @@ class ImportReport:
         name = REPORT_FILE if self.part is None else PART_FILES.replace("*", str(self.part).replace("/", "of"))
         return self.folder / name
 
-    def forget_parts(self) -> None:
+    def drop_parts(self) -> None:
         """Remove the reports of parts, whose records this one holds."""
         for path in self.folder.glob(PART_FILES):
             path.unlink(missing_ok=True)

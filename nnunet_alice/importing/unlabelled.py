@@ -227,7 +227,7 @@ def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]
     report.outliers = _outliers(report, job.channels)
     _write_dataset_json(report)
     report.save()
-    report.forget_parts()
+    report.drop_parts()
     for case in earlier:
         record = report.cases.get(case, {"status": LEFT_OUT})
         if record["status"] != IMPORTED:

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 
 from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy.atlas import PreparedAtlas
 from nnunet_alice.anatomy.atlas_files import OK, AtlasFiles
-from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError
@@ -32,12 +32,9 @@ class AtlasMatcher(GeometryMatcher):
     threshold = MIN_QUALITY
 
     def __init__(self, dataset: PreprocessedDataset) -> None:
-        arguments = f"-d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
-        command = f"nnunet_alice anatomy {arguments} --method atlas"
-        self.files = AtlasFiles(dataset)
-        report = self.files.read_report()
-        if report is None:
-            raise NotPreparedError(f"No atlas was prepared for {dataset.folder}; run: {command}")
+        command = f"{dataset.anatomy_command} --method atlas"
+        report = AtlasFiles(dataset).finished_report()
+        self.atlas = PreparedAtlas.open(dataset, report)
         existing = dataset.cases()
         good = [case for case in existing if case in report.records and report.records[case].status == OK]
         missing = [case for case in existing if case not in report.records]
@@ -47,27 +44,20 @@ class AtlasMatcher(GeometryMatcher):
                 len(missing), len(existing), missing[0], command,
             )  # fmt: skip
         self.fingerprint = report.fingerprint
-        good = usable_cases(
-            good, lambda case: self.files.read_record(case, self.fingerprint) is not None, "registrations", command
-        )
+        good = usable_cases(good, lambda case: self.atlas.known_affine(case) is not None, "registrations", command)
         if len(good) < 2:
             raise NotPreparedError(
                 f"Only {len(good)} of {len(existing)} cases are registered well to the atlas {report.atlas_case}; "
-                f"look at {self.files.picture} and name a better atlas: {command} --atlas CASE"
+                f"look at {self.atlas.files.picture} and name a better atlas: {command} --atlas CASE"
             )
         if report.shortfall:
             logger.warning("%s", report.shortfall)
         super().__init__(dataset, good)
-        self.atlas_case = report.atlas_case
         self._quality = {case: report.records[case].quality for case in good}
 
     def affine(self, case: str) -> np.ndarray:
-        """Return (4, 4) map from mm of a case to mm of the atlas, (z, y, x).
-
-        Raises:
-            NotPreparedError: its registration is missing or of a different atlas.
-        """
-        return self._recent(("affine", case), lambda: self._read_affine(case))
+        """Return `PreparedAtlas.affine` of a case."""
+        return self._recent(("affine", case), lambda: self.atlas.affine(case))
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
         """Return counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``: ``p_B = A_B^-1 A_A p``."""
@@ -81,31 +71,3 @@ class AtlasMatcher(GeometryMatcher):
         """Read geometry and registration of a case."""
         super().open(case)
         self.affine(case)
-
-    def to_atlas_mm(self, case: str, points_vox: np.ndarray) -> np.ndarray:
-        """Map (N, 3) voxels of a case to (N, 3) mm of the atlas, (z, y, x)."""
-        return Affine(self.affine(case)).points(np.asarray(points_vox, dtype=np.float64) * self.dataset.spacing)
-
-    def location(self, case: str, points_vox: np.ndarray) -> np.ndarray:
-        """Return atlas coordinates of points, scaled so that the atlas array spans [-1, 1] on each axis.
-
-        DrasCLR conditions on (x, y, z); ours stay in the order (z, y, x) of all arrays here. Points beyond the atlas
-        are clipped to its border.
-
-        Args:
-            case: name of the case.
-            points_vox: (N, 3) voxels, (z, y, x).
-
-        Returns:
-            (N, 3) float64 in [-1, 1], (z, y, x).
-        """
-        atlas = self.geometry(self.atlas_case)
-        return np.clip(to_locations(self.to_atlas_mm(case, points_vox), atlas.shape, atlas.spacing), -1.0, 1.0)
-
-    def _read_affine(self, case: str) -> np.ndarray:
-        record = self.files.read_record(case, self.fingerprint)
-        if record is None:
-            raise NotPreparedError(
-                f"{self.files.case_file(case)} is missing or of other images; run nnunet_alice anatomy again."
-            )
-        return record.matrix

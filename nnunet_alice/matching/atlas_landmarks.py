@@ -1,30 +1,22 @@
-"""The landmarks of a dataset's atlas: laid over a region of interest, kept on disk, counted in every registered case.
+"""Landmarks of a dataset's atlas: laid over a region of interest, kept on disk, counted in every registered case."""
 
-``atlas/landmarks.json`` holds the landmarks and ``atlas/landmarks_report.json`` what they were laid on and how many
-cases see each. The report is written last and carries the atlas' fingerprint: those of a different atlas do not count.
-"""
-
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks, lay_landmarks, standard_lengths
 from nnunet_alice.anatomy.lungs import lung_mask
 from nnunet_alice.anatomy.registration import LUNGS
 from nnunet_alice.anatomy.world import PreparedCases, sitk_place
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import read_json, write_json
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import write_json
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.words import telling
-
-logger = logging.getLogger(__name__)
 
 #: All of the body.
 DEFAULT_REGION = "body"
@@ -47,16 +39,6 @@ class LandmarkReport:
     cases: int
     seen: np.ndarray
     kept: bool
-
-
-def landmarks_file(dataset: PreprocessedDataset) -> Path:
-    """Return where the landmarks of a dataset's atlas are kept."""
-    return AtlasFiles(dataset).folder / "landmarks.json"
-
-
-def landmarks_picture(dataset: PreprocessedDataset) -> Path:
-    """Return where the picture of the landmarks belongs."""
-    return AtlasFiles(dataset).folder / "landmarks.png"
 
 
 def prepare_landmarks(
@@ -83,35 +65,23 @@ def prepare_landmarks(
         InputError: the region cannot be had, or no patch holds enough of it.
     """
     matcher = AtlasMatcher(dataset)
-    known = None if overwrite or (patch_mm, step_mm, region) != (None, None, None) else _read_report(dataset)
+    files, known = matcher.atlas.files, None
+    if not overwrite and (patch_mm, step_mm, region) == (None, None, None):
+        known = files.read_landmarks_report(matcher.fingerprint)
     if known is not None:
-        landmarks, region = Landmarks.load(landmarks_file(dataset)), known["region"]
+        landmarks, region = Landmarks.load(files.landmarks_file), known["region"]
     else:
         region = region or DEFAULT_REGION
-        mask = region_of_interest(dataset, matcher.atlas_case, region)
+        mask = region_of_interest(dataset, matcher.atlas.geometry.case, region)
         patch, step = standard_lengths(mask, dataset.spacing)
         patch_mm, step_mm = patch if patch_mm is None else patch_mm, step if step_mm is None else step_mm
         landmarks = lay_landmarks(mask, dataset.spacing, patch_mm, step_mm)
-        _report_file(dataset).unlink(missing_ok=True)
-        landmarks.save(landmarks_file(dataset))
+        files.landmarks_report_file.unlink(missing_ok=True)
+        landmarks.save(files.landmarks_file)
     seen = LandmarkPlaces.of_registered(landmarks, matcher).seen()
     content = {"fingerprint": matcher.fingerprint, "region": region, "cases": len(matcher.cases), "seen": seen.tolist()}
-    write_json(_report_file(dataset), content)
+    write_json(files.landmarks_report_file, content)
     return LandmarkReport(landmarks, region, len(matcher.cases), seen, known is not None)
-
-
-def open_landmarks(dataset: PreprocessedDataset) -> Landmarks:
-    """Return landmarks that were laid on the present atlas.
-
-    Raises:
-        NotPreparedError: there are none; the message names the command.
-    """
-    if _read_report(dataset) is None:
-        raise NotPreparedError(
-            f"No landmarks were laid on the atlas of {dataset.folder}; run: "
-            f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
-        )
-    return Landmarks.load(landmarks_file(dataset))
 
 
 def check_region(region: str) -> None:
@@ -202,21 +172,3 @@ def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -
     if not mask.any():
         raise InputError(f"{path} shows nothing inside case {atlas_case}, the atlas; give a mask of that case.")
     return mask
-
-
-def _report_file(dataset: PreprocessedDataset) -> Path:
-    return AtlasFiles(dataset).folder / "landmarks_report.json"
-
-
-def _read_report(dataset: PreprocessedDataset) -> dict | None:
-    """Return the report, if it belongs to the present atlas and the landmarks are there."""
-    files = AtlasFiles(dataset)
-    atlas_case = files.atlas_case()
-    if atlas_case is None or not _report_file(dataset).is_file() or not landmarks_file(dataset).is_file():
-        return None
-    try:
-        content = read_json(_report_file(dataset))
-        return content if content["fingerprint"] == files.fingerprint(atlas_case) else None
-    except (InputError, KeyError, TypeError) as error:
-        logger.warning("%s is unreadable (%s): landmarks are laid again.", _report_file(dataset), error)
-        return None

@@ -22,7 +22,7 @@ _TURNED_AWAY = 0.05
 #: of the matches that are trusted, at least this share comes back; otherwise a higher score is asked for
 _RELIABLE = 0.8
 #: where less than this share of all matches could be trusted, none is
-_FEWEST = 0.1
+_MIN_ACCEPTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,14 @@ def calibrate(matcher: Matcher, spacing_mm: tuple[float, ...], tolerance_mm: flo
 
 def calibration_of(scores: np.ndarray, returned: np.ndarray, tolerance_mm: float) -> Calibration:
     """Return which scores to trust, of (N,) matches and whether each came back (N,), bool."""
-    threshold = max(_low_score(scores, returned), _reliable_score(scores, returned))
-    if (scores >= threshold).mean() < _FEWEST:
+    # the score that nearly all matches have which come back
+    low = float(np.quantile(scores[returned], _TURNED_AWAY)) if returned.any() else math.inf
+    threshold = max(low, _reliable_score(scores, returned))
+    if (scores >= threshold).mean() < _MIN_ACCEPTED:
         return Calibration(math.inf, float(returned.mean()), 0.0, 0.0, tolerance_mm, len(scores))
     accepted = scores >= threshold
     shares = float(returned.mean()), float(accepted.mean()), float(returned[accepted].mean())
     return Calibration(threshold, *shares, tolerance_mm, len(scores))
-
-
-def _low_score(scores: np.ndarray, returned: np.ndarray) -> float:
-    """Return the score that nearly all matches have which come back."""
-    return float(np.quantile(scores[returned], _TURNED_AWAY)) if returned.any() else math.inf
 
 
 def _reliable_score(scores: np.ndarray, returned: np.ndarray) -> float:

@@ -56,14 +56,11 @@ class Describer:
 
     @torch.inference_mode()
     def describe(self, image: LazyImage, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return descriptors of points of a volume.
+        """Return fine and coarse descriptors of points of a volume, (N, D) float32 each, unit length.
 
         Args:
             image: (C, z, y, x), read window by window.
             points_vox: (N, 3) voxels within the volume, (z, y, x).
-
-        Returns:
-            fine and coarse descriptors, (N, D) float32 each, unit length.
         """
         points = np.asarray(points_vox, dtype=float)
         sums = torch.zeros(2, len(points), self.dimension, device=self.device)

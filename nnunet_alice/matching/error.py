@@ -145,27 +145,22 @@ def label_centroids(segmentation: np.ndarray, labels: Iterable[int] | None = Non
     return {int(label): places[values == label].mean(axis=0) for label in wanted}
 
 
-def ordered_pairs(
-    cases: Sequence[str], count: int | None = None, seed: int = 0, partners: Iterable[str] | None = None
-) -> list[tuple[str, str]]:
+def ordered_pairs(cases: Sequence[str], count: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
     """Return the ordered pairs of different cases: all of them, or ``count`` drawn without replacement.
 
     They come in tiles, so that neighbouring pairs share their cases and a matcher with a few open cases is enough.
 
     Args:
-        cases: names of the cases A.
+        cases: their names.
         count: number of pairs; None, or more than there are, gives all.
         seed: of the draw.
-        partners: names of the cases B; the same as ``cases`` if not given.
 
     Raises:
         InputError: there is no pair.
     """
     cases = sorted(cases)
-    partners = cases if partners is None else sorted(partners)
-    total = len(cases) * len(partners)
-    equal = {case: number for number, case in enumerate(partners)}
-    diagonal = {i * len(partners) + equal[case] for i, case in enumerate(cases) if case in equal}
+    total = len(cases) ** 2
+    diagonal = set(range(0, total, len(cases) + 1))
     possible = total - len(diagonal)
     if possible < 1:
         raise InputError(f"Matching needs at least two cases, but there are {len(cases)}.")
@@ -175,9 +170,9 @@ def ordered_pairs(
         # Draws enough to lose the diagonal and still have ``count``; neither memory nor time grow with all pairs.
         drawn = np.random.default_rng(seed).choice(total, size=count + len(diagonal), replace=False)
         numbers = np.array([number for number in drawn.tolist() if number not in diagonal][:count])
-    first, second = np.divmod(numbers, len(partners))
+    first, second = np.divmod(numbers, len(cases))
     order = np.lexsort((second, first, second // _TILE, first // _TILE))
-    return [(cases[i], partners[j]) for i, j in zip(first[order], second[order], strict=True)]
+    return [(cases[i], cases[j]) for i, j in zip(first[order], second[order], strict=True)]
 
 
 def matching_errors(

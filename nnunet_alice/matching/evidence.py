@@ -35,8 +35,8 @@ class Evidence:
 
     Attributes:
         matcher: its name.
-        likeness: mean correlation of the surroundings of a point and of its counterpart, in [0, 1], over the points
-            that no matcher finds outside of the other case. A case that the matcher does not know counts 0.
+        likeness: mean correlation of the surroundings of a point and of its counterpart, in [0, 1]. Points that a
+            matcher finds outside of the other case are left out. A case that the matcher does not know counts 0.
         answered: share of all points that got a counterpart in the body.
         points: number of points that were compared.
     """

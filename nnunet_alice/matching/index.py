@@ -133,8 +133,7 @@ class IndexStore:
     @property
     def command(self) -> str:
         """Command that makes these indices (again)."""
-        d = self.dataset
-        return f"nnunet_alice anatomy -d {d.number} -p {d.plans_name} -c {d.configuration} --method embedding"
+        return f"{self.dataset.anatomy_command} --method embedding"
 
     @property
     def description_file(self) -> Path:
@@ -183,11 +182,8 @@ class IndexStore:
         if described != fingerprint or self.checkpoint_file != made_by:
             write_json(self.description_file, {**asdict(fingerprint), "checkpoint_file": str(made_by)})
 
-    def fingerprint(self, checkpoint: str | None = None) -> Fingerprint:
+    def fingerprint(self) -> Fingerprint:
         """Return the fingerprint of the indices in the folder, checked against the dataset.
-
-        Args:
-            checkpoint: SHA-256 that the indices must come from; None accepts whichever made them.
 
         Raises:
             NotPreparedError: there are no indices, or they were made from something else, or the checkpoint file that
@@ -201,7 +197,7 @@ class IndexStore:
             raise NotPreparedError(
                 f"The indices in {self.folder} are stale ({made_by} was trained again since); run: {self.command}"
             )
-        expected = Fingerprint.of(self.dataset, checkpoint or found.checkpoint, found.dimension)
+        expected = Fingerprint.of(self.dataset, found.checkpoint, found.dimension)
         if found != expected:
             changed = [name for name, value in asdict(expected).items() if getattr(found, name) != value]
             raise NotPreparedError(

@@ -35,7 +35,7 @@ class IndexReport:
     Attributes:
         checkpoint: file that made the indices.
         outcomes: of all cases.
-        trust: threshold and where it comes from; None with fewer than two cases.
+        calibration: threshold and where it comes from; None with fewer than two cases.
     """
 
     checkpoint: Path
@@ -89,7 +89,7 @@ def index_dataset(
         checkpoint: of ``AnatomicalEmbeddingTrainer``; None takes :func:`default_checkpoint`.
         device: None takes the GPU if there is one.
         overwrite: index every case again.
-        part: index this share of the cases only, and measure no trust: that is up to a run without.
+        part: index this share of the cases only, and calibrate nothing: that is up to a run without.
 
     Raises:
         NotPreparedError: there is no checkpoint.

@@ -1,4 +1,4 @@
-"""Forgetting what was found out about images that are no more: whoever writes a preprocessed case again has to."""
+"""Invalidation of what is known of images that changed; whoever writes a preprocessed case again has to call it."""
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import geometry_file
@@ -7,7 +7,7 @@ from nnunet_alice.matching.evidence import EVIDENCE_FILE
 from nnunet_alice.matching.index import IndexStore
 
 
-def forget_case(dataset: PreprocessedDataset, case: str) -> None:
+def invalidate_case(dataset: PreprocessedDataset, case: str) -> None:
     """Remove geometry, registration and index of a case; with the atlas case, the atlas counts no more."""
     for atlas in _atlases(dataset):
         if atlas.named_case() == case:
@@ -17,7 +17,7 @@ def forget_case(dataset: PreprocessedDataset, case: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def forget_all(dataset: PreprocessedDataset) -> None:
+def invalidate_all(dataset: PreprocessedDataset) -> None:
     """Remove all that is known of the images of a dataset; pictures and landmarks stay to be looked at."""
     store, atlases = IndexStore(dataset), _atlases(dataset)
     evidence = dataset.anatomy_folder / EVIDENCE_FILE

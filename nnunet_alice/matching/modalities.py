@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from nnunet_alice.anatomy.regions import lay_regions
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.interface import GeometryMatcher, Matcher, Matches
-from nnunet_alice.matching.region_labels import RegionLabels
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,30 @@ class ModalityAtlases(GeometryMatcher):
     def open(self, case: str) -> None:
         """Read geometry and registration of a case."""
         self.atlases[self.dataset.modalities[case]].open(case)
+
+
+class RegionLabels:
+    """Gives crops of registered cases the regions of the atlas; other cases have no labels.
+
+    Keeps a bounded number of cases open, like the matcher, and is pickled without them.
+
+    Args:
+        atlas: the registrations.
+        count: number of regions wanted.
+    """
+
+    def __init__(self, atlas: AtlasMatcher, count: int) -> None:
+        self.atlas = atlas
+        self.regions = lay_regions(atlas.atlas.geometry, count)
+        self._registered = frozenset(atlas.cases)
+
+    def on_grid(
+        self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]
+    ) -> np.ndarray:
+        """Return the regions at a regular grid of points, see :meth:`AtlasRegions.on_grid`; 0 for "not known"."""
+        if case not in self._registered:
+            return np.zeros(tuple(size), dtype=np.int64)
+        return self.regions.on_grid(self.atlas.affine(case), self.atlas.geometry(case), first_vox, step_vox, size)
 
 
 class ModalityRegions:

@@ -17,7 +17,7 @@ from nnunet_alice.matching.evidence import EVIDENCE_FILE, measure_evidence
 from nnunet_alice.matching.index import IndexStore
 from nnunet_alice.matching.interface import Matcher, RelativePositionMatcher
 from nnunet_alice.matching.modalities import ModalityAtlases
-from nnunet_alice.matching.search import EmbeddingMatcher, embedding_is_prepared, open_trusted_embedding
+from nnunet_alice.matching.search import EmbeddingMatcher, embedding_is_prepared, open_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _open_atlas(dataset: PreprocessedDataset) -> Matcher:
 
 #: Where evidence does not tell them apart, the first of them is used. The last is a baseline, never used for training.
 PROVIDERS: list[Provider] = [
-    Provider("embedding", embedding_is_prepared, open_trusted_embedding, _embedding_fingerprint, EmbeddingMatcher),
+    Provider("embedding", embedding_is_prepared, open_embedding, _embedding_fingerprint, EmbeddingMatcher),
     Provider("atlas", _atlas_is_prepared, _open_atlas, _atlas_fingerprint),
     Provider("relative", lambda _: False, RelativePositionMatcher),
 ]
@@ -137,8 +137,7 @@ def open_matcher(dataset: PreprocessedDataset, *, name: str | None = None) -> Ma
         return matcher
     raise unusable or NotPreparedError(
         f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: "
-        f"nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} -c {dataset.configuration}"
-        + ("" if name is None else f" --method {name}")
+        f"{dataset.anatomy_command}" + ("" if name is None else f" --method {name}")
     )
 
 

@@ -127,7 +127,6 @@ class EmbeddingMatcher(GeometryMatcher):
 
     Args:
         dataset: preprocessed dataset with indices.
-        checkpoint: SHA-256 of the checkpoint that the indices must come from; None accepts whichever made them.
         threshold: matches that score below are not to be trusted; None takes the one that was measured with these
             indices (``matching.calibration``).
         open_indices: cases held in memory.
@@ -138,18 +137,11 @@ class EmbeddingMatcher(GeometryMatcher):
 
     name = "embedding"
 
-    def __init__(
-        self,
-        dataset: PreprocessedDataset,
-        *,
-        checkpoint: str | None = None,
-        threshold: float | None = None,
-        open_indices: int = 8,
-    ) -> None:
+    def __init__(self, dataset: PreprocessedDataset, *, threshold: float | None = None, open_indices: int = 8) -> None:
         if open_indices < 2:
             raise ValueError(f"A match opens 2 indices, so open_indices must be at least 2, not {open_indices}.")
         self.store = IndexStore(dataset)
-        self.fingerprint = self.store.fingerprint(checkpoint)
+        self.fingerprint = self.store.fingerprint()
         there, existing = set(self.store.cases()), dataset.cases()
         indexed = [case for case in existing if case in there]
         usable = usable_cases(
@@ -224,7 +216,7 @@ def embedding_is_prepared(dataset: PreprocessedDataset) -> bool:
     return len(store.cases()) >= 2
 
 
-def open_trusted_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
+def open_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
     """Open the embedding of a dataset, if any of its matches is to be trusted.
 
     Raises:

@@ -135,9 +135,6 @@ def token_index_information(codes: Tensor, permutations: int = 8, seed: int = 0)
         permutations: Number of shuffles.
         seed: Seed of the shuffles.
 
-    Returns:
-        Information in nats.
-
     Raises:
         ValueError: If the shape is not (B, T) with at least 2 crops, the codes are not integers or there are no
             permutations.
@@ -190,12 +187,7 @@ def effective_rank(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def dead_channels(x: Tensor, share: float = 1e-3) -> float:
-    """Share of channels that hardly change: their standard deviation is below ``share`` of the largest.
-
-    Args:
-        x: (N, C).
-        share: of the largest standard deviation.
-    """
+def dead_channels(x: Tensor) -> float:
+    """Return the share of channels of (N, C) whose standard deviation is below a thousandth of the largest."""
     deviations = x.double().std(dim=0, correction=0)
-    return float((deviations <= share * deviations.max()).double().mean())
+    return float((deviations <= 1e-3 * deviations.max()).double().mean())

@@ -6,7 +6,7 @@ from torch import Tensor
 #: share of the mean variance that is added to every variance: features may depend on each other
 _SHRINKAGE = 1e-3
 #: added at least: features may not vary at all
-_LEAST_VARIANCE = 1e-9
+_MIN_VARIANCE = 1e-9
 
 
 class LinearDiscriminant:
@@ -41,7 +41,7 @@ class LinearDiscriminant:
         middle = self.sums.sum(dim=0) / total
         means = torch.where(self.counts[:, None] > 0, self.sums / self.counts.clamp(min=1)[:, None], middle)
         within = (self.squares - (means.T * self.counts) @ means) / total
-        ridge = (_SHRINKAGE * within.diagonal().mean()).clamp(min=_LEAST_VARIANCE)
+        ridge = (_SHRINKAGE * within.diagonal().mean()).clamp(min=_MIN_VARIANCE)
         within = within + ridge * torch.eye(len(within), dtype=within.dtype, device=within.device)
         weights = torch.linalg.solve(within, (means - middle).T).T
         biases = (self.counts / total).log() - (weights * (means + middle)).sum(dim=1) / 2

@@ -15,16 +15,13 @@ def _progress(step: float, total: float) -> float:
 
 
 def linear(step: float, total: float, start: float, end: float) -> float:
-    """Return straight line from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
+    """Return a straight line from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
 
     Args:
         step: Current step.
         total: Length of the schedule; ``end`` throughout when it is not positive.
         start: Value at step 0.
         end: Value from step ``total`` on.
-
-    Returns:
-        Value at ``step``.
     """
     done = _progress(step, total)
     # Written as a mixture, because start + done * (end - start) can miss `end` by a rounding error.
@@ -32,23 +29,13 @@ def linear(step: float, total: float, start: float, end: float) -> float:
 
 
 def cosine(step: float, total: float, start: float, end: float) -> float:
-    """Return half a cosine wave from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
-
-    Args:
-        step: Current step.
-        total: Length of the schedule; ``end`` throughout when it is not positive.
-        start: Value at step 0.
-        end: Value from step ``total`` on.
-
-    Returns:
-        Value at ``step``.
-    """
+    """Return half a cosine wave from ``start`` to ``end``; arguments are those of `linear`."""
     remaining = 0.5 * (1.0 + math.cos(math.pi * _progress(step, total)))
     return remaining * start + (1.0 - remaining) * end
 
 
-def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: float = 0.0, start: float = 0.0) -> float:
-    """Return a linear rise from ``start`` to ``peak`` over ``warmup`` steps, then a cosine to ``end``.
+def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: float = 0.0) -> float:
+    """Return a linear rise from 0 to ``peak`` over ``warmup`` steps, then a cosine to ``end``.
 
     Args:
         step: Current step.
@@ -56,10 +43,6 @@ def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: fl
         warmup: Steps of the rise; ``peak`` is reached at ``step == warmup``. None when 0.
         peak: Largest value.
         end: Value from step ``total`` on.
-        start: Value at step 0, when there is a warm-up.
-
-    Returns:
-        Value at ``step``.
 
     Raises:
         ValueError: If the warm-up is negative or longer than the schedule.
@@ -67,6 +50,6 @@ def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: fl
     if not 0 <= warmup <= total:
         raise ValueError(f"warmup must lie between 0 and total, got warmup={warmup} and total={total}.")
     if step < warmup:
-        return linear(step, warmup, start, peak)
+        return linear(step, warmup, 0.0, peak)
     # A schedule that is all warm-up ends at its peak; it has no cosine part.
     return peak if warmup == total else cosine(step - warmup, total - warmup, peak, end)

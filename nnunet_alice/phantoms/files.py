@@ -36,12 +36,7 @@ def label_table(organs: Sequence[str] | None = None) -> dict[str, int]:
 
 
 def write_dataset(
-    folder: str | Path,
-    seeds: Iterable[int],
-    *,
-    cut_share: float = 0.25,
-    disease_share: float = 0.0,
-    **options: Any,
+    folder: str | Path, seeds: Iterable[int], *, cut_share: float = 0.25, disease_share: float = 0.0, **options: Any
 ) -> dict[str, Subject]:
     """Draw a population (see :func:`make_population`) and write it (see :func:`write_subjects`).
 

@@ -112,9 +112,7 @@ def make_subject(
     return Subject(seed, field_of_view, low, high, deformation, appearance, disease, size_scale)
 
 
-def make_population(
-    seeds: Iterable[int], *, cut_share: float = 0.25, disease_share: float = 0.0, size_scale: float = 1.0
-) -> dict[str, Subject]:
+def make_population(seeds: Iterable[int], *, cut_share: float = 0.25, disease_share: float = 0.0) -> dict[str, Subject]:
     """Draw subjects of mixed fields of view and health, named ``phantom00000`` by their seed.
 
     (The name has no ``_0000`` in it, which nnU-Net would read as a channel.)
@@ -123,7 +121,6 @@ def make_population(
         seeds: one for each subject.
         cut_share: share of the subjects whose scan is cut at the chest or above the pelvis.
         disease_share: share of the subjects with a disease; half of these have lesions, the others a diffuse change.
-        size_scale: factor on all lengths.
     """
     population = {}
     for seed in seeds:
@@ -131,7 +128,7 @@ def make_population(
         cut, ill = rng.random(2)
         field = str(rng.choice(FIELDS_OF_VIEW[1:])) if cut < cut_share else "torso"
         kind = str(rng.choice(DISEASES[1:], p=[0.5, 0.25, 0.25])) if ill < disease_share else "none"
-        population[f"phantom{seed:05d}"] = make_subject(seed, field_of_view=field, disease=kind, size_scale=size_scale)
+        population[f"phantom{seed:05d}"] = make_subject(seed, field_of_view=field, disease=kind)
     return population
 
 

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from nnunet_alice.anatomy.atlas_files import FAILED, OK, AtlasFiles, AtlasRecord, AtlasReport
+from nnunet_alice.anatomy.atlas import PreparedAtlas
+from nnunet_alice.anatomy.atlas_files import FAILED, OK, AtlasReport
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.anatomy.registration import cell_map
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 #: More cases would be too small to judge: the worst ones are shown.
 MAX_CASES = 24
@@ -38,45 +38,41 @@ def draw_atlas(dataset: PreprocessedDataset, report: AtlasReport) -> Path:
     Returns:
         path of the PNG.
     """
-    files = AtlasFiles(dataset)
-    atlas = load_geometry(dataset, report.atlas_case)
+    prepared = PreparedAtlas.open(dataset, report)
+    atlas = prepared.geometry
     others = [r for r in report.records.values() if r.status != FAILED and r.case != report.atlas_case]
     shown = sorted(others, key=lambda record: (record.quality, record.case))[:MAX_CASES]
     columns = max(1, min(_COLUMNS, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     figure = Figure(figsize=(5.2 * columns, 2.1 * rows + 0.7), dpi=80, layout="constrained")
-    FigureCanvasAgg(figure)
     which = f"the worst {len(shown)} of {len(others)} cases" if len(others) > len(shown) else f"{len(shown)} cases"
     figure.suptitle(f"{dataset.name}: {which} (orange) against the atlas {atlas.case} (grey), worst first", fontsize=12)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, record in zip(axes, shown, strict=False):
-        # The affine maps are in the files of the cases, not in a report that was read from disk.
-        stored = record if record.affine is not None else files.read_record(record.case, report.fingerprint)
-        if stored is not None:
-            axis.imshow(checkerboards(load_geometry(dataset, record.case), atlas, stored), interpolation="nearest")
+        if (affine := prepared.known_affine(record.case)) is not None:
+            axis.imshow(checkerboards(load_geometry(dataset, record.case), atlas, affine), interpolation="nearest")
         remark = "" if record.status == OK else f" ({record.status})"
         colour = "black" if record.status == OK else "red"
         axis.set_title(f"{record.case}: {record.quality:.2f}{remark}", fontsize=10, color=colour)
-    with atomic_write(files.picture) as temporary:
-        figure.savefig(temporary)
-    return files.picture
+    save_figure(figure, prepared.files.picture, 80)
+    return prepared.files.picture
 
 
-def checkerboards(case: CaseGeometry, atlas: CaseGeometry, record: AtlasRecord) -> np.ndarray:
+def checkerboards(case: CaseGeometry, atlas: CaseGeometry, affine: np.ndarray) -> np.ndarray:
     """Return the middle slices of the atlas across its three axes, side by side, in tiles that alternate with the case.
 
     Args:
         case: geometry of the case.
         atlas: geometry of the atlas.
-        record: registration of the case to the atlas.
+        affine: (4, 4), mm of the case -> mm of the atlas.
 
     Returns:
         (rows, columns, 3) float in [0, 1].
     """
     # Pull: each cell of the atlas asks where it lies in the case.
-    matrix, offset = cell_map(np.linalg.inv(record.matrix), atlas, case)
+    matrix, offset = cell_map(np.linalg.inv(affine), atlas, case)
     warped = ndimage.affine_transform(case.image, matrix, offset, atlas.grid_shape, np.float32, order=1, cval=0)
     panels = []
     for axis in range(3):

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 #: one colour an arm or a class, in their order
 _COLOURS = [colormaps["tab10"](number)[:3] for number in range(10)]
@@ -32,7 +31,6 @@ def draw_label_efficiency(
     shares, arms = sorted(rows["percent"].unique()), list(rows["arm"].unique())
     labels = sorted(rows["labels"].unique())
     figure = Figure(figsize=(4.2 * len(shares) + 0.6, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     for axes, share in zip(panels, shares, strict=True):
         for number, arm in enumerate(arms):
@@ -50,8 +48,7 @@ def draw_label_efficiency(
         axes.grid(color="0.92")
     panels[0].set_ylabel(f"{title} (95 % interval)")
     panels[-1].legend(loc="lower right", fontsize=8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path, 110)
 
 
 @dataclass(frozen=True)
@@ -96,12 +93,10 @@ def draw_examples(examples: Sequence[Example], path: str | os.PathLike) -> None:
     """
     columns = 1 + len(examples[0].segmentations)
     figure = Figure(figsize=(2.9 * columns, 3.1 * len(examples)), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(examples), columns, squeeze=False)
     for row, example in zip(grid, examples, strict=True):
         draw_row(row, example)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, path)
 
 
 def draw_row(row: Sequence[Axes], example: Example) -> None:

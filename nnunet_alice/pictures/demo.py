@@ -3,11 +3,10 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_alice.files import atomic_write
 from nnunet_alice.pictures.benchmark import Example, draw_row
+from nnunet_alice.pictures.saving import save_figure
 
 
 def draw_demo(example: Example, curves: Mapping[str, Sequence[float]], path: str | os.PathLike) -> None:
@@ -20,7 +19,6 @@ def draw_demo(example: Example, curves: Mapping[str, Sequence[float]], path: str
     """
     panels = 1 + len(example.segmentations)
     figure = Figure(figsize=(2.9 * panels + 3.6, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     *row, axes = figure.subplots(1, panels + 1, width_ratios=[1.0] * panels + [1.2])
     draw_row(row, example)
     for run, values in curves.items():
@@ -30,5 +28,4 @@ def draw_demo(example: Example, curves: Mapping[str, Sequence[float]], path: str
     axes.set_ylim(0, 1)
     axes.grid(color="0.92")
     axes.legend(fontsize=8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path, 110)

@@ -1,16 +1,16 @@
-"""Picture of the landmarks on the atlas: where patches are cropped, and how many cases show each place."""
+"""Landmarks on the atlas and how many cases show each place; and the views of one that DrasCLR sees."""
 
 import os
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
+_MAX_SUBJECTS = 4
 _PLANES = (("axial", 0, (1, 2)), ("coronal", 1, (0, 2)), ("sagittal", 2, (0, 1)))
 
 
@@ -41,16 +41,10 @@ def draw_landmarks(
     extent_mm = np.asarray(atlas.grid_shape) * atlas.grid_spacing_mm
     first_mm = np.asarray(atlas.grid_origin_mm) - np.asarray(atlas.grid_spacing_mm) / 2
     figure = Figure(figsize=(15, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     *panels, histogram = figure.subplots(1, 4)
     for axes, (name, axis, (row, column)) in zip(panels, _PLANES, strict=True):
-        box = (
-            first_mm[column],
-            first_mm[column] + extent_mm[column],
-            first_mm[row] + extent_mm[row],
-            first_mm[row],
-        )
+        box = (first_mm[column], first_mm[column] + extent_mm[column], first_mm[row] + extent_mm[row], first_mm[row])
         axes.imshow(atlas.image.take(atlas.grid_shape[axis] // 2, axis=axis), cmap="gray", extent=box)
         order = np.argsort(-share, kind="stable")  # rarely seen ones on top
         points = axes.scatter(
@@ -66,5 +60,34 @@ def draw_landmarks(
     figure.colorbar(points, ax=panels, label="share of cases that show the landmark", shrink=0.8)
     histogram.hist(seen, bins=min(30, cases + 1), range=(-0.5, cases + 0.5), color="tab:blue")
     histogram.set(xlabel=f"cases that show a landmark (of {cases})", ylabel="landmarks")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    save_figure(figure, path, 90)
+
+
+def draw_landmark_views(patches: np.ndarray, cases: Sequence[str], landmark: int, path: str | os.PathLike) -> None:
+    """Draw the middle slices of a few subjects, two rows a subject: axial (first axis cut) and coronal (second one).
+
+    Args:
+        patches: (2 + k, B, z, y, x): first views, second views, patches at the k neighbours.
+        cases: names of the B cases.
+        landmark: number of the landmark.
+        path: PNG to write.
+    """
+    count = min(_MAX_SUBJECTS, len(cases))
+    titles = ["view", "second view", *(f"neighbour {number + 1}" for number in range(len(patches) - 2))]
+    figure = Figure(figsize=(2.4 * len(titles), 2.4 * 2 * count + 0.5), layout="constrained")
+    figure.suptitle(f"landmark {landmark}", fontsize=9)
+    grid = figure.subplots(2 * count, len(titles), squeeze=False)
+    for index, case in enumerate(cases[:count]):
+        low, high = np.percentile(patches[:, index], [0.5, 99.5])
+        for axis in (0, 1):
+            for column, title in enumerate(titles):
+                axes = grid[2 * index + axis, column]
+                volume = patches[column, index]
+                # z points to the head in nnU-Net's arrays of SimpleITK images: draw coronal slices head up
+                origin = "upper" if axis == 0 else "lower"
+                slice_ = volume.take(volume.shape[axis] // 2, axis)
+                axes.imshow(slice_, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin=origin)
+                axes.set_axis_off()
+                if axis == 0:
+                    axes.set_title(f"{title}\n{case}" if column == 0 else title, fontsize=7)
+    save_figure(figure, path, 90)

@@ -4,11 +4,10 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 _PLANES = ("axial", "coronal", "sagittal")
 
@@ -26,7 +25,6 @@ def draw_maps(
         title: above the picture.
     """
     figure = Figure(figsize=(9, 2.9 * len(classes)), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
     top = max(1.0, float(maps.max())) if len(classes) > 1 else float(maps.max())
     sizes_mm = np.asarray(geometry.grid_spacing_mm)
@@ -43,5 +41,4 @@ def draw_maps(
             axes.set_title(f"{name}, {plane}", fontsize=8)
             axes.set_axis_off()
         figure.colorbar(drawn, ax=row, shrink=0.8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    save_figure(figure, path, 90)

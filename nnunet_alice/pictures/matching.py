@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_alice.dataset import LazyImage
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 #: errors beyond it are not drawn, but count
-_LONGEST_MM = 60.0
+_MAX_ERROR_MM = 60.0
 
 
 def draw_cumulative_error(errors: pd.DataFrame, path: str | os.PathLike, title: str = "") -> None:
@@ -25,10 +24,9 @@ def draw_cumulative_error(errors: pd.DataFrame, path: str | os.PathLike, title: 
         title: above the plot.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     finite = errors["error_mm"][np.isfinite(errors["error_mm"])]
-    longest = min(_LONGEST_MM, float(finite.quantile(0.99)) if len(finite) else _LONGEST_MM)
+    longest = min(_MAX_ERROR_MM, float(finite.quantile(0.99)) if len(finite) else _MAX_ERROR_MM)
     for name, group in errors.groupby("matcher", sort=False):
         ordered = np.sort(group["error_mm"].to_numpy())
         share = np.arange(1, len(ordered) + 1) / len(ordered)
@@ -47,8 +45,7 @@ def draw_cumulative_error(errors: pd.DataFrame, path: str | os.PathLike, title: 
     axes.set(xlabel="error of the match (mm)", ylabel="share of points", xlim=(0, longest), ylim=(0, 1), title=title)
     axes.legend(loc="lower right", fontsize=8)
     axes.grid(axis="y", color="0.92")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path, 110)
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,6 @@ def draw_matches(
     """
     columns = [query, *matches]
     figure = Figure(figsize=(2.5 * len(columns), 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(columns), squeeze=False)
     for number, (panel, (upper, lower)) in enumerate(zip(columns, grid.T, strict=True)):
         z, y, x = panel.point_vox
@@ -107,5 +103,4 @@ def draw_matches(
             axes.plot(*at, "o", color=colour, markersize=7, markerfacecolor="none")
             axes.set_axis_off()
         upper.set_title(panel.caption, fontsize=8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, path)

@@ -5,10 +5,9 @@ import os
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 
 def draw_probe(predictions: pd.DataFrame, task: str, path: str | os.PathLike, title: str = "") -> None:
@@ -21,12 +20,10 @@ def draw_probe(predictions: pd.DataFrame, task: str, path: str | os.PathLike, ti
         title: above the plot.
     """
     figure = Figure(figsize=(5, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_title(title, fontsize=9)
     {"classification": _confusion, "regression": draw_scatter, "survival": draw_survival}[task](axes, predictions)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path, 110)
 
 
 def _confusion(axes: Axes, predictions: pd.DataFrame) -> None:

@@ -4,10 +4,9 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 from nnunet_alice.training.history import MetricsHistory
 
 
@@ -49,7 +48,6 @@ def draw_progress(history: MetricsHistory, path: str | os.PathLike) -> None:
     columns = 2
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(7.5 * columns, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     epochs = history.column("epoch")
     for axes, (panel, members) in zip(np.ravel(figure.subplots(rows, columns, squeeze=False)), panels, strict=False):
         for name in members:
@@ -65,5 +63,4 @@ def draw_progress(history: MetricsHistory, path: str | os.PathLike) -> None:
         axes.legend(fontsize="small")
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=80)
+    save_figure(figure, path, 80)

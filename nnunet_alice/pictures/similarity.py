@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ def draw_similarity(
     """
     titles = ("query", "match", "fine", "coarse", "mean")
     figure = Figure(figsize=(2.5 * len(titles), 4.8 * len(examples) + 0.2), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2 * len(examples), len(titles), squeeze=False)
     for number, example in enumerate(examples):
         match = example.match_vox
@@ -90,5 +88,4 @@ def draw_similarity(
                 axes.set_axis_off()
                 if axis == 0:
                     axes.set_title(f"{title}\n{name}", fontsize=7)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    save_figure(figure, path, 90)

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-from nnunet_alice.files import atomic_write
 from nnunet_alice.pictures.probe import draw_scatter, draw_survival
+from nnunet_alice.pictures.saving import save_figure
 
 #: most classes, labels or columns that get a panel
 _PANELS = 6
@@ -89,13 +88,11 @@ def draw_occlusion(
 
 def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(4.6 * columns, 4.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    with atomic_write(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, Path(path))
 
 
 def _operating(axes: Sequence[Axes], truth: np.ndarray, probability: np.ndarray, name: str) -> None:

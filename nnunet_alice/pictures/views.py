@@ -4,10 +4,9 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_alice.files import atomic_write
+from nnunet_alice.pictures.saving import save_figure
 from nnunet_alice.views.pairs import PointPair
 
 _MAX_PAIRS = 4
@@ -36,7 +35,6 @@ def draw_views(
     count = min(_MAX_PAIRS, len(pairs))
     titles = ["query", "anchor", "masked query"] + ([] if reconstructions is None else ["reconstruction"])
     figure = Figure(figsize=(2.6 * len(titles), 2.6 * 2 * count + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2 * count, len(titles), squeeze=False)
     for index, pair in enumerate(pairs[:count]):
         query, anchor = queries[index, 0], anchors[index, 0]
@@ -59,5 +57,4 @@ def draw_views(
                     score = f", score {pair.score:.2f}" if pair.accepted else ""
                     note = {0: pair.case_a, 1: f"{pair.case_b}{score}"}.get(column, "")
                     axes.set_title(f"{title}\n{note}" if note else title, fontsize=7)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    save_figure(figure, path, 90)

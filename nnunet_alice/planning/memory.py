@@ -48,13 +48,11 @@ class NetworkCost:
 
     Attributes:
         elements: ``E``, elements of all convolution feature maps of one sample.
-        encoder_elements: ``E_enc``, those of the encoder.
         parameters: number of weights.
         encoder_parameters: those of the encoder.
     """
 
     elements: int
-    encoder_elements: int
     parameters: int
     encoder_parameters: int = 0
 
@@ -109,7 +107,6 @@ def cost_of(network: torch.nn.Module, patch_size: Sequence[int]) -> NetworkCost:
     unet: Any = network  # torch leaves open what a network of nnU-Net's has
     return NetworkCost(
         int(unet.compute_conv_feature_map_size(patch_size)),
-        int(unet.encoder.compute_conv_feature_map_size(patch_size)),
         sum(parameter.numel() for parameter in unet.parameters()),
         sum(parameter.numel() for parameter in unet.encoder.parameters()),
     )
@@ -182,7 +179,7 @@ def live_bytes_of_training(cost: NetworkCost, batch_size: int) -> float:
 #: element of a crop's feature maps, some of which are kept in full precision for the statistics that norms take out.
 DRASCLR_EXPERT_WEIGHT, DRASCLR_ELEMENT = 16.3, 9.2
 #: What the smallest GPU that plans are made for holds in any case: nnU-Net's 8 GB without workspace and CUDA itself.
-SMALLEST_GPU = 5.5 * _GB
+MIN_GPU = 5.5 * _GB
 
 
 def live_bytes_of_subjects(cost: NetworkCost, experts: int, crop_elements: int, crops: int, subjects: int) -> float:
@@ -204,7 +201,7 @@ def subjects_in_memory(cost: NetworkCost, pairs: int, experts: int, crop_element
 
     The other arguments are those of :func:`live_bytes_of_subjects`.
     """
-    available = max(live_bytes_of_pairs(cost, pairs), SMALLEST_GPU)
+    available = max(live_bytes_of_pairs(cost, pairs), MIN_GPU)
     fixed, with_one = (live_bytes_of_subjects(cost, experts, crop_elements, crops, n) for n in (0, 1))
     return max(0, math.floor((available - fixed) / (with_one - fixed)))
 

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from nnunet_alice.anatomy.subjects import case_table
-from nnunet_alice.dataset import MODALITIES, MODALITIES_FILE, is_self_contained
+from nnunet_alice.dataset import MODALITIES, MODALITIES_FILE, SELF_CONTAINED
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.report import REPORT_FILE
@@ -106,7 +106,7 @@ def add_modalities(
     for modality, statistics in fingerprint[MODALITIES].items():
         scheme = scheme_of(modality)
         known[modality] = {SCHEME: scheme}
-        if not is_self_contained(scheme):
+        if scheme not in SELF_CONTAINED:
             ours = statistics if keep is None or keep[SCHEME] != scheme else keep[STATISTICS]
             known[modality][STATISTICS] = {"0": ours["0"] | ({} if window is None else window.statistics)}
     if window is not None and not any(STATISTICS in own for own in known.values()):

@@ -1,8 +1,8 @@
 """How a pool of unlabelled images and the target lie, and how the pool can be made to lie like the target.
 
-nnU-Net reads images as they lie in their files, or turns all of them to RAS; plans speak of the axes that result. Plans
-that move from a target onto a pool that lies differently would put spacing and patch on wrong axes, and left and right
-on wrong sides.
+nnU-Net reads images as they lie in their files, or turns all of them to RAS; plans speak of the axes that result. A
+target's plans on a pool that lies differently would put spacing and patch on wrong axes, and left and right on wrong
+sides.
 """
 
 from collections import Counter

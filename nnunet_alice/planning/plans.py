@@ -26,12 +26,12 @@ from nnunet_alice.planning.orientations import fit_orientation
 logger = logging.getLogger(__name__)
 
 #: Fewest pairs of views where the patch is given by a target's plans.
-MINIMUM_PAIRS = 2
+MIN_PAIRS = 2
 #: A view shows at most this share of the median volume along every axis. Larger ones are all alike but for their
 #: padding, which then tells views apart better than anatomy does (docs/concepts/alice.md).
-LARGEST_VIEW = 2 / 3
+MAX_VIEW = 2 / 3
 #: Shortest edge of the bottleneck of a view, in voxels.
-SHORTEST_BOTTLENECK = 2
+MIN_BOTTLENECK = 2
 #: Key of moved plans that names the dataset and the plans they came from.
 MOVED_FROM = "moved_from"
 
@@ -145,7 +145,7 @@ def move_target_plans(
             if not keep_patch:
                 content["patch_size"] = _view_size(dataset, moved, content, fit.axes)
             cost = planner.cost(content["architecture"], content["patch_size"])
-            content["batch_size"] = planner.pairs(cost, gigabytes, MINIMUM_PAIRS)
+            content["batch_size"] = planner.pairs(cost, gigabytes, MIN_PAIRS)
             note_gpus(content, num_gpus)
     write_json(path, moved)
     with atomic_write(path.parent / "dataset.json") as temporary:
@@ -184,8 +184,8 @@ def view_size(
 ) -> tuple[int, ...]:
     """Return the patch for views of volumes of this shape: at most about two thirds of the volume along every axis.
 
-    Axes that are short enough stay. Others become the multiple of the network's total stride that is nearest to two
-    thirds of the volume (of two equally near ones the smaller), with at least two voxels at the bottleneck.
+    Axes that are short enough stay. Others become the multiple of the network's total stride nearest to two thirds of
+    the volume (of two equally near ones the smaller). The bottleneck keeps at least two voxels.
 
     Args:
         patch_size: voxels, (z, y, x).
@@ -194,8 +194,8 @@ def view_size(
     """
     result = []
     for patch, volume, stride in zip(patch_size, median_shape, total_stride(strides), strict=True):
-        wanted = LARGEST_VIEW * volume
-        cells = max(SHORTEST_BOTTLENECK if stride > 1 else 1, ceil(wanted / stride - 0.5))
+        wanted = MAX_VIEW * volume
+        cells = max(MIN_BOTTLENECK if stride > 1 else 1, ceil(wanted / stride - 0.5))
         result.append(int(patch) if patch <= wanted else min(int(patch), cells * stride))
     return tuple(result)
 

@@ -26,7 +26,7 @@ from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.checks import read_case
 from nnunet_alice.importing.report import changed_since_import
 from nnunet_alice.locks import held
-from nnunet_alice.matching.invalidation import forget_all, forget_case
+from nnunet_alice.matching.invalidation import invalidate_all, invalidate_case
 from nnunet_alice.nnunet_folders import dataset_number, dataset_title, nnunet_folder, plain_name
 from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
@@ -183,7 +183,7 @@ def _clear_if_different(dataset: PreprocessedDataset, report: Path, recipe: dict
     if known != recipe:
         reason = "there is no record of how it was made" if known is None else "it was made by other plans"
         logger.info("%s is preprocessed again: %s.", folder, reason)
-        forget_all(dataset)  # first: a kill in between costs work, but leaves nothing that is wrong
+        invalidate_all(dataset)  # first: a kill in between costs work, but leaves nothing that is wrong
         shutil.rmtree(folder)
 
 
@@ -244,7 +244,7 @@ def _stays(dataset: PreprocessedDataset, case: str, files: dict, error: Exceptio
 
 
 def _remove_case(dataset: PreprocessedDataset, case: str) -> None:
-    forget_case(dataset, case)
+    invalidate_case(dataset, case)
     for suffix in reversed(_SUFFIXES):
         (dataset.folder / f"{case}{suffix}").unlink(missing_ok=True)
 
@@ -274,7 +274,7 @@ def _preprocess_case(job: _Job, case: str) -> bool:
         _check_not_flat(partial / f"{case}.b2nd", configuration.normalization_schemes)
         if job.compact:
             store_compactly(partial / f"{case}.b2nd")
-        forget_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
+        invalidate_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
         for suffix in _SUFFIXES:
             (partial / f"{case}{suffix}").replace(job.folder / f"{case}{suffix}")
         shutil.rmtree(partial)

@@ -79,22 +79,15 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         settings: all numbers of the method.
         context: of the run.
         matcher: pairs views; None opens the one that was prepared for the dataset.
-        regions: labels views with the regions of the atlas; None lays them over the atlas of the dataset.
     """
 
     name = "Alice"
     model: Alice
 
-    def __init__(
-        self,
-        settings: AlicePretrainingSettings,
-        context: RunContext,
-        matcher: Matcher | None = None,
-        regions: LabelsRegions | None = None,
-    ) -> None:
+    def __init__(self, settings: AlicePretrainingSettings, context: RunContext, matcher: Matcher | None = None) -> None:
         super().__init__(settings, context)
         self.matcher = matcher
-        self.regions = regions
+        self.regions: LabelsRegions | None = None
         self._tokens = 1
 
     # ---------------------------------------------------------------------------------------------- the network
@@ -250,8 +243,8 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         )
         if training:
             matching = matching_metrics(batch.pairs) if settings.paired else {}
-            return StepResult(step.loss, {**step.parts, **matching})
-        return StepResult(step.loss, step.parts, self._outputs(batch, step), step)
+            return StepResult(step.loss, {**step.terms, **matching})
+        return StepResult(step.loss, step.terms, self._outputs(batch, step), step)
 
     def after_backward(self, progress: Progress) -> None:
         """Keep the prototypes where they are in the first epoch."""

@@ -130,10 +130,10 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
             torch.Generator(self.context.device).manual_seed(batch.seed),
         )
         if training:
-            return StepResult(step.loss, step.parts)
+            return StepResult(step.loss, step.terms)
         with torch.autocast(self.context.device.type, enabled=False):  # half precision ties neighbours
             errors, chance = matching_errors_mm(step.fine, step.coarse, step.queries)
-        return StepResult(step.loss, step.parts, {"errors": errors.cpu(), "chance": chance.cpu()}, step)
+        return StepResult(step.loss, step.terms, {"errors": errors.cpu(), "chance": chance.cpu()}, step)
 
     # ----------------------------------------------------------------------------------------------- the report
 
@@ -176,11 +176,7 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
 
     def next_steps(self) -> list[str]:
         """Return the command that matches with the embedding."""
-        dataset = self.context.dataset
-        return [
-            f"To match with it: nnunet_alice anatomy -d {dataset.number} -p {dataset.plans_name} "
-            f"-c {dataset.configuration} --method embedding"
-        ]
+        return [f"To match with it: {self.context.dataset.anatomy_command} --method embedding"]
 
     # ------------------------------------------------------------------------------------------ the checkpoints
 

@@ -15,7 +15,7 @@ from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.anatomy.subjects import load_subjects
 from nnunet_alice.errors import NotPreparedError
 from nnunet_alice.matching.atlas import AtlasMatcher
-from nnunet_alice.matching.atlas_landmarks import open_landmarks, prepare_landmarks
+from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.methods.distributed import rank
 from nnunet_alice.methods.drasclr.conditional import (
@@ -25,13 +25,11 @@ from nnunet_alice.methods.drasclr.conditional import (
     UnconditionedEncoder,
 )
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
-from nnunet_alice.methods.drasclr.difference import feature_difference
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
-from nnunet_alice.methods.drasclr.representation import PatchRepresentation
-from nnunet_alice.methods.drasclr.settings import DrasCLRSettings
+from nnunet_alice.methods.drasclr.representation import PatchRepresentation, feature_difference
 from nnunet_alice.methods.unets import UNetEncoder, encoder_of
-from nnunet_alice.pictures.landmark_views import draw_landmark_views
+from nnunet_alice.pictures.landmarks import draw_landmark_views
 from nnunet_alice.planning.memory import cost_of, live_bytes_of_pairs, live_bytes_of_subjects, subjects_in_memory
 from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.pretraining.collapse import MIN_SPREAD
@@ -44,15 +42,35 @@ from nnunet_alice.words import counted
 
 
 @dataclass(frozen=True)
-class DrasCLRPretrainingSettings(DrasCLRSettings):
-    """The numbers of the paper, and those of batches and validation.
+class DrasCLRPretrainingSettings:
+    """The numbers of the paper and its reference code, and those of batches and validation.
 
     Attributes:
-        largest_batch: most subjects a batch (the reference's 128, on all GPUs together).
+        conditional: location-conditioned encoder; False is the ablation without location.
+        num_experts: E, kernels of each convolution.
+        location_gain: initial size of the routing's dependence on the location, see `to_conditional`.
+        neighbours: k, landmarks around that the regional loss adds; 0 leaves it out (ablation).
+        temperature: of both losses.
+        beta: weight of the regional loss.
+        dim: width of the embedding.
+        cells: the bottleneck is averaged to ``cells`` ** 3 cells; of one cell instance norm leaves next to nothing.
+        queue_limit: most keys that are kept, of all landmarks together; no visit to a landmark lasts longer.
+        key_momentum: of the key encoder.
+        max_batch: most subjects a batch (the reference's 128, on all GPUs together).
         validation_iterations: batches of a validation epoch.
     """
 
-    largest_batch: int = unrecorded(128)
+    conditional: bool = True
+    num_experts: int = 8
+    location_gain: float = 1.0
+    neighbours: int = 2
+    temperature: float = 0.2
+    beta: float = 1.0
+    dim: int = 128
+    cells: int = 2
+    queue_limit: int = 4096
+    key_momentum: float = 0.999
+    max_batch: int = unrecorded(128)
     validation_iterations: int = unrecorded(20)
 
 
@@ -122,7 +140,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     def _open_landmarks(self) -> Landmarks:
         try:
-            return open_landmarks(self.context.dataset)
+            return self.matcher.atlas.landmarks()
         except NotPreparedError:
             self.context.log(
                 "No landmarks were laid on the atlas: laying them over the body now. "
@@ -154,7 +172,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         pairs = self.context.batch_size
         cost = cost_of(network, self.context.patch_size)
         # The paper's number of crops with gradient, and all experts, in all variants: ablations see the same batches.
-        crops, experts = 1 + DrasCLRSettings.neighbours, self.settings.num_experts
+        crops, experts = 1 + DrasCLRPretrainingSettings.neighbours, self.settings.num_experts
         elements = encoder_of(network).compute_conv_feature_map_size(self.crop_size)
         fitting = subjects_in_memory(cost, pairs, experts, elements, crops)
         if fitting < 2:
@@ -165,7 +183,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
                 f"and the plans foresee {planned / 2**30:.1f}: train on a larger GPU, or with fewer experts "
                 f"(_{max(1, experts // 2)}experts)."
             )
-        size = min(max(2, min(pairs * cost.elements // (crops * elements), fitting)), self.settings.largest_batch)
+        size = min(max(2, min(pairs * cost.elements // (crops * elements), fitting)), self.settings.max_batch)
         size = min(size, len(self.places.cases))
         self.context.log(f"Up to {size} subjects a batch, at one landmark, on this GPU.")
         return size
@@ -199,7 +217,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
             together=sum(sizes),
             before=sum(sizes[: rank()]),
             # What the queue has forgotten is no negative any more. Validation keeps no keys.
-            longest_stay=max(1, self.settings.queue_limit // sum(sizes)) if training else 1,
+            max_stay=max(1, self.settings.queue_limit // sum(sizes)) if training else 1,
             transform=noise_and_gamma(),
             min_subjects=2 if training else 1,
         )
@@ -265,7 +283,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         context = self.context
         crops = LandmarkCrops(
             self.places, self.places.cases, context.dataset.image, self.crop_size, context.spacing, self.batch_size,
-            neighbours=0, seed=context.seed, longest_stay=1, affine=None, min_subjects=1,
+            neighbours=0, seed=context.seed, max_stay=1, affine=None, min_subjects=1,
         )  # fmt: skip
         channels = encoder_of(self.network).output_channels[-1]
         plain = PatchRepresentation(UnconditionedEncoder(self.plain_encoder()), channels)
@@ -325,8 +343,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
                 "settings": flat(self.settings),
                 "crop_size": self.crop_size,
                 "landmarks": asdict(self.landmarks),
-                "atlas": asdict(self.matcher.geometry(self.matcher.atlas_case)),
-                "registered_by": self.matcher.files.region(),
+                **self.matcher.atlas.stored(),
                 "training_locations": self.training_locations,
                 "feature_difference": self._difference,
             }

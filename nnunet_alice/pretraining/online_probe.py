@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from nnunet_alice.dataset import PROBE_FILE, PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.files import read_json
 from nnunet_alice.methods.diagnostics import dead_channels, effective_rank
+from nnunet_alice.methods.intermediate_features import IntermediateFeatures
 from nnunet_alice.methods.linear_probe import LinearDiscriminant, mean_dice
-from nnunet_alice.methods.taps import TappedUNet
 
 
 class OnlineProbe:
@@ -33,7 +33,7 @@ class OnlineProbe:
         record = read_json(dataset.probe_folder / PROBE_FILE)
         self.fitted, self.tested = ([_read(dataset, case) for case in record[side]] for side in ("fitted", "tested"))
         self.classes = 1 + max(int(label.max()) for _, label in (*self.fitted, *self.tested))
-        self.network = TappedUNet(copy.deepcopy(network).requires_grad_(False).to(device).eval())
+        self.network = IntermediateFeatures(copy.deepcopy(network).requires_grad_(False).to(device).eval())
         self.device = device
         self.decoder = decoder
 

@@ -69,11 +69,6 @@ def decay_groups(module: nn.Module) -> list[dict]:
     ]
 
 
-def gradients_of(module: nn.Module) -> list[Tensor]:
-    """Return the gradients of all parameters that have one."""
-    return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-
-
 def clip_each_gradient(gradients: Iterable[Tensor], max_norm: float) -> None:
     """Scale every gradient that is longer than ``max_norm`` down to it, each on its own, in place."""
     gradients = list(gradients)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunet_alice.pretraining.method import BatchT, Method, Progress
-from nnunet_alice.pretraining.optimisation import Optimisation, clip_each_gradient, gradients_of
+from nnunet_alice.pretraining.optimisation import Optimisation, clip_each_gradient
 from nnunet_alice.training.nonfinite import BufferCopies, all_finite, finite_on_all_ranks
 
 
@@ -78,7 +78,7 @@ class TrainingStep(Generic[BatchT]):
 
     def _update(self) -> bool:
         """Clip and step; False where a gradient is not finite (equal on all ranks, which share their gradients)."""
-        gradients = gradients_of(self.method.trained_module)
+        gradients = [p.grad for p in self.method.trained_module.parameters() if p.grad is not None]
         if self.scaler is None and not all_finite(gradients):
             return False
         if self.optimisation.max_gradient_norm is not None:

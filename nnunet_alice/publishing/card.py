@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -144,8 +143,3 @@ def _evaluation(summary: pd.DataFrame | None, files: Sequence[str]) -> list[str]
 
 def _interval(mean: float, low: float, high: float) -> str:
     return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def read_evaluation(report: Path) -> pd.DataFrame:
-    """Return the table of a benchmark's report, ``summary.csv``."""
-    return pd.read_csv(report / "summary.csv")

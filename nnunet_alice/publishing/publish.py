@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.weights_folder import CARD, FILES, write_sums, write_weights_folder
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, refusals_told, whole_folder, write_json
-from nnunet_alice.publishing.card import CardText, card, read_evaluation
+from nnunet_alice.publishing.card import CardText, card
 from nnunet_alice.publishing.contents import contents
 
 #: entries of nnU-Net's fingerprint; ours may name cases beside them
@@ -92,7 +94,7 @@ def publish(
             shutil.copyfile(source, folder / name)
         checksum = write_sums(folder)
         files = tuple(name for name in FILES if name == CARD or (folder / name).is_file())
-        evaluation = None if report is None else read_evaluation(Path(report))
+        evaluation = None if report is None else pd.read_csv(Path(report, "summary.csv"))
         described = describe_checkpoint(folder)
         (folder / CARD).write_text(card(text, described, run, checksum, left_out, files, evaluation), encoding="utf-8")
     return Published(output, checksum, files, tuple(left_out), run["dataset_name"])

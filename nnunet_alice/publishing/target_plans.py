@@ -17,7 +17,7 @@ from nnunet_alice.planning.orientations import unlike_pretraining
 from nnunet_alice.words import pasteable
 
 #: fewest patches a step in fine-tuning, as in nnU-Net; plans of ours count pairs of views
-MINIMUM_BATCH = 2
+MIN_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
     rename_plans(plans, f"fetched_{sha256_of(folder / SUMS)[:8]}")
     trained = pretrained_orientation(load_checkpoint(folder))
     plans["image_reader_writer"] = reader_that_gives(trained, reader_of(name, dataset_json))
-    settings["batch_size"] = max(MINIMUM_BATCH, settings["batch_size"])
+    settings["batch_size"] = max(MIN_BATCH, settings["batch_size"])
     file = nnunet_folder("nnUNet_preprocessed") / name / f"{plans['plans_name']}.json"
     write_json(file, plans)
     note = unlike_pretraining(trained, name, plans["image_reader_writer"])

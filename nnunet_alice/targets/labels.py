@@ -16,7 +16,7 @@ from nnunet_alice.targets.definitions import CASE, GROUP, DatasetTargets, Target
 logger = logging.getLogger(__name__)
 
 #: more classes than this are taken for numbers that were meant for regression
-_MOST_CLASSES = 100
+_MAX_CLASSES = 100
 
 
 def read_labels(
@@ -130,10 +130,10 @@ def _check_values(table: pd.DataFrame, target: TargetDefinition, path: str | os.
         InputError: the message names the column and a value.
     """
     if target.task == "classification":
-        if not 2 <= len(target.classes) <= _MOST_CLASSES:
+        if not 2 <= len(target.classes) <= _MAX_CLASSES:
             raise InputError(
                 f"Column '{target.columns[0]}' of {path} has {len(target.classes)} different values; a classification "
-                f"needs 2 to {_MOST_CLASSES}; for numbers use --task regression."
+                f"needs 2 to {_MAX_CLASSES}; for numbers use --task regression."
             )
         return
     for column in target.columns:

@@ -12,12 +12,12 @@ from nnunet_alice.targets.tasks import Task
 from nnunet_alice.targets.windows import CaseFeatures, CasePredictor, crop_at
 
 #: most blocks along an axis of a window, and windows that a picture may cost
-_FINEST, _MOST_WINDOWS = 6, 150
+_FINEST, _MAX_WINDOWS = 6, 150
 
 
 @torch.no_grad()
 def occlusion(
-    predictor: CasePredictor, task: Task, image: Any, geometry: CaseGeometry, most_windows: int = _MOST_WINDOWS
+    predictor: CasePredictor, task: Task, image: Any, geometry: CaseGeometry, max_windows: int = _MAX_WINDOWS
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return how much the prediction falls when a block of the body is covered by the body's mean.
 
@@ -28,7 +28,7 @@ def occlusion(
         task: of the network; :meth:`Task.shown` says which number falls.
         image: (C, z, y, x).
         geometry: of the case.
-        most_windows: that are computed, as long as a block is no larger than a window.
+        max_windows: that are computed, as long as a block is no larger than a window.
 
     Returns:
         (blocks...) float32, NaN outside the body, and the size of a block in voxels, (z, y, x).
@@ -42,7 +42,7 @@ def occlusion(
             block: _seeing(features, np.asarray(block) * size, size, predictor.patch_size)
             for block in _in_body(geometry, size)
         }
-        if sum(map(len, blocks.values())) <= most_windows:
+        if sum(map(len, blocks.values())) <= max_windows:
             break
     change = np.full(-(-np.asarray(geometry.shape) // size), np.nan, dtype=np.float32)
     fill = _body_mean(image, geometry)

@@ -19,7 +19,7 @@ _RARE = -1
 
 
 def strata(definition: TargetDefinition, values: pd.DataFrame) -> np.ndarray:
-    """Return the number of the stratum of every case.
+    """Return the number of the stratum of every case: (N,) int.
 
     Classes and combinations of labels are strata; numbers are cut at their quantiles; times at theirs, apart for events
     and censored cases.
@@ -27,9 +27,6 @@ def strata(definition: TargetDefinition, values: pd.DataFrame) -> np.ndarray:
     Args:
         definition: of the target.
         values: of its ``values``.
-
-    Returns:
-        (N,) int.
     """
     if definition.task in ("classification", "multilabel"):
         keys = values.fillna(-1).apply(tuple, axis=1)

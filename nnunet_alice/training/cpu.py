@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 #: Features up to which channels-last pays; wider convolutions are as fast in torch's default order, or faster.
-MOST_FEATURES = 16
+MAX_FEATURES = 16
 
 
 def channels_last_on_cpu(module: nn.Module, device: torch.device) -> None:
@@ -19,7 +19,7 @@ def channels_last_on_cpu(module: nn.Module, device: torch.device) -> None:
     if device.type != "cpu":
         return
     for part in module.modules():
-        if isinstance(part, nn.Conv3d) and max(part.in_channels, part.out_channels) <= MOST_FEATURES:
+        if isinstance(part, nn.Conv3d) and max(part.in_channels, part.out_channels) <= MAX_FEATURES:
             part.to(memory_format=torch.channels_last_3d)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunet_alice.errors import NonFiniteLossError
 from nnunet_alice.methods.distributed import max_over_ranks
-from nnunet_alice.training.ranks import names_of_all_ranks
+from nnunet_alice.training.ranks import of_all_ranks
 
 
 class BufferCopies:
@@ -32,14 +32,14 @@ class SkippedSteps:
     """Counts skipped steps in a row.
 
     Args:
-        most: this many in a row end the training.
+        max_in_a_row: this many in a row end the training.
 
     Attributes:
         in_a_row: skipped steps since the last one that was not.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_in_a_row: int) -> None:
+        self.max_in_a_row = max_in_a_row
         self.in_a_row = 0
 
     def count(self, skipped: bool) -> None:
@@ -48,7 +48,7 @@ class SkippedSteps:
 
     def too_many(self) -> bool:
         """Return whether the training should end."""
-        return self.in_a_row >= self.most
+        return self.in_a_row >= self.max_in_a_row
 
     def report(self, what: str, own_cases: Iterable[str], epoch: int, slower: str, log: Callable[[str], None]) -> None:
         """Warn of a skipped step; give up after too many in a row. All ranks have to call it.
@@ -63,12 +63,12 @@ class SkippedSteps:
         Raises:
             NonFiniteLossError: there were too many; the message names the cases.
         """
-        cases = names_of_all_ranks(own_cases)
+        cases = sorted(set(of_all_ranks(own_cases)))
         if self.too_many():
             raise NonFiniteLossError(self.in_a_row, epoch, cases, slower, what)
         log(
             f"WARNING: {'the loss is' if what == 'loss' else 'the gradients are'} not finite on the cases "
-            f"{', '.join(cases)}: this step is left out ({self.in_a_row} in a row; {self.most} end the run)."
+            f"{', '.join(cases)}: this step is left out ({self.in_a_row} in a row; {self.max_in_a_row} end the run)."
         )
 
 

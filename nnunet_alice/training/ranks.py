@@ -86,11 +86,6 @@ def of_all_ranks(items: Iterable[Result]) -> list[Result]:
     return [item for own in gathered for item in own]
 
 
-def names_of_all_ranks(names: Iterable[str]) -> list[str]:
-    """Return names that any rank gives, sorted."""
-    return sorted(set(of_all_ranks(names)))
-
-
 def metrics_over_ranks(metrics: dict[str, float], device: torch.device) -> dict[str, float]:
     """Return the mean of metrics over ranks; NaN ("nothing measured") counts only where all say so.
 

@@ -23,7 +23,7 @@ class Ending:
         path: the setting that it changes, a dotted path; trainers without it do not have the ending.
         value: makes the setting of the text.
         help: what it changes.
-        least: smallest number allowed, None if it is no number.
+        min_value: smallest number allowed, None if it is no number.
     """
 
     shown: str
@@ -31,7 +31,7 @@ class Ending:
     path: str
     value: Callable[[str], Any]
     help: str
-    least: float | None = None
+    min_value: float | None = None
 
 
 _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
@@ -201,7 +201,7 @@ def _changes(name: str, base_name: str, namespace: Mapping[str, Any]) -> dict[st
         value = ending.value(number)
         if ending.path in changes:
             raise UnknownTrainerError(f"{name} has two endings {ending.shown}; leave one out.")
-        if ending.least is not None and value < ending.least:
+        if ending.min_value is not None and value < ending.min_value:
             raise UnknownTrainerError(f"{name} ends with '_{text}', which is too small; give a larger number.")
         changes[ending.path] = value
     return changes

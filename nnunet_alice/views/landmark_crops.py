@@ -177,9 +177,9 @@ class Visit(NamedTuple):
 class LandmarkCrops:
     """Makes batches of one landmark; callable as ``make_batch`` of ``NumberedBatches``.
 
-    Batches come in visits. A visit stays at one landmark for as many batches as show all its subjects once, each in one
-    batch, as in the reference's training loop: the negatives of a batch are then keys of the batches just before it. A
-    round visits every landmark once, each round in an order of its own. All ranks are at the same landmark, each with
+    Batches come in visits. As in the reference's training loop, a visit stays at one landmark until all its subjects
+    were shown once. The negatives of a batch are then keys of the batches just before it. A round
+    visits every landmark once, each round in an order of its own. All ranks are at the same landmark, each with
     its share of the subjects. Where not even one batch of all ranks can be filled, every rank draws for itself.
 
     Subjects are drawn among those with a case that shows the landmark and its neighbours; of several cases one is
@@ -198,7 +198,7 @@ class LandmarkCrops:
         seed: of the order of landmarks and subjects, the same on all ranks.
         together: subjects in a batch of all ranks; None is B.
         before: subjects of the ranks before this one.
-        longest_stay: batches of a visit at most; None for no limit.
+        max_stay: batches of a visit at most; None for no limit.
         affine: limits of the affine augmentation, None for none.
         transform: intensity augmentation of each patch, None for none.
         min_subjects: landmarks that fewer subjects show (with their neighbours) are left out.
@@ -225,7 +225,7 @@ class LandmarkCrops:
         seed: int = 0,
         together: int | None = None,
         before: int = 0,
-        longest_stay: int | None = None,
+        max_stay: int | None = None,
         affine: AffineRange | None = AffineRange(),
         transform: BasicTransform | None = None,
         min_subjects: int = 2,
@@ -257,7 +257,7 @@ class LandmarkCrops:
                 f"of the {int(self._drawn_from.sum())} registered cases; look at landmarks.png, add cases, or choose "
                 "a different --roi with nnunet_alice anatomy."
             )
-        self.stays = np.clip(shown[self.landmarks] // self.together, 1, longest_stay)
+        self.stays = np.clip(shown[self.landmarks] // self.together, 1, max_stay)
 
     def visit_of(self, number: int) -> Visit:
         """Return where batch ``number`` stands in the order of visits."""

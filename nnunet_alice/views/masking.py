@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LARGEST_BLOCK_VOX = 16
-FEWEST_BLOCKS = 4
+MAX_BLOCK_VOX = 16
+MIN_BLOCKS = 4
 
 
 def block_shape(patch_size: Sequence[int]) -> tuple[int, ...]:
@@ -30,7 +30,7 @@ def block_shape(patch_size: Sequence[int]) -> tuple[int, ...]:
 
 
 def _block_length(length: int) -> int:
-    largest = max(1, min(LARGEST_BLOCK_VOX, length // FEWEST_BLOCKS))
+    largest = max(1, min(MAX_BLOCK_VOX, length // MIN_BLOCKS))
     for candidate in range(largest, largest // 2, -1):
         if length % candidate == 0:
             return candidate

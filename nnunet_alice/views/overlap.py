@@ -49,10 +49,6 @@ class Crop:
     affine: np.ndarray
     extent_mm: np.ndarray
 
-    def positions_mm(self, points_vox: np.ndarray) -> np.ndarray:
-        """Return positions in the volume, (N, 3) mm, of points (N, 3) in voxels of the crop."""
-        return Affine(self.affine).points(points_vox)
-
     def voxels(self, points_mm: np.ndarray) -> np.ndarray:
         """Return points (N, 3) in voxels of the crop of positions (N, 3) mm in the volume."""
         return Affine(self.affine).points_back(points_mm)

@@ -46,7 +46,7 @@ class MatchedPairs:
 
     A point is drawn in the body of A and matched into B; it is kept when the match scores at least the matcher's
     threshold and both crops show enough of their volumes. After ``max_draws`` points a different B is drawn. When
-    ``max_partners`` cases B gave nothing, or A itself cannot be matched (its registration is poor), both views come
+    ``max_tries`` cases B gave nothing, or A itself cannot be matched (its registration is poor), both views come
     from A, at the same point, and the pair says so: no case is lost.
 
     ``readings`` knows the cases that could not be read, here or by whoever crops the views.
@@ -59,12 +59,12 @@ class MatchedPairs:
         min_inside: share of a crop that has to lie inside its volume. The paper crops from whole-body CT and needs
             no such rule; in tightly cropped volumes padding would otherwise tell where a view comes from.
         max_draws: points drawn for one pair of cases (the paper's 100).
-        max_partners: cases B tried for one case A.
+        max_tries: cases B tried for one case A.
         group_of: case -> group, within which B is drawn (modalities); None or empty for one group.
 
     Attributes:
         cases: cases to draw from, sorted.
-        matched: those of them that the matcher knows and that have a partner.
+        matched: those of them that the matcher knows and that have a counterpart case.
 
     Raises:
         InputError: the matcher knows fewer than two of the cases.
@@ -79,7 +79,7 @@ class MatchedPairs:
         *,
         min_inside: float = 0.5,
         max_draws: int = 100,
-        max_partners: int = 10,
+        max_tries: int = 10,
         group_of: Mapping[str, str] | None = None,
     ) -> None:
         known = set(matcher.cases)
@@ -102,7 +102,7 @@ class MatchedPairs:
         self.shape_of = shape_of
         self.min_inside = min_inside
         self.max_draws = max_draws
-        self.max_partners = max_partners
+        self.max_tries = max_tries
 
     def draw(self, rng: np.random.Generator) -> PointPair:
         """Draw one pair; the same state of ``rng`` gives the same pair.
@@ -118,9 +118,9 @@ class MatchedPairs:
             with self.readings.of(case_a):
                 self.matcher.open(case_a)
         draws = 0
-        for _ in range(self.max_partners if is_matched else 0):
-            partner = int(rng.integers(len(group) - 1))
-            case_b = group[partner + (partner >= position)]
+        for _ in range(self.max_tries if is_matched else 0):
+            other = int(rng.integers(len(group) - 1))
+            case_b = group[other + (other >= position)]
             with self.readings.of(case_b):
                 self.matcher.open(case_b)
             for _ in range(0, self.max_draws, _DRAWS_AT_ONCE):

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: So many draws in a row that meet a case which cannot be read mean that hardly any can be.
-_MOST_IN_A_ROW = 200
+_MAX_IN_A_ROW = 200
 
 
 class UnreadableCaseError(AliceError):
@@ -60,7 +60,7 @@ class Readings:
         Raises:
             InputError: too many draws in a row met such cases.
         """
-        for _ in range(_MOST_IN_A_ROW):
+        for _ in range(_MAX_IN_A_ROW):
             state = rng.bit_generator.state
             try:
                 return make(rng)
@@ -68,7 +68,7 @@ class Readings:
                 rng.bit_generator.state = state
                 rng.integers(1 << 32, dtype=np.uint32)  # the smallest step: takes half a number left over, if there is
         raise InputError(
-            f"{_MOST_IN_A_ROW} draws in a row met cases that cannot be read, {len(self.unreadable)} cases in all; the "
+            f"{_MAX_IN_A_ROW} draws in a row met cases that cannot be read, {len(self.unreadable)} cases in all; the "
             f"first: {self.first}"
         )
 

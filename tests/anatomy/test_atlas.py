@@ -14,7 +14,7 @@ from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import file_checksum
 from nnunet_alice.matching.atlas import AtlasMatcher
-from nnunet_alice.matching.invalidation import forget_case
+from nnunet_alice.matching.invalidation import invalidate_case
 from nnunet_alice.matching.registry import open_matcher
 
 
@@ -35,7 +35,7 @@ def registered(monkeypatch) -> list[str]:
         names.append(case.case)
         return assess(np.eye(4), case, atlas)
 
-    monkeypatch.setattr("nnunet_alice.anatomy.registration.register", quick)
+    monkeypatch.setattr("nnunet_alice.anatomy.atlas.register", quick)
     return names
 
 
@@ -58,7 +58,7 @@ def test_plans_that_share_preprocessed_cases_share_the_registrations(balls, regi
     (balls.base / "OtherPlans.json").write_bytes((balls.base / "nnUNetPlans.json").read_bytes())
     other = PreprocessedDataset(balls.name, "OtherPlans", balls.configuration)
     registered.clear()
-    assert AtlasMatcher(other).atlas_case == prepare_atlas(other, 1).atlas_case == "b"
+    assert AtlasMatcher(other).atlas.geometry.case == prepare_atlas(other, 1).atlas_case == "b"
     assert registered == [] and AtlasMatcher(balls).cases == AtlasMatcher(other).cases
 
 
@@ -79,7 +79,7 @@ def test_failed_cases_are_tried_again(balls, registered, monkeypatch):
         return assess(np.eye(4), case, atlas)
 
     with monkeypatch.context() as patch:
-        patch.setattr("nnunet_alice.anatomy.registration.register", failing)
+        patch.setattr("nnunet_alice.anatomy.atlas.register", failing)
         report = prepare_atlas(balls, 1, atlas_case="b")
     assert report.records["a"].status == "failed"
     assert "not enough memory" in report.records["a"].reason
@@ -96,7 +96,7 @@ def test_an_atlas_that_fits_few_cases_says_so_and_so_does_what_matches_by_it(bal
         found = assess(np.eye(4), case, atlas)
         return found if case.case in good else dataclasses.replace(found, correlation=0.1)
 
-    monkeypatch.setattr("nnunet_alice.anatomy.registration.register", poor)
+    monkeypatch.setattr("nnunet_alice.anatomy.atlas.register", poor)
     report = prepare_atlas(dataset, 1, atlas_case="b")
     assert "Only 3 of 7 cases (43%)" in report.shortfall and "--atlas CASE" in report.shortfall
     assert report.shortfall in caplog.text
@@ -117,7 +117,7 @@ def test_a_failure_here_leaves_what_another_machine_registered_meanwhile(balls, 
             raise MemoryError("too little")
         return assess(np.eye(4), case, atlas)
 
-    monkeypatch.setattr("nnunet_alice.anatomy.registration.register", meet)
+    monkeypatch.setattr("nnunet_alice.anatomy.atlas.register", meet)
     assert prepare_atlas(balls, 1, atlas_case="b").records["a"].status == "ok"
     assert AtlasFiles(balls).read_record("a", fingerprints[0]).status == "ok"
     assert "a" in AtlasMatcher(balls).cases
@@ -203,11 +203,11 @@ def test_a_registration_goes_with_its_geometry(prepared, registered):
 
 def test_a_forgotten_case_is_registered_again_and_a_forgotten_atlas_counts_no_more(prepared, registered):
     balls = prepared
-    forget_case(balls, "a")
+    invalidate_case(balls, "a")
     prepare_atlas(balls, 1)
     assert registered == ["a"]
     registered.clear()
-    forget_case(balls, "b")
+    invalidate_case(balls, "b")
     assert AtlasFiles(balls).read_report() is None
     prepare_atlas(balls, 1, atlas_case="b")
     assert registered == ["b"]  # of the same image: what was registered to it before still fits

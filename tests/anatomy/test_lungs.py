@@ -7,9 +7,10 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+from nnunet_alice.anatomy.atlas import Atlas
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.lungs import lung_geometry, lung_mask
-from nnunet_alice.anatomy.registration import MIN_QUALITY, register_by
+from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.errors import InputError
 from nnunet_alice.phantoms import LABELS, make_subject, render
 
@@ -65,7 +66,7 @@ def test_registration_by_lungs_brings_lungs_together():
     geometries = [
         replace(compute_geometry(str(number), phantom.image[None], SPACING)) for number, phantom in enumerate(phantoms)
     ]
-    found = register_by("lungs", *geometries)
+    found = Atlas(geometries[1], "lungs").register(geometries[0])
     assert found.quality > MIN_QUALITY
     masks = [np.isin(phantom.labels, [LABELS["lung_right"], LABELS["lung_left"]]) for phantom in phantoms]
     moved = ndimage.affine_transform(

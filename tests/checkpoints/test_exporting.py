@@ -4,24 +4,15 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from support.labelled_runs import (
-    labelled_volume,
-    make_finetuner,
-    stay_in_process,
-    write_images,
-    write_labelled,
-    write_splits,
+    train_briefly,
 )
-from support.small_datasets import set_folders
 
 from nnunet_alice.checkpoints import exporting
 from nnunet_alice.checkpoints.exporting import export_model
@@ -33,50 +24,7 @@ from nnunet_alice.trainers import finetuning
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Model folder of a short training, and the trained network."""
-    base = tmp_path_factory.mktemp("export")
-    with pytest.MonkeyPatch.context() as patch:
-        set_folders(patch, base)
-        stay_in_process(patch)
-        folder = write_labelled(base / "preprocessed", 2, family="ResidualEncoderUNet")
-        write_splits(folder, (["case00"], ["case01"]))
-        trainer = make_finetuner(finetuning.FineTuneTrainer_scratch_1epochs_3iterations_seed1, folder)
-        trainer.run_training()
-    trainer.set_deep_supervision_enabled(False)
-    return Path(trainer.output_folder).parent, trainer.network.eval()
-
-
-def test_stock_nnunet_predicts_with_it_alone(trained, tmp_path):
-    """In a process of its own, in which this package cannot be imported."""
-    model, network = trained
-    assert main(["export", "-i", str(model), "-o", str(tmp_path / "out")]) == 0
-    exported = tmp_path / "out" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    write_images(tmp_path / "images", 1)
-    (tmp_path / "predicted").mkdir()
-    script = """
-import sys
-sys.modules["nnunet_alice"] = None  # importing it fails
-import numpy as np, torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-torch.set_num_threads(1)
-predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
-predictor.initialize_from_trained_model_folder(sys.argv[1], None)
-assert type(predictor.network).__module__.startswith("dynamic_network_architectures")
-patch = torch.from_numpy(np.load(sys.argv[2]))
-with torch.inference_mode():
-    np.save(sys.argv[3], predictor.network.eval()(patch).numpy())
-predictor.predict_from_files_sequential(sys.argv[4], sys.argv[5], save_probabilities=False)
-"""
-    patch = torch.from_numpy(labelled_volume(5)[0][None, :, :16, :16, :16].copy())
-    np.save(tmp_path / "patch.npy", patch.numpy())
-    names = [exported, tmp_path / "patch.npy", tmp_path / "logits.npy", tmp_path / "images", tmp_path / "predicted"]
-    environment = {key: value for key, value in os.environ.items() if key != "nnUNet_extTrainer"}
-    command = [sys.executable, "-c", script, *map(str, names)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert (tmp_path / "predicted" / "case00.nii.gz").is_file()
-    with torch.inference_mode():
-        expected = network(patch).numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+    return train_briefly(tmp_path_factory.mktemp("export"))
 
 
 def test_the_export_is_small_plain_and_says_whence(trained, tmp_path):
@@ -197,22 +145,6 @@ def test_an_export_that_cannot_be_put_in_place_leaves_the_old_one(trained, tmp_p
         with pytest.raises(InputError, match=r"could not be written \(Input/output error\)"):
             export_model(trained[0], tmp_path)
     assert names_below(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == [export.folder.name]
-
-
-def test_an_output_that_cannot_be_written_is_one_sentence(trained, tmp_path, capsys, monkeypatch):
-    (tmp_path / "file").touch()
-    assert main(["export", "-i", str(trained[0]), "-o", str(tmp_path / "file")]) == 1
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "file/nnUNetTrainer__nnUNetPlans__3d_fullres could not be written" in message
-
-    def full(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(exporting, "write_json", full)
-    assert main(["export", "-i", str(trained[0]), "-o", str(tmp_path / "out")]) == 1
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "could not be written (No space left on device)" in message
-    assert not list((tmp_path / "out").iterdir())
 
 
 def test_what_was_put_into_an_export_is_not_lost(trained, tmp_path):

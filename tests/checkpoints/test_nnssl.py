@@ -41,11 +41,6 @@ def test_upstream_repeats_a_residual_stem_for_more_channels(make_plans, make_net
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in same)
 
 
-def test_recommended_patch_size(make_plans):
-    plan = adaptation_plan(make_plans(), "3d_fullres", 1, recommended_patch_size=(96, 160, 160))
-    assert plan["recommended_downstream_patchsize"] == [96, 160, 160]
-
-
 def test_names_of_our_own_and_stock_checkpoints(make_plans, make_network):
     network = make_network(make_plans())
     named = unet_weights({"network_weights": network.state_dict()}, "c.pth")

@@ -3,13 +3,14 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from support.plans import configuration, minimal_plans, normalised_by, resampled
+from support.located import OBLIQUE, SPACING, TO_ATLAS, bright_ball, make_atlas, write
 from support.small_datasets import set_folders
 
 from nnunet_alice.affine import Affine
@@ -17,64 +18,22 @@ from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.landmarks import to_locations
 from nnunet_alice.anatomy.registration import Registration
 from nnunet_alice.coordinates import locating
-from nnunet_alice.coordinates.atlas_file import Atlas, open_atlas
+from nnunet_alice.coordinates.atlas_file import PortableAtlas, open_atlas
 from nnunet_alice.coordinates.located_dataset import locate_folder, located_plans
 from nnunet_alice.coordinates.locating import RawCase, case_to_locations, coordinate_channels, locate_cases
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.methods.drasclr.located import HEAVY_WEIGHT, LIGHT_WEIGHT, WEIGHT, decode_locations, location_weights
 
-SPACING = (3.0, 2.0, 2.5)
-#: case mm -> atlas mm: a turn, a stretch and a shift
-TO_ATLAS = np.array([[1.1, 0.1, 0, 5], [-0.1, 0.9, 0.05, -3], [0, 0, 1, 8], [0, 0, 0, 1.0]])
-OBLIQUE = (0.98, -0.199, 0, 0.199, 0.98, 0, 0, 0, 1)
 TURNED = (0, -1, 0, 1, 0, 0, 0, 0, -1)
-
-
-def bright_ball(shape=(24, 32, 40), seed=0) -> np.ndarray:
-    """A textured ball in air, in a frame of zeros that nnU-Net crops away."""
-    grids = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    values = np.where(sum(g**2 for g in grids) < 0.5, 100.0, -900.0)
-    values += np.random.default_rng(seed).normal(scale=20, size=shape)
-    framed = np.zeros(shape)
-    framed[2:-3, 4:-1, 3:-6] = values[2:-3, 4:-1, 3:-6]
-    return framed.astype(np.float32)
-
-
-def write(path, array, direction=OBLIQUE):
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing((2.1, 1.9, 2.7))
-    image.SetOrigin((-31.0, 12.0, 77.0))
-    image.SetDirection(direction)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path))
-    return path
-
-
-def make_atlas(reader="SimpleITKIO", transpose=(0, 1, 2), channels=1) -> Atlas:
-    full = configuration(
-        SPACING, **normalised_by("ZScoreNormalization", channels, masked=True), **resampled(3, ("data", "seg"))
-    )
-    statistics: dict[str, dict] = {str(c): {} for c in range(channels)}
-    plans = minimal_plans(
-        "Dataset900_Unlabelled",
-        {"3d_fullres": full},
-        transpose,
-        image_reader_writer=reader,
-        foreground_intensity_properties_per_channel=statistics,
-    )
-    names = {str(c): "MR" for c in range(channels)}
-    described = {"channel_names": names, "labels": {"background": 0, "body": 1}, "file_ending": ".nii.gz"}
-    geometry = compute_geometry("atlas", bright_ball(seed=9)[None], SPACING)
-    return Atlas(geometry, plans, "3d_fullres", described)
 
 
 @pytest.fixture
 def known_map(monkeypatch):
     """Registration that finds ``TO_ATLAS`` for every case."""
-    monkeypatch.setattr(locating, "register_by", lambda region, case, atlas: Registration(TO_ATLAS, 0.9, 0.9))
+    monkeypatch.setattr(PortableAtlas, "register", lambda atlas, case: Registration(TO_ATLAS, 0.9, 0.9))
 
 
-def preprocess(atlas: Atlas, files, schemes) -> np.ndarray:
+def preprocess(atlas: PortableAtlas, files, schemes) -> np.ndarray:
     plans = json.loads(json.dumps(atlas.plans))
     configuration = plans["configurations"]["3d_fullres"]
     configuration["normalization_schemes"] = schemes
@@ -134,7 +93,7 @@ def test_channels_are_the_map_voxel_by_voxel():
 
 
 def test_a_poor_registration_gives_the_middle_and_unreadable_files_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(locating, "register_by", lambda region, case, atlas: Registration(TO_ATLAS, 0.3, 0.5))
+    monkeypatch.setattr(PortableAtlas, "register", lambda atlas, case: Registration(TO_ATLAS, 0.3, 0.5))
     atlas = make_atlas()
     good = write(tmp_path / "in" / "good_0000.nii.gz", bright_ball())
     broken = tmp_path / "in" / "broken_0000.nii.gz"
@@ -168,7 +127,7 @@ def test_a_folder_is_done_again_only_where_something_changed(tmp_path, known_map
     assert sorted(done) == ["a", "b"]
     assert sorted({path.name[0] for path in output.glob("*.nii.gz")}) == ["a", "b"]
     done.clear()
-    other = Atlas(compute_geometry("other", bright_ball(seed=1)[None], SPACING), *list(vars(atlas).values())[1:4])
+    other = replace(atlas, geometry=compute_geometry("other", bright_ball(seed=1)[None], SPACING))
     locate_folder(source, output, other)
     assert sorted(done) == ["a", "b"]
 
@@ -208,7 +167,7 @@ def test_an_atlas_file_keeps_everything_and_damaged_ones_are_named(tmp_path):
     np.testing.assert_array_equal(back.geometry.body, atlas.geometry.body)
     assert back.geometry.shape == atlas.geometry.shape and back.geometry.factors == atlas.geometry.factors
     other = compute_geometry("other", bright_ball(seed=1)[None], SPACING)
-    assert Atlas(other, atlas.plans, "3d_fullres", atlas.dataset_json).checksum != atlas.checksum
+    assert replace(atlas, geometry=other).checksum != atlas.checksum
     (tmp_path / "cut.npz").write_bytes((tmp_path / "atlas.npz").read_bytes()[:300])
     (tmp_path / "no.json").write_text("{}")
     (tmp_path / "no.pth").write_text("nothing")
@@ -240,7 +199,7 @@ def test_plans_are_the_targets_own_where_the_pretraining_used_them(tmp_path, mon
     assert configuration["architecture"] == atlas.plans["configurations"]["3d_fullres"]["architecture"]
     # pretrained with the target's plans: those, with the target's batch size
     from_target = atlas.plans | {"moved_from": {"dataset": source, "plans_name": "nnUNetPlans"}}
-    of_target = Atlas(atlas.geometry, from_target, "3d_fullres", atlas.dataset_json)
+    of_target = replace(atlas, plans=from_target)
     with pytest.raises(InputError, match=r"nnUNetPlans\.json is missing"):
         located_plans(source, located, content, of_target)
     own = json.loads(before)

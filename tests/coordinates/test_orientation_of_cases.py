@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from support.located import TO_ATLAS, bright_ball, make_atlas, write
 from support.small_datasets import set_folders
-from test_locating import TO_ATLAS, bright_ball, make_atlas, write
 
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.registration import Registration
 from nnunet_alice.cli.main import main
-from nnunet_alice.coordinates import locating
+from nnunet_alice.coordinates.atlas_file import PortableAtlas
 from nnunet_alice.coordinates.located_dataset import locate_dataset, locate_folder
 from nnunet_alice.coordinates.locating import RawCase, locate_cases
 
@@ -30,11 +30,11 @@ def seen(monkeypatch):
     """What was registered: pictures of the cases, in their order."""
     pictures = []
 
-    def register(region, case, atlas):
+    def register(atlas, case):
         pictures.append(case.image)
         return Registration(TO_ATLAS, 0.9, 0.9)
 
-    monkeypatch.setattr(locating, "register_by", register)
+    monkeypatch.setattr(PortableAtlas, "register", register)
     return pictures
 
 
@@ -162,7 +162,7 @@ def test_what_was_located_of_a_folder_that_cannot_be_listed_now_stays(tmp_path, 
     assert report.located == ["locked__a", "open__a"]
     monkeypatch.undo()
     (tmp_path / "in" / "locked" / "a_0000.nii.gz").unlink()
-    monkeypatch.setattr(locating, "register_by", lambda region, case, atlas: Registration(TO_ATLAS, 0.9, 0.9))
+    monkeypatch.setattr(PortableAtlas, "register", lambda atlas, case: Registration(TO_ATLAS, 0.9, 0.9))
     assert locate_folder(tmp_path / "in", tmp_path / "out", atlas).located == ["open__a"]
     assert not list((tmp_path / "out").glob("locked*"))
 
@@ -251,7 +251,7 @@ def test_new_images_of_any_format_become_the_kind_that_the_model_predicts(tmp_pa
 
 
 def test_nothing_located_is_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(locating, "register_by", lambda region, case, atlas: Registration(TO_ATLAS, 0.1, 0.5))
+    monkeypatch.setattr(PortableAtlas, "register", lambda atlas, case: Registration(TO_ATLAS, 0.1, 0.5))
     atlas_lying("LPS").save(tmp_path / "atlas.npz")
     write(tmp_path / "in" / "a_0000.nii.gz", bright_ball(), LPS)
     words = ["locate", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-np", "1"]

@@ -4,30 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from support.own_data import dataset
 
 from nnunet_alice.demo.own_data import OwnData, read_own_data
 from nnunet_alice.errors import InputError
-
-
-def dataset(folder: Path, cases: int = 9, channels: int = 1, **changes) -> Path:
-    """A dataset of empty files in nnU-Net's format; ``changes`` of dataset.json, where None removes a key."""
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for case in range(cases):
-        for channel in range(channels):
-            (folder / "imagesTr" / f"case{case}_{channel:04d}.nii.gz").write_text(f"image {case} {channel}")
-        (folder / "labelsTr" / f"case{case}.nii.gz").write_text(f"label {case}")
-    content = {
-        "channel_names": {str(channel): "CT" for channel in range(channels)},
-        "labels": {"background": 0, "liver": 1},
-        "numTraining": cases,
-        "file_ending": ".nii.gz",
-        **changes,
-    }
-    (folder / "dataset.json").write_text(
-        json.dumps({key: value for key, value in content.items() if value is not None})
-    )
-    return folder
 
 
 def written(data: OwnData, folder: Path) -> dict[str, dict[str, str]]:
@@ -173,11 +153,3 @@ def test_what_is_wrong_is_one_sentence(tmp_path, spoil, told):
     with pytest.raises(InputError, match=told) as caught:
         read_own_data(folder, labelled=2, test=None, seed=0)
     assert "\n" not in str(caught.value)
-
-
-def test_nothing_is_written_into_the_users_folder(tmp_path, capsys):
-    from nnunet_alice.cli.main import main
-
-    folder = dataset(tmp_path / "Dataset001_Mine")
-    assert main(["demo", "--data", str(folder), "-o", str(folder / "demo")]) == 1
-    assert "name a folder elsewhere with -o" in capsys.readouterr().err and not (folder / "demo").exists()

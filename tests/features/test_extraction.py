@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from nnunet_alice.affine import Affine
-from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.anatomy.atlas import Atlas, PreparedAtlas, prepare_atlas
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
@@ -107,7 +107,7 @@ def test_case_features_are_the_mean_and_raw_files_give_the_same(folders, tmp_pat
         np.testing.assert_allclose(cases["features"][number], own.mean(axis=0), rtol=1e-5)
         assert cases["landmarks_seen"][number] == len(own)
     # The atlas itself is mapped exactly in its own dataset, and by a registration among raw files.
-    atlas = AtlasMatcher(PreprocessedDataset(DATASET, PLANS, "3d_fullres")).atlas_case
+    atlas = PreparedAtlas.open(PreprocessedDataset(DATASET, PLANS, "3d_fullres")).geometry.case
     others = cases["cases"] != atlas
     np.testing.assert_allclose(raw["features"][others], cases["features"][others], rtol=1e-4, atol=1e-5)
 
@@ -235,7 +235,7 @@ class Pooling(nn.Module):
 @pytest.mark.parametrize("shape", [(12, 24, 32), (4, 8, 8), (13, 21, 30), (3, 40, 9)])
 def test_dense_features_of_pooling_are_the_pooled_volume(shape):
     volume = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
-    atlas = SimpleNamespace(shape=shape, spacing=(2.0, 1.0, 1.0), case="atlas")
+    atlas = Atlas(SimpleNamespace(shape=shape, spacing=(2.0, 1.0, 1.0), case="atlas"))
     strides = [(1, 1, 1), (2, 4, 4)]
     encoder = TrainedEncoder(Pooling(), None, {}, None, atlas, (4, 8, 8), strides, True)
     geometry = SimpleNamespace(shape=shape, case="x")

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy.atlas import Atlas
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.anatomy.world import file_grid, world_affine
@@ -45,19 +46,19 @@ class Case:
         self.world_affine = partial(world_affine, properties(direction), (0, 2, 1), SHAPE)
         self.file_grid = partial(file_grid, properties(direction), (0, 2, 1))
 
-    def known_affine(self, atlas_case: str) -> np.ndarray:
+    def known_affine(self, atlas: Atlas) -> np.ndarray:
         return np.eye(4)
 
 
 class Encoder:
     """Features of a patch: its mean, its deviation, noise of its own, and where it lies."""
 
-    spacing, size, registered_by = SPACING, (2, 4, 4), "body"
+    spacing, size = SPACING, (2, 4, 4)
 
     def __init__(self) -> None:
         grid = np.stack(np.meshgrid([20, 40], [16, 32], [18, 36], indexing="ij"), axis=-1).reshape(-1, 3)
         self.landmarks = Landmarks(grid.astype(float), SHAPE, SPACING, 16.0, 18.0)
-        self.atlas = Case("atlas").geometry
+        self.needed_atlas = Atlas(Case("atlas").geometry)
 
     def features(self, patches, locations) -> np.ndarray:
         values = patches.flatten(1)

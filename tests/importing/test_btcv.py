@@ -6,45 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from support.btcv import SHAPE, label_of, write, write_raw_data
 
-from nnunet_alice.cli.common import SOME_FAILED
-from nnunet_alice.cli.main import main
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.btcv import CASE_NUMBERS, ORGANS, SYNAPSE_ORGANS, case_name, convert, splits
-
-SHAPE = (4, 6, 5)
-
-
-def write(
-    path: Path, array: np.ndarray, spacing=(0.7, 0.7, 3.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), origin=(0, 0, 0)
-) -> None:
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    image.SetDirection(direction)
-    image.SetOrigin(origin)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path))
-
-
-def label_of(number: int) -> np.ndarray:
-    """Every organ once, at places that differ from case to case."""
-    values = np.zeros(np.prod(SHAPE), dtype=np.uint8)
-    values[:14] = np.arange(14)
-    return np.random.default_rng(number).permutation(values).reshape(SHAPE)
 
 
 @pytest.fixture
 def raw_data(tmp_path, monkeypatch) -> Path:
-    """A ``RawData`` folder of 30 labelled and two test images; nnU-Net's folders beside it."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    folder = tmp_path / "RawData"
-    for number in CASE_NUMBERS:
-        write(folder / f"Training/img/img{number:04d}.nii.gz", np.full(SHAPE, number, dtype=np.int16))
-        write(folder / f"Training/label/label{number:04d}.nii.gz", label_of(number))
-    for number in (61, 62):
-        write(folder / f"Testing/img/img{number:04d}.nii.gz", np.zeros(SHAPE, dtype=np.int16))
-    return folder
+    return write_raw_data(tmp_path / "RawData")
 
 
 def test_the_published_facts():
@@ -116,35 +88,6 @@ def test_eight_organs_are_renumbered_and_the_rest_is_background(raw_data):
     assert len(list((result.folder / "labelsTr").iterdir())) == 30
 
 
-@pytest.fixture
-def damaged(raw_data) -> Path:
-    (raw_data / "Training/label/label0003.nii.gz").unlink()
-    write(raw_data / "Training/label/label0022.nii.gz", np.ones((4, 6, 6), dtype=np.uint8))
-    write(raw_data / "Training/label/label0040.nii.gz", np.where(label_of(40) == 13, 14, label_of(40)).astype(np.uint8))
-    return raw_data
-
-
-def test_bad_cases_are_all_named_and_nothing_is_written(damaged, tmp_path, capsys):
-    assert main(["convert_btcv", "-i", str(damaged), "-d", "17"]) == 1
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert "3 of 30 cases" in message
-    assert "BTCV_0003: label0003.nii.gz is missing" in message
-    assert "BTCV_0022: image of 4x6x5 voxels but label of 4x6x6" in message
-    assert "BTCV_0040: unknown label 14" in message
-    assert not (tmp_path / "nnUNet_raw").exists()
-
-
-def test_bad_cases_can_be_left_out(damaged, capsys):
-    assert main(["convert_btcv", "-i", str(damaged), "-d", "17", "--skip_bad", "--split", "monai"]) == SOME_FAILED
-    assert "27 cases" in capsys.readouterr().out
-    result = convert(damaged, 17, skip_bad=True)
-    assert set(result.left_out) == {"BTCV_0003", "BTCV_0022", "BTCV_0040"} and len(result.cases) == 27
-    dataset = json.loads((result.folder / "dataset.json").read_text())
-    assert dataset["numTraining"] == 27 and dataset["left_out"] == result.left_out
-    split = json.loads((result.folder / "splits_monai.json").read_text())[0]
-    assert len(split["train"]) == 22 and len(split["val"]) == 5
-
-
 @pytest.mark.parametrize(
     ("array", "spacing", "message"),
     [
@@ -178,13 +121,6 @@ def test_half_a_file_is_no_file(raw_data, folder, stem):
     assert sitk.ReadImage(str(path)).GetSize() == shape[::-1]
     with pytest.raises(InputError, match=rf"1 of 30 .* BTCV_0005: it cannot be read \({path.name}: "):
         convert(raw_data, 17)
-
-
-def test_an_output_that_cannot_be_written_is_one_sentence(raw_data, tmp_path, capsys):
-    (tmp_path / "nnUNet_raw").touch()
-    assert main(["convert_btcv", "-i", str(raw_data), "-d", "17"]) == 1
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "could not be written (Not a directory)" in message
 
 
 def test_differing_orientations_make_nnunet_reorient(raw_data):

@@ -7,13 +7,15 @@ import pytest
 import SimpleITK as sitk
 from support.atlas_phantoms import Phantoms
 
-from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy.atlas import PreparedAtlas, prepare_atlas
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.matching.atlas import AtlasMatcher
-from nnunet_alice.matching.atlas_landmarks import landmarks_file, open_landmarks, prepare_landmarks, region_of_interest
+from nnunet_alice.matching.atlas_landmarks import prepare_landmarks, region_of_interest
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 
 
@@ -38,7 +40,7 @@ def dataset(prepared, tmp_path, monkeypatch) -> PreprocessedDataset:
 
 def test_landmarks_map_back_to_the_atlas_and_are_counted(dataset):
     report = prepare_landmarks(dataset, patch_mm=60, step_mm=50)
-    matcher, landmarks = AtlasMatcher(dataset), open_landmarks(dataset)
+    matcher, landmarks = AtlasMatcher(dataset), PreparedAtlas.open(dataset).landmarks()
     np.testing.assert_array_equal(landmarks.points_mm, report.landmarks.points_mm)
     places = LandmarkPlaces.of_registered(landmarks, matcher)
     assert places.cases == matcher.cases and report.cases == len(matcher.cases)
@@ -48,7 +50,7 @@ def test_landmarks_map_back_to_the_atlas_and_are_counted(dataset):
         expected[one.landmarks] += 1
         for landmark, point in zip(one.landmarks, one.points_vox, strict=True):
             np.testing.assert_allclose(places.points_vox(landmark)[number], point, atol=1e-9)
-            back = matcher.to_atlas_mm(case, point[None])[0]
+            back = Affine(matcher.affine(case)).points(point * dataset.spacing)
             assert np.linalg.norm(back - landmarks.points_mm[landmark]) < 1e-6
     np.testing.assert_array_equal(places.seen(), expected)
     np.testing.assert_array_equal(report.seen, expected)
@@ -56,11 +58,10 @@ def test_landmarks_map_back_to_the_atlas_and_are_counted(dataset):
     assert 0 < expected.min() < expected.max() == len(matcher.cases)
 
 
-def test_locations_agree_with_those_of_the_matcher(dataset):
+def test_locations_agree_with_those_of_the_atlas(dataset):
     landmarks = prepare_landmarks(dataset, patch_mm=60, step_mm=50).landmarks
-    matcher = AtlasMatcher(dataset)
-    points_vox = landmarks.points_mm / dataset.spacing
-    np.testing.assert_allclose(matcher.location(matcher.atlas_case, points_vox), landmarks.locations, atol=1e-6)
+    found = PreparedAtlas.open(dataset).locations(landmarks.points_mm)
+    np.testing.assert_allclose(found, landmarks.locations, atol=1e-6)
 
 
 def test_landmarks_stay_unless_others_are_asked_for(dataset):
@@ -75,10 +76,10 @@ def test_landmarks_stay_unless_others_are_asked_for(dataset):
 
 def test_landmarks_of_another_atlas_do_not_count(dataset):
     prepare_landmarks(dataset, patch_mm=60, step_mm=50)
-    other = next(case for case in ("p0", "p1") if case != AtlasMatcher(dataset).atlas_case)
+    other = next(case for case in ("p0", "p1") if case != PreparedAtlas.open(dataset).geometry.case)
     prepare_atlas(dataset, 1, atlas_case=other)
     with pytest.raises(NotPreparedError, match=r"nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
-        open_landmarks(dataset)
+        PreparedAtlas.open(dataset).landmarks()
     assert not prepare_landmarks(dataset).kept
 
 
@@ -155,9 +156,9 @@ def test_the_command_lays_landmarks_and_draws_them(dataset, capsys):
     command = ["anatomy", "-d", "900", "-np", "1"]
     assert main([*command, "--landmark_patch_mm", "60", "--landmark_step_mm", "50"]) == 0
     printed = capsys.readouterr().out
-    count = len(Landmarks.load(landmarks_file(dataset)))
+    count = len(Landmarks.load(AtlasFiles(dataset).landmarks_file))
     assert f"{count} landmarks laid (region body, patches of 60 mm, 50 mm apart): of 3 cases" in printed
-    assert (landmarks_file(dataset).parent / "landmarks.png").stat().st_size > 10_000
+    assert (AtlasFiles(dataset).landmarks_file.parent / "landmarks.png").stat().st_size > 10_000
     assert main(command) == 0 and f"{count} landmarks kept" in capsys.readouterr().out
     assert main([*command, "--roi", "label:5"]) == 1
     assert "no voxel with label 5" in capsys.readouterr().err

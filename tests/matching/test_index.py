@@ -104,12 +104,6 @@ def test_the_index_of_another_case_is_refused(store):
         store.read("c0", store.fingerprint())
 
 
-def test_another_checkpoint_than_asked_for_is_refused(store):
-    with pytest.raises(NotPreparedError, match=f"a different checkpoint.*{COMMAND}"):
-        store.fingerprint("b" * 64)
-    assert store.fingerprint("a" * 64) == store.fingerprint()
-
-
 def test_indices_of_a_checkpoint_that_was_trained_again_are_refused(dataset, tmp_path):
     store, file = IndexStore(dataset), tmp_path / "checkpoint_final.pth"
     file.write_bytes(b"first training")

@@ -145,10 +145,6 @@ def test_every_pair_is_as_likely_as_any_other():
     assert len(counts) == 12 and counts.min() > 100 and counts.max() < 200
 
 
-def test_pairs_with_named_partners():
-    assert ordered_pairs(["a", "b"], partners=["b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
-
-
 def test_phantom_questions_know_the_truth(tmp_path, monkeypatch):
     """The true counterpart of an organ's voxel carries the same organ's label."""
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))

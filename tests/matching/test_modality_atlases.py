@@ -9,7 +9,7 @@ from support.modality_pools import POOL, planned_pool, run
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.matching.atlas import AtlasMatcher
-from nnunet_alice.matching.invalidation import forget_case
+from nnunet_alice.matching.invalidation import invalidate_case
 from nnunet_alice.matching.modalities import ModalityAtlases, lay_regions_of
 from nnunet_alice.matching.registry import open_matcher
 from nnunet_alice.views.pairs import MatchedPairs
@@ -33,7 +33,7 @@ def test_counterparts_are_those_of_the_own_atlas_and_none_in_another_modality(po
     matcher = open_matcher(pool)
     assert isinstance(matcher, ModalityAtlases) and set(matcher.atlases) == set(POOL)
     for modality, atlas in matcher.atlases.items():
-        assert set(atlas.cases) <= set(POOL[modality]) and atlas.atlas_case in POOL[modality]
+        assert set(atlas.cases) <= set(POOL[modality]) and atlas.atlas.geometry.case in POOL[modality]
     a, b = matcher.atlases["CT"].cases[:2]
     points = matcher.body_points(a, 20, np.random.default_rng(0))
     alone = AtlasMatcher(PreprocessedDataset(pool.name, pool.plans_name, pool.configuration, "CT"))
@@ -72,9 +72,9 @@ def test_regions_of_modalities_have_numbers_of_their_own(pool):
 
 def test_a_case_that_changes_is_forgotten_by_the_atlas_of_its_modality(pool):
     atlas = open_matcher(pool).atlases["CT"]
-    case = next(case for case in atlas.cases if case != atlas.atlas_case)
-    file = atlas.files.case_file(case)
+    case = next(case for case in atlas.cases if case != atlas.atlas.geometry.case)
+    file = atlas.atlas.files.case_file(case)
     kept = file.read_bytes()
-    forget_case(pool, case)
+    invalidate_case(pool, case)
     assert not file.exists()
     file.write_bytes(kept)

@@ -175,10 +175,8 @@ def test_a_bounded_number_of_indices_is_open(matcher):
     np.testing.assert_array_equal(copy.match("a", "b", points).scores, matcher.match("a", "b", points).scores)
 
 
-def test_a_matcher_needs_indices_of_the_asked_checkpoint(dataset, matcher, tmp_path, monkeypatch):
+def test_a_matcher_needs_indices(dataset, matcher, tmp_path, monkeypatch):
     assert matcher.cases == ("a", "b", "c") and matcher.name == "embedding"
-    with pytest.raises(NotPreparedError, match="--method embedding"):
-        EmbeddingMatcher(dataset, checkpoint="b" * 64)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     bare = write_preprocessed(tmp_path, {"a": ball((16, 60, 40), SPACING, 27)}, SPACING)
     assert not embedding_is_prepared(bare)

@@ -20,7 +20,7 @@ from nnunet_alice.methods.embedding.losses import (
     fine_negatives,
     global_negatives,
     info_nce,
-    partner,
+    other_crop,
 )
 from nnunet_alice.methods.embedding.positions import (
     feature_affine,
@@ -105,7 +105,7 @@ def test_sampling_at_voxels_gives_their_descriptors_and_between_them_the_normali
     torch.testing.assert_close(sampled, F.normalize(first + second, dim=0), atol=1e-4, rtol=0)
 
 
-def test_queries_are_valid_voxels_that_the_partner_shows():
+def test_queries_are_valid_voxels_that_the_other_crop_shows():
     fine, _ = maps()
     settings = replace(SETTINGS, positives=10_000)
     queries = draw_queries(fine, settings, generator())
@@ -131,9 +131,9 @@ def test_crops_that_share_nothing_give_no_query_and_no_loss():
     fine = fine._replace(affine=affine)
     queries = draw_queries(fine, SETTINGS, generator())
     assert not queries.present.any()
-    parts = fine_loss(fine, coarse, queries, SETTINGS, generator())
-    assert parts.loss == 0 and parts.queries == 0
-    parts.loss.backward()
+    terms = fine_loss(fine, coarse, queries, SETTINGS, generator())
+    assert terms.loss == 0 and terms.queries == 0
+    terms.loss.backward()
     assert (fine.values.grad == 0).all()
 
 
@@ -234,7 +234,7 @@ def test_global_negatives_come_from_other_volumes_only():
 def test_fine_loss_equals_the_loop_over_its_own_negatives():
     fine, coarse = maps()
     queries = draw_queries(fine, SETTINGS, generator())
-    parts = fine_loss(fine, coarse, queries, SETTINGS, generator(2))
+    terms = fine_loss(fine, coarse, queries, SETTINGS, generator(2))
     chosen, _ = fine_negatives(fine, coarse, queries, SETTINGS, generator(2))
     everything = fine.values.flatten(2).transpose(1, 2).reshape(-1, 5)
     losses, hits = [], []
@@ -246,9 +246,9 @@ def test_fine_loss_equals_the_loop_over_its_own_negatives():
         logits = torch.stack([ask @ key, *negatives]) / SETTINGS.temperature
         losses.append(F.cross_entropy(logits[None], torch.tensor([0])))
         hits.append(bool(logits[0] > logits[1:].max()))
-    torch.testing.assert_close(parts.loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
-    assert parts.accuracy.item() == pytest.approx(np.mean(hits))
-    grads = [torch.autograd.grad(v, fine.values)[0] for v in (parts.loss, torch.stack(losses).mean())]
+    torch.testing.assert_close(terms.loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+    assert terms.accuracy.item() == pytest.approx(np.mean(hits))
+    grads = [torch.autograd.grad(v, fine.values)[0] for v in (terms.loss, torch.stack(losses).mean())]
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-6)
     assert grads[0].abs().sum() > 0
 
@@ -256,7 +256,7 @@ def test_fine_loss_equals_the_loop_over_its_own_negatives():
 def test_coarse_loss_equals_the_loop_over_its_own_negatives():
     fine, coarse = maps()
     queries = draw_queries(fine, SETTINGS, generator())
-    parts = coarse_loss(coarse, queries, SETTINGS, generator(2))
+    terms = coarse_loss(coarse, queries, SETTINGS, generator(2))
     g = generator(2)
     chosen, present = coarse_negatives(coarse, queries, SETTINGS, g)
     foreign, there = global_negatives(coarse, SETTINGS.global_negatives, g)
@@ -271,8 +271,8 @@ def test_coarse_loss_equals_the_loop_over_its_own_negatives():
         negatives += [ask @ everything[i] for i in foreign[crop]]
         logits = torch.stack([ask @ key, *negatives]) / SETTINGS.temperature
         losses.append(F.cross_entropy(logits[None], torch.tensor([0])))
-    torch.testing.assert_close(parts.loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
-    gradient = torch.autograd.grad(parts.loss, coarse.values)[0]
+    torch.testing.assert_close(terms.loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+    gradient = torch.autograd.grad(terms.loss, coarse.values)[0]
     expected = torch.autograd.grad(torch.stack(losses).mean(), coarse.values)[0]
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
 
@@ -283,14 +283,14 @@ def test_too_few_voxels_give_fewer_negatives_instead_of_ignored_ones():
         SETTINGS, fine_ignore_mm=1000.0, coarse_ignore_mm=1000.0, coarse_ignore_z_mm=1000.0, global_negatives=0
     )
     queries = draw_queries(fine, huge, generator())
-    for parts in (fine_loss(fine, coarse, queries, huge, generator()), coarse_loss(coarse, queries, huge, generator())):
-        assert parts.queries == 0 and parts.loss == 0
+    for terms in (fine_loss(fine, coarse, queries, huge, generator()), coarse_loss(coarse, queries, huge, generator())):
+        assert terms.queries == 0 and terms.loss == 0
     few = replace(SETTINGS, fine_hardest=100_000, fine_negatives=100_000)
     _, present = fine_negatives(fine, coarse, queries, few, generator())
     distance = torch.cdist(queries.points_mm, map_positions_mm(fine.affine, (8, 8, 6)))
     own = ((distance > few.fine_ignore_mm) & fine.valid[:, None]).sum(dim=2)
-    distance = torch.cdist(queries.points_mm, partner(map_positions_mm(fine.affine, (8, 8, 6))))
-    others = ((distance > few.fine_ignore_mm) & partner(fine.valid)[:, None]).sum(dim=2)
+    distance = torch.cdist(queries.points_mm, other_crop(map_positions_mm(fine.affine, (8, 8, 6))))
+    others = ((distance > few.fine_ignore_mm) & other_crop(fine.valid)[:, None]).sum(dim=2)
     assert torch.equal(present.sum(dim=2), own + others)
 
 

@@ -32,9 +32,9 @@ def test_cosine_is_point_symmetric_about_its_middle():
 
 
 def test_warmup_cosine_rises_then_falls():
-    values = [warmup_cosine(step, 100, 10, peak=1.0, end=0.1, start=0.5) for step in range(101)]
-    assert values[0] == 0.5
-    assert values[5] == pytest.approx(0.75)
+    values = [warmup_cosine(step, 100, 10, peak=1.0, end=0.1) for step in range(101)]
+    assert values[0] == 0
+    assert values[5] == pytest.approx(0.5)
     assert values[10] == max(values) == 1.0
     assert values[55] == pytest.approx(0.55)
     assert values[100] == 0.1

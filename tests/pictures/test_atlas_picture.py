@@ -7,7 +7,7 @@ from scipy import ndimage
 from support.small_datasets import ball, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
-from nnunet_alice.anatomy.atlas_files import AtlasFiles, AtlasRecord
+from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.pictures.atlas import checkerboards, draw_atlas
 
@@ -15,10 +15,6 @@ from nnunet_alice.pictures.atlas import checkerboards, draw_atlas
 def geometry(image: np.ndarray, spacing=(2.0, 2.0, 2.0)) -> CaseGeometry:
     body = np.ones(image.shape, bool)
     return CaseGeometry("case", image.shape, spacing, (1, 1, 1), image.shape, image, np.packbits(body))
-
-
-def record(affine: np.ndarray) -> AtlasRecord:
-    return AtlasRecord("case", "ok", affine=affine.tolist())
 
 
 def smooth(shape) -> np.ndarray:
@@ -32,9 +28,9 @@ def test_a_right_registration_goes_on_across_the_tiles_and_a_wrong_one_does_not(
     case = geometry(np.repeat(atlas.image[:, :, 6:], 2, axis=2), (2.0, 2.0, 1.0))
     truth = np.eye(4)
     truth[2, 3] = 6 * 2.0 - 0.5
-    same = checkerboards(atlas, atlas, record(np.eye(4)))[..., 0]
-    right = checkerboards(case, atlas, record(truth))[..., 0]
-    wrong = checkerboards(case, atlas, record(np.eye(4)))[..., 0]
+    same = checkerboards(atlas, atlas, np.eye(4))[..., 0]
+    right = checkerboards(case, atlas, truth)[..., 0]
+    wrong = checkerboards(case, atlas, np.eye(4))[..., 0]
     # Red is tinted by neither: it is the intensity itself. What the case does not show is black, and its border dims.
     shown = ndimage.binary_erosion(right > 0, iterations=12)
     assert shown.mean() > 0.5
@@ -43,7 +39,7 @@ def test_a_right_registration_goes_on_across_the_tiles_and_a_wrong_one_does_not(
 
 
 def test_pixels_are_square_in_mm():
-    picture = checkerboards(*[geometry(smooth((10, 20, 40)), (4.0, 1.0, 1.0))] * 2, record(np.eye(4)))
+    picture = checkerboards(*[geometry(smooth((10, 20, 40)), (4.0, 1.0, 1.0))] * 2, np.eye(4))
     heights_to_widths = [20 / 40, 40 / 40, 40 / 20]  # of y x, z x, z y
     expected = sum(round(picture.shape[0] / ratio) for ratio in heights_to_widths) + 2 * 4
     assert picture.shape[1] == pytest.approx(expected, abs=2)

@@ -53,11 +53,10 @@ def test_elements_are_those_that_nnunet_counts():
         (32, 48, 64), 2, 3, content["network_class_name"], content["arch_kwargs"], content["_kw_requires_import"]
     )
     assert cost.elements == expected
-    assert 0 < cost.encoder_elements < cost.elements
 
 
 def test_pairs_and_gigabytes_by_hand():
-    cost = NetworkCost(elements=60_000_000, encoder_elements=10_000_000, parameters=2**30 // 8)
+    cost = NetworkCost(elements=60_000_000, parameters=2**30 // 8)
     pair = 2 * ALICE.element * 60e6
     fixed = ALICE.parameter * 2**30 / 8 + ALICE.rest
     # nnU-Net's 8 GB against the live bytes of that step: what live bytes really take

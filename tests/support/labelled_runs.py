@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from torch import nn
 
+from nnunet_alice.trainers import finetuning
 from support.plans import architecture, configuration, minimal_plans, normalised_by, resampled
+from support.small_datasets import set_folders
 
 DATASET = "Dataset901_Labelled"
 PLANS = "nnUNetPlans"
@@ -114,3 +118,16 @@ def stay_in_process(monkeypatch) -> None:
 
     monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)
+
+
+def train_briefly(base: Path) -> tuple[Path, nn.Module]:
+    """Train fold 0 of two cases from scratch for three steps; return the model's folder and the trained network."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_folders(patch, base)
+        stay_in_process(patch)
+        folder = write_labelled(base / "preprocessed", 2, family="ResidualEncoderUNet")
+        write_splits(folder, (["case00"], ["case01"]))
+        trainer = make_finetuner(finetuning.FineTuneTrainer_scratch_1epochs_3iterations_seed1, folder)
+        trainer.run_training()
+    trainer.set_deep_supervision_enabled(False)
+    return Path(trainer.output_folder).parent, trainer.network.eval()

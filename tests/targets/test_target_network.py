@@ -130,7 +130,7 @@ def test_occlusion_finds_the_place_that_decides():
     network.head.weight.copy_(torch.tensor([[1.0, 0.0]]))  # the mean
     task = Regression(AGE, {"means": [0.0], "deviations": [2.0]})
     before = image.copy()
-    change, block = occlusion(CasePredictor(network, (16, 16, 16), 0.5), task, image, geometry, most_windows=10**6)
+    change, block = occlusion(CasePredictor(network, (16, 16, 16), 0.5), task, image, geometry, max_windows=10**6)
     assert block == (2, 2, 2) and change.shape == (12, 12, 12)
     assert np.isnan(change[0, 0, 0]) and np.array_equal(image, before)
     assert tuple(np.unravel_index(np.nanargmax(change), change.shape)) in [(6, 3, 8), (6, 4, 8), (6, 3, 7), (6, 4, 7)]
@@ -193,5 +193,5 @@ def test_occlusion_takes_larger_blocks_where_windows_are_many(monkeypatch):
         return real(crops)
 
     monkeypatch.setattr(predictor, "window_features", count)
-    change, block = occlusion(predictor, task, image, geometry_of(image), most_windows=100)
+    change, block = occlusion(predictor, task, image, geometry_of(image), max_windows=100)
     assert sum(seen[1:]) <= 100 and block[0] >= 5 and np.isfinite(change).sum() == len(seen) - 1

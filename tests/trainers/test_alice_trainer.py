@@ -32,7 +32,6 @@ from support.pretraining_runs import (
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
-from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import AliceError, CheckpointError, InputError, NonFiniteLossError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
@@ -359,17 +358,6 @@ def test_pretraining_may_start_from_weights(small_run):
     weights = torch.load(path, weights_only=True)["network_weights"]
     for name, value in trainer.model.teacher.backbone.network.state_dict().items():
         assert ".seg_layers." in name or torch.equal(value, weights[name])
-
-
-def test_inspect_prints_everything(small_run, capsys):
-    path = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"
-    assert main(["inspect", str(path)]) == 0
-    printed = capsys.readouterr().out
-    for words in ("Alice (AliceTrainer_test", "2 of 2", "every case was seen", "16 x 16 x 16 voxels", "CT", "atlas"):
-        assert words in printed
-    assert f"-pretrained_weights {path}" in printed
-    path.write_bytes(b"nothing")
-    assert main(["inspect", str(path)]) == 1 and str(path) in capsys.readouterr().err
 
 
 def test_variants_are_found_by_name():

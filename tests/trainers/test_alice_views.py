@@ -57,7 +57,7 @@ def test_reconstruction_asks_for_the_body(dataset, name):
     where = batch.body & batch.mask if name == "AliceTrainer_maskedOnly" else batch.body
     rows = slice(0, len(batch.pairs) if name != "MIMTrainer" else None)
     errors = (step.reconstruction - batch.views)[rows].square()[where[rows].unsqueeze(1)]
-    assert step.parts["loss_reconstruction"].item() == pytest.approx(0.5 * errors.mean().item(), rel=1e-4)
+    assert step.terms["loss_reconstruction"].item() == pytest.approx(0.5 * errors.mean().item(), rel=1e-4)
 
 
 def test_a_case_with_a_poor_registration_is_seen_and_counted(dataset):

@@ -34,7 +34,7 @@ from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, NonFiniteLossError
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
-from nnunet_alice.methods.drasclr.conversion import plain_state_dict
+from nnunet_alice.methods.drasclr.conversion import to_plain
 from nnunet_alice.pretraining.drasclr import DrasCLRMethod
 from nnunet_alice.trainers import drasclr, pretraining
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer
@@ -126,7 +126,7 @@ def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(smal
     trainer = make_trainer(variant(learning_rate=0.1), small_run)
     path = run(trainer) / "checkpoint_final.pth"
     saved = torch.load(path, weights_only=True)
-    expected = plain_state_dict(trainer.model.query.encoder, trainer.method.training_locations)
+    expected = to_plain(trainer.model.query.encoder, trainer.method.training_locations).state_dict()
     assert expected
     for name, value in expected.items():
         assert torch.equal(saved["network_weights"][f"encoder.{name}"], value), name
@@ -192,7 +192,7 @@ def test_ablations(small_run, no_pictures, name):
 def test_ablations_see_the_batches_of_the_whole_method(small_run, no_pictures):
     sizes = set()
     for base in (DrasCLRTrainer, drasclr.DrasCLRTrainer_noRegional, drasclr.DrasCLRTrainer_noLocation):
-        trainer = make_trainer(variant(base, largest_batch=3), small_run)
+        trainer = make_trainer(variant(base, max_batch=3), small_run)
         trainer.initialize()
         sizes.add((trainer.batch_size, trainer.method.crop_size))
     assert len(sizes) == 1
@@ -222,7 +222,7 @@ def test_starting_from_weights_starts_the_conditional_encoder_there(small_run, n
             parameter.add_(0.1)
     trainer.on_train_start()
     wanted = {name: value.clone() for name, value in trainer.network.encoder.state_dict().items()}
-    for name, value in plain_state_dict(trainer.model.query.encoder, trainer.method.training_locations).items():
+    for name, value in to_plain(trainer.model.query.encoder, trainer.method.training_locations).state_dict().items():
         torch.testing.assert_close(value, wanted[name])
     assert same_content(dict(trainer.model.query.state_dict()), dict(trainer.model.key.state_dict()))
 
@@ -242,7 +242,7 @@ def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
 
 def test_visits_and_subjects(small_run, no_pictures):
     """Up to two batches of two a visit: negatives of one step before; two scans of a person count as one subject."""
-    trainer = make_trainer(variant(iterations=8, largest_batch=2), small_run)
+    trainer = make_trainer(variant(iterations=8, max_batch=2), small_run)
     run(trainer)
     assert all(1 < row["negatives"] <= 2 and 0 < row["negative_age"] < 1 for row in trainer.history.rows)
     dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")

@@ -184,7 +184,7 @@ def test_a_batch_without_its_unreadable_cases_has_one_of_the_sizes(world):
 
 
 def test_a_stay_can_be_limited():
-    assert many_subjects(13, batch_size=2, longest_stay=4).stays.tolist() == [4] * 6
+    assert many_subjects(13, batch_size=2, max_stay=4).stays.tolist() == [4] * 6
 
 
 def test_negatives_are_as_young_as_a_visit_is_long_and_of_every_other_subject_once():

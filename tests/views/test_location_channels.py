@@ -9,7 +9,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_alice.finetuning.repeatable import without_timing
+from nnunet_alice.finetuning.parts import without_timing
 from nnunet_alice.methods.drasclr.located import WEIGHT
 from nnunet_alice.views.location_channels import HideLastChannels, hide_from_intensities
 

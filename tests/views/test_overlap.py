@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nnunet_alice.affine import Affine
 from nnunet_alice.views.overlap import Crop, CropPlace, OverlapSampler, cut, overlapping_crops
 
 SPACING = (3.0, 1.0, 0.5)
@@ -26,7 +27,7 @@ def test_positions_are_those_of_the_resampled_voxels(shape):
     for _ in range(20):
         point = rng.random(3) * (np.asarray(shape) - 1)
         for crop in overlapping_crops(image, point, SPACING, sampler, rng):
-            positions = crop.positions_mm(all_voxels(crop))
+            positions = Affine(crop.affine).points(all_voxels(crop))
             valid = crop.in_volume(positions)
             shown = crop.image.reshape(4, -1)
             error_vox = np.abs(shown[:3, valid].T - positions[valid]) / SPACING
@@ -68,13 +69,13 @@ def test_a_crop_at_whole_voxels_without_scale_is_the_volume_itself():
     crop = cut(image, CropPlace((3.0, -2.0, 15.0), (1.0, 1.0, 1.0), (5, 6, 8)), SPACING)
     np.testing.assert_array_equal(crop.image[:, :, 2:, :5], image[:, 3:8, 0:4, 15:20])
     assert (crop.image[:, :, :2] == 0).all() and (crop.image[:, :, :, 5:] == 0).all()
-    np.testing.assert_allclose(crop.positions_mm(np.array([[0.0, 0, 0]])), [[9.0, -2.0, 7.5]])
+    np.testing.assert_allclose(Affine(crop.affine).points(np.array([[0.0, 0, 0]])), [[9.0, -2.0, 7.5]])
 
 
 def test_voxels_inverts_positions_and_shows_knows_padding():
     crop = cut(coordinate_image((10, 10, 10)), CropPlace((-2.0, 0.5, 4.0), (0.9, 0.9, 0.9), (8, 8, 8)), SPACING)
     points = np.random.default_rng(4).random((50, 3)) * 7
-    np.testing.assert_allclose(crop.voxels(crop.positions_mm(points)), points, atol=1e-9)
+    np.testing.assert_allclose(crop.voxels(Affine(crop.affine).points(points)), points, atol=1e-9)
     inside_crop_and_volume, in_padding, beyond_crop = (6.0, 2.0, 2.5), (-3.0, 2.0, 2.5), (6.0, 9.0, 2.5)
     assert crop.shows(np.array([inside_crop_and_volume, in_padding, beyond_crop])).tolist() == [True, False, False]
 

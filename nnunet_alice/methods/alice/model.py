@@ -21,7 +21,7 @@ from nnunet_alice.methods.alice.regions import RegionHead, region_accuracy, regi
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import conditional_entropy, embedding_spread, marginal_entropy
 from nnunet_alice.methods.ema import frozen_copy, update_ema
-from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
+from nnunet_alice.methods.intermediate_features import IntermediateFeatures, freeze_unused_decoder
 from nnunet_alice.methods.unets import decoder_of, encoder_of
 
 
@@ -60,14 +60,14 @@ class AliceStep(NamedTuple):
 
     Attributes:
         loss: scalar to minimise.
-        parts: named scalars, detached: each loss and each sign of life.
+        terms: named scalars, detached: each loss and each collapse measure.
         reconstruction: (2B, C, *patch) detached, or None.
         descriptors: (2B, 8 C_E) teacher's descriptors of the views, or None without a teacher.
         token_codes: (2B, T_E) prototype that each aligned target token prefers, or None without alignment.
     """
 
     loss: Tensor
-    parts: dict[str, Tensor]
+    terms: dict[str, Tensor]
     reconstruction: Tensor | None
     descriptors: Tensor | None
     token_codes: Tensor | None
@@ -84,7 +84,7 @@ class AliceStudent(nn.Module):
     def __init__(self, network: nn.Module, settings: AliceSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.backbone = TappedUNet(network)
+        self.backbone = IntermediateFeatures(network)
         self.decoder_stages = settings.decoder_stages(len(decoder_of(network).stages))
         freeze_unused_decoder(network, self.decoder_stages)
         self.head = self.casa = self.region_head = None
@@ -194,7 +194,7 @@ class Alice(nn.Module):
         outputs = (student or self.student)(views.masked_fill(mask.unsqueeze(1), 0), first)
         zero = views.new_zeros((), dtype=torch.float32)
         cls = alignment = reconstruction = region = zero
-        parts: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         descriptors = token_codes = None
         if self.teacher is not None:
             target, bottleneck = self.teacher(views)
@@ -203,21 +203,21 @@ class Alice(nn.Module):
                 assert outputs.cls is not None
                 targets = self._targets(target.cls, self.centre_cls, teacher_temperature)
                 cls = cross_view_loss(targets, outputs.cls, settings.student_temperature)
-                parts |= _collapse_diagnostics("cls", targets)
-                parts["spread"] = embedding_spread(target.embedding)
+                terms |= _collapse_diagnostics("cls", targets)
+                terms["spread"] = embedding_spread(target.embedding)
             if settings.alignment:
                 assert outputs.encoder_tokens is not None and outputs.aligned is not None
                 aligned = self._aligned_target(outputs.encoder_tokens, target)
                 targets = self._targets(aligned, self.centre_alignment, teacher_temperature)
                 alignment = alignment_loss(targets, outputs.aligned, settings.student_temperature)
-                parts |= _collapse_diagnostics("align", targets)
+                terms |= _collapse_diagnostics("align", targets)
                 token_codes = targets.argmax(-1)
             if update_centres:
                 if settings.contrast:
                     self.centre_cls.update(target.cls)
                 if settings.alignment:
                     self.centre_alignment.update(aligned)
-            parts["centre_norm"] = self.centre_cls.value.norm()
+            terms["centre_norm"] = self.centre_cls.value.norm()
         if settings.reconstruction:
             assert outputs.reconstruction is not None
             masked = len(views) // 2 if settings.unmasked_anchors else len(views)
@@ -227,12 +227,12 @@ class Alice(nn.Module):
             )
         if outputs.regions is not None and regions is not None:
             region = region_loss(outputs.regions, regions.labels)
-            parts["region_accuracy"] = region_accuracy(outputs.regions, regions.labels)
+            terms["region_accuracy"] = region_accuracy(outputs.regions, regions.labels)
         losses = AliceLosses(cls, alignment, reconstruction, region)
         loss = losses.total(settings.weights(share))
         named = {f"loss_{name}": value.detach() for name, value in losses._asdict().items()}
         rebuilt = None if outputs.reconstruction is None else outputs.reconstruction.detach()
-        return AliceStep(loss, {"loss": loss.detach(), **named, **parts}, rebuilt, descriptors, token_codes)
+        return AliceStep(loss, {"loss": loss.detach(), **named, **terms}, rebuilt, descriptors, token_codes)
 
     def _reconstructed(self, mask: Tensor, body: Tensor | None) -> Tensor | None:
         """Return the voxels that ``L_rec`` asks for, bool like the mask; None for all."""

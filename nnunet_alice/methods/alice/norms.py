@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from nnunet_alice.methods.distributed import mean_over_ranks, world_size
 
+#: added to the variance, as in ``nn.BatchNorm1d``
+EPS = 1e-5
+
 
 class BatchNormBatchStatistics(nn.Module):
     """BatchNorm over the first axis with batch statistics only: no affine parameters, no running statistics.
@@ -20,43 +23,27 @@ class BatchNormBatchStatistics(nn.Module):
     under autocast. There is no state: ``state_dict`` is empty.
 
     Attributes:
-        eps: Added to the variance.
+        axes: of its input.
     """
 
-    def __init__(self, eps: float = 1e-5):
-        """Create the layer.
-
-        Args:
-            eps: Added to the variance; 1e-5 as in ``nn.BatchNorm1d``.
-
-        Raises:
-            ValueError: If ``eps`` is not positive.
-        """
-        super().__init__()
-        if eps <= 0:
-            raise ValueError(f"eps must be positive, got {eps}.")
-        self.eps = eps
+    axes = "(B, D)"
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over the batch.
 
         Args:
-            x: (B, D), B rows of this rank.
+            x: (B, ...), B rows of this rank.
 
         Returns:
             Tensor of the same shape and dtype; over the batch of all ranks, each position has mean 0 and (biased)
-            variance 1, up to ``eps``.
+            variance 1, up to `EPS`.
 
         Raises:
             ValueError: If ``x`` has a different number of axes, or if there is one row only.
         """
-        if x.ndim != 2:
-            raise ValueError(f"Expected (B, D), got shape {tuple(x.shape)}.")
-        return _normalise(x, self.eps)
-
-    def extra_repr(self) -> str:
-        """Return what ``repr`` shows."""
-        return f"eps={self.eps}"
+        if x.ndim != len(self.axes.split()):
+            raise ValueError(f"Expected {self.axes}, got shape {tuple(x.shape)}.")
+        return _normalise(x)
 
 
 class TokenBatchNorm(BatchNormBatchStatistics):
@@ -65,24 +52,10 @@ class TokenBatchNorm(BatchNormBatchStatistics):
     What all crops share at a token's index is removed, so that the index itself cannot serve as the token's code.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise over the batch.
-
-        Args:
-            x: (B, T, D), T tokens of each of the B rows of this rank.
-
-        Returns:
-            Tensor of the same shape and dtype; see `BatchNormBatchStatistics.forward`.
-
-        Raises:
-            ValueError: If ``x`` has a different number of axes, or if there is one row only.
-        """
-        if x.ndim != 3:
-            raise ValueError(f"Expected (B, T, D), got shape {tuple(x.shape)}.")
-        return _normalise(x, self.eps)
+    axes = "(B, T, D)"
 
 
-def _normalise(x: Tensor, eps: float) -> Tensor:
+def _normalise(x: Tensor) -> Tensor:
     """Subtract the mean over the first axis and divide by the standard deviation, over all ranks."""
     if x.shape[0] * world_size() < 2:
         raise ValueError("Batch normalisation needs at least 2 rows in the batch, got 1.")
@@ -93,4 +66,4 @@ def _normalise(x: Tensor, eps: float) -> Tensor:
         # Two passes: the mean of squares minus the squared mean loses all digits where the spread is small.
         centred = values - mean_over_ranks(values.sum(dim=0)) / rows
         variance = mean_over_ranks(centred.square().sum(dim=0)) / rows
-        return (centred * torch.rsqrt(variance + eps)).to(x.dtype)
+        return (centred * torch.rsqrt(variance + EPS)).to(x.dtype)

@@ -1,8 +1,7 @@
 """Location-conditioned convolution (DrasCLR, Section 3.3): the kernel is a mixture of experts chosen by the location.
 
-The location reaches the layers of an ordinary encoder, whose blocks call ``conv(x)`` and know nothing of locations,
-through one `LocationContext` that all conditional layers of the encoder share. `ConditionalEncoder` fills it for the
-time of one forward pass.
+The blocks of an ordinary encoder call ``conv(x)`` and know nothing of locations. So the location reaches the layers
+through one `LocationContext` that they share. `ConditionalEncoder` fills it for the time of one forward pass.
 """
 
 import math

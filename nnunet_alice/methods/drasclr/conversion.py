@@ -30,7 +30,7 @@ def to_conditional(
 
     so that the mixture is the plain kernel. ``D_e`` is noise of the plain kernel's own standard deviation: experts that
     start equal would get equal gradients and stay equal for ever. At ``spread`` 1 an expert has about the standard
-    deviation of the plain kernel, as in the paper, where each starts like a convolution of its own.
+    deviation of the plain kernel. In the paper, too, each starts like a convolution of its own.
 
     Args:
         encoder: any module with `torch.nn.Conv3d` layers; it is left as it is.
@@ -102,11 +102,6 @@ def plain_state(state: Mapping[str, Tensor], locations: Tensor) -> dict[str, Ten
         elif kind not in ("routing_weight", "routing_bias"):
             plain[name] = value
     return plain
-
-
-def plain_state_dict(conditional: ConditionalEncoder, locations: Tensor) -> dict[str, Tensor]:
-    """Return state dict of `to_plain`, detached: what an nnU-Net checkpoint holds of the encoder."""
-    return {name: value.detach() for name, value in to_plain(conditional, locations).state_dict().items()}
 
 
 def _replace_layers(root: nn.Module, convert: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

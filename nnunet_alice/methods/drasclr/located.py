@@ -1,7 +1,7 @@
 """A U-Net whose encoder is conditioned on where in the atlas its input lies, told by four more input channels.
 
 The last `COORDINATE_CHANNELS` input channels hold homogeneous coordinates, as integers: a weight, and the weight times
-``1 + location / 2`` for z, y and x, where a location of -1 and 1 is the end of the atlas array. All four are 0 where
+``1 + location / 2`` for z, y and x. The atlas array ends at locations -1 and 1. All four are 0 where
 there is no image, which is what every padding writes (nnU-Net's loader, its augmentation, its sliding window).
 
 Locations are read off as quotients by the weight. At the edge of the image, interpolation mixes all channels with the
@@ -53,14 +53,11 @@ def location_weights(inside: np.ndarray) -> np.ndarray:
 
 
 def encode_locations(locations: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return atlas coordinates as what a coordinate channel holds.
+    """Return atlas coordinates as what a coordinate channel holds: int16 of the same shape.
 
     Args:
         locations: any shape; half as far again as the atlas reaches they are clipped.
         weights: of the same shape, from `location_weights`.
-
-    Returns:
-        int16 of the same shape.
     """
     return np.rint(weights * (1 + np.clip(locations, -_REACH, _REACH) / 2)).astype(np.int16)
 
@@ -101,7 +98,6 @@ class LocatedUNet(nn.Module):
         network: nnU-Net's U-Net for the image channels alone; its decoder is taken over, its encoder is copied.
         num_experts: E, expert kernels of each convolution.
         location_gain: initial size of the routing's dependence on the location, see `to_conditional`.
-        generator: random source of the experts; torch's global one if None.
 
     Attributes:
         encoder: the `ConditionalEncoder`.
@@ -111,20 +107,11 @@ class LocatedUNet(nn.Module):
         ValueError: the network is not 3D, or has no encoder and decoder.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        num_experts: int = 8,
-        *,
-        location_gain: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, network: nn.Module, num_experts: int = 8, *, location_gain: float = 1.0) -> None:
         super().__init__()
         if not (hasattr(network, "encoder") and hasattr(network, "decoder")):
             raise ValueError(f"{type(network).__name__} has no encoder and decoder; take plans of one of the U-Nets.")
-        self.encoder = to_conditional(
-            encoder_of(network), num_experts, location_gain=location_gain, generator=generator
-        )
+        self.encoder = to_conditional(encoder_of(network), num_experts, location_gain=location_gain)
         self.decoder = decoder_of(network)
         # The decoder remembers the encoder that it was built for, under which all weights would appear again.
         self.decoder.encoder = None

@@ -26,7 +26,7 @@ class Contrast(NamedTuple):
 
 
 class DrasCLRLoss(NamedTuple):
-    """The parts of one step, all scalars.
+    """The terms of one step, all scalars.
 
     Attributes:
         total: ``local + beta * regional``, with gradient.
@@ -103,7 +103,7 @@ def drasclr_loss(
     ignore: Tensor | None = None,
     ages: Tensor | None = None,
 ) -> DrasCLRLoss:
-    """Return ``L = L_local + beta * L_regional`` with its parts.
+    """Return ``L = L_local + beta * L_regional`` with its terms.
 
     Args:
         query, key, negatives, temperature, ignore: see `local_loss`.

@@ -22,7 +22,6 @@ class PatchEmbedder(nn.Module):
             the bottleneck. A `ConditionalEncoder`, or an `UnconditionedEncoder`.
         num_channels: C of the bottleneck.
         dim: width D of the embedding.
-        hidden_dim: width of the hidden layer; C if None.
         cells: the bottleneck is averaged to ``cells`` ** 3 cells.
 
     Attributes:
@@ -32,24 +31,15 @@ class PatchEmbedder(nn.Module):
         ValueError: a width is not positive.
     """
 
-    def __init__(
-        self,
-        encoder: LocatedEncoder,
-        num_channels: int,
-        *,
-        dim: int = 128,
-        hidden_dim: int | None = None,
-        cells: int = 2,
-    ) -> None:
+    def __init__(self, encoder: LocatedEncoder, num_channels: int, *, dim: int = 128, cells: int = 2) -> None:
         super().__init__()
-        hidden_dim = num_channels if hidden_dim is None else hidden_dim
-        if min(num_channels, dim, hidden_dim, cells) < 1:
-            raise ValueError(f"Widths must be positive: {num_channels=}, {dim=}, {hidden_dim=}, {cells=}.")
+        if min(num_channels, dim, cells) < 1:
+            raise ValueError(f"Widths must be positive: {num_channels=}, {dim=}, {cells=}.")
         self.encoder = encoder
         self.represent = PatchRepresentation(encoder, num_channels, cells)
         self.standardise = LandmarkStandardisation(self.represent.width)
         self.head = nn.Sequential(
-            nn.Linear(self.represent.width, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, dim)
+            nn.Linear(self.represent.width, num_channels), nn.ReLU(inplace=True), nn.Linear(num_channels, dim)
         )
 
     def forward(self, x: Tensor, locations: LocationGroups) -> Tensor:
@@ -110,7 +100,7 @@ class DrasCLRModel(nn.Module):
         neighbours: Tensor | None = None,
         neighbour_locations: Tensor | None = None,
     ) -> DrasCLRLoss:
-        """Return losses of a batch of B subjects at one landmark.
+        """Return losses of a batch of B subjects at one landmark; differentiate their ``total``.
 
         Args:
             view: (B, C, z, y, x), first augmentation of the patch at the landmark.
@@ -121,9 +111,6 @@ class DrasCLRModel(nn.Module):
             neighbours: (k, B, C, z, y, x), patches of the same subjects at the k nearest landmarks; None leaves the
                 regional loss out.
             neighbour_locations: (k, 3), locations of these landmarks.
-
-        Returns:
-            the parts; differentiate ``total``.
 
         Raises:
             ValueError: shapes do not fit.

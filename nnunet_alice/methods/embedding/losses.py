@@ -108,7 +108,7 @@ class Queries(NamedTuple):
     """Points that both crops of a pair show.
 
     Attributes:
-        points_mm: (V, Q, 3), drawn in crop v; their positives lie in its partner.
+        points_mm: (V, Q, 3), drawn in crop v; their positives lie in the other crop.
         present: bool (V, Q); False fills rows of crops with fewer than Q shared voxels.
     """
 
@@ -116,7 +116,7 @@ class Queries(NamedTuple):
     present: Tensor
 
 
-class ContrastParts(NamedTuple):
+class ContrastTerms(NamedTuple):
     """One contrastive loss and what tells whether it lives.
 
     Attributes:
@@ -134,13 +134,13 @@ class ContrastParts(NamedTuple):
     queries: Tensor
 
 
-def partner(x: Tensor) -> Tensor:
+def other_crop(x: Tensor) -> Tensor:
     """Return the same tensor with the two crops of each pair exchanged: row i <-> row i + P."""
     return x.roll(len(x) // 2, dims=0)
 
 
 def draw_queries(fine: DescriptorMap, settings: ContrastSettings, generator: torch.Generator) -> Queries:
-    """Return draw, without replacement, fine voxels of each crop that lie inside its partner too.
+    """Return draw, without replacement, fine voxels of each crop that lie inside the other crop, too.
 
     Args:
         fine: fine descriptor map; only its shape, affine and validity matter.
@@ -149,7 +149,7 @@ def draw_queries(fine: DescriptorMap, settings: ContrastSettings, generator: tor
     """
     shape = fine.values.shape[2:]
     positions = map_positions_mm(fine.affine, shape)
-    index = apply_affine(inverse_affine(partner(fine.affine)), positions.double())
+    index = apply_affine(inverse_affine(other_crop(fine.affine)), positions.double())
     shared = fine.valid.clone()
     for axis, size in enumerate(shape):
         shared &= (index[..., axis] >= -1e-3) & (index[..., axis] <= size - 1 + 1e-3)
@@ -213,7 +213,7 @@ def fine_negatives(
 
 def fine_loss(
     fine: DescriptorMap, coarse: DescriptorMap, queries: Queries, settings: ContrastSettings, generator: torch.Generator
-) -> ContrastParts:
+) -> ContrastTerms:
     """Return fine InfoNCE (paper: eq. 1 on fine descriptors, hard and diverse negatives).
 
     Args:
@@ -229,7 +229,7 @@ def fine_loss(
     negatives = F.embedding(chosen, _table(fine))
     query, positive = _ask(fine, queries)
     similarity = (negatives @ query[..., None])[..., 0]
-    return _parts(positive, similarity, present, queries.present, settings.temperature)
+    return _terms(positive, similarity, present, queries.present, settings.temperature)
 
 
 def coarse_negatives(
@@ -243,19 +243,19 @@ def coarse_negatives(
     with torch.no_grad():
         query = sample_map(coarse.values, coarse.affine, queries.points_mm)
         positions = map_positions_mm(coarse.affine, coarse.values.shape[2:])
-        both = torch.cat([positions, partner(positions)], dim=1)
+        both = torch.cat([positions, other_crop(positions)], dim=1)
         voxels = coarse.values.flatten(2)
-        similarity = query @ torch.cat([voxels, partner(voxels)], dim=2)
+        similarity = query @ torch.cat([voxels, other_crop(voxels)], dim=2)
         near = _distances(queries.points_mm, both) < settings.coarse_ignore_mm
         near &= (queries.points_mm[:, :, None, 0] - both[:, None, :, 0]).abs() < settings.coarse_ignore_z_mm
-        allowed = ~near & torch.cat([coarse.valid, partner(coarse.valid)], dim=1)[:, None]
+        allowed = ~near & torch.cat([coarse.valid, other_crop(coarse.valid)], dim=1)[:, None]
         chosen, present = _draw_hardest(
             similarity, allowed, settings.coarse_hardest, settings.coarse_negatives, generator
         )
-        # From "own crop, then partner" to "all crops".
+        # From "own crop, then the other" to "all crops".
         crops, count = coarse.valid.shape
         own = torch.arange(crops, device=chosen.device)[:, None, None]
-        return torch.where(chosen < count, own, partner(own)) * count + chosen % count, present
+        return torch.where(chosen < count, own, other_crop(own)) * count + chosen % count, present
 
 
 def global_negatives(coarse: DescriptorMap, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -278,7 +278,7 @@ def global_negatives(coarse: DescriptorMap, count: int, generator: torch.Generat
 
 def coarse_loss(
     coarse: DescriptorMap, queries: Queries, settings: ContrastSettings, generator: torch.Generator
-) -> ContrastParts:
+) -> ContrastTerms:
     """Return coarse InfoNCE (paper: eq. 1 on coarse descriptors, negatives of the pair and of other volumes).
 
     Args:
@@ -296,7 +296,7 @@ def coarse_loss(
         foreign, there = global_negatives(coarse, settings.global_negatives, generator)
         similarity = torch.cat([similarity, query @ F.embedding(foreign, table).transpose(1, 2)], dim=2)
         present = torch.cat([present, there[:, None].expand(-1, present.shape[1], -1)], dim=2)
-    return _parts(positive, similarity, present, queries.present, settings.temperature)
+    return _terms(positive, similarity, present, queries.present, settings.temperature)
 
 
 def _table(descriptors: DescriptorMap) -> Tensor:
@@ -305,13 +305,13 @@ def _table(descriptors: DescriptorMap) -> Tensor:
 
 
 def _ask(descriptors: DescriptorMap, queries: Queries) -> tuple[Tensor, Tensor]:
-    """Return descriptors of the queries (V, Q, D) and their cosine with the partner's at that place (V, Q)."""
+    """Return descriptors of the queries (V, Q, D) and their cosine with the other crop's at that place (V, Q)."""
     query = sample_map(descriptors.values, descriptors.affine, queries.points_mm)
-    key = sample_map(partner(descriptors.values), partner(descriptors.affine), queries.points_mm)
+    key = sample_map(other_crop(descriptors.values), other_crop(descriptors.affine), queries.points_mm)
     return query, (query * key).sum(dim=2)
 
 
-def _parts(positive: Tensor, negatives: Tensor, present: Tensor, asked: Tensor, temperature: float) -> ContrastParts:
+def _terms(positive: Tensor, negatives: Tensor, present: Tensor, asked: Tensor, temperature: float) -> ContrastTerms:
     """Return mean over the queries that exist and have negatives; (V, Q), (V, Q, K), bool (V, Q, K), bool (V, Q)."""
     counts = asked & present.any(dim=2)
     present = present & counts[..., None]
@@ -321,12 +321,8 @@ def _parts(positive: Tensor, negatives: Tensor, present: Tensor, asked: Tensor, 
         best = negatives.masked_fill(~present, -torch.inf).amax(dim=2)
         accuracy = ((positive > best) & counts).sum() / total
         negative = negatives.masked_fill(~present, 0).sum() / present.sum().clamp(min=1)
-    return ContrastParts(
-        (losses * counts).sum() / total,
-        (positive.detach() * counts).sum() / total,
-        negative,
-        accuracy,
-        counts.sum(),
+    return ContrastTerms(
+        (losses * counts).sum() / total, (positive.detach() * counts).sum() / total, negative, accuracy, counts.sum()
     )
 
 

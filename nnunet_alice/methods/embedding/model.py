@@ -14,10 +14,10 @@ from nnunet_alice.methods.embedding.losses import (
     coarse_loss,
     draw_queries,
     fine_loss,
-    partner,
+    other_crop,
 )
 from nnunet_alice.methods.embedding.positions import feature_affine, map_positions_mm, sample_map
-from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
+from nnunet_alice.methods.intermediate_features import IntermediateFeatures, freeze_unused_decoder
 from nnunet_alice.methods.unets import decoder_of, encoder_of
 
 
@@ -27,7 +27,7 @@ class EmbeddingNetwork(nn.Module):
     The encoder and all decoder stages but the last run; the last one and the segmentation layers are not trained.
 
     Args:
-        network: nnU-Net network (``TappedUNet`` says which); held, not copied.
+        network: nnU-Net network (``IntermediateFeatures`` says which); held, not copied.
         dimension: length of one descriptor.
 
     Raises:
@@ -36,7 +36,7 @@ class EmbeddingNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, dimension: int = DIMENSION) -> None:
         super().__init__()
-        self.backbone = TappedUNet(network)
+        self.backbone = IntermediateFeatures(network)
         encoder = encoder_of(network)
         strides = [(stride,) * 3 if isinstance(stride, int) else tuple(stride) for stride in encoder.strides]
         coarse_stride, fine_stride = embedding_strides(strides)
@@ -56,14 +56,14 @@ class EmbeddingStep(NamedTuple):
 
     Attributes:
         loss: scalar to minimise, fine plus coarse (the paper weighs both alike).
-        parts: named scalars, detached.
+        terms: named scalars, detached.
         fine: fine descriptors and where they lie.
         coarse: coarse descriptors and where they lie.
         queries: the points that were asked.
     """
 
     loss: Tensor
-    parts: dict[str, Tensor]
+    terms: dict[str, Tensor]
     fine: DescriptorMap
     coarse: DescriptorMap
     queries: Queries
@@ -93,41 +93,41 @@ def contrast(
         fine = DescriptorMap(descriptors.fine.float(), feature_affine(affine, heads.fine_stride), fine_valid)
         coarse = DescriptorMap(descriptors.coarse.float(), feature_affine(affine, heads.coarse_stride), coarse_valid)
         queries = draw_queries(fine, settings, generator)
-        fine_parts = fine_loss(fine, coarse, queries, settings, generator)
-        coarse_parts = coarse_loss(coarse, queries, settings, generator)
-        loss = fine_parts.loss + coarse_parts.loss
-    parts = {"loss": loss.detach()}
-    for name, part in (("fine", fine_parts), ("coarse", coarse_parts)):
-        parts[f"loss_{name}"] = part.loss.detach()
-        parts[f"accuracy_{name}"] = part.accuracy
-        parts[f"cosine_{name}_positive"] = part.positive
-        parts[f"cosine_{name}_negative"] = part.negative
-    parts["queries"] = fine_parts.queries.float()
-    return EmbeddingStep(loss, parts, fine, coarse, queries)
+        fine_terms = fine_loss(fine, coarse, queries, settings, generator)
+        coarse_terms = coarse_loss(coarse, queries, settings, generator)
+        loss = fine_terms.loss + coarse_terms.loss
+    terms = {"loss": loss.detach()}
+    for name, part in (("fine", fine_terms), ("coarse", coarse_terms)):
+        terms[f"loss_{name}"] = part.loss.detach()
+        terms[f"accuracy_{name}"] = part.accuracy
+        terms[f"cosine_{name}_positive"] = part.positive
+        terms[f"cosine_{name}_negative"] = part.negative
+    terms["queries"] = fine_terms.queries.float()
+    return EmbeddingStep(loss, terms, fine, coarse, queries)
 
 
 @torch.no_grad()
 def matching_errors_mm(fine: DescriptorMap, coarse: DescriptorMap, queries: Queries) -> tuple[Tensor, Tensor]:
-    """Return how far off the most similar fine voxel of the partner crop is, by the mean of both cosines.
+    """Return how far off the most similar fine voxel of the other crop is, by the mean of both cosines.
 
     Args:
         fine: fine descriptors of V crops.
         coarse: coarse descriptors.
-        queries: points that the partner shows too.
+        queries: points that the other crop shows too.
 
     Returns:
         (n,) errors in mm of all n queries that exist, and for comparison (n,) the mean distance of each query to all
         voxels among which its match was looked for: what a random answer would give.
     """
-    there = map_positions_mm(partner(fine.affine), fine.values.shape[2:])
+    there = map_positions_mm(other_crop(fine.affine), fine.values.shape[2:])
     asked = torch.cat([sample_map(m.values, m.affine, queries.points_mm) for m in (fine, coarse)], dim=2)
-    offered_fine = partner(fine.values).flatten(2).transpose(1, 2)
-    offered_coarse = sample_map(partner(coarse.values), partner(coarse.affine), there)
+    offered_fine = other_crop(fine.values).flatten(2).transpose(1, 2)
+    offered_coarse = sample_map(other_crop(coarse.values), other_crop(coarse.affine), there)
     offered = torch.cat([offered_fine, offered_coarse], dim=2)
-    similarity = (asked @ offered.transpose(1, 2)).masked_fill(~partner(fine.valid)[:, None], -torch.inf)
+    similarity = (asked @ offered.transpose(1, 2)).masked_fill(~other_crop(fine.valid)[:, None], -torch.inf)
     best = similarity.argmax(dim=2)
     found = there.gather(1, best[..., None].expand(-1, -1, 3))
-    valid = partner(fine.valid)[:, None].float()
+    valid = other_crop(fine.valid)[:, None].float()
     distances = torch.cdist(queries.points_mm, there)
     chance = (distances * valid).sum(dim=2) / valid.sum(dim=2).clamp(min=1)
     error = (found - queries.points_mm).norm(dim=2)

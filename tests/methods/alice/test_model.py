@@ -85,9 +85,9 @@ def test_the_step_is_what_the_paper_says(shared_query):
     aligned_teacher = student.casa((heads if shared_query else target).encoder_tokens, target.decoder_tokens)
     expected_align = entropy_loss(aligned_teacher, aligned_student, centre_align)
     expected_rec = 0.5 * ((maps.output.double() - views.double()) ** 2).mean()
-    torch.testing.assert_close(step.parts["loss_cls"].double(), expected_cls.detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(step.parts["loss_align"].double(), expected_align.detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(step.parts["loss_reconstruction"].double(), expected_rec.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(step.terms["loss_cls"].double(), expected_cls.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(step.terms["loss_align"].double(), expected_align.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(step.terms["loss_reconstruction"].double(), expected_rec.detach(), rtol=1e-4, atol=1e-6)
     expected = expected_cls + 0.5 * expected_align + 10 * expected_rec
     torch.testing.assert_close(step.loss.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.centre_cls.value, 0.9 * centre_cls + 0.1 * target.cls.mean(0))
@@ -122,7 +122,7 @@ def test_sinkhorn_targets_replace_the_centred_ones():
         plan = plan / plan.sum(0, keepdim=True)
         plan = plan / plan.sum(1, keepdim=True)
     expected = -(torch.cat([plan[3:], plan[:3]]) * torch.log_softmax(logits.double() / 0.1, -1)).sum(-1).mean()
-    torch.testing.assert_close(step.parts["loss_cls"].double(), expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(step.terms["loss_cls"].double(), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_balanced_token_targets_cannot_tell_the_index():
@@ -142,7 +142,7 @@ def test_with_whole_anchors_only_query_views_are_reconstructed():
     step = model.compute(views, mask, 0.04)
     rebuilt = model.student.backbone(views[:3].masked_fill(mask[:3].unsqueeze(1), 0)).output
     expected = 0.5 * ((rebuilt - views[:3]) ** 2).mean()
-    torch.testing.assert_close(step.parts["loss_reconstruction"], expected.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(step.terms["loss_reconstruction"], expected.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("air", [True, False])
@@ -159,14 +159,14 @@ def test_air_and_visible_voxels_are_reconstructed_only_where_asked(air, visible)
         for view, z, y, x in torch.ones_like(mask[:3]).nonzero().tolist()
         if (air or body[view, z, y, x]) and (visible or mask[view, z, y, x])
     ]
-    assert step.parts["loss_reconstruction"].item() == pytest.approx(0.5 * sum(errors) / len(errors), rel=1e-4)
+    assert step.terms["loss_reconstruction"].item() == pytest.approx(0.5 * sum(errors) / len(errors), rel=1e-4)
 
 
 def test_the_paper_reconstructs_every_voxel():
     model = model_of(AliceSettings(hidden_dim=16, bottleneck_dim=8, prototypes=16, attention_heads=2).paper())
     views, mask = batch()
     with_body, without = (
-        model.compute(views, mask, 0.04, body=body).parts["loss_reconstruction"] for body in (mask, None)
+        model.compute(views, mask, 0.04, body=body).terms["loss_reconstruction"] for body in (mask, None)
     )
     assert torch.equal(with_body, without)
 

@@ -98,8 +98,8 @@ def test_regions_alone_train_every_decoder_stage_and_leave_nothing_waiting(recon
 def test_the_total_holds_the_weighted_term():
     without, with_regions = replace(SMALL, region_weight=0.0), replace(SMALL, region_weight=2.0)
     (_, one), (_, two) = step_of(without), step_of(with_regions)
-    torch.testing.assert_close(two.loss - one.loss, 2 * two.parts["loss_regions"])
-    assert 0 <= two.parts["region_accuracy"] <= 1
+    torch.testing.assert_close(two.loss - one.loss, 2 * two.terms["loss_regions"])
+    assert 0 <= two.terms["region_accuracy"] <= 1
 
 
 def test_courses_are_straight_lines_between_their_points():
@@ -120,4 +120,4 @@ def test_courses_that_run_backwards_are_refused(course):
 def test_the_weights_of_a_step_follow_the_course():
     settings = replace(SMALL, contrast=False, alignment=False, region_course=((0.0, 0.0), (1.0, 1.0)))
     (_, begin), (_, end) = step_of(settings, share=0.0), step_of(settings, share=1.0)
-    torch.testing.assert_close(end.loss - begin.loss, settings.region_weight * end.parts["loss_regions"])
+    torch.testing.assert_close(end.loss - begin.loss, settings.region_weight * end.terms["loss_regions"])

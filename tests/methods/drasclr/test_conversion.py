@@ -8,7 +8,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from nnunet_alice.methods.drasclr.conditional import ConditionalConv3d, ConditionalEncoder, group_locations
-from nnunet_alice.methods.drasclr.conversion import plain_state_dict, to_conditional, to_plain
+from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 
 
 def make_network(kind):
@@ -128,7 +128,7 @@ def test_collapse_mixes_at_the_mean_routing(encoder, batch):
     _, points = batch
     conditional = to_conditional(encoder, 3, generator=seeded())
     randomise_routing(conditional, weight=2.0)
-    state = plain_state_dict(conditional, points)
+    state = to_plain(conditional, points).state_dict()
     checked = 0
     for name, layer in conditional.encoder.named_modules():
         if not isinstance(layer, ConditionalConv3d):
@@ -147,7 +147,7 @@ def test_collapse_mixes_at_the_mean_routing(encoder, batch):
 
 def test_round_trip_gives_the_weights_back_and_stock_code_loads_them(batch):
     network = make_network("plain").double()
-    state = plain_state_dict(to_conditional(network.encoder, generator=seeded()), batch[1])
+    state = to_plain(to_conditional(network.encoder, generator=seeded()), batch[1]).state_dict()
     for key, value in network.encoder.state_dict().items():
         torch.testing.assert_close(state[key], value)
     network.encoder.load_state_dict(state, strict=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_alice.methods.drasclr.difference import feature_difference
+from nnunet_alice.methods.drasclr.representation import feature_difference
 
 
 def test_hand_values():

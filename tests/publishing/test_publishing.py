@@ -11,7 +11,6 @@ import torch
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.saving import save_checkpoint
-from nnunet_alice.cli.main import main
 from nnunet_alice.errors import CheckpointError, InputError
 from nnunet_alice.publishing.card import CardText
 from nnunet_alice.publishing.publish import publish
@@ -131,13 +130,6 @@ def test_other_checkpoints_are_refused(tmp_path):
     save_checkpoint({"network_weights": {"a": torch.ones(1)}, "trainer_name": "nnUNetTrainer"}, tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match="export"):
         publish(tmp_path / "c.pth", tmp_path / "out", TEXT)
-
-
-def test_command(checkpoint, tmp_path, capsys):
-    assert main(["publish", "-i", str(checkpoint), "-o", str(tmp_path / "chest"), "--licence", "apache-2.0"]) == 0
-    printed = capsys.readouterr().out
-    assert "Left out: names and files of the 2 cases." in printed and "--sha256" in printed
-    assert "# chest" in (tmp_path / "chest" / "README.md").read_text()
 
 
 def test_weights_that_diverged_are_not_published(checkpoint, tmp_path):

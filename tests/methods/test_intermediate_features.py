@@ -5,7 +5,7 @@ import torch
 from support.tiny_networks import tiny_unet
 from torch import nn
 
-from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
+from nnunet_alice.methods.intermediate_features import IntermediateFeatures, freeze_unused_decoder
 
 
 @pytest.mark.parametrize("family", ["plain", "residual"])
@@ -13,7 +13,7 @@ from nnunet_alice.methods.taps import TappedUNet, freeze_unused_decoder
 def test_output_is_the_networks_own(family, strides):
     network = tiny_unet(family, channels=2, strides=strides)
     x = torch.randn(2, 2, 8, 16, 12)
-    maps = TappedUNet(network)(x)
+    maps = IntermediateFeatures(network)(x)
     torch.testing.assert_close(maps.output, network(x), rtol=0, atol=0)
     torch.testing.assert_close(maps.bottleneck, network.encoder(x)[-1], rtol=0, atol=0)
     assert len(maps.decoder) == 2
@@ -23,7 +23,7 @@ def test_output_is_the_networks_own(family, strides):
 def test_a_shorter_pass_gives_the_same_first_maps_and_no_output():
     network = tiny_unet()
     x = torch.randn(1, 1, 8, 8, 8)
-    whole, first, none = (TappedUNet(network)(x, stages) for stages in (None, 1, 0))
+    whole, first, none = (IntermediateFeatures(network)(x, stages) for stages in (None, 1, 0))
     torch.testing.assert_close(first.decoder[0], whole.decoder[0], rtol=0, atol=0)
     assert first.output is None and len(first.decoder) == 1
     assert none.output is None and none.decoder == ()
@@ -33,7 +33,7 @@ def test_a_shorter_pass_gives_the_same_first_maps_and_no_output():
 def test_exactly_the_parameters_in_use_are_trained(stages):
     network = tiny_unet()
     freeze_unused_decoder(network, stages)
-    maps = TappedUNet(network)(torch.randn(1, 1, 8, 8, 8), stages)
+    maps = IntermediateFeatures(network)(torch.randn(1, 1, 8, 8, 8), stages)
     (maps.bottleneck.square().sum() + sum(m.square().sum() for m in maps.decoder)).backward(retain_graph=True)
     if maps.output is not None:
         maps.output.square().sum().backward()
@@ -42,4 +42,4 @@ def test_exactly_the_parameters_in_use_are_trained(stages):
 
 def test_other_networks_are_refused():
     with pytest.raises(TypeError, match="PlainConvUNet or ResidualEncoderUNet"):
-        TappedUNet(nn.Sequential(nn.Conv3d(1, 1, 1)))
+        IntermediateFeatures(nn.Sequential(nn.Conv3d(1, 1, 1)))

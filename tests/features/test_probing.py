@@ -8,32 +8,19 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
+from support.probed import linear, names, write_probed
 
-from nnunet_alice.cli.main import main
 from nnunet_alice.errors import InputError
 from nnunet_alice.features.probe import area_under_curve, probe, rank_within
 from nnunet_alice.features.probe_data import ProbeData, load_features, load_table
-
-
-def names(count):
-    return np.array([f"case{number:03d}" for number in range(count)])
 
 
 def value(result, metric):
     return result.metrics.set_index("metric").loc[metric]
 
 
-@pytest.fixture
-def linear():
-    """Forty features of very different scales of 90 cases, and a number that depends on two of them."""
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(90, 40)) * rng.uniform(0.01, 100, 40) + 5
-    signal = features[:, 0] / features[:, 0].std() + features[:, 1] / features[:, 1].std()
-    return features, signal - signal.mean()
-
-
-def test_classification_finds_a_linear_signal(linear):
-    features, signal = linear
+def test_classification_finds_a_linear_signal():
+    features, signal = linear()
     result = probe(ProbeData(names(90), features, np.where(signal > 0, "ill", "well")), "classification")
     found = value(result, "auc")
     assert found.value > 0.85 and 0.7 < found.low < found.value < found.high <= 1
@@ -64,9 +51,9 @@ def test_random_features_give_chance():
     assert 0.35 < np.mean(aucs) < 0.65 and abs(np.mean(correlations)) < 0.25 and np.max(explained) < 0.1
 
 
-def test_a_label_has_no_part_in_its_own_prediction(linear):
+def test_a_label_has_no_part_in_its_own_prediction():
     """Neither in the model nor in the scaling: predictions of a fold follow from the other folds alone."""
-    features, signal = linear
+    features, signal = linear()
     before = probe(ProbeData(names(90), features, signal), "regression")
     table = before.predictions
     held_out = (table["fold"] == 2).to_numpy()
@@ -80,8 +67,8 @@ def test_a_label_has_no_part_in_its_own_prediction(linear):
     np.testing.assert_allclose(table["predicted"][held_out], expected, rtol=1e-5)
 
 
-def test_three_classes(linear):
-    features, signal = linear
+def test_three_classes():
+    features, signal = linear()
     data = ProbeData(names(90), features, np.digitize(signal, [-0.6, 0.6]).astype(str))
     result = probe(data, "classification")
     assert value(result, "auc").low > 0.55 and set(result.predictions["predicted"]) <= {"0", "1", "2"}
@@ -99,8 +86,8 @@ def test_area_under_curve_with_ties_is_sklearns():
     assert np.isnan(area_under_curve(np.ones(3, dtype=bool), np.arange(3)))
 
 
-def test_regression_finds_a_linear_signal(linear):
-    features, signal = linear
+def test_regression_finds_a_linear_signal():
+    features, signal = linear()
     result = probe(ProbeData(names(90), features, signal), "regression")
     table = result.predictions
     assert value(result, "r2").value > 0.8
@@ -110,8 +97,8 @@ def test_regression_finds_a_linear_signal(linear):
     assert value(result, "spearman").value == pytest.approx(np.corrcoef(*ranks)[0, 1]) and ranks[0].max() == 1
 
 
-def test_the_seed_fixes_everything(linear):
-    data = ProbeData(names(90), linear[0], linear[1])
+def test_the_seed_fixes_everything():
+    data = ProbeData(names(90), *linear())
     one, two, other = (probe(data, "regression", seed=seed) for seed in (3, 3, 4))
     pd.testing.assert_frame_equal(one.metrics, two.metrics)
     pd.testing.assert_frame_equal(one.predictions, two.predictions)
@@ -119,9 +106,9 @@ def test_the_seed_fixes_everything(linear):
     assert one.predictions["fold"].value_counts().tolist() == [18] * 5
 
 
-def test_survival(linear):
+def test_survival():
     pytest.importorskip("sksurv", reason='needs scikit-survival: pip install "nnunet_alice[survival]"')
-    features, signal = linear
+    features, signal = linear()
     rng = np.random.default_rng(0)
     time = rng.exponential(np.exp(-2 * signal))
     censored = rng.exponential(2 * np.median(time), 90)
@@ -144,76 +131,21 @@ def test_survival(linear):
         probe(few, "survival")
 
 
-def test_survival_without_its_library_names_the_command(linear, monkeypatch):
+def test_survival_without_its_library_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sksurv.linear_model", None)
     data = ProbeData(names(90), linear[0], np.arange(1.0, 91), np.ones(90, dtype=bool))
     with pytest.raises(InputError, match=r'pip install "nnunet_alice\[survival\]"'):
         probe(data, "survival")
 
 
-@pytest.fixture
-def files(tmp_path, linear):
-    features, signal = linear
-    np.savez(tmp_path / "f.npz", level="case", cases=names(90), features=features.astype(np.float32))
-    table = pd.DataFrame({"id": names(90)[::-1], "severity": signal[::-1], "ill": (signal > 0)[::-1].astype(int)})
-    table["same"], table["words"] = 1, "x"
-    table.to_csv(tmp_path / "t.csv", index=False)
-    return tmp_path
-
-
-def command(files, *more):
-    arguments = ["--features", files / "f.npz", "--table", files / "t.csv", "-o", files / "out", *more]
-    return main(["probe", *map(str, arguments)])
-
-
-def test_the_command_writes_tables_and_plot(files, capsys):
-    assert command(files, "--target", "severity", "--task", "regression") == 0
-    printed = capsys.readouterr().out
-    metrics = pd.read_csv(files / "out_metrics.csv").set_index("metric")
-    assert f"r2: {metrics.loc['r2', 'value']:.3f} (95 % interval" in printed and "cases, seed 0; alpha: " in printed
-    predictions = pd.read_csv(files / "out_predictions.csv")
-    # Rows of the table are in another order than the features.
-    assert metrics.loc["r2", "value"] > 0.8 and predictions["case"].tolist() == names(90).tolist()
-    assert (files / "out.png").stat().st_size > 5000
-    assert command(files, "--target", "ill", "--task", "classification") == 0
-    assert pd.read_csv(files / "out_metrics.csv")["value"][0] > 0.85
-
-
-def test_cases_without_a_label_are_left_out_and_named(files, caplog):
+def test_cases_without_a_label_are_left_out_and_named(tmp_path, caplog):
+    files = write_probed(tmp_path)
     table = pd.read_csv(files / "t.csv")
     table.loc[table["id"] == "case007", "severity"] = np.nan
     table[table["id"] != "case003"].to_csv(files / "t.csv", index=False)
     data = load_table(files / "t.csv", *load_features(files / "f.npz"), "severity", "regression")
     assert len(data.cases) == 88 and not {"case003", "case007"} & set(data.cases)
     assert "2 of 90 cases with features have no 'severity'" in caplog.text and "case003" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--target", "nothing", "--task", "regression"], "no column 'nothing'; it has: id, severity"),
-        (["--target", "same", "--task", "classification"], "All 90 cases have the same 'same'"),
-        (["--target", "words", "--task", "regression"], "holds 'x', which is no number"),
-        (["--target", "severity", "--task", "survival"], "needs --event"),
-        (["--target", "severity", "--task", "survival", "--event", "severity"], "must hold 0 and 1"),
-        (["--target", "severity", "--task", "regression", "--id", "ill"], "more than one row for"),
-        (["--target", "severity", "--task", "regression", "--folds", "60"], "too few for 60 folds"),
-        (["--target", "severity", "--task", "regression", "--folds", "1"], "at least 2 folds"),
-        (["--target", "severity", "--task", "classification"], "has 1 cases, but 5 folds need"),
-        (["--target", "severity", "--task", "survival", "--event", "ill"], "must be positive"),
-    ],
-)
-def test_what_cannot_work_gets_one_sentence(files, capsys, more, words):
-    assert command(files, *more) == 1
-    assert words in capsys.readouterr().err
-
-
-def test_unknown_ids_are_shown_beside_the_tables(files, capsys):
-    table = pd.read_csv(files / "t.csv").assign(id=[f"other{n}" for n in range(90)])
-    table.to_csv(files / "t.csv", index=False)
-    assert command(files, "--target", "severity", "--task", "regression") == 1
-    printed = capsys.readouterr().err
-    assert "None of the 90 cases" in printed and "'case000'" in printed and "'other0'" in printed
 
 
 def test_files_that_are_no_features(tmp_path):

@@ -1,11 +1,11 @@
 """Does Alice live? Trains forms of it on phantoms and measures retrieval on held-out cases, beside what it has to beat.
 
-    python benchmarks/alice_signs_of_life.py -o DIR --contrast random --trainers AliceTrainer AliceTrainer_noContrast
+    python benchmarks/alice_collapse.py -o DIR --contrast random --trainers AliceTrainer AliceTrainer_noContrast
 
 Makes phantoms of differing people twice: CT-like, and with a tone curve of its own for each (random contrast, as if
 every scan came from another MR sequence; raw intensities then say little). Imports, plans and registers them with the
-public commands, trains every form on the same training cases with the same matches (the atlas of the CT-like volumes),
-and asks on the held-out cases: among the anchor views of 32 draws, does a query view find the anchor of the same
+public commands. Trains every form on the same training cases with the same matches (the atlas of the CT-like volumes).
+The question on the held-out cases: among the anchor views of 32 draws, does a query view find the anchor of the same
 anatomy? Prints one row a form: retrieval, entropies, spread, token-index information, reconstruction. Running it again
 trains only what is missing, and continues what was interrupted.
 """
@@ -30,7 +30,7 @@ from nnunet_alice.files import read_json, write_json
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.methods.alice.head import view_descriptors
 from nnunet_alice.methods.diagnostics import retrieval_accuracy
-from nnunet_alice.methods.taps import TappedUNet
+from nnunet_alice.methods.intermediate_features import IntermediateFeatures
 from nnunet_alice.phantoms import make_population, write_subjects
 from nnunet_alice.pretraining.alice import AliceMethod
 from nnunet_alice.trainers import alice
@@ -147,7 +147,7 @@ def make_trainer(name: str, args: argparse.Namespace, dataset: PreprocessedDatas
 
 
 def summary(checkpoint: dict, trainer, dataset: PreprocessedDataset, args: argparse.Namespace) -> dict[str, float]:
-    """Return retrieval of the trained network (the teacher's where there is one), and the signs of life of its run."""
+    """Return retrieval of the trained network (the teacher's where there is one), and its collapse diagnostics."""
     prefix = "teacher.backbone.network."
     state = {key[len(prefix) :]: value for key, value in checkpoint["model_state"].items() if key.startswith(prefix)}
     trainer.network.load_state_dict(state or checkpoint["network_weights"])
@@ -176,7 +176,7 @@ def baselines(trainer, dataset: PreprocessedDataset, args: argparse.Namespace) -
 
 def network_descriptors(network: nn.Module):
     """Descriptors by a network's bottleneck."""
-    tapped = TappedUNet(network).eval()
+    tapped = IntermediateFeatures(network).eval()
 
     def describe(views: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

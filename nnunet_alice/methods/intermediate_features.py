@@ -26,7 +26,7 @@ class UNetMaps(NamedTuple):
     output: Tensor | None
 
 
-class TappedUNet(nn.Module):
+class IntermediateFeatures(nn.Module):
     """Run a U-Net as far as asked and give its intermediate maps.
 
     Args:

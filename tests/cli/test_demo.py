@@ -1,12 +1,10 @@
-"""The whole chain as a user runs it: subprocesses of the real commands, on phantoms."""
-
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+"""The command demo: the whole chain as a user runs it, and what it says where a command fails."""
 
 import pytest
+from support.own_data import dataset
 
+from nnunet_alice.cli.main import main
+from nnunet_alice.demo import budget, sources
 from nnunet_alice.demo.budget import Budget
 from nnunet_alice.demo.sources import Phantoms
 from nnunet_alice.demo.workflow import Demo
@@ -26,26 +24,26 @@ PHANTOMS = Phantoms(unlabelled=5, training=2, test=1, spacing_mm=16.0)
 SMALLEST = Budget("AliceTrainer_smoke", "ShortStockTrainer", "FineTuneTrainer_scratch_1epoch_10iterations")
 
 
-def command(name: str) -> str:
-    """Path of a command of this installation."""
-    return shutil.which(name, path=str(Path(sys.executable).parent)) or name
-
-
 @pytest.mark.slow
-def test_demo_from_phantoms_to_dice(tmp_path, monkeypatch):
+def test_demo_from_phantoms_to_dice(tmp_path, monkeypatch, capsys):
     """import, plan, anatomy, AliceTrainer, stock fine-tuning from its weights, a short run from scratch, evaluation."""
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers" / "short.py").write_text(SHORT)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
-    steps = []
-    demo = Demo(tmp_path / "demo", PHANTOMS, SMALLEST, steps.append)
-    report = demo.run()
+    monkeypatch.setattr(budget, "Budget", lambda embedding: SMALLEST)
+    monkeypatch.setattr(sources, "Phantoms", lambda seed: PHANTOMS)
+    reports, real = [], Demo.run
+    monkeypatch.setattr(Demo, "run", lambda demo: reports.append(real(demo)) or reports[0])
+    assert main(["demo", "-o", str(tmp_path / "demo")]) == 0
+    printed, report = capsys.readouterr().out, reports[0]
+    steps = [line.removeprefix("... ") for line in printed.splitlines() if line.startswith("... ")]
+    assert "Dice on 1 test cases" in printed and "Shown: with 2 labelled cases" in printed
     assert list(report.dice) == ["pretrained", "from scratch"]
     assert all(0 <= dice <= 1 for run in report.dice.values() for dice in run.values())
     assert all(path.is_file() for path in report.pictures.values()) and list(report.seconds) == steps
     assert {"atlas", "relative position"} <= set(report.matching["matcher"])
     assert (report.matching["median_mm"] > 0).all()
-    logs = sorted((demo.folder / "logs").iterdir())
+    logs = sorted((tmp_path / "demo" / "logs").iterdir())
     assert len(logs) == len(report.commands)
     finetuning = next(log.read_text() for log in logs if "fine-tune_pretrained" in log.name)
     assert "Loading pretrained weights" in finetuning
@@ -57,20 +55,7 @@ def test_a_failing_command_is_named_with_its_log(tmp_path):
         Demo(tmp_path / "demo", phantoms, Budget(), lambda step: None).run()
 
 
-HELP = """
-import contextlib, io, sys
-from nnunet_alice.cli.main import COMMANDS, main
-
-for name in COMMANDS:
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        main([name, "-h"])
-    assert f"nnunet_alice {name}" in text.getvalue() and "Example: " in text.getvalue(), name
-    assert "torch" not in sys.modules, name  # takes seconds
-"""
-
-
-def test_commands_answer_help_at_once_with_an_example():
-    subprocess.run([sys.executable, "-c", HELP], check=True)
-    result = subprocess.run([command("nnunet_alice"), "plan", "-h"], capture_output=True, text=True, check=True)
-    assert "nnunet_alice plan" in result.stdout
+def test_nothing_is_written_into_the_users_folder(tmp_path, capsys):
+    folder = dataset(tmp_path / "Dataset001_Mine")
+    assert main(["demo", "--data", str(folder), "-o", str(folder / "demo")]) == 1
+    assert "name a folder elsewhere with -o" in capsys.readouterr().err and not (folder / "demo").exists()

@@ -1,0 +1,5 @@
+"""What tests of training share."""
+
+from support.launched import asked
+
+__all__ = ["asked"]
