@@ -21,6 +21,7 @@ from nnunet_alice.views.landmark_crops import (
     crops_with_border,
     draw_affine,
     noise_and_gamma,
+    size_of_batch,
 )
 
 SPACING = (4.0, 2.0, 2.0)
@@ -88,7 +89,8 @@ def test_subjects_are_those_that_show_landmark_and_neighbours(world):
     nearest = world.landmarks.neighbours(2)
     high = set()
     for number in range(len(make.landmarks)):
-        batch = make(number, np.random.default_rng(0))
+        drawn = [make(number, np.random.default_rng(seed)) for seed in range(20)]
+        batch = drawn[0]
         involved = [batch.landmark, *nearest[batch.landmark]]
         expected = {
             case
@@ -98,7 +100,7 @@ def test_subjects_are_those_that_show_landmark_and_neighbours(world):
                 for place in involved
             )
         }
-        assert sorted(batch.cases) == sorted(expected)
+        assert {case for batch in drawn for case in batch.cases} == expected
         high.add("short" in expected)
     assert high == {True, False}
     assert set(crops(world, cases=["a", "b", "unknown"])(0, np.random.default_rng(0)).cases) == {"a", "b"}
@@ -149,6 +151,37 @@ def test_too_few_subjects_for_all_ranks_are_drawn_by_each():
     for before in (0, 4):
         make = many_subjects(5, batch_size=4, together=8, before=before)
         assert make.stays.tolist() == [1] * 6 and len(make(1, np.random.default_rng(0)).cases) == 4
+
+
+def test_batches_have_few_sizes():
+    """The largest, and powers of two below, as each is compiled; none shows fewer than half of what it could."""
+    sizes = [size_of_batch(subjects, 12) for subjects in range(1, 30)]
+    assert set(sizes) == {1, 2, 4, 8, 12} and sizes == sorted(sizes)
+    assert all(size <= subjects < 2 * size or size == 12 for subjects, size in enumerate(sizes, start=1))
+    for subjects in (2, 3, 5, 7, 11, 13):
+        make = many_subjects(subjects, batch_size=12)
+        for number in range(6):
+            assert len(make(number, np.random.default_rng(number)).cases) == size_of_batch(subjects, 12)
+
+
+def test_a_batch_without_its_unreadable_cases_has_one_of_the_sizes(world):
+    sizes = set()
+    for broken in ((), ("a",), ("a", "b")):
+
+        def image(case, broken=broken):
+            if case in broken:
+                raise OSError(case)
+            return world.image(case)
+
+        make = LandmarkCrops(
+            world.places, list(SHAPES), image, (4, 8, 8), SPACING, 4, affine=None, neighbours=0, min_subjects=1
+        )
+        for number in range(len(make.landmarks)):
+            batch = make(number, np.random.default_rng(number))
+            assert not set(batch.cases) & set(broken)
+            assert len(batch.views) == 2 * len(batch.cases)
+            sizes.add(len(batch.cases))
+    assert sizes == {1, 2, 4}
 
 
 def test_a_stay_can_be_limited():
