@@ -6,8 +6,8 @@ Where ``nnunet_alice plan --probe`` kept labelled crops, the online probe is tim
 run with the default settings is printed.
 
 Needs a preprocessed dataset with nnU-Net's folders set. All passes of a comparison alternate within one run, so that
-a noisy machine disturbs both alike; medians are compared. Data loading is left out of the steps and timed on its own,
-in one process.
+a noisy machine disturbs both alike; medians are compared, on the CPU of processor time. Data loading is left out of
+the steps and timed on its own, in one process.
 """
 
 import argparse
@@ -50,9 +50,9 @@ def main() -> None:
     trainer.initialize()
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     trainer.method.before_training()
-    start = time.perf_counter()
+    start = time.process_time()
     batches = [next(trainer.dataloader_train) for _ in range(max(2, args.repeats))]
-    loading = (time.perf_counter() - start) / len(batches)
+    loading = (time.process_time() - start) / len(batches)
 
     passes: dict[str, Callable[[AliceBatch], object]] = {
         "bare: student forward + backward, teacher forward": lambda batch: bare_passes(trainer, batch, None),
@@ -115,16 +115,17 @@ def bare_passes(trainer: AliceTrainer, batch: AliceBatch, teacher_stages: int | 
 
 def measure(passes: dict, batches: list[AliceBatch], repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each pass, in turns; the first round warms up."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for repeat in range(repeats + 1):
         order = np.roll(list(passes), repeat)
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             passes[name](batches[repeat % len(batches)])
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if repeat > 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

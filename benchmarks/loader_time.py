@@ -3,7 +3,7 @@
     python benchmarks/loader_time.py
 
 Makes a phantom at 1.5 mm, stored as nnU-Net does, and times crops of 64 voxels around a landmark and two neighbours
-that lie 26 mm away: medians of one thread's processor time. "naive" reads crop by crop and asks torch for the grid.
+that lie 26 mm away: medians of one thread's processor time. "naive" reads crop by crop and lets torch sample volumes.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def intensities(crops: torch.Tensor, rng: np.random.Generator) -> list[torch.Ten
 
 
 def naive_affine(crops: torch.Tensor, affines: np.ndarray) -> torch.Tensor:
-    """Return what ``apply_affine_to_crops`` gives, by torch's ``affine_grid``."""
+    """Return what ``apply_affine_to_crops`` gives, by torch's ``affine_grid`` and a volume."""
     size = np.asarray(crops.shape[2:], dtype=float)
     matrix, shift = affines[:, :, :3] * size / size[:, None], 2 * affines[:, :, 3] / size
     theta = np.concatenate([matrix[:, ::-1, ::-1], shift[:, ::-1, None]], axis=2).astype(np.float32)

@@ -61,7 +61,9 @@ class Affine:
         """
         matrix = self.matrix
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
-            raise InputError(f"An affine must be 4 x 4 and finite with last row 0 0 0 1, got {matrix.tolist()}.")
+            raise InputError(f"An affine must be 4 x 4 and finite with last row 0 0 0 1, got {matrix.tolist()}.").about(
+                value=matrix.tolist()
+            )
         if abs(np.linalg.det(self.linear)) < 1e-9:
             raise InputError("An affine that flattens space cannot be inverted; register the case again.")
         return Affine(np.linalg.inv(matrix))

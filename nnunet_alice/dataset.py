@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import blosc2
 
-from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.errors import InputError, NotPreparedError, StaleError
 from nnunet_alice.files import file_checksum, read_json
 from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name
 
@@ -113,21 +113,25 @@ class PreprocessedDataset:
             there = f" but {', '.join(others)}; name those with -p, or" if others else ";"
             raise NotPreparedError(
                 f"{found.base} has no plans {plans_name}.json{there} run: nnunet_alice plan -d {found.number}"
-            )
+            ).about(path=found.base, value=plans_name, command=f"nnunet_alice plan -d {found.number}")
         if configuration not in found.plans["configurations"]:
             known = ", ".join(found.plans["configurations"])
-            raise InputError(f"{plans_name}.json has no configuration '{configuration}'; it has: {known}.")
+            raise InputError(f"{plans_name}.json has no configuration '{configuration}'; it has: {known}.").about(
+                value=configuration
+            )
         plain_name(found.configuration_manager.data_identifier, f"data_identifier in {plans_name}.json")
         command = f"nnUNetv2_preprocess -d {found.number} -plans_name {plans_name} -c {configuration}"
         if found.preprocessing_report.is_file():  # ours; nnU-Net leaves none
             command = f"nnunet_alice plan -d {found.number} ... as before"
             recipe = preprocessing_recipe(found.plans, found.configuration_manager.configuration)
             if read_json(found.preprocessing_report).get("recipe") != recipe:
-                raise NotPreparedError(
+                raise StaleError(
                     f"{found.folder} was preprocessed with other plans than {plans_name}; run: {command}"
-                )
+                ).about(path=found.folder, command=command)
         if not any(found.folder.glob("*.b2nd")) and not any(found.folder.glob("*.npz")):
-            raise NotPreparedError(f"{found.folder} holds no preprocessed case; run: {command}")
+            raise NotPreparedError(f"{found.folder} holds no preprocessed case; run: {command}").about(
+                path=found.folder, command=command
+            )
         found.cases()
         return found
 
@@ -207,7 +211,7 @@ class PreprocessedDataset:
         except AssertionError:  # by its files' endings
             raise InputError(
                 f"{self.folder} holds files of several kinds; remove what nnU-Net did not write (e.g. .DS_Store)."
-            ) from None
+            ).about(path=self.folder) from None
 
     def cases(self) -> list[str]:
         """Return names of all preprocessed cases, sorted; of its modality alone where it has one."""
@@ -243,7 +247,9 @@ class PreprocessedDataset:
             try:
                 return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode=_MMAP_MODE)
             except RuntimeError as error:
-                raise InputError(f"{path} cannot be read ({error}); delete it and preprocess again.") from error
+                raise InputError(f"{path} cannot be read ({error}); delete it and preprocess again.").about(
+                    path=path
+                ) from error
         return self._dataset.load_case(case)[0]
 
     def image_checksum(self, case: str) -> str | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.words import mend
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def refusals_told(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path} could not be written ({error.strerror or error}); {mend(error)}.") from error
+        raise InputError(f"{path} could not be written ({error.strerror or error}); {mend(error)}.").about(
+            path=path
+        ) from error
 
 
 def _umask() -> int:
@@ -128,9 +130,11 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
+        raise MissingFileError(f"{path} does not exist.").about(path=path) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it.") from None
+        raise InputError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it.").about(
+            path=path
+        ) from None
 
 
 def read_table(path: str | os.PathLike) -> "pd.DataFrame":
@@ -144,9 +148,9 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     try:
         return pd.read_csv(path, dtype=str)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give a CSV table.") from None
+        raise MissingFileError(f"{path} does not exist; give a CSV table.").about(path=path) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from None
+        raise InputError(f"{path} cannot be read as a CSV table ({error}).").about(path=path) from None
 
 
 def file_checksum(path: Path) -> str | None:

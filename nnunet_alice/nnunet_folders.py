@@ -18,7 +18,9 @@ def nnunet_folder(variable: str) -> Path:
     """
     value = os.environ.get(variable)
     if not value:
-        raise InputError(f"The environment variable {variable} is not set; run: export {variable}=/path/to/{variable}")
+        raise InputError(
+            f"The environment variable {variable} is not set; run: export {variable}=/path/to/{variable}"
+        ).about(option=variable, command=f"export {variable}=")
     return Path(value)
 
 
@@ -33,7 +35,9 @@ def plain_name(name: str, what: str) -> str:
         InputError: it is empty or hidden, or holds a slash, a backslash or a control character.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name):
-        raise InputError(f"{what} is {name!r}, which is no plain name: choose letters, digits, - and _, no slash.")
+        raise InputError(
+            f"{what} is {name!r}, which is no plain name: choose letters, digits, - and _, no slash."
+        ).about(option=what, value=name)
     return name
 
 
@@ -48,7 +52,9 @@ def plans_identifier(name: str, what: str) -> str:
         InputError: it is no plain name, or holds two underscores, at which nnU-Net splits names of models.
     """
     if "__" in plain_name(name, what):
-        raise InputError(f"{what} is '{name}': nnU-Net splits names of models at two underscores; use one.")
+        raise InputError(f"{what} is '{name}': nnU-Net splits names of models at two underscores; use one.").about(
+            option=what, value=name
+        )
     return name
 
 
@@ -60,15 +66,21 @@ def dataset_name(dataset: int | str) -> str:
     """
     if isinstance(dataset, str) and not dataset.isdigit():
         if not re.fullmatch(r"Dataset\d{3}_[^/\\]+", dataset):
-            raise InputError(f"'{dataset}' is neither a dataset number nor a name like Dataset900_NAME.")
+            raise InputError(f"'{dataset}' is neither a dataset number nor a name like Dataset900_NAME.").about(
+                value=dataset
+            )
         return dataset
     if not os.environ.get("nnUNet_raw"):
         nnunet_folder("nnUNet_preprocessed")  # one of them has to be set
     names = datasets_by_number().get(int(dataset), set())
     if not names:
-        raise InputError(f"No dataset with number {int(dataset)} in nnUNet_raw or nnUNet_preprocessed.")
+        raise InputError(f"No dataset with number {int(dataset)} in nnUNet_raw or nnUNet_preprocessed.").about(
+            value=int(dataset)
+        )
     if len(names) > 1:
-        raise InputError(f"Dataset number {int(dataset)} is ambiguous: {', '.join(sorted(names))}; rename all but one.")
+        raise InputError(
+            f"Dataset number {int(dataset)} is ambiguous: {', '.join(sorted(names))}; rename all but one."
+        ).about(value=int(dataset))
     return names.pop()
 
 

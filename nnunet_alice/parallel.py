@@ -75,7 +75,9 @@ class Outcomes(Generic[Result]):
         if not self.results:
             first = next((f"case {case}: {reason}" for case, reason in self.failed.items()), "there is no case")
             where = "" if report is None else f" (all in {report})"
-            raise InputError(f"No case could be {what}; {first}{where}.")
+            raise InputError(f"No case could be {what}; {first}{where}.").about(
+                case=next(iter(self.failed), None), path=report
+            )
 
 
 def for_each_case(

@@ -179,7 +179,7 @@ class PairPlanning:
             raise InputError(
                 f"{pairs} pair(s) of views do not fit into {self.UNet_vram_target_GB:g} GB even with "
                 f"patches of {smallest} voxels; raise -gpu_memory_target."
-            )
+            ).about(option="-gpu_memory_target", value=pairs)
         target = reference.elements * self.UNet_vram_target_GB / reference.gigabytes
         return target * needed / max(available, 1.0)
 

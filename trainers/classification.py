@@ -79,7 +79,9 @@ class TargetTrainer(FineTuneTrainer, ABC):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         if len(self.configuration_manager.patch_size) != 3 or self.is_cascaded:
-            raise InputError(f"{type(self).__name__} needs a 3D configuration that is no second stage: 3d_fullres.")
+            raise InputError(
+                f"{type(self).__name__} needs a 3D configuration that is no second stage: 3d_fullres."
+            ).about(option="-c")
         self.enable_deep_supervision = False
         self.history = MetricsHistory()
         self._epoch_metrics: dict[str, float] = {}
@@ -101,7 +103,9 @@ class TargetTrainer(FineTuneTrainer, ABC):
         where = f"{self.dataset.base / SPLITS}, fold {self.fold}"
         check_training_cases(self.definition, self.splits[0], where)
         if not len(self.splits[1]):
-            raise InputError(f"No validation case of {where} has the target '{self.definition.name}'.")
+            raise InputError(f"No validation case of {where} has the target '{self.definition.name}'.").about(
+                value=self.definition.name
+            )
         self._training_cases = self.splits[0].index.tolist()
         self.task = learn_task(self.definition, self.splits[0], self.settings.target)
         self.orientation = dataset_orientation(self.dataset)
@@ -316,7 +320,7 @@ class TargetTrainer(FineTuneTrainer, ABC):
             raise CheckpointError(
                 f"{filename_or_checkpoint} was trained for other targets or training cases than {self.targets.path} "
                 f"and {SPLITS} name now; put these back, or start without --c."
-            )
+            ).about(path=self.targets.path, option="--c")
         self.history = MetricsHistory(checkpoint["history"])
         self.loss.load_state_dict(checkpoint["loss_state"])
 

@@ -55,20 +55,22 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
             InputError: a 2D configuration, the second stage of a cascade, or no coordinate channels.
         """
         if configuration_manager.previous_stage_name is not None or len(configuration_manager.patch_size) != 3:
-            raise InputError(f"{cls.__name__} needs a 3D configuration that is no second stage, e.g. 3d_fullres.")
+            raise InputError(
+                f"{cls.__name__} needs a 3D configuration that is no second stage, e.g. 3d_fullres."
+            ).about(value=cls.__name__)
         image_channels = num_input_channels - COORDINATE_CHANNELS
         if image_channels < 1:
             raise InputError(
                 f"{cls.__name__} needs {COORDINATE_CHANNELS} coordinate channels behind those of the image, and there "
                 f"are {num_input_channels} channels in all; run nnunet_alice locate and train on what it writes."
-            )
+            ).about(value=num_input_channels, command="nnunet_alice locate")
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, image_channels, num_output_channels, enable_deep_supervision
         )
         try:
             return LocatedUNet(network, cls.settings.method.num_experts)
         except ValueError as error:
-            raise InputError(f"{cls.__name__}: {error}") from None
+            raise InputError(f"{cls.__name__}: {error}").about(value=cls.__name__) from None
 
     @classmethod
     def get_training_transforms(cls, *args: Any, **kwargs: Any) -> ComposeTransforms:
@@ -91,7 +93,7 @@ class DrasCLRFineTuneTrainer(FineTuneTrainer):
             raise InputError(
                 f"{name} has no coordinate channels; run nnunet_alice locate -d {dataset_number(name)} --atlas "
                 "checkpoint_final.pth and train on the dataset that it writes."
-            )
+            ).about(value=name, command=f"nnunet_alice locate -d {dataset_number(name)} --atlas")
         super().initialize()
         self._say_what_experts_take()
 

@@ -229,7 +229,7 @@ class FineTuneTrainer(nnUNetTrainer):
             raise InputError(
                 f"{sentence_on_absent_cases(absent, where)}: preprocess them into {self.preprocessed_dataset_folder}, "
                 "or take them out of the split."
-            )
+            ).about(case=absent[0], path=self.preprocessed_dataset_folder)
         self._training_cases = sorted(map(str, training))
         return training, validation
 
@@ -248,7 +248,9 @@ class FineTuneTrainer(nnUNetTrainer):
         else:
             self.print_to_log_file("Starts from random weights.")
         if self.settings.optimisation.freeze_encoder and not pretrained:
-            raise InputError(f"{name} would freeze a random encoder: give -pretrained_weights.")
+            raise InputError(f"{name} would freeze a random encoder: give -pretrained_weights.").about(
+                option="-pretrained_weights", value=name
+            )
         if pretrained and not self.settings.expects_weights:
             self.print_to_log_file(
                 f"WARNING: {name} is meant for training from scratch but was given -pretrained_weights: its learning "

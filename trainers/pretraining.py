@@ -83,24 +83,22 @@ class PretrainingTrainer(nnUNetTrainer):
         if len(self.configuration_manager.patch_size) != 3:
             raise InputError(
                 f"{type(self).__name__} needs a 3D configuration, not '{configuration}'; use for example 3d_fullres."
-            )
+            ).about(value=configuration)
         if self.configuration_manager.previous_stage_name is not None:
             raise InputError(
                 f"{type(self).__name__} cannot pretrain '{configuration}', the second stage of a cascade, whose input "
                 "is a segmentation, too; pretrain 3d_fullres and fit its weights with nnunet_alice transfer."
-            )
+            ).about(value=configuration, command="nnunet_alice transfer")
         run = self.settings.run
         if run.restart >= run.epochs:
             raise InputError(f"{type(self).__name__} restarts its schedules after its end; name more epochs.")
         self.save_every = min(run.save_every, max(1, run.epochs // 10))
-        self.num_epochs = run.epochs
-        self.num_iterations_per_epoch = run.iterations
+        self.num_epochs, self.num_iterations_per_epoch = run.epochs, run.iterations
         self.initial_lr = self.settings.optimisation.learning_rate
         self.enable_deep_supervision = False
         self.rank = rank()
-        self.dataset = PreprocessedDataset.find(
-            self.plans_manager.dataset_name, self.plans_manager.plans_name, configuration
-        )
+        manager = self.plans_manager
+        self.dataset = PreprocessedDataset.find(manager.dataset_name, manager.plans_name, configuration)
         self.history = MetricsHistory()
         self.step = 0
         self.resumed_run: Mapping[str, Any] | None = None  # entry ``pretraining`` of the checkpoint
@@ -265,8 +263,7 @@ class PretrainingTrainer(nnUNetTrainer):
         """Announce the epoch and seed dropout by its number, so that a continued run draws the same."""
         self.model.train()
         torch.manual_seed(self.settings.run.seed + 1000 * (self.current_epoch + 1) + self.rank)
-        progress = self.progress
-        learning_rate = self.settings.optimisation.learning_rate_at(progress.step, progress.total_steps)
+        learning_rate = self.settings.optimisation.learning_rate_at(self.progress.step, self.progress.total_steps)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self.print_to_log_file(f"Current learning rate: {learning_rate:.3e}")
@@ -284,14 +281,12 @@ class PretrainingTrainer(nnUNetTrainer):
         outcome = self._take_step(batch.to(self.device), self.progress)
         self.step += 1  # batches and rates are numbered by the step, skipped or not
         self._skipped.count(outcome.skipped is not None)
-        if outcome.skipped == "loss" or (outcome.skipped == "gradients" and not self._looks_for_scale()):
+        scaler = self.grad_scaler  # which finds its scale by skipping steps
+        looks_for_scale = outcome.skipped == "gradients" and scaler is not None and scaler.get_scale() >= 1
+        if outcome.skipped is not None and not looks_for_scale:
             slower = with_learning_rate(type(self).__name__, self.settings.optimisation.learning_rate / 10)
             self._skipped.report(outcome.skipped, outcome.cases, self.current_epoch, slower, self.print_to_log_file)
         return {"metrics": outcome.metrics, "views": len(batch.views), "skipped": outcome.skipped is not None}
-
-    def _looks_for_scale(self) -> bool:
-        """Return whether the scaler of the loss skips steps to find its scale."""
-        return self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Take the mean of the epoch's metrics over steps and ranks."""
@@ -337,10 +332,9 @@ class PretrainingTrainer(nnUNetTrainer):
         self.logger.log("train_losses", row["loss"], self.current_epoch)
         self.logger.log("val_losses", row["val_loss"], self.current_epoch)
         self.logger.log("lrs", row["lr"], self.current_epoch)
-        for logger in self.logger.loggers:  # external ones such as W&B; nnU-Net's own knows only Dice
-            for name, value in row.items():
-                logger.log(name, value, self.current_epoch)
         for name, value in row.items():
+            for logger in self.logger.loggers:  # external ones such as W&B; nnU-Net's own knows only Dice
+                logger.log(name, value, self.current_epoch)
             if name != "epoch":
                 self.print_to_log_file(f"{name} {value:.6g}")
         for warning in self.method.warnings(row, self.current_epoch):
@@ -352,8 +346,7 @@ class PretrainingTrainer(nnUNetTrainer):
         if self._first_validation is not None:
             self.method.draw(*self._first_validation, folder)
             self._first_validation = None  # its maps take the GPU's memory
-        last = self.current_epoch == self.num_epochs - 1
-        if (self.current_epoch + 1) % self.save_every == 0 and not last:
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch < self.num_epochs - 1:
             self.save_checkpoint(str(folder / "checkpoint_latest.pth"))
         self.current_epoch += 1
 
@@ -367,12 +360,10 @@ class PretrainingTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Write the checkpoint, whole or not at all: what stock nnU-Net loads, and what ``--c`` needs."""
-        if self.rank != 0:
-            return
-        if self.disable_checkpointing:
+        if self.rank == 0 and self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        save_checkpoint(checkpoint_of(self), filename)
+        elif self.rank == 0:
+            save_checkpoint(checkpoint_of(self), filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str | os.PathLike) -> None:
         """Continue a run (``--c``).

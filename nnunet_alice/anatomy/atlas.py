@@ -138,7 +138,7 @@ class PreparedAtlas(Atlas):
         if self.files.read_landmarks_report(self.fingerprint) is None:
             raise NotPreparedError(
                 f"No landmarks were laid on the atlas of {self.dataset.folder}; run: {self.dataset.anatomy_command}"
-            )
+            ).about(path=self.dataset.folder, command=self.dataset.anatomy_command)
         return Landmarks.load(self.files.landmarks_file)
 
 
@@ -179,10 +179,12 @@ def prepare_atlas(
         raise InputError(
             f"{dataset.name}: the configuration {dataset.configuration} is 2D, but anatomy needs a 3D one; "
             "name one with -c, e.g. -c 3d_fullres."
-        )
+        ).about(option="-c", value=dataset.configuration)
     cases = dataset.cases()
     if len(cases) < 2:
-        raise InputError(f"{dataset.name} has only {len(cases)} preprocessed case; matching needs at least two.")
+        raise InputError(f"{dataset.name} has only {len(cases)} preprocessed case; matching needs at least two.").about(
+            value=len(cases)
+        )
     files = AtlasFiles(dataset)
     chosen = _choose_atlas(files, cases, atlas_case, overwrite)
     region = region or files.region()
@@ -221,7 +223,9 @@ def prepare_atlas(
 
 def _choose_atlas(files: AtlasFiles, cases: list[str], asked: str | None, overwrite: bool) -> CaseGeometry:
     if asked is not None and asked not in cases:
-        raise InputError(f"There is no preprocessed case '{asked}' in {files.dataset.folder}; check --atlas.")
+        raise InputError(f"There is no preprocessed case '{asked}' in {files.dataset.folder}; check --atlas.").about(
+            case=asked, path=files.dataset.folder, option="--atlas"
+        )
     chosen = asked or (None if overwrite else files.atlas_case())
     if chosen not in cases:
         chosen = find_medoid(cases, lambda case: load_geometry(files.dataset, case, overwrite))

@@ -223,7 +223,9 @@ class AtlasFiles:
         """
         if (report := self.read_report()) is None:
             command = f"{self.dataset.anatomy_command} --method atlas"
-            raise NotPreparedError(f"No atlas was prepared for {self.dataset.folder}; run: {command}")
+            raise NotPreparedError(f"No atlas was prepared for {self.dataset.folder}; run: {command}").about(
+                path=self.dataset.folder, command=command
+            )
         return report
 
     def read_landmarks_report(self, fingerprint: dict) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ MAX_REACH = 3
 
 
 def body_mask(image: np.ndarray, spacing_mm: tuple[float, float, float], *, axial_axis: int = 0) -> np.ndarray:
-    """Return which voxels belong to the body, its air-filled organs included.
+    """Return which voxels belong to the body, its air-filled organs included: bool (z, y, x).
 
     Per channel: padding is recognised as one exact value on the border, air by a threshold (Otsu's) whose dark side is
     uniform and touches the border. Table and tubes are opened away. The largest part is kept, and holes are filled in
@@ -51,9 +51,6 @@ def body_mask(image: np.ndarray, spacing_mm: tuple[float, float, float], *, axia
         image: (z, y, x) or (C, z, y, x), finite, any scale and type.
         spacing_mm: voxel size (z, y, x); only the ratios count.
         axial_axis: the axis along the body (0, 1 or 2 of z, y, x); its slices are filled one by one.
-
-    Returns:
-        bool (z, y, x).
 
     Raises:
         ValueError: the image has neither three nor four axes.

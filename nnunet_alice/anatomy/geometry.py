@@ -199,18 +199,22 @@ def compute_geometry(case: str, image: LazyImage, spacing: Sequence[float], axia
         InputError: the image is not three-dimensional, not finite, or shows no body.
     """
     if len(image.shape) != 4 or len(spacing) != 3:
-        raise InputError(f"Case {case}: anatomy needs a 3D configuration, but its image has shape {image.shape}.")
+        raise InputError(
+            f"Case {case}: anatomy needs a 3D configuration, but its image has shape {image.shape}."
+        ).about(case=case, value=image.shape)
     shape = triple(int(n) for n in image.shape[1:])
     factors = grid_factors(shape, spacing)
     coarse = block_mean(image, factors)
     if not np.isfinite(coarse).all():
         raise InputError(
             f"Case {case}: the preprocessed image holds NaN or Inf; mend the raw file and preprocess again."
-        )
+        ).about(case=case, value="NaN")
     grid_spacing = triple(f * s for f, s in zip(factors, spacing, strict=True))
     body = np.asarray(body_mask(coarse, grid_spacing, axial_axis=axial_axis), dtype=bool)
     if not body.any() or coarse[0].min() == coarse[0].max():
-        raise InputError(f"Case {case}: no body found in the preprocessed image; look at it, or leave the case out.")
+        raise InputError(
+            f"Case {case}: no body found in the preprocessed image; look at it, or leave the case out."
+        ).about(case=case)
     low, high = np.percentile(coarse[0][body], [0.5, 99.5])
     scaled = (coarse[0] - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
     window = np.clip(np.round(scaled), 0, 255).astype(np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from nnunet_alice.affine import Affine
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, StaleError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.triples import triple
 
@@ -97,7 +97,7 @@ class Landmarks:
             raise InputError(
                 f"{k} neighbours were asked for, but each of the {len(self)} landmarks has {len(self) - 1}; lay the "
                 "landmarks with a smaller step."
-            )
+            ).about(option="step", value=k)
         rng = np.random.default_rng(seed)
         tree = cKDTree(self.points_mm)
         reach = tree.query(self.points_mm, k + 1)[0][:, -1] * _TIE
@@ -163,9 +163,13 @@ class Landmarks:
                 float(content["step_mm"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is no landmarks file ({error!r}); delete it and lay them again.") from None
+            raise InputError(f"{path} is no landmarks file ({error!r}); delete it and lay them again.").about(
+                path=path
+            ) from None
         if version != VERSION or points_mm.ndim != 2 or points_mm.shape[1] != 3 or not np.isfinite(points_mm).all():
-            raise InputError(f"{path} is of a different version or damaged; delete it and lay the landmarks again.")
+            raise StaleError(
+                f"{path} is of a different version or damaged; delete it and lay the landmarks again."
+            ).about(path=path)
         return landmarks
 
 
@@ -186,11 +190,7 @@ def standard_lengths(region: np.ndarray, spacing: Iterable[float]) -> tuple[floa
 
 
 def lay_landmarks(
-    region: np.ndarray,
-    spacing: Iterable[float],
-    patch_mm: float = 32.0,
-    step_mm: float = 26.0,
-    min_share: float = 0.1,
+    region: np.ndarray, spacing: Iterable[float], patch_mm: float = 32.0, step_mm: float = 26.0, min_share: float = 0.1
 ) -> Landmarks:
     """Cover a region of interest of the atlas with patches on a grid (DrasCLR, Section 3.1).
 
@@ -214,11 +214,13 @@ def lay_landmarks(
     region = np.asarray(region) != 0
     spacing = np.asarray(tuple(spacing), dtype=float)
     if region.ndim != 3 or spacing.shape != (3,) or not region.any():
-        raise InputError(f"The region of interest must be a 3D mask with voxels in it, got shape {region.shape}.")
+        raise InputError(
+            f"The region of interest must be a 3D mask with voxels in it, got shape {region.shape}."
+        ).about(value=region.shape)
     if not (patch_mm > 0 and step_mm > 0 and 0 <= min_share < 1):
         raise InputError(
             f"Patch and step must be positive and the share in [0, 1), got {patch_mm} mm, {step_mm} mm, {min_share}."
-        )
+        ).about(option="step", value=step_mm)
     patch_vox = np.maximum(1, np.round(patch_mm / spacing)).astype(int)
     starts = [
         _starts(np.flatnonzero(region.any(axis=tuple({0, 1, 2} - {axis}))), patch_vox[axis], step_mm / spacing[axis])
@@ -233,7 +235,7 @@ def lay_landmarks(
         raise InputError(
             f"No patch of {patch_mm:g} mm lies with more than {min_share:.0%} in the region of interest; choose a "
             "smaller patch."
-        )
+        ).about(option="patch")
     return Landmarks(
         centres_vox[inside] * spacing, region.shape, tuple(spacing.tolist()), float(patch_mm), float(step_mm)
     )

@@ -31,7 +31,7 @@ _MIN_L, _MAX_L = 0.25, 12.0
 
 
 def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int = 0) -> np.ndarray:
-    """Return which voxels belong to the lungs, their vessels included.
+    """Return which voxels belong to the lungs, their vessels included: bool (z, y, x).
 
     Voxels of the body that are nearer to air than to soft tissue are opened, so that airways and gas in thin layers
     fall off. The largest component is a lung, or both where they touch; the next one is the other lung if it is large
@@ -41,9 +41,6 @@ def lung_mask(image: np.ndarray, spacing_mm: Sequence[float], *, axial_axis: int
         image: (z, y, x) CT, any scale and type.
         spacing_mm: voxel size (z, y, x).
         axial_axis: the axis along the body.
-
-    Returns:
-        bool (z, y, x).
 
     Raises:
         InputError: no lungs are found, or not of a plausible volume.
@@ -73,7 +70,7 @@ def lung_geometry(geometry: CaseGeometry) -> CaseGeometry:
             geometry.image.astype(np.float32), geometry.body, np.asarray(geometry.grid_spacing_mm), geometry.axial_axis
         )
     except InputError as error:
-        raise InputError(f"Case {geometry.case}: {error}") from None
+        raise InputError(f"Case {geometry.case}: {error}").about(case=geometry.case, value=error.value) from None
     shape = np.round(255 * ndimage.gaussian_filter(lungs.astype(np.float32), 1.0)).astype(np.uint8)
     around = ndimage.binary_dilation(lungs, iterations=2)
     return replace(geometry, image=shape, packed_body=np.packbits(around))
@@ -93,7 +90,7 @@ def _lungs(values: np.ndarray, body: np.ndarray, cell_mm: np.ndarray, axial_axis
         raise InputError(
             f"no lungs are seen, what looks most like them has {litres:.2f} litres; lay landmarks over the body or "
             "name a mask file."
-        )
+        ).about(value=f"{litres:.2f}")
     return lungs
 
 

@@ -20,7 +20,7 @@ _ROUGH = 8
 
 
 def find_medoid(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry]) -> str:
-    """Return the case whose size, body shape and intensities differ least from those of the others.
+    """Return the name of the case whose size, body shape and intensities differ least from those of the others.
 
     A seeded choice of ``MAX_CANDIDATES`` cases stands for all of them. Each of the three kinds of difference is
     divided by its median, so that none outweighs the others.
@@ -28,9 +28,6 @@ def find_medoid(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry]
     Args:
         cases: names to choose from.
         geometry_of: case -> its geometry; a case for which it fails is no candidate.
-
-    Returns:
-        name of the medoid.
 
     Raises:
         InputError: no candidate has a usable image.
@@ -50,7 +47,7 @@ def find_medoid(cases: Sequence[str], geometry_of: Callable[[str], CaseGeometry]
     if not names:
         raise InputError(
             f"None of the {counted(len(cases), 'case')} has a usable image; the first reason is logged above."
-        )
+        ).about(value=len(cases))
     total = np.zeros((len(names), len(names)))
     for part in zip(*descriptors, strict=True):
         values = np.stack(part)

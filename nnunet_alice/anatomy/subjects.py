@@ -40,7 +40,7 @@ def read_subjects(source: str | os.PathLike, cases: Sequence[str]) -> dict[str, 
         example = f"; it has '{next(iter(found))}'" if found else ""
         raise InputError(
             f"{source} names the subject of none of the {counted(len(cases), 'case')}, e.g. '{cases[0]}'{example}."
-        )
+        ).about(case=cases[0])
     missing = [case for case in cases if case not in known]
     if missing:
         logger.warning(
@@ -66,7 +66,9 @@ def load_subjects(dataset: PreprocessedDataset) -> dict[str, str]:
         return {}
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(subject, str) for subject in content.values()):
-        raise InputError(f"{path} is damaged; run nnunet_alice anatomy with --subjects again.")
+        raise InputError(f"{path} is damaged; run nnunet_alice anatomy with --subjects again.").about(
+            path=path, command="nnunet_alice anatomy"
+        )
     return content
 
 
@@ -95,11 +97,15 @@ def case_table(path: Path, column: str) -> dict[str, str]:
     table = read_table(path)
     columns = ["case", column] if {"case", column} <= set(table.columns) else list(table.columns[:2])
     if len(columns) < 2:
-        raise InputError(f"{path} has one column; it needs the columns case and {column}.")
+        raise InputError(f"{path} has one column; it needs the columns case and {column}.").about(
+            path=path, column=column
+        )
     table = table[columns].dropna()
     repeated = table[columns[0]].duplicated()
     if repeated.any():
-        raise InputError(f"{path} names case '{table[columns[0]][repeated].iloc[0]}' more than once.")
+        raise InputError(f"{path} names case '{table[columns[0]][repeated].iloc[0]}' more than once.").about(
+            case=table[columns[0]][repeated].iloc[0], path=path
+        )
     return dict(zip(table[columns[0]], table[columns[1]], strict=True))
 
 
@@ -107,11 +113,11 @@ def _from_pattern(pattern: str, cases: Sequence[str]) -> dict[str, str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"'{pattern}' is neither a file nor a pattern ({error}).") from None
+        raise InputError(f"'{pattern}' is neither a file nor a pattern ({error}).").about(value=pattern) from None
     if compiled.groups != 1:
         raise InputError(
             f"'{pattern}' is no file, and as a pattern it needs one group around what names the subject, for example "
             "'(sub-[0-9]+)_'."
-        )
+        ).about(value=pattern)
     matches = {case: compiled.search(case) for case in cases}
     return {case: match[1] for case, match in matches.items() if match and match[1]}

@@ -69,7 +69,7 @@ class PreparedCases:
             raise InputError(
                 f"The preprocessed files of case {case} cannot be read ({telling(error)}); delete those in "
                 f"{self.dataset.folder} and preprocess again."
-            ) from error
+            ).about(case=case, path=self.dataset.folder) from error
 
     def world_affine(self, case: str) -> Affine:
         """Return the map from (z, y, x) voxels of the preprocessed array to (x, y, z) world mm of a case.
@@ -84,7 +84,7 @@ class PreparedCases:
         except KeyError as error:
             raise NoWorldError(
                 f"Case {case}: its properties hold no {error}, so voxels cannot be told in world mm."
-            ) from None
+            ).about(case=case, value=str(error)) from None
 
     def file_grid(self, case: str) -> tuple[Affine, tuple[int, ...]]:
         """Return `file_grid` of a case.
@@ -95,8 +95,8 @@ class PreparedCases:
         try:
             return file_grid(self._loader.load_case(case)[3], self.dataset.plans["transpose_forward"])
         except KeyError as error:
-            raise InputError(
-                f"Case {case}: its properties hold no {error}, so its file's voxels are not known."
+            raise InputError(f"Case {case}: its properties hold no {error}, so its file's voxels are not known.").about(
+                case=case, value=str(error)
             ) from None
 
     def shape(self, case: str) -> tuple[int, ...]:
@@ -140,15 +140,12 @@ def dataset_orientation(dataset: PreprocessedDataset) -> str:
 
 
 def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: Sequence[int]) -> Affine:
-    """Return the affine from voxels of a preprocessed array to world mm.
+    """Return the affine from voxels of a preprocessed array to world mm: the map (z, y, x) -> (x, y, z), LPS.
 
     Args:
         properties: what nnU-Net stored beside the case.
         transpose_forward: of the plans; axis i of the preprocessed array is axis ``transpose_forward[i]`` of the file.
         shape: (3,) of the preprocessed array.
-
-    Returns:
-        the map (z, y, x) -> (x, y, z), LPS.
 
     Raises:
         KeyError: the properties lack what is needed.

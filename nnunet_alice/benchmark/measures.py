@@ -119,7 +119,9 @@ def measure_of(settings: Settings, folder: Path) -> Segmentations | Predictions:
     """
     if not settings.predicts:
         if settings.target:
-            raise InputError(f"'target' is for arms with a {' or '.join(TARGET_TRAINERS)}; leave it out.")
+            raise InputError(f"'target' is for arms with a {' or '.join(TARGET_TRAINERS)}; leave it out.").about(
+                option="target"
+            )
         return Segmentations(read_json(folder / "dataset.json")["file_ending"])
     targets = read_targets(folder)
     found = None
@@ -129,7 +131,7 @@ def measure_of(settings: Settings, folder: Path) -> Segmentations | Predictions:
             raise InputError(
                 f"Arm '{arm.name}' does not predict a target and others do; give it a trainer of the same family, "
                 f"e.g. trainer: {TARGET_TRAINERS[1]}_scratch."
-            )
+            ).about(option=arm.name)
         tasks = ("survival",) if arm.trainer.startswith(SURVIVAL) else TASKS[family]
         found = targets.choose(settings.target, tasks, arm.trainer)
     assert found is not None, "a benchmark has arms"

@@ -17,13 +17,7 @@ from nnunet_alice.benchmark.settings import ALL
 _TITLES = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95_mm": "HD95 (mm, lower is better)"}
 
 
-def page(
-    runner: Runner,
-    summary: pd.DataFrame,
-    unusable: dict[str, str],
-    runs: int,
-    pictures: Sequence[str],
-) -> str:
+def page(runner: Runner, summary: pd.DataFrame, unusable: dict[str, str], runs: int, pictures: Sequence[str]) -> str:
     """Return the text of ``report.md``.
 
     Args:

@@ -70,7 +70,7 @@ def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline:
         reason = f" ({next(iter(unusable.values()))})" if unusable else ""
         raise NotPreparedError(
             f"No test run in {runner.workspace.folder} is finished{reason}; run nnunet_alice benchmark."
-        )
+        ).about(path=runner.workspace.folder, command="nnunet_alice benchmark")
     folder = runner.workspace.folder / ("report" if baseline is None else f"report_against_{baseline}")
     chosen = runner.settings.baseline_arm.name, runner.settings.seed
     if predictions:
@@ -78,7 +78,9 @@ def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline:
     else:
         summary = summarise(cases, *chosen)
     if summary.empty:
-        raise NotPreparedError(f"No run in {runner.workspace.folder} has predicted all test cases yet.")
+        raise NotPreparedError(f"No run in {runner.workspace.folder} has predicted all test cases yet.").about(
+            path=runner.workspace.folder
+        )
     _write_csv(cases, folder / "cases.csv")
     _write_csv(summary, folder / "summary.csv")
     metric = predictions.task.score if predictions else "dice"
@@ -91,11 +93,7 @@ def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline:
     report = Report(folder, runs, len(runner.test_cells()), summary, metric, title.partition(",")[0])
     with atomic_write(folder / "report.md") as temporary:
         text = page(
-            runner,
-            summary,
-            unusable,
-            runs,
-            pictures=["label_efficiency.png"] + ["examples.png"] * bool(examples),
+            runner, summary, unusable, runs, pictures=["label_efficiency.png"] + ["examples.png"] * bool(examples)
         )
         temporary.write_text(text, encoding="utf-8")
     return report

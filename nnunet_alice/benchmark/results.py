@@ -12,7 +12,7 @@ from nnunet_alice.benchmark.runner import Runner
 from nnunet_alice.benchmark.segmentation_metrics import METRICS, agreement
 from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.splits import labelled_number
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.files import atomic_write, read_json
 from nnunet_alice.parallel import for_each_case
 
@@ -145,10 +145,12 @@ def _evaluate_case(truth: Truth, predictions: Path, case: str) -> pd.DataFrame:
     remedies = (f"delete {predictions / 'summary.json'} and run", "link the truth again by running")
     for file, remedy in zip(files, remedies, strict=True):
         if not file.is_file():
-            raise InputError(f"{file} is missing; {remedy} the benchmark again.")
+            raise MissingFileError(f"{file} is missing; {remedy} the benchmark again.").about(path=file)
     (predicted, _), (true, properties) = (reader.read_seg(str(file)) for file in files)
     if predicted.shape != true.shape:
-        raise InputError(f"{files[0]} has {predicted.shape} voxels and {files[1]} {true.shape}.")
+        raise InputError(f"{files[0]} has {predicted.shape} voxels and {files[1]} {true.shape}.").about(
+            path=files[0], value=predicted.shape
+        )
     keep = true[0] != labels.ignore_label if labels.ignore_label is not None else True
     rows = []
     names = {_key(value): name for name, value in dataset["labels"].items()}

@@ -99,7 +99,9 @@ class Runner:
         """
         file = Path(folder) / "settings.json"
         if not file.is_file():
-            raise InputError(f"{folder} holds no benchmark (no settings.json); run nnunet_alice benchmark first.")
+            raise InputError(
+                f"{folder} holds no benchmark (no settings.json); run nnunet_alice benchmark first."
+            ).about(path=folder, command="nnunet_alice benchmark")
         settings = parse_settings(read_json(file))
         runner = cls(settings if baseline is None else settings.against(baseline), folder)
         runner.divisions = runner.workspace.divisions()
@@ -294,7 +296,9 @@ class Runner:
         for arm, checkpoint in self.weights.missing():
             words, log = self.weights.transfer(arm, checkpoint)
             if self.execute(Command(words, self.environment(), log)) != 0:
-                raise InputError(f"The checkpoint {checkpoint} of arm '{arm}' cannot be transferred; see {log}.")
+                raise InputError(f"The checkpoint {checkpoint} of arm '{arm}' cannot be transferred; see {log}.").about(
+                    option=arm, value=checkpoint
+                )
         for stage in (self.tuning_cells(), self.test_cells()):
             cells = _share(stage, part)
             for number, cell in enumerate(cells, start=1):
@@ -349,5 +353,7 @@ def _share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
     """Return the i-th of n shares."""
     number, of = part
     if not 1 <= number <= of:
-        raise InputError(f"--part {number}/{of}: the first number lies between 1 and the second.")
+        raise InputError(f"--part {number}/{of}: the first number lies between 1 and the second.").about(
+            option="--part", value=f"{number}/{of}"
+        )
     return list(cells[number - 1 :: of])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.finetuning.parts import kept_epoch
 
 #: a group of settings, a dataclass
@@ -185,13 +185,14 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist.")
+        raise MissingFileError(f"{path} does not exist.").about(path=path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid YAML ({reason}); mend it.").about(path=path) from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no 'key: value' settings.")
+        raise InputError(f"{path} holds no 'key: value' settings.").about(path=path)
     return absolute_paths(content, path.parent)
 
 
@@ -221,11 +222,11 @@ def parse_settings(content: Mapping[str, Any]) -> Settings:
     content = {key: value for key, value in content.items() if value is not None}  # left blank: the default
     for key in ("dataset", "arms", "test"):
         if not content.get(key):
-            raise InputError(f"The settings lack '{key}'.")
+            raise _wrong(key, f"The settings lack '{key}'.")
     content["dataset"] = str(content["dataset"])
     if not isinstance(content["arms"], Mapping):
-        raise InputError(
-            "'arms' has to be a mapping: a name, a colon and the arm's settings (or nothing) on each line."
+        raise _wrong(
+            "arms", "'arms' has to be a mapping: a name, a colon and the arm's settings (or nothing) on each line."
         )
     content["arms"] = tuple(_arm(str(name), arm) for name, arm in content["arms"].items())
     content["test"] = _test(content["test"])
@@ -245,7 +246,7 @@ def parse_settings(content: Mapping[str, Any]) -> Settings:
 
 def _arm(name: str, content: Mapping[str, Any] | None) -> Arm:
     if not isinstance(content or {}, Mapping):
-        raise InputError(f"Arm '{name}' has to be a mapping, e.g. checkpoints: [a.pth], not {content!r}.")
+        raise _wrong(name, f"Arm '{name}' has to be a mapping, e.g. checkpoints: [a.pth], not {content!r}.", content)
     content = content or {}
     _check_keys(content, Arm, f"arm '{name}'")
     content = {key: value for key, value in content.items() if value is not None}
@@ -258,20 +259,21 @@ def _arm(name: str, content: Mapping[str, Any] | None) -> Arm:
         content["dataset"] = str(content["dataset"])
     arm = Arm(name=str(name), **content)
     if not arm.name.replace("_", "").replace("-", "").isalnum():
-        raise InputError(f"Arm '{name}': names are letters, digits, - and _, for they become folders.")
+        raise _wrong("names", f"Arm '{name}': names are letters, digits, - and _, for they become folders.")
     if arm.learning_rates and (not arm.fine_tunes or min(arm.learning_rates) <= 0):
-        raise InputError(f"Arm '{name}': learning rates are above 0, and only {FINE_TUNER}s take them.")
+        raise _wrong("learning_rates", f"Arm '{name}': learning_rates are above 0, and only {FINE_TUNER}s take them.")
     if arm.trainer.startswith(LOCATED_FINE_TUNER) != (arm.dataset is not None):
-        raise InputError(
+        raise _wrong(
+            "dataset",
             f"Arm '{name}': {LOCATED_FINE_TUNER} needs 'dataset', the one that nnunet_alice locate -d "
-            "wrote, and no other trainer takes it."
+            "wrote, and no other trainer takes it.",
         )
     if arm.dataset is not None and arm.parts != "all":
-        raise InputError(f"Arm '{name}': {LOCATED_FINE_TUNER} takes a checkpoint as it is; leave out parts.")
+        raise _wrong("parts", f"Arm '{name}': {LOCATED_FINE_TUNER} takes a checkpoint as it is; leave out parts.")
     if arm.plans is not None and arm.dataset is None:
-        raise InputError(f"Arm '{name}': plans are those of an arm's own dataset; leave them out.")
+        raise _wrong("plans", f"Arm '{name}': plans are those of an arm's own dataset; leave them out.")
     if arm.parts not in ("all", "encoder"):
-        raise InputError(f"Arm '{name}': parts is 'all' or 'encoder', not '{arm.parts}'.")
+        raise _wrong("parts", f"Arm '{name}': parts is 'all' or 'encoder', not '{arm.parts}'.", arm.parts)
     return arm
 
 
@@ -283,18 +285,18 @@ def _test(content: Any) -> TestCases:
     if "folds" in content:
         test = replace(test, folds=tuple(map(_integer("folds"), _listed(content["folds"]))))
         if min(test.folds, default=0) < 0 or len(set(test.folds)) < len(test.folds):
-            raise InputError(f"'folds' of 'test' are numbers from 0, each once, not {list(test.folds)}.")
+            raise _wrong("folds", f"'folds' of 'test' are numbers from 0, each once, not {list(test.folds)}.")
     for key in ("file", "split"):
         if not isinstance(getattr(test, key), str | None):
-            raise InputError(f"'{key}' of 'test' is the name of a file, not {getattr(test, key)!r}.")
+            raise _wrong(key, f"'{key}' of 'test' is the name of a file, not {getattr(test, key)!r}.")
     if sum((test.cases is not None, test.file is not None, bool(test.folds))) != 1 or (test.split and not test.folds):
-        raise InputError("'test' needs exactly one of cases (a number), file (a JSON list) and folds (of a split).")
+        raise _wrong("test", "'test' needs exactly one of cases (a number), file (a JSON list) and folds (of a split).")
     return test
 
 
 def _part(kind: type[PartT], content: Any, name: str) -> PartT:
     if not isinstance(content, Mapping):
-        raise InputError(f"'{name}' has to be a mapping with {', '.join(field.name for field in fields(kind))}.")
+        raise _wrong(name, f"'{name}' has to be a mapping with {', '.join(field.name for field in fields(kind))}.")
     _check_keys(content, kind, name)
     return kind(**content)
 
@@ -304,16 +306,16 @@ def _whole_numbers(part: PartT, name: str) -> PartT:
     values = {key: _integer(f"{name}: {key}")(value) for key, value in asdict(part).items()}
     for key, value in values.items():
         if value < 1:
-            raise InputError(f"'{name}: {key}' has to be at least 1, not {value}.")
+            raise _wrong(f"{name}: {key}", f"'{name}: {key}' has to be at least 1, not {value}.", value)
     return type(part)(**values)
 
 
 def _check_baseline(settings: Settings) -> None:
     names = [arm.name for arm in settings.arms]
     if settings.baseline is not None and settings.baseline not in names:
-        raise InputError(f"The baseline '{settings.baseline}' is not among the arms: {', '.join(names)}.")
+        raise _wrong("baseline", f"The baseline '{settings.baseline}' is not among the arms: {', '.join(names)}.")
     if settings.baseline is None and all(arm.checkpoints for arm in settings.arms):
-        raise InputError("No arm trains from scratch: add one without checkpoints, or name a 'baseline'.")
+        raise _wrong("baseline", "No arm trains from scratch: add one without checkpoints, or name a 'baseline'.")
 
 
 def _check(settings: Settings) -> None:
@@ -321,29 +323,34 @@ def _check(settings: Settings) -> None:
     for key in ("draws", "draws_of_all", "seeds", "epochs", "iterations"):
         value = getattr(settings, key)
         if value is not None and value < 1:
-            raise InputError(f"'{key}' has to be at least 1.")
+            raise _wrong(key, f"'{key}' has to be at least 1.")
     if settings.seed < 0 or settings.tolerance_mm <= 0:
-        raise InputError("'seed' has to be at least 0 and 'tolerance_mm' above 0.")
+        raise _wrong(
+            "seed" if settings.seed < 0 else "tolerance_mm", "'seed' has to be at least 0 and 'tolerance_mm' above 0."
+        )
     if settings.device not in DEVICES:
-        raise InputError(f"'device' is one of {', '.join(DEVICES)}, not '{settings.device}'.")
+        raise _wrong("device", f"'device' is one of {', '.join(DEVICES)}, not '{settings.device}'.", settings.device)
     if settings.epochs and settings.keep_at:
         at = [kept_epoch(percent, settings.epochs) for percent in settings.keep_at]
         if len({*at, settings.epochs}) <= len(at):
-            raise InputError(
+            raise _wrong(
+                "keep_at",
                 f"'keep_at' {list(settings.keep_at)} means the epochs {at} of {settings.epochs}, which have to differ "
-                "and to lie before the last; leave some out, or take more and shorter epochs."
+                "and to lie before the last; leave some out, or take more and shorter epochs.",
+                at,
             )
     if not settings.labels or len(set(settings.labels)) < len(settings.labels):
-        raise InputError("'labels' needs numbers of labelled cases, each once.")
+        raise _wrong("labels", "'labels' needs numbers of labelled cases, each once.")
     if not all(0 < percent < 100 for percent in settings.keep_at):
-        raise InputError("'keep_at' holds per cent between 1 and 99.")
+        raise _wrong("keep_at", "'keep_at' holds per cent between 1 and 99.")
     if not isinstance(settings.mirroring, bool):
-        raise InputError(f"'mirroring' is true or false, not {settings.mirroring!r}.")
+        raise _wrong("mirroring", f"'mirroring' is true or false, not {settings.mirroring!r}.", settings.mirroring)
     others = [arm.name for arm in settings.arms if not arm.fine_tunes]
     if others and (settings.epochs or settings.iterations or settings.keep_at or not settings.mirroring):
-        raise InputError(
+        raise _wrong(
+            others[0],
             f"Arm '{others[0]}' does not use a {FINE_TUNER}: its length and mirroring cannot be set here and no "
-            "checkpoints are kept on the way; leave out epochs, iterations and mirroring, and set keep_at: []."
+            "checkpoints are kept on the way; leave out epochs, iterations and mirroring, and set keep_at: [].",
         )
 
 
@@ -353,7 +360,7 @@ def _check_keys(content: Mapping[str, Any], kind: type, where: str) -> None:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}."
-            raise InputError(f"Unknown '{key}' in {where}; {hint}")
+            raise _wrong(key, f"Unknown '{key}' in {where}; {hint}")
 
 
 def _label_count(value: Any) -> int | str:
@@ -361,7 +368,7 @@ def _label_count(value: Any) -> int | str:
         return ALL
     count = _integer("labels")(value)
     if count < 1:
-        raise InputError(f"'labels' are numbers above 0 or '{ALL}', not {value}.")
+        raise _wrong("labels", f"'labels' are numbers above 0 or '{ALL}', not {value}.", value)
     return count
 
 
@@ -369,7 +376,7 @@ def _integer(name: str) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
         number = _number(name, "whole number")(value)
         if number != int(number):
-            raise InputError(f"'{name}' has to be a whole number, not {value!r}.")
+            raise _wrong(name, f"'{name}' has to be a whole number, not {value!r}.", value)
         return int(number)
 
     return convert
@@ -384,7 +391,7 @@ def _number(name: str, kind: str = "number") -> Callable[[Any], float]:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise InputError(f"'{name}' has to be a {kind}, not {value!r}.")
+            raise _wrong(name, f"'{name}' has to be a {kind}, not {value!r}.", value)
         return number
 
     return convert
@@ -398,3 +405,7 @@ def _listed(value: Any) -> list:
 
 def _absolute(path: str, base: Path) -> str:
     return str((base / os.path.expandvars(os.path.expanduser(str(path)))).absolute())  # noqa: PTH111  no error for "~x"
+
+
+def _wrong(option: str, sentence: str, value: Any = None) -> InputError:
+    return InputError(sentence).about(option=option, value=value)

@@ -56,7 +56,7 @@ def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Map
             raise InputError(
                 f"Split '{partition.name}' names {counted(len(unknown), 'case')} not among the "
                 f"{len(cases)} preprocessed ones: {named(unknown)}; preprocess them, or take them out of the split."
-            )
+            ).about(case=unknown[0], value=len(unknown))
         unused = sorted(set(cases) - {*partition.pool, *partition.test})
         if unused:
             logger.warning(
@@ -64,15 +64,19 @@ def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Map
                 partition.name, len(cases) - len(unused), len(cases), named(unused),
             )  # fmt: skip
         if not partition.test or not partition.pool or set(partition.pool) & set(partition.test):
-            raise InputError(f"Split '{partition.name}' has no test case, none to train on, or one that is both.")
+            raise InputError(
+                f"Split '{partition.name}' has no test case, none to train on, or one that is both."
+            ).about(value=partition.name)
         largest = max((count for count in settings.labels if isinstance(count, int)), default=0)
         if largest > len(partition.pool):
             raise InputError(
                 f"'labels' asks for {largest} cases; split '{partition.name}' has {len(partition.pool)} to train on."
-            )
+            ).about(option="labels", value=largest)
     everything = labelled_number(ALL, found)
     if ALL in settings.labels and everything in settings.labels:
-        raise InputError(f"'labels' names '{ALL}' and {everything}, which is the same here; leave one of them out.")
+        raise InputError(
+            f"'labels' names '{ALL}' and {everything}, which is the same here; leave one of them out."
+        ).about(option="labels", value=everything)
     return found
 
 
@@ -110,7 +114,7 @@ def tuning_split(partition: Partition, settings: Settings, draw: int) -> tuple[l
         raise InputError(
             f"Tuning wants {tuning.labels} labelled and {tuning.cases} validation cases, and there are {len(order)}; "
             "lower 'tuning', or give each arm one learning rate."
-        )
+        ).about(option="tuning", value=len(order))
     return sorted(order[: tuning.labels]), sorted(order[tuning.labels : tuning.labels + tuning.cases])
 
 
@@ -131,10 +135,10 @@ def _fixed_test(settings: Settings, cases: list[str]) -> tuple[str, ...]:
     if test.file is not None:
         names = read_json(test.file)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{test.file} has to be a JSON list of case names.")
+            raise InputError(f"{test.file} has to be a JSON list of case names.").about(path=test.file)
         return tuple(sorted(set(names)))
     if test.cases is None or not 0 < test.cases < len(cases):
-        raise InputError(f"'test' asks for {test.cases} cases of {len(cases)}.")
+        raise InputError(f"'test' asks for {test.cases} cases of {len(cases)}.").about(option="test", value=test.cases)
     return tuple(sorted(map(str, np.random.default_rng(settings.seed).choice(cases, test.cases, replace=False))))
 
 
@@ -143,13 +147,13 @@ def _folds(settings: Settings, own_split: Any) -> list[Partition]:
     if split is None:
         raise InputError(
             "The dataset has no splits_final.json yet; give 'split' a file, or 'cases' a number of test cases."
-        )
+        ).about(option="split")
     where = settings.test.split or "splits_final.json"
     _check_form(split, where)
     if max(settings.test.folds) >= len(split):
         raise InputError(
             f"'test' names fold {max(settings.test.folds)}, and the split has {counted(len(split), 'fold')}."
-        )
+        ).about(option="test", value=max(settings.test.folds))
     return [
         Partition(f"fold{fold}", tuple(sorted(split[fold]["train"])), tuple(sorted(split[fold]["val"])))
         for fold in settings.test.folds
@@ -162,7 +166,11 @@ def _check_form(split: Any, where: str) -> None:
         for key in ("train", "val"):
             names = fold.get(key) if isinstance(fold, dict) else None
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise InputError(f"{where} has to be a JSON list of folds, each with lists 'train' and 'val' of names.")
+                raise InputError(
+                    f"{where} has to be a JSON list of folds, each with lists 'train' and 'val' of names."
+                ).about(value=where)
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                raise InputError(f"{where} names {twice} twice in '{key}' of a fold; leave one out.")
+                raise InputError(f"{where} names {twice} twice in '{key}' of a fold; leave one out.").about(
+                    case=twice, option=key
+                )

@@ -31,7 +31,7 @@ def check_truth(dataset: PreprocessedDataset, folder: Path, ending: str, cases: 
         raise InputError(
             f"{folder} lacks the true segmentations of {counted(len(missing), 'case')} ({named(missing)}); preprocess "
             "again, which copies them there."
-        )
+        ).about(case=missing[0], path=folder)
     for case in cases:
         path, properties = folder / f"{case}{ending}", prepared.properties(case)
         truth = sitk.ImageFileReader()
@@ -39,7 +39,9 @@ def check_truth(dataset: PreprocessedDataset, folder: Path, ending: str, cases: 
         try:
             truth.ReadImageInformation()
         except RuntimeError as error:
-            raise InputError(f"The truth of {case} cannot be read ({telling(error)}); mend or replace it.") from None
+            raise InputError(f"The truth of {case} cannot be read ({telling(error)}); mend or replace it.").about(
+                case=case
+            ) from None
         if truth.GetDimension() != 3 or _is_turned(properties):
             continue
         try:
@@ -52,12 +54,12 @@ def check_truth(dataset: PreprocessedDataset, folder: Path, ending: str, cases: 
             raise InputError(
                 f"{path} lies {_letters(truth.GetDirection())} and its image {_letters(directions.ravel())}: voxel by "
                 "voxel they are not the same anatomy; write the labels in the image's orientation and preprocess again."
-            )
+            ).about(path=path, value=_letters(truth.GetDirection()))
         if truth.GetSize()[::-1] != shape:
             raise InputError(
                 f"{path} has {'x'.join(map(str, truth.GetSize()[::-1]))} voxels (z, y, x) and its image "
                 f"{'x'.join(map(str, shape))}; write the labels on the image's grid and preprocess again."
-            )
+            ).about(path=path, value="x".join(map(str, truth.GetSize()[::-1])))
 
 
 def _is_turned(properties: Mapping) -> bool:

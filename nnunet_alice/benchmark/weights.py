@@ -6,7 +6,7 @@ from nnunet_alice.benchmark.plan import Cell
 from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.workspace import Workspace
 from nnunet_alice.checkpoints.weights_folder import content_file
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.files import read_json, sha256_of, write_json
 
 
@@ -42,7 +42,7 @@ class Weights:
                 if checksum in seen:
                     raise InputError(
                         f"Arm '{arm.name}' has the same weights twice ({seen[checksum]}, {source}); leave one out."
-                    )
+                    ).about(path=source, option=arm.name)
                 seen[checksum] = source
 
     def source(self, arm: str, checkpoint: int) -> Path:
@@ -65,7 +65,9 @@ class Weights:
             if known.get("state") != state:
                 write_json(record, {"state": state, "checksum": sha256_of(content_file(source))[:8]})
         elif known.get("state", [None])[0] != str(source):
-            raise InputError(f"The checkpoint {source} of arm '{arm}' does not exist.")
+            raise MissingFileError(f"The checkpoint {source} of arm '{arm}' does not exist.").about(
+                path=source, option=arm
+            )
 
     def start_of(self, cell: Cell) -> str:
         """Return what a cell starts from, as a folder's name."""

@@ -17,7 +17,7 @@ from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition, partitions
 from nnunet_alice.benchmark.truth import check_truth
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError, named
+from nnunet_alice.errors import InputError, MissingFileError, OccupiedError, named
 from nnunet_alice.files import atomic_write, file_checksum, link_file, read_json, write_json
 from nnunet_alice.locks import held
 from nnunet_alice.nnunet_folders import dataset_number
@@ -56,20 +56,24 @@ class Workspace:
         """
         source = PreprocessedDataset.find(self.settings.dataset, self.settings.plans, self.settings.configuration)
         if source.base.resolve().is_relative_to(self.folder.resolve()):
-            raise InputError(f"nnUNet_preprocessed points into {self.folder}; set it to your own folder again.")
+            raise InputError(f"nnUNet_preprocessed points into {self.folder}; set it to your own folder again.").about(
+                path=self.folder, option="nnUNet_preprocessed"
+            )
         self._check_settings()
         manager = source.configuration_manager
         if manager.previous_stage_name or manager.next_stage_names:
             raise InputError(
                 f"{self.settings.configuration} of {self.settings.plans} is a stage of a cascade, which a benchmark "
                 "cannot run; choose a different configuration, e.g. 3d_fullres."
-            )
+            ).about(value=self.settings.configuration)
         divisions = self._divide(source)
         target = self.preprocessed / source.name
         files = (f"{self.settings.plans}.json", "dataset.json", "dataset_fingerprint.json")
         for name in files:
             if not (source.base / name).is_file():
-                raise InputError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.")
+                raise MissingFileError(f"{source.base} has no {name}; run nnUNetv2_plan_and_preprocess for it.").about(
+                    path=source.base, value=name, command="nnUNetv2_plan_and_preprocess"
+                )
         self._check_unchanged(source.base, target)
         self._link(source, files)
         if not self.settings.predicts:
@@ -94,7 +98,9 @@ class Workspace:
         """
         path = self.folder / _DIVISIONS
         if not path.is_file():
-            raise InputError(f"{path} does not exist; run nnunet_alice benchmark with --dry_run, which writes it.")
+            raise MissingFileError(
+                f"{path} does not exist; run nnunet_alice benchmark with --dry_run, which writes it."
+            ).about(path=path, command="nnunet_alice benchmark")
         return [
             Partition(one["name"], tuple(one["pool"]), tuple(one["test"]), one.get("strata", {}))
             for one in read_json(path)
@@ -131,7 +137,9 @@ class Workspace:
         for path in (table, table.with_name(DEFINITIONS)):
             copy = folder / path.name
             if copy.is_file() and copy.read_bytes() != path.read_bytes():
-                raise InputError(f"{path} changed since the benchmark in {self.folder} began; use a new folder for it.")
+                raise OccupiedError(
+                    f"{path} changed since the benchmark in {self.folder} began; use a new folder for it."
+                ).about(path=path)
             with atomic_write(copy) as temporary:
                 shutil.copyfile(path, temporary)
 
@@ -154,14 +162,14 @@ class Workspace:
         if arm.dataset is None:
             raise InputError(
                 f"The arm '{arm.name}' names no dataset with coordinates; add its dataset to the settings."
-            )
+            ).about(option=arm.name)
         located = PreprocessedDataset.find(arm.dataset, plans, self.settings.configuration)
         missing = sorted(set(source.cases()) - set(located.cases()))
         if missing:
             raise InputError(
                 f"{located.name} of arm '{arm.name}' lacks {counted(len(missing), 'case')} of {source.name} "
                 f"({named(missing)}); run nnunet_alice locate -d {source.number} and preprocess what it writes."
-            )
+            ).about(case=missing[0], option=arm.name, command=f"nnunet_alice locate -d {source.number}")
         self._link(located, (f"{plans}.json", "dataset.json", "dataset_fingerprint.json"))
         self._check_truth(located, f"truth_{located.name}.json")
 
@@ -212,9 +220,9 @@ class Workspace:
                     names.append(name)
                     splits.append(cases)
                 elif splits[names.index(name)] != cases:
-                    raise InputError(
+                    raise OccupiedError(
                         f"{splits_file} has other cases for {name}: the data or settings changed; use a new folder."
-                    )
+                    ).about(path=splits_file, value=name)
             if len(names) > known:
                 # splits first: a kill in between leaves a split without a name, which the next call writes again
                 for folder in self.preprocessed.glob("Dataset*"):
@@ -229,18 +237,18 @@ class Workspace:
         old, new = read_json(path), self.settings.plain()
         for key in _FIXED:
             if _comparable(old.get(key)) != _comparable(new[key]):
-                raise InputError(
+                raise OccupiedError(
                     f"{self.folder} holds a benchmark with {key} {old.get(key)}, not {new[key]}; use a new folder."
-                )
+                ).about(path=self.folder, option=key, value=new[key])
 
     def _check_unchanged(self, source: Path, target: Path) -> None:
         """Refuse plans and labels other than those of the finished runs, which would be counted beside them."""
         plans = f"{self.settings.plans}.json"
         for name, relevant in ((plans, self._plan), ("dataset.json", _labels)):
             if (target / name).is_file() and relevant(target / name) != relevant(source / name):
-                raise InputError(
+                raise OccupiedError(
                     f"{source / name} changed since the benchmark in {self.folder} began; use a new folder for it."
-                )
+                ).about(path=source / name)
 
     def _check_truth(self, source: PreprocessedDataset, file: str = "truth.json") -> None:
         """Refuse segmentations other than those that the finished runs were trained and measured on."""
@@ -250,10 +258,10 @@ class Workspace:
         found = {case: file_checksum(folder / f"{case}{ending}") for case in cases}
         changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])
         if changed:
-            raise InputError(
+            raise OccupiedError(
                 f"{folder / changed[0]}{ending} (of {len(changed)} such files) changed since the benchmark in "
                 f"{self.folder} began; use a new folder for the new truth."
-            )
+            ).about(case=changed[0], path=self.folder, value=len(changed))
         if found.keys() - known.keys():
             check_truth(source, folder, ending, sorted(found.keys() - known.keys()))
             write_json(record, known | found)
@@ -276,7 +284,9 @@ def link_files(source: Path, target: Path) -> None:
         InputError: there is no such folder.
     """
     if not source.is_dir():
-        raise InputError(f"{source} does not exist; run nnUNetv2_preprocess for this dataset.")
+        raise MissingFileError(f"{source} does not exist; run nnUNetv2_preprocess for this dataset.").about(
+            path=source, command="nnUNetv2_preprocess"
+        )
     target.mkdir(parents=True, exist_ok=True)
     there = {entry.name: Path(entry.path).exists() for entry in os.scandir(target)}
     for entry in os.scandir(source):

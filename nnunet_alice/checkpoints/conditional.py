@@ -55,12 +55,12 @@ def conditional_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
         raise CheckpointError(
             f"{path} holds no location-conditioned encoder (it is of {run.get('method', 'a different kind')}); give a "
             "checkpoint of DrasCLRTrainer, or fine-tune with FineTuneTrainer on the dataset without coordinates."
-        )
+        ).about(path=path, value=run.get("method"))
     if not own["settings"]["conditional"]:
         raise CheckpointError(
             f"{path} was pretrained without locations ({run.get('trainer')}); fine-tune with FineTuneTrainer on the "
             "dataset without coordinates."
-        )
+        ).about(path=path, value=run.get("trainer"))
     state = query_encoder_state(checkpoint)
     check_finite(state, path)
     return ConditionalWeights(state, own["settings"]["num_experts"], run["num_input_channels"], own, run)
@@ -78,12 +78,12 @@ def load_conditional_encoder(encoder: nn.Module, weights: ConditionalWeights, pa
         raise CheckpointError(
             f"{path} has {weights.num_experts} experts and this network {experts}: name the trainer with the ending "
             f"_{weights.num_experts}experts."
-        )
+        ).about(path=path, value=weights.num_experts)
     misfit = first_misfit(weights.state, target, sorted(target.keys() | weights.state.keys()))
     if misfit is not None:
         name, there, here = misfit
         raise CheckpointError(
             f"{path} does not fit these plans: encoder tensor '{name}' is {there} there and {here} here; "
             "train with the plans of the pretraining, which nnunet_alice locate gives to the dataset it writes."
-        )
+        ).about(path=path, value=name)
     encoder.load_state_dict(weights.state)

@@ -24,7 +24,7 @@ from nnunet_alice.checkpoints.loading import WEIGHTS_KEY, finite_weights, load_c
 from nnunet_alice.checkpoints.networks import check_architecture
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.discovery import package_folder
-from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.errors import CheckpointError, InputError, MissingFileError, OccupiedError
 from nnunet_alice.files import read_json, refusals_told, whole_folder, write_json
 from nnunet_alice.nnunet_folders import plain_name
 
@@ -110,10 +110,10 @@ def export_model(
 def _read_model(model: Path) -> tuple[dict, dict]:
     missing = [name for name in _NEEDED if not (model / name).is_file()]
     if missing:
-        raise InputError(
+        raise MissingFileError(
             f"{model} has no {' and no '.join(missing)}: give the folder <trainer>__<plans>__<configuration> that "
             "holds the folds."
-        )
+        ).about(path=model)
     plans, dataset_json = (read_json(model / name) for name in _NEEDED)
     return plans, dataset_json
 
@@ -124,13 +124,15 @@ def _checkpoints(model: Path, folds: Sequence[str] | None, name: str) -> dict[st
         names = [match[1] for path in model.iterdir() if (match := re.fullmatch(r"fold_(\d+|all)", path.name))]
         folds = sorted(fold for fold in names if (model / f"fold_{fold}" / name).is_file())
         if not folds:
-            raise InputError(
+            raise MissingFileError(
                 f"No fold in {model} has a {name}; finish a training first, or name a different one with -chk."
-            )
+            ).about(path=model, option="-chk")
     files = {plain_name(str(fold), "-f"): model / f"fold_{fold}" / name for fold in folds}
     for fold, path in files.items():
         if not path.is_file():
-            raise InputError(f"{path} does not exist: fold {fold} has not finished; choose others with -f.")
+            raise MissingFileError(
+                f"{path} does not exist: fold {fold} has not finished; choose others with -f."
+            ).about(path=path, option="-f", value=fold)
     return files
 
 
@@ -139,10 +141,14 @@ def _stock_checkpoint(
 ) -> tuple[dict[str, Any], float]:
     """Return what stock nnU-Net needs of a checkpoint, and how far its logits are from those of its own trainer."""
     if "pretraining" in checkpoint:
-        raise CheckpointError(f"{path} is a pretraining checkpoint and segments nothing; fine-tune from it first.")
+        raise CheckpointError(
+            f"{path} is a pretraining checkpoint and segments nothing; fine-tune from it first."
+        ).about(path=path)
     missing = [key for key in ("trainer_name", "init_args") if key not in checkpoint]
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; give a checkpoint of a finished nnU-Net training.")
+        raise CheckpointError(
+            f"{path} lacks {', '.join(missing)}; give a checkpoint of a finished nnU-Net training."
+        ).about(path=path, value=missing[0])
     weights = finite_weights(checkpoint, path)
     configuration = checkpoint["init_args"]["configuration"]
     trainers = find_trainer(str(checkpoint["trainer_name"])), find_trainer(STOCK_TRAINER)
@@ -152,7 +158,7 @@ def _stock_checkpoint(
         raise CheckpointError(
             f"{path} was trained with {checkpoint['trainer_name']}, whose logits differ from stock nnU-Net's by up to "
             f"{difference:.3g}; it cannot be exported."
-        )
+        ).about(path=path, value=checkpoint["trainer_name"])
     content = {
         WEIGHTS_KEY: weights,
         "trainer_name": STOCK_TRAINER,
@@ -183,7 +189,7 @@ def find_trainer(name: str) -> type:
         raise CheckpointError(
             f"No trainer '{name}' is known here; look for a slip (nnunet_alice trainers --list), or set "
             "nnUNet_extTrainer to the folder that has it."
-        ) from None
+        ).about(value=name, command="nnunet_alice trainers --list") from None
 
 
 def _network(
@@ -213,7 +219,7 @@ def _network(
         reason = ": ".join(line.strip(" .:\t") for line in str(error).splitlines()[:2])
         raise CheckpointError(
             f"{path} does not fit the network that {trainer.__name__} builds and cannot be exported ({reason})."
-        ) from None
+        ).about(path=path, value=trainer.__name__) from None
     return network.eval()
 
 
@@ -235,7 +241,7 @@ def _largest_difference(one: nn.Module, other: nn.Module, configurations: dict, 
 def _same_configuration(found: dict[str, dict], path: Path) -> None:
     configurations = {content["init_args"]["configuration"] for content in found.values()}
     if len(configurations) > 1:
-        raise CheckpointError(f"{path} is of a different configuration than the folds before it.")
+        raise CheckpointError(f"{path} is of a different configuration than the folds before it.").about(path=path)
 
 
 def _check_free(target: Path, model: Path, dataset: str) -> None:
@@ -243,17 +249,21 @@ def _check_free(target: Path, model: Path, dataset: str) -> None:
     if target.resolve() == model.resolve():
         raise InputError(
             f"{target} is the model itself, and predicts with stock nnU-Net already; name a different output."
-        )
+        ).about(path=target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     plans, description = target / "plans.json", target / "dataset.json"
     exported = read_json(description).get(_MARK) if description.is_file() and plans.is_file() else None
     same = exported and exported.startswith(f"{model.name}, ") and read_json(plans).get("dataset_name") == dataset
     if not same:
-        raise InputError(f"{target} holds a different model; name a different output folder with -o.")
+        raise OccupiedError(f"{target} holds a different model; name a different output folder with -o.").about(
+            path=target, option="-o"
+        )
     for path in target.rglob("*"):
         if path.is_file() and not _is_ours(path.relative_to(target)):
-            raise InputError(f"{path} is of no export and would be lost; move it, or name a different output with -o.")
+            raise OccupiedError(
+                f"{path} is of no export and would be lost; move it, or name a different output with -o."
+            ).about(path=path, option="-o")
 
 
 def _is_ours(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.saving import save_checkpoint
-from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.errors import CheckpointError, InputError, OccupiedError
 
 #: endings of a trainer's name that extending replaces
 _LENGTH = r"\d+epochs?|restart\d+"
@@ -62,14 +62,18 @@ def extend_run(run_folder: str | os.PathLike, epochs: int, learning_rate: float 
     checkpoint = load_checkpoint(run_folder / _FINAL)
     run = checkpoint.get("pretraining")
     if run is None or "optimizer_state" not in checkpoint:
-        raise CheckpointError(f"{run_folder / _FINAL} is no checkpoint of a pretraining trainer with its optimiser.")
+        raise CheckpointError(
+            f"{run_folder / _FINAL} is no checkpoint of a pretraining trainer with its optimiser."
+        ).about(path=run_folder / _FINAL)
     settings, done = run["hyper_parameters"], run["epochs_done"]
     if done < settings["epochs"]:
         raise CheckpointError(
             f"{run_folder} has done {done} of {settings['epochs']} epochs; finish it with nnUNetv2_train ... --c first."
-        )
+        ).about(path=run_folder, value=done)
     if epochs <= done:
-        raise InputError(f"--epochs {epochs} is the length in all; {run_folder} has {done} already, so give more.")
+        raise InputError(
+            f"--epochs {epochs} is the length in all; {run_folder} has {done} already, so give more."
+        ).about(path=run_folder, option="--epochs", value=done)
     changes = {"epochs": epochs, "restart": done}
     trainer = f"{_without(run['trainer'], _LENGTH)}_{epochs}epochs_restart{done}"
     if learning_rate is not None:
@@ -77,7 +81,9 @@ def extend_run(run_folder: str | os.PathLike, epochs: int, learning_rate: float 
         changes["learning_rate"] = learning_rate
     folder = run_folder.parent.with_name(f"{trainer}__{run['plans_name']}__{run['configuration']}") / run_folder.name
     if any(folder.glob("checkpoint_*.pth")):
-        raise InputError(f"{folder} has begun already; continue it with nnUNetv2_train ... -tr {trainer} --c.")
+        raise OccupiedError(
+            f"{folder} has begun already; continue it with nnUNetv2_train ... -tr {trainer} --c."
+        ).about(path=folder)
     run = run | {"trainer": trainer, "hyper_parameters": settings | changes}
     save_checkpoint(checkpoint | {"pretraining": run, "trainer_name": trainer}, folder / _LATEST)
     rate = float(changes.get("learning_rate", settings["learning_rate"]))

@@ -30,7 +30,7 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} was not written by a pretraining trainer of nnunet_alice; "
             "its weights may still fit: nnunet_alice transfer adapts other nnU-Net and nnssl checkpoints."
-        )
+        ).about(path=path, command="nnunet_alice transfer")
     configuration = pretrained_configuration(run)
     settings = run["hyper_parameters"]
     weights = unet_weights(checkpoint, path)  # each tensor under one name

@@ -24,7 +24,7 @@ from nnunet_alice.checkpoints.weights_folder import (
     read_safetensors,
     read_weights_folder,
 )
-from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
+from nnunet_alice.errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError
 from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,9 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
 
     Raises:
         DamagedCheckpointError: the file is truncated or not a checkpoint.
-        CheckpointError: it is missing, cannot be read now (permissions, memory, a failing disk); would run code (and
-            ``trust`` is off), or needs a package that is not installed (and ``trust`` is on).
+        UnsafeCheckpointError: it would run code, and ``trust`` is off.
+        CheckpointError: it is missing, cannot be read now (permissions, memory, a failing disk), or needs a package
+            that is not installed (and ``trust`` is on).
     """
     path = Path(path)
     if is_weights_folder(path):
@@ -57,12 +58,16 @@ def load_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict[str, A
         alone = not (path.parent / DESCRIPTION).is_file()
         return {WEIGHTS_KEY: read_safetensors(path)} if alone else read_weights_folder(path.parent)
     if not path.is_file():
-        raise CheckpointError(f"{path} {'is a folder, not a checkpoint' if path.is_dir() else 'does not exist'}.")
+        raise CheckpointError(
+            f"{path} {'is a folder, not a checkpoint' if path.is_dir() else 'does not exist'}."
+        ).about(path=path)
     if trust:
         logger.warning("Opening %s with --trust: code in it, if there is any, runs now.", path)
     content = _read(path, trust)
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__} instead of a checkpoint's dict.")
+        raise CheckpointError(f"{path} holds a {type(content).__name__} instead of a checkpoint's dict.").about(
+            path=path, value=type(content).__name__
+        )
     return dict(content)
 
 
@@ -78,10 +83,12 @@ def _read(path: Path, trust: bool) -> Any:
     except ImportError as error:
         raise CheckpointError(
             f"{path} needs the package '{error.name or _reason(error)}', which is not installed here; install it first."
-        ) from error
+        ).about(path=path, value=error.name) from error
     except (MemoryError, OSError, RuntimeError) as error:
         if _is_of_the_machine(error):
-            raise CheckpointError(f"{path} cannot be read now ({_reason(error)}); mend that and try again.") from error
+            raise CheckpointError(f"{path} cannot be read now ({_reason(error)}); mend that and try again.").about(
+                path=path
+            ) from error
         raise _damaged(path, error) from error
     except Exception as error:  # broken files: EOFError, ValueError, KeyError, ...
         raise _damaged(path, error) from error
@@ -90,7 +97,7 @@ def _read(path: Path, trust: bool) -> Any:
 def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
     return DamagedCheckpointError(
         f"{path} is truncated or not a checkpoint ({_reason(error)}); copy or download it again."
-    )
+    ).about(path=path)
 
 
 def _is_of_the_machine(error: Exception) -> bool:
@@ -118,10 +125,12 @@ def network_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> d
         found = ", ".join(str(key) for key in list(checkpoint)[:8]) or "nothing"
         raise CheckpointError(
             f"{path} has no '{WEIGHTS_KEY}' (it holds: {found}); give a checkpoint of this package, nnU-Net or nnssl."
-        )
+        ).about(path=path, option=WEIGHTS_KEY)
     strange = [name for name, value in weights.items() if not (isinstance(name, str) and torch.is_tensor(value))]
     if strange:
-        raise CheckpointError(f"'{WEIGHTS_KEY}' of {path} holds {strange[0]!r}, which is not a tensor.")
+        raise CheckpointError(f"'{WEIGHTS_KEY}' of {path} holds {strange[0]!r}, which is not a tensor.").about(
+            path=path, option=WEIGHTS_KEY, value=strange[0]
+        )
     return {_without_wrappers(name): tensor for name, tensor in weights.items()}
 
 
@@ -151,7 +160,7 @@ def check_finite(weights: Mapping[str, torch.Tensor], path: str | os.PathLike) -
         raise CheckpointError(
             f"{path} holds NaN or infinity in {len(bad)} of its {counted(len(weights), 'tensor')} (the first is "
             f"'{bad[0]}'): its training diverged; take an earlier checkpoint, or train again at a lower learning rate."
-        )
+        ).about(path=path, value=len(bad))
 
 
 def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -206,10 +215,16 @@ def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> CheckpointEr
     asked = re.search(r"GLOBAL ([\w.]+) (?:was not an allowed|whose module)", str(error))
     if asked:
         name = asked[1] if "." in asked[1] else f"builtins.{asked[1]}"
-        return CheckpointError(f"{path} was refused: opening it would run '{name}', which is no plain data; {_TRUST}")
+        return UnsafeCheckpointError(
+            f"{path} was refused: opening it would run '{name}', which is no plain data; {_TRUST}"
+        ).about(path=path, option="--trust", value=name)
     if zipfile.is_zipfile(path):
-        return CheckpointError(f"{path} was refused: it holds more than plain data ({_reason(error)}); {_TRUST}")
-    return DamagedCheckpointError(f"{path} is truncated or not a checkpoint; copy or download it again.")
+        return UnsafeCheckpointError(
+            f"{path} was refused: it holds more than plain data ({_reason(error)}); {_TRUST}"
+        ).about(path=path, option="--trust")
+    return DamagedCheckpointError(f"{path} is truncated or not a checkpoint; copy or download it again.").about(
+        path=path
+    )
 
 
 def _reason(error: BaseException) -> str:

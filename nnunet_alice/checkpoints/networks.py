@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from nnunet_alice.errors import CheckpointError
+from nnunet_alice.errors import UnsafeCheckpointError
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -62,9 +62,9 @@ def check_architecture(path: Any, configuration: "ConfigurationManager") -> None
             names[argument] = (arguments[argument], _LAYERS)
     for argument, (name, prefix) in names.items():
         if not isinstance(name, str) or not name.startswith(prefix) or not _is_module(name):
-            raise CheckpointError(
+            raise UnsafeCheckpointError(
                 f"{path} was refused: its plans name {name!r} as {argument}, which is no {prefix}* network or layer."
-            )
+            ).about(path=path, option=argument, value=name)
 
 
 def _is_module(name: str) -> bool:

@@ -53,7 +53,9 @@ def adaptation_plan(plans: Mapping[str, Any], configuration: str, num_input_chan
             allow_init=False,
         )
     if not hasattr(network, "key_to_encoder"):
-        raise InputError(f"{class_name} does not name its encoder's tensors (key_to_encoder): upstream cannot load it.")
+        raise InputError(
+            f"{class_name} does not name its encoder's tensors (key_to_encoder): upstream cannot load it."
+        ).about(value=class_name)
     patch_size = list(manager.patch_size)
     return plain(
         {
@@ -103,12 +105,14 @@ def unet_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> dict
             named[name] = tensor
     if not any(name.startswith("encoder.stages.") for name in named):
         if (kind := foreign_network(weights)) is not None:
-            raise CheckpointError(f"{path} is {kind.name}, which no U-Net of nnU-Net can take: {kind.reason}.")
+            raise CheckpointError(f"{path} is {kind.name}, which no U-Net of nnU-Net can take: {kind.reason}.").about(
+                path=path, value=kind.name
+            )
         trainer = checkpoint.get("trainer_name")
         raise CheckpointError(
             f"{path} is not a U-Net of nnU-Net's kind{f' (trainer {trainer})' if isinstance(trainer, str) else ''}: "
             f"it has no tensors 'encoder.stages.*' but e.g. '{next(iter(weights))}'; give a U-Net checkpoint."
-        )
+        ).about(path=path, value=next(iter(weights)))
     return named
 
 

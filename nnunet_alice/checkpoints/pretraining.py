@@ -123,7 +123,9 @@ def read_for_resume(
     _check_entries(path, checkpoint, _NEEDED)
     run = checkpoint["pretraining"]
     if run["method"] != method:
-        raise CheckpointError(f"{path} was trained with {run['method']}, not {method}; start without --c.")
+        raise CheckpointError(f"{path} was trained with {run['method']}, not {method}; start without --c.").about(
+            path=path, option="--c", value=run["method"]
+        )
     _check_network(path, checkpoint, own_weights)
     if "ranks" not in run:  # older ones recorded the batch of the rank that wrote them
         hyper_parameters = {**hyper_parameters, "batch_size": rank_batch_sizes[0]}
@@ -136,7 +138,9 @@ def read_for_resume(
         fix = "start without --c"
         if any(words.startswith("epochs was") for words in changed):
             fix += f", or run: {pasteable('nnunet_alice', 'extend', '-i', Path(path).parent, '--epochs', 'N')}"
-        raise CheckpointError(f"{path} comes from a run with other settings: {'; '.join(changed)}; {fix}.")
+        raise CheckpointError(f"{path} comes from a run with other settings: {'; '.join(changed)}; {fix}.").about(
+            path=path, option=changed[0].split()[0]
+        )
     return checkpoint
 
 
@@ -153,10 +157,10 @@ def explain_failed_resume(path: str | os.PathLike, own_weights: Mapping[str, tor
     try:
         checkpoint = load_checkpoint(path)
     except DamagedCheckpointError as error:
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"{path} cannot be continued, as it cannot be read; delete it: --c then takes checkpoint_best.pth if there "
             "is one and begins again if not."
-        ) from error
+        ).about(path=path, option="--c") from error
     except CheckpointError:
         return  # missing, not readable now, or more than plain data: nnU-Net's own error says more
     _check_entries(path, checkpoint, _NEEDED_BY_NNUNET)
@@ -169,7 +173,7 @@ def _check_entries(path: str | os.PathLike, checkpoint: Mapping[str, Any], neede
         raise CheckpointError(
             f"{path} lacks {', '.join(missing)} and cannot be continued; "
             "to start from its weights use -pretrained_weights instead of --c."
-        )
+        ).about(path=path, option="--c", value=missing[0])
 
 
 def _check_network(
@@ -178,7 +182,9 @@ def _check_network(
     saved = finite_weights(checkpoint, path)
     misfit = first_misfit(saved, own_weights, [*own_weights, *saved])
     if misfit is not None:
-        raise CheckpointError(f"{path} holds a different network ('{misfit[0]}' does not fit); start without --c.")
+        raise CheckpointError(
+            f"{path} holds a different network ('{misfit[0]}' does not fit); start without --c."
+        ).about(path=path, option="--c", value=misfit[0])
 
 
 def _same(one: Any, other: Any) -> bool:

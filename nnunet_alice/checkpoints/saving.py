@@ -50,7 +50,9 @@ def save_checkpoint(content: dict, path: str | os.PathLike) -> None:
             permission); an old file at ``path`` is then untouched.
     """
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"A checkpoint is a dict, not {type(content).__name__}: {path} was not written.")
+        raise CheckpointError(f"A checkpoint is a dict, not {type(content).__name__}: {path} was not written.").about(
+            path=path, value=type(content).__name__
+        )
     content = plain(content)
     try:
         with whole_checkpoint(path) as temporary:
@@ -59,7 +61,7 @@ def save_checkpoint(content: dict, path: str | os.PathLike) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} could not be written ({reason}); free space or choose a different folder."
-        ) from error
+        ).about(path=path, value=reason) from error
 
 
 @contextmanager
@@ -151,4 +153,4 @@ def _refused(name: str, what: str) -> CheckpointError:
     return CheckpointError(
         f"The checkpoint's entry {name or '(top level)'} is a {what}; "
         "only tensors, numbers, strings, bytes, None, dicts, lists and tuples can be saved."
-    )
+    ).about(option=name or None, value=what)

@@ -46,7 +46,7 @@ def teacher_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> d
         raise CheckpointError(
             f"{path} holds no teacher (it is of {run.get('trainer', 'a different kind')}); checkpoints of AliceTrainer "
             "and DrasCLRTrainer do."
-        )
+        ).about(path=path, value=run.get("trainer"))
     return weights | known
 
 

@@ -91,7 +91,7 @@ def transfer_weights(
         InputError: unknown ``parts``, or the target is not a U-Net.
     """
     if parts not in PARTS:
-        raise InputError(f"--parts {parts} is not one of {', '.join(PARTS)}.")
+        raise InputError(f"--parts {parts} is not one of {', '.join(PARTS)}.").about(option="--parts", value=parts)
     tensors = dict(target.named_parameters()) | dict(target.named_buffers())  # each tensor under its first name only
     _check_families(source, tensors)
     depths = _stages(source), _stages(tensors)
@@ -108,7 +108,7 @@ def transfer_weights(
     result = Transfer(pd.DataFrame(rows))
     if not result.table.loc[result.table["part"] == "encoder", "carried"].sum():
         why = result.table.loc[result.table["part"] == "encoder", "how"].mode().iloc[0]
-        raise CheckpointError(f"Nothing of the checkpoint's encoder fits these plans ({why}).")
+        raise CheckpointError(f"Nothing of the checkpoint's encoder fits these plans ({why}).").about(value=why)
     with torch.no_grad():
         for name, tensor in results.items():
             tensors[name].copy_(tensor)
@@ -159,7 +159,7 @@ def transfer_checkpoint(
     """
     output = Path(output)
     if output.suffix == ".csv" or output.resolve() == Path(checkpoint).resolve():
-        raise InputError(f"{output} cannot be the output; name a new .pth file.")
+        raise InputError(f"{output} cannot be the output; name a new .pth file.").about(path=output)
     plans, dataset_json = _target(dataset, plans_name, configuration)
     loaded = load_checkpoint(checkpoint, trust)
     if weights == TEACHER:
@@ -178,7 +178,9 @@ def transfer_checkpoint(
             untrained=_untrained(loaded, source),
         )
     except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint} cannot go to {plans_name} {configuration}: {error}") from None
+        raise CheckpointError(f"{checkpoint} cannot go to {plans_name} {configuration}: {error}").about(
+            path=checkpoint, value=error.value
+        ) from None
     content = {
         WEIGHTS_KEY: network.state_dict(),
         PLAN_KEY: adaptation_plan(plans, configuration, channels),
@@ -230,11 +232,13 @@ def _target(dataset: int | str, plans_name: str, configuration: str) -> tuple[di
     if not (folder / f"{plans_name}.json").is_file():
         raise NotPreparedError(
             f"{folder} has no plans {plans_name}.json; run: nnUNetv2_plan_and_preprocess -d {dataset_number(name)}"
-        )
+        ).about(path=folder, value=plans_name, command=f"nnUNetv2_plan_and_preprocess -d {dataset_number(name)}")
     plans = read_json(folder / f"{plans_name}.json")
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
-        raise InputError(f"{plans_name}.json has no configuration '{configuration}'; it has: {known}.")
+        raise InputError(f"{plans_name}.json has no configuration '{configuration}'; it has: {known}.").about(
+            value=configuration
+        )
     dataset_json = folder / "dataset.json"
     if not dataset_json.is_file():
         dataset_json = nnunet_folder("nnUNet_raw") / name / "dataset.json"
@@ -273,7 +277,7 @@ def _check_families(source: Iterable[str], target: Iterable[str]) -> None:
         raise CheckpointError(
             f"it holds a {has or 'network of a different kind'} and the plans want a {wants}; "
             f"pretrain with plans of the same family, or plan this dataset with the planner of the checkpoint's."
-        )
+        ).about(value=has)
 
 
 def _family(names: Iterable[str]) -> str | None:
@@ -311,11 +315,7 @@ def _source_name(name: str, source: Mapping[str, torch.Tensor], source_stages: i
 
 
 def _adapt_one(
-    name: str,
-    source: torch.Tensor | None,
-    fresh: torch.Tensor,
-    channels: tuple[int, int | None] | None,
-    parts: str,
+    name: str, source: torch.Tensor | None, fresh: torch.Tensor, channels: tuple[int, int | None] | None, parts: str
 ) -> Adapted:
     """Return a source tensor made to fit; ``channels``: images among target's and source's input channels."""
     if _HEAD in name:
@@ -325,7 +325,7 @@ def _adapt_one(
     if source is None:
         return Adapted(None, 0, "not in the source")
     if not torch.isfinite(source).all():
-        raise CheckpointError(f"'{name}' holds NaN or infinity: its training diverged.")
+        raise CheckpointError(f"'{name}' holds NaN or infinity: its training diverged.").about(value=name)
     return adapt(
         source.to(fresh),
         fresh,

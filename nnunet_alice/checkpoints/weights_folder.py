@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nnunet_alice.checkpoints.saving import plain
-from nnunet_alice.errors import CheckpointError, DamagedCheckpointError
+from nnunet_alice.errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError
 from nnunet_alice.files import atomic_write, refusals_told, sha256_of
 
 #: tensors of ``network_weights``, each once and under its own name; all other tensors; the rest of the checkpoint
@@ -87,7 +87,7 @@ def read_weights_folder(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(
             f"{folder / DESCRIPTION} does not fit the tensors beside it ({error}); fetch the folder again."
-        ) from None
+        ).about(path=folder / DESCRIPTION) from None
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -101,16 +101,16 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         with path.open("rb") as file:
             start = file.read(9)
         if start[8:] != b"{" and start.startswith(_PICKLES):
-            raise CheckpointError(
+            raise UnsafeCheckpointError(
                 f"{path} was refused: it is a pickle (PyTorch's .pth), which may run code, and not safetensors."
-            )
+            ).about(path=path)
         return load_file(path)
     except FileNotFoundError:
-        raise DamagedCheckpointError(f"{path} is missing; fetch or copy the folder again.") from None
+        raise DamagedCheckpointError(f"{path} is missing; fetch or copy the folder again.").about(path=path) from None
     except SafetensorError as error:
         raise DamagedCheckpointError(
             f"{path} is truncated or not safetensors ({error}); fetch or copy it again."
-        ) from None
+        ).about(path=path) from None
 
 
 def write_sums(folder: Path) -> str:
@@ -136,15 +136,19 @@ def parse_sums(text: str, origin: str | os.PathLike) -> dict[str, str]:
     for line in text.splitlines():
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
-            raise CheckpointError(f"{origin} is no list of SHA-256 checksums; give a folder that publish wrote.")
-        if match[2] not in FILES or match[2] == SUMS:
-            raise CheckpointError(
-                f"{origin} was refused: it names {match[2]!r}, which is no file of a published model."
+            raise CheckpointError(f"{origin} is no list of SHA-256 checksums; give a folder that publish wrote.").about(
+                path=origin
             )
+        if match[2] not in FILES or match[2] == SUMS:
+            raise UnsafeCheckpointError(
+                f"{origin} was refused: it names {match[2]!r}, which is no file of a published model."
+            ).about(path=origin, value=match[2])
         sums[match[2]] = match[1]
     missing = [name for name in (WEIGHTS, DESCRIPTION) if name not in sums]
     if missing:
-        raise CheckpointError(f"{origin} does not list {missing[0]}; give a folder that publish wrote.")
+        raise CheckpointError(f"{origin} does not list {missing[0]}; give a folder that publish wrote.").about(
+            path=origin, value=missing[0]
+        )
     return sums
 
 
@@ -159,7 +163,9 @@ def read_sums(folder: Path) -> dict[str, str]:
     except (FileNotFoundError, UnicodeDecodeError):
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".pth", ".pt", ".bin", ".pkl"))
         hint = f"; {pickles[0]} in it is a pickle, which transfer reads with care" if pickles else ""
-        raise CheckpointError(f"{folder} has no {SUMS}, so publish did not write it{hint}.") from None
+        raise CheckpointError(f"{folder} has no {SUMS}, so publish did not write it{hint}.").about(
+            path=folder, value=pickles[0] if pickles else None
+        ) from None
 
 
 def check_sums(folder: Path) -> dict[str, str]:
@@ -173,9 +179,11 @@ def check_sums(folder: Path) -> dict[str, str]:
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():
-            raise DamagedCheckpointError(f"{path} is missing; fetch or copy the folder again.")
+            raise DamagedCheckpointError(f"{path} is missing; fetch or copy the folder again.").about(path=path)
         if sha256_of(path) != expected:
-            raise DamagedCheckpointError(f"{path} is not the file that was published; fetch or copy the folder again.")
+            raise DamagedCheckpointError(
+                f"{path} is not the file that was published; fetch or copy the folder again."
+            ).about(path=path)
     return sums
 
 
@@ -205,7 +213,9 @@ class _Shelf:
                 return {key: self.put(entry, (*path, key)) for key, entry in value.items()}
             return {_ITEMS: [[self.put(k, path), self.put(v, (*path, str(k)))] for k, v in value.items()]}
         if isinstance(value, bytes):
-            raise CheckpointError(f"The checkpoint's entry {'/'.join(path)} is bytes, which have no place in JSON.")
+            raise CheckpointError(
+                f"The checkpoint's entry {'/'.join(path)} is bytes, which have no place in JSON."
+            ).about(value="/".join(path))
         return value
 
     def _name(self, tensor: torch.Tensor, path: tuple[str, ...]) -> str:

@@ -92,7 +92,9 @@ def _check_before_work(args: argparse.Namespace) -> None:
     for option, value in others[args.method].items():
         if value is not None:
             other = next(method for method in others if method != args.method)
-            raise InputError(f"{option} belongs to --method {other}, not to {args.method}; leave it out.")
+            raise InputError(f"{option} belongs to --method {other}, not to {args.method}; leave it out.").about(
+                option=option, value=args.method
+            )
     if args.roi is not None:
         check_region(args.roi)
 
@@ -110,7 +112,7 @@ def _index(args: argparse.Namespace) -> int:
     try:
         device = None if args.device is None else torch.device(args.device)
     except RuntimeError:
-        raise InputError(f"There is no device '{args.device}'; use cpu or cuda.") from None
+        raise InputError(f"There is no device '{args.device}'; use cpu or cuda.").about(value=args.device) from None
     report = index_dataset(dataset, args.checkpoint, device, args.overwrite, args.part)
     print(f"Embedding of {report.checkpoint}.")
     status = say_outcomes(dataset.name, report.outcomes, "indexed", IndexStore(dataset).folder, args.part)
@@ -153,7 +155,9 @@ def _register(args: argparse.Namespace) -> int:
     parts = dataset.parts
     reports = [_register_one(args, part) for part in parts if len(parts) == 1 or _takes_part(args, part)]
     if not reports and args.atlas is not None:
-        raise InputError(f"There is no preprocessed case '{args.atlas}' in {dataset.folder}; check --atlas.")
+        raise InputError(f"There is no preprocessed case '{args.atlas}' in {dataset.folder}; check --atlas.").about(
+            case=args.atlas, path=dataset.folder, option="--atlas"
+        )
     status = max((status for _, status in reports), default=0)
     if args.part is not None:
         return status

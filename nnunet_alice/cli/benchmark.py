@@ -103,7 +103,9 @@ def _flags(args: argparse.Namespace) -> dict:
     if args.arms:
         found["arms"] = dict(args.arms)
         if len(found["arms"]) < len(args.arms):
-            raise InputError("--arm is given twice for one name; list its checkpoints in one, with commas between.")
+            raise InputError(
+                "--arm is given twice for one name; list its checkpoints in one, with commas between."
+            ).about(option="--arm")
     test = {"cases": args.test_cases, "file": args.test_file, "folds": args.test_folds}
     if any(value is not None for value in test.values()):
         found["test"] = {key: value for key, value in test.items() if value is not None}

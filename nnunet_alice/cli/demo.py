@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> None:
 
         data = read_own_data(args.data, args.labelled, args.test, args.seed)
         if Path(args.data).resolve() in (Path(args.o).resolve(), *Path(args.o).resolve().parents):
-            raise InputError(f"{args.o} lies in {args.data}, which stays as it is; name a folder elsewhere with -o.")
+            raise InputError(
+                f"{args.o} lies in {args.data}, which stays as it is; name a folder elsewhere with -o."
+            ).about(path=args.o, option="-o")
         budget = own_budget(args.epochs, args.finetuning_epochs, args.seed, args.device or _device(), embedding)
         demo = Demo(args.o, data, budget, announce, foretell=True)
         print(

@@ -99,7 +99,7 @@ def _questions(
         if len(known) < 2:
             raise InputError(
                 f"{truth} knows {len(known)} of the {counted(len(cases), 'case')} of {dataset.name}; two are needed."
-            )
+            ).about(path=truth, value=len(known))
         if len(known) < len(cases):
             print(f"{truth} knows {len(known)} of {counted(len(cases), 'case')}: the others are left out.")
         return PhantomQuestions(prepared, subjects, matchers[0].body_points, args.points, args.seed), known
@@ -108,7 +108,7 @@ def _questions(
         raise InputError(
             f"{dataset.name} has no labels but a body mask, whose centroid is no anatomy; measure on a labelled "
             "dataset with the same plans, or give --truth of phantoms."
-        )
+        ).about(option="--truth", value=dataset.name)
     return CentroidQuestions(prepared, args.labels), cases
 
 

@@ -38,9 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.features.images import DatasetImages, RawImages
 
     if args.level != "dense" and not args.o.endswith(".npz"):
-        raise InputError(f"-o must end in .npz for --level {args.level}, got {args.o}.")
+        raise InputError(f"-o must end in .npz for --level {args.level}, got {args.o}.").about(
+            path=args.o, option="-o", value=args.level
+        )
     if args.level == "dense" and Path(args.o).is_file():
-        raise InputError(f"-o {args.o} is a file; for --level dense name a folder.")
+        raise InputError(f"-o {args.o} is a file; for --level dense name a folder.").about(path=args.o, option="-o")
     encoder = open_encoder(
         args.checkpoint,
         plain=args.plain,

@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the volumes are: CT, MRI, ...; several names for several channels. nnU-Net normalises by this name",
     )
     parser.add_argument(
-        "-np",
-        dest="num_processes",
-        type=positive(int),
-        default=4,
-        metavar="N",
-        help="processes (default: %(default)s)",
+        "-np", dest="num_processes", type=positive(int), default=4, metavar="N", help="processes (default: %(default)s)"
     )
     parser.add_argument(
         "--orient",

@@ -57,12 +57,16 @@ def _locate_dataset(args: argparse.Namespace) -> int:
     from nnunet_alice.nnunet_folders import nnunet_folder
 
     if args.o is not None and not args.o.isdigit():
-        raise InputError(f"With -d, -o is the number of the new dataset, not '{args.o}'.")
+        raise InputError(f"With -d, -o is the number of the new dataset, not '{args.o}'.").about(
+            option="-o", value=args.o
+        )
     if args.atlas is None:
         try:
             own = PreprocessedDataset.find(args.d, args.p or "nnUNetPlans", args.c or "3d_fullres")
         except NotPreparedError as error:
-            raise NotPreparedError(f"Name the atlas of the pretraining with --atlas; of its own: {error}") from None
+            raise NotPreparedError(f"Name the atlas of the pretraining with --atlas; of its own: {error}").about(
+                option="--atlas"
+            ) from None
         atlas = atlas_of_dataset(own)
     else:
         atlas = open_atlas(args.atlas, args.p, args.c)
@@ -93,7 +97,9 @@ def _locate_folder(args: argparse.Namespace) -> int:
     from nnunet_alice.errors import InputError
 
     if args.o is None or args.atlas is None:
-        raise InputError("With -i, name the folder to write with -o and the atlas of the training with --atlas.")
+        raise InputError("With -i, name the folder to write with -o and the atlas of the training with --atlas.").about(
+            option="--atlas"
+        )
     atlas = open_atlas(args.atlas, args.p, args.c)
     report = locate_folder(args.i, args.o, atlas, args.np)
     status = _say(args.o, report, Path(args.o) / "locations.json", atlas)

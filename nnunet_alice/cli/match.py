@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", action="store_true", help="--point is X Y Z in world mm instead")
     parser.add_argument("--to", nargs="+", default=["all"], metavar="CASE", help="cases to search, or all [all]")
     parser.add_argument(
-        "--method",
-        choices=("embedding", "atlas", "relative"),
-        help="how to match [the best that is prepared]",
+        "--method", choices=("embedding", "atlas", "relative"), help="how to match [the best that is prepared]"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the whole table there")
     parser.add_argument("-o", type=Path, metavar="PNG", help="picture [match_CASE.png]")
@@ -111,4 +109,4 @@ def _cut(dataset: "PreprocessedDataset", case: str, point: Any, caption: str) ->
     except Exception as error:  # a damaged image ends in errors of every kind
         raise InputError(
             f"The preprocessed image of case {case} is damaged ({telling(error)}); preprocess it again."
-        ) from error
+        ).about(case=case) from error

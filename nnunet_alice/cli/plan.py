@@ -99,11 +99,17 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.planning.window import parse_window, set_window
 
     if args.part is not None and args.no_preprocess:
-        raise InputError("--part shares the preprocessing that --no_preprocess leaves out; give only one of them.")
+        raise InputError(
+            "--part shares the preprocessing that --no_preprocess leaves out; give only one of them."
+        ).about(option="--part")
     if args.target is not None and args.pl is not None:
-        raise InputError("--target brings its own plans and -pl makes new ones; give only one of them.")
+        raise InputError("--target brings its own plans and -pl makes new ones; give only one of them.").about(
+            option="--target"
+        )
     if args.target is not None and args.window is not None:
-        raise InputError("--target brings its own intensities; plan without --target to choose a --window.")
+        raise InputError("--target brings its own intensities; plan without --target to choose a --window.").about(
+            option="--window"
+        )
     window = None if args.window is None else parse_window(args.window)
     name = dataset_name(args.d)
     processes = args.np or default_processes()
@@ -112,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"Modalities: {sizes(modalities)}; CT is clipped to the window of the CT cases, MR z-scored in the body.")
     fingerprint = nnunet_folder("nnUNet_preprocessed") / name / "dataset_fingerprint.json"
     if args.part is not None and not fingerprint.is_file():
-        raise InputError(f"{name} was not planned yet: run the same with --no_preprocess in place of --part, once.")
+        raise InputError(
+            f"{name} was not planned yet: run the same with --no_preprocess in place of --part, once."
+        ).about(option="--part", value=name)
     status = SOME_FAILED if ensure_fingerprint(name, processes) else 0  # named as they failed
     planned = _plan(args, name)
     plain = _apart(args, name, planned.plans_name, window) if modalities else {}
@@ -155,9 +163,13 @@ def _check_before_work(args: argparse.Namespace, name: str) -> None:
         plans_identifier(args.overwrite_plans_name, "-overwrite_plans_name")
     plain_name(args.target_plans, "--target_plans")
     if not args.c.startswith("3d") or "cascade" in args.c:
-        raise InputError(f"-c {args.c} cannot be pretrained: take 3d_fullres, or 3d_lowres where nnU-Net plans one.")
+        raise InputError(
+            f"-c {args.c} cannot be pretrained: take 3d_fullres, or 3d_lowres where nnU-Net plans one."
+        ).about(option="-c", value=args.c)
     if args.pl is not None and args.pl not in _planners():
-        raise InputError(f"There is no planner '{args.pl}'; -pl takes: {', '.join(_planners())}.")
+        raise InputError(f"There is no planner '{args.pl}'; -pl takes: {', '.join(_planners())}.").about(
+            option="-pl", value=args.pl
+        )
     if args.modalities is not None:
         from nnunet_alice.planning.modalities import set_modalities
 

@@ -78,7 +78,7 @@ def _probe_cases(args: argparse.Namespace) -> int:
     from nnunet_alice.features.probe_data import load_features, load_table
 
     if args.table is None:
-        raise InputError("Name the table of labels with --table.")
+        raise InputError("Name the table of labels with --table.").about(option="--table")
     data = load_table(
         args.table, *load_features(args.features), args.target, args.task, args.event, args.id, args.group
     )
@@ -96,9 +96,11 @@ def _probe_patches(args: argparse.Namespace) -> int:
     from nnunet_alice.features.patches import probe_patches
 
     if (args.d is None) == (args.i is None) or (args.table is None) == (args.label_images is None):
-        raise InputError("Patches need images, -d or -i, and labels, --table or --label_images: one of each.")
+        raise InputError("Patches need images, -d or -i, and labels, --table or --label_images: one of each.").about(
+            option="--table"
+        )
     if args.task == "survival":
-        raise InputError("Survival is a matter of cases; probe their --features.")
+        raise InputError("Survival is a matter of cases; probe their --features.").about(option="--features")
     encoder = open_encoder(args.checkpoint, plain=args.plain, untrained=args.untrained, device=args.device)
     subjects: dict[str, str] = {}
     images: DatasetImages | RawImages

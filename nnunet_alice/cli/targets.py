@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.targets.preparing import prepare_targets
 
     if (args.task == "survival") != (args.event is not None):
-        raise InputError("--event goes with --task survival: the column that holds 1 for an event and 0 for censored.")
+        raise InputError(
+            "--event goes with --task survival: the column that holds 1 for an event and 0 for censored."
+        ).about(option="--event")
     prepared = prepare_targets(
         dataset_name(args.d),
         args.table,

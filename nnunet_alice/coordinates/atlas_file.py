@@ -30,7 +30,7 @@ from nnunet_alice.anatomy.world import dataset_orientation
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
+from nnunet_alice.errors import CheckpointError, InputError, MissingFileError, NotPreparedError, StaleError
 from nnunet_alice.files import atomic_write, read_json
 
 #: Raised when the stored form changes.
@@ -99,9 +99,9 @@ def open_atlas(
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(
+        raise MissingFileError(
             f"{path} does not exist; give the pretraining's checkpoint_final.pth, atlas.json or atlas.npz."
-        )
+        ).about(path=path)
     if path.suffix == ".npz":
         return _open_file(path)
     if path.suffix == ".json":
@@ -119,7 +119,7 @@ def atlas_of_dataset(dataset: PreprocessedDataset) -> PortableAtlas:
         raise NotPreparedError(
             f"{dataset.name} has no atlas of its own for {dataset.plans_name} {dataset.configuration}; name that of "
             "the pretraining with --atlas (its checkpoint_final.pth)."
-        )
+        ).about(option="--atlas", value=dataset.name)
     described = read_json(dataset.base / "dataset.json")
     plans = {**dataset.plans, ORIENTATION: dataset_orientation(dataset)}
     return _portable(PreparedAtlas.open(dataset), plans, dataset.configuration, described)
@@ -137,7 +137,9 @@ def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
     """
     own, run = checkpoint.get("drasclr"), checkpoint.get("pretraining")
     if own is None or run is None:
-        raise CheckpointError(f"{path} holds no atlas; give a checkpoint of DrasCLRTrainer, atlas.json or atlas.npz.")
+        raise CheckpointError(
+            f"{path} holds no atlas; give a checkpoint of DrasCLRTrainer, atlas.json or atlas.npz."
+        ).about(path=path)
     plans = {**run["plans"], ORIENTATION: pretrained_orientation(checkpoint)}
     return _portable(Atlas.of_stored(own), plans, run["configuration"], run["dataset_json"])
 
@@ -161,7 +163,9 @@ def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None)
         identifier = read_json(path)["fingerprint"]["preprocessed"]
         base = path.resolve().parents[2]
     except (KeyError, TypeError, IndexError):
-        raise InputError(f"{path} is not the atlas.json that nnunet_alice anatomy writes.") from None
+        raise InputError(f"{path} is not the atlas.json that nnunet_alice anatomy writes.").about(
+            path=path, command="nnunet_alice anatomy"
+        ) from None
     found = [
         (plans, name)
         for plans, name in _preprocessed_by(base, identifier)
@@ -169,13 +173,17 @@ def _open_anatomy(path: Path, plans_name: str | None, configuration: str | None)
     ]
     if not found:
         asked = " ".join(name for name in (plans_name, configuration) if name)
-        raise InputError(f"No plans {asked} in {base} preprocess to {identifier}, which {path} was made of.")
+        raise InputError(f"No plans {asked} in {base} preprocess to {identifier}, which {path} was made of.").about(
+            path=path, value=asked
+        )
     if len(found) > 1:
         known = "; ".join(f"-p {plans} -c {name}" for plans, name in found)
-        raise InputError(f"Several plans share {path}; name those of the pretraining: {known}.")
+        raise InputError(f"Several plans share {path}; name those of the pretraining: {known}.").about(path=path)
     dataset = PreprocessedDataset.find(base.name, *found[0])
     if AtlasFiles(dataset).atlas_file.resolve() != path.resolve():
-        raise InputError(f"{path} does not lie in {dataset.anatomy_folder}, where anatomy wrote it; give that one.")
+        raise InputError(
+            f"{path} does not lie in {dataset.anatomy_folder}, where anatomy wrote it; give that one."
+        ).about(path=path)
     return atlas_of_dataset(dataset)
 
 
@@ -197,7 +205,9 @@ def _open_file(path: Path) -> PortableAtlas:
             content = json.loads(str(file["description"]))
             arrays = {name: file[name] for name in ARRAYS}
         if content["version"] != VERSION:
-            raise InputError(f"{path} is of a different version; run nnunet_alice locate -d again, which writes it.")
+            raise StaleError(
+                f"{path} is of a different version; run nnunet_alice locate -d again, which writes it."
+            ).about(path=path, command="nnunet_alice locate -d")
         described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["geometry"].items()}
         geometry = CaseGeometry(**described, **arrays)
         return PortableAtlas(
@@ -207,4 +217,4 @@ def _open_file(path: Path) -> PortableAtlas:
             **{name: content[name] for name in ("plans", "configuration", "dataset_json")},
         )
     except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no atlas file or damaged ({type(error).__name__}).") from None
+        raise InputError(f"{path} is no atlas file or damaged ({type(error).__name__}).").about(path=path) from None

@@ -22,7 +22,7 @@ from typing import Any
 from nnunet_alice.anatomy.orientation import ORIENTATION, reader_that_gives
 from nnunet_alice.coordinates.atlas_file import PortableAtlas, channel_names
 from nnunet_alice.coordinates.locating import REPORT_FILE, LocationReport, RawCase, locate_cases
-from nnunet_alice.errors import InputError, named
+from nnunet_alice.errors import InputError, MissingFileError, OccupiedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_ending
 from nnunet_alice.importing.scan import passed_over, scan_folder
@@ -86,7 +86,9 @@ def locate_dataset(
     cases = raw_cases(source)
     content = read_json(nnunet_folder("nnUNet_raw") / source / "dataset.json")
     if LOCATED in content:
-        raise InputError(f"{source} holds coordinate channels already; locate {content[LOCATED]['from']} instead.")
+        raise InputError(
+            f"{source} holds coordinate channels already; locate {content[LOCATED]['from']} instead."
+        ).about(value=source)
     _check_channels(source, channel_names(content), atlas)
     name = _new_name(source, number)
     folder, preprocessed = nnunet_folder("nnUNet_raw") / name, nnunet_folder("nnUNet_preprocessed") / name
@@ -128,9 +130,11 @@ def locate_folder(
     """
     source, output = Path(folder).resolve(), Path(output).resolve()
     if not source.is_dir():
-        raise InputError(f"{folder} is not a folder.")
+        raise MissingFileError(f"{folder} is not a folder.").about(path=folder)
     if output == source or source in output.parents:
-        raise InputError(f"-o {output} lies in -i {source}; name a folder elsewhere, so that the input stays clean.")
+        raise InputError(
+            f"-o {output} lies in -i {source}; name a folder elsewhere, so that the input stays clean."
+        ).about(path=output, option="-o")
     found = scan_folder(source, len(atlas.channels), ENDINGS_OF_IMPORT)
     passed = passed_over(found)
     if passed:
@@ -138,7 +142,9 @@ def locate_folder(
     work = [RawCase(case.name, case.files, case.problem) for case in found.cases]
     if not work:
         holds = f" ({passed})" if passed else ""
-        raise InputError(f"{folder} holds no volume{holds}; names have to end in {', '.join(ENDINGS_OF_IMPORT)}.")
+        raise InputError(
+            f"{folder} holds no volume{holds}; names have to end in {', '.join(ENDINGS_OF_IMPORT)}."
+        ).about(path=folder)
     before = {path for path in output.glob("*") if path.is_symlink()} if output.is_dir() else set()
     ending = _ending_to_predict(atlas, work)
     whole = not found.unlistable  # what was located of a folder that cannot be listed now stays
@@ -186,7 +192,9 @@ def located_plans(source: str, name: str, dataset_json: dict, atlas: PortableAtl
     if origin is not None and origin["dataset"] == source:
         own = nnunet_folder("nnUNet_preprocessed") / source / f"{origin['plans_name']}.json"
         if not own.is_file():
-            raise InputError(f"{own} is missing: the pretraining used these plans; plan {source} again, or restore it.")
+            raise MissingFileError(
+                f"{own} is missing: the pretraining used these plans; plan {source} again, or restore it."
+            ).about(path=own)
         plans = read_json(own)
     elif plans["dataset_name"] != source:
         rename_plans(plans, f"{plans['plans_name']}_from{dataset_number(plans['dataset_name']):03d}")
@@ -215,7 +223,7 @@ def _check_channels(source: str, channels: list[str], atlas: PortableAtlas) -> N
             f"{source} has {counted(len(channels), 'channel')} ({', '.join(channels)}), but the pretraining had "
             f"{len(atlas.channels)} ({', '.join(atlas.channels)}): its location-conditioned encoder does not fit. The "
             "plain network can be fitted with nnunet_alice transfer, and fine-tuned with FineTuneTrainer."
-        )
+        ).about(value=len(channels), command="nnunet_alice transfer")
     if [name.casefold() for name in channels] != [name.casefold() for name in atlas.channels]:
         logger.warning(
             "%s has the channels %s, the pretraining had %s.", source, ", ".join(channels), ", ".join(atlas.channels)
@@ -233,15 +241,17 @@ def _new_name(source: str, number: int | None) -> str:
         free = (n for n in range(dataset_number(source) + 1, 1000) if n not in taken)
         number = next(free, None)
         if number is None:
-            raise InputError(f"No dataset number above that of {source} is free; name one with -o.")
+            raise InputError(f"No dataset number above that of {source} is free; name one with -o.").about(
+                option="-o", value=source
+            )
     if not 1 <= number <= 999:
-        raise InputError(f"Dataset number {number} is not between 1 and 999.")
+        raise InputError(f"Dataset number {number} is not between 1 and 999.").about(value=number)
     name = _name(number, ending)
     others = taken.get(number, set()) - {name}
     if others or (name in taken.get(number, ()) and not _is_of(name, source)):
-        raise InputError(
+        raise OccupiedError(
             f"Dataset number {number} is taken by {min(others, default=name)}; choose a different one with -o."
-        )
+        ).about(option="-o", value=number)
     return name
 
 

@@ -277,7 +277,9 @@ def _locate_one(job: _Job, case: RawCase) -> dict[str, Any]:
     if case.problem:
         raise InputError(case.problem)
     if len(case.files) != len(job.atlas.channels):
-        raise InputError(f"has {counted(len(case.files), 'channel')} instead of {len(job.atlas.channels)}.")
+        raise InputError(f"has {counted(len(case.files), 'channel')} instead of {len(job.atlas.channels)}.").about(
+            value=len(case.files)
+        )
     files = file_states(case.all_files)
     letters = job.atlas.orientation
     turned = read_turned(case.files, "" if letters == TURNED else letters)  # nnU-Net's reader turns all to RAS

@@ -68,7 +68,9 @@ class Commands:
 def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, whole: bool) -> None:
     program = shutil.which(command[0], path=str(Path(sys.executable).parent)) or shutil.which(command[0])
     if program is None:
-        raise AliceError(f"The command {command[0]} was not found; install this package together with nnunetv2.")
+        raise AliceError(f"The command {command[0]} was not found; install this package together with nnunetv2.").about(
+            value=command[0]
+        )
     with log.open("w", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
         file.flush()
@@ -77,4 +79,6 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, whol
         ).returncode
     if status != 0 and (whole or status != SOME_FAILED):
         last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1:]
-        raise AliceError(f"'{shlex.join(command[:2])} ...' failed ({''.join(last).strip()}); see {log}.")
+        raise AliceError(f"'{shlex.join(command[:2])} ...' failed ({''.join(last).strip()}); see {log}.").about(
+            path=log
+        )

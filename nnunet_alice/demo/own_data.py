@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_alice.errors import InputError, named
+from nnunet_alice.errors import InputError, MissingFileError, named
 from nnunet_alice.files import link_file, write_json
 from nnunet_alice.importing.endings import ENDINGS
 from nnunet_alice.words import counted
@@ -112,14 +112,14 @@ def read_own_data(folder: str | os.PathLike, labelled: int, test: int | None, se
     if not known:
         raise InputError(
             f"None of {counted(len(cases), 'image')} of {folder} has a label; the demo has to test on some."
-        )
+        ).about(path=folder, value=len(cases))
     if test is None:
         test = min(MAX_TEST, max(1, round(len(known) / 3)))
     if labelled + test > len(known) or len(cases) - test < labelled + MIN_UNLABELLED:
         raise InputError(
             f"{folder} has too few cases: {len(cases)}, {len(known)} of them with labels, for {labelled} with labels, "
             f"{counted(test, 'test case')} and {MIN_UNLABELLED} others; ask for fewer with --labelled or --test."
-        )
+        ).about(path=folder, option="--labelled", value=len(cases))
     drawn = [known[index] for index in np.random.default_rng(seed).permutation(len(known))]
     name = re.sub(r"^Dataset\d+_", "", folder.name)
     return OwnData(
@@ -134,25 +134,31 @@ def read_own_data(folder: str | os.PathLike, labelled: int, test: int | None, se
 def _dataset_json(folder: Path) -> dict[str, Any]:
     """Return the dataset's description, with all that nnU-Net needs of it."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder.")
+        raise MissingFileError(f"{folder} is not a folder.").about(path=folder)
     if not (folder / "dataset.json").is_file():
         raise InputError(
             f"{folder} is no dataset in nnU-Net's format: it has no dataset.json (beside imagesTr and labelsTr)."
-        )
+        ).about(path=folder, value="dataset.json")
     try:
         read = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{folder / 'dataset.json'} is not valid JSON ({error}); mend it.") from None
+        raise InputError(f"{folder / 'dataset.json'} is not valid JSON ({error}); mend it.").about(
+            path=folder / "dataset.json"
+        ) from None
     content: dict[str, Any] = read if isinstance(read, dict) else {}
     if "background" not in content.get("labels", {}) and "training" in content:
         raise InputError(
             f"{folder} is in the Decathlon's format; run nnUNetv2_convert_MSD_dataset -i {folder} and give the dataset "
             "that it writes into nnUNet_raw."
-        )
+        ).about(path=folder, command=f"nnUNetv2_convert_MSD_dataset -i {folder}")
     if missing := [key for key in ("labels", "channel_names", "file_ending") if key not in content]:
-        raise InputError(f"{folder / 'dataset.json'} is not in nnU-Net's format: it lacks {', '.join(missing)}.")
+        raise InputError(f"{folder / 'dataset.json'} is not in nnU-Net's format: it lacks {', '.join(missing)}.").about(
+            path=folder / "dataset.json", value=missing[0]
+        )
     if content["file_ending"] not in ENDINGS:
-        raise InputError(f"Volumes of {folder} end in {content['file_ending']}; the demo takes {', '.join(ENDINGS)}.")
+        raise InputError(
+            f"Volumes of {folder} end in {content['file_ending']}; the demo takes {', '.join(ENDINGS)}."
+        ).about(path=folder, value=content["file_ending"])
     return content
 
 
@@ -180,21 +186,27 @@ def _found(folder: Path, content: Mapping[str, Any]) -> dict[str, Case]:
     images, labels = folder / "imagesTr", folder / "labelsTr"
     for part in (images, labels):
         if not part.is_dir():
-            raise InputError(f"{folder} is no dataset in nnU-Net's format: it has no folder {part.name}.")
+            raise InputError(f"{folder} is no dataset in nnU-Net's format: it has no folder {part.name}.").about(
+                path=folder, value=part.name
+            )
     ending = re.escape(content["file_ending"])
     files: dict[str, list[Path]] = {}
     for path in sorted(images.iterdir()):
         if match := re.fullmatch(rf"(.+)_\d{{4}}{ending}", path.name):
             files.setdefault(match[1], []).append(path)
     if not files:
-        raise InputError(f"{images} has no image that ends in _0000{content['file_ending']}, as nnU-Net names them.")
+        raise InputError(
+            f"{images} has no image that ends in _0000{content['file_ending']}, as nnU-Net names them."
+        ).about(path=images, value=f"_0000{content['file_ending']}")
     found = {}
     for case, channels in files.items():
         label = labels / f"{case}{content['file_ending']}"
         found[case] = Case(tuple(channels), label if label.is_file() else None)
     used = {case.label for case in found.values()}
     if lost := [path.name for path in sorted(labels.glob(f"*{content['file_ending']}")) if path not in used]:
-        raise InputError(f"A label in {labels} belongs to no image in imagesTr ({named(lost)}); remove it from there.")
+        raise InputError(
+            f"A label in {labels} belongs to no image in imagesTr ({named(lost)}); remove it from there."
+        ).about(path=labels, value=lost[0])
     return found
 
 
@@ -205,6 +217,6 @@ def _check_files(folder: Path, content: Mapping[str, Any], cases: Mapping[str, C
             raise InputError(
                 f"Case {case} of {folder} has {counted(len(files.images), 'image')} for {len(channels)} channels "
                 f"({', '.join(channels)})."
-            )
+            ).about(case=case, path=folder, value=len(files.images))
         if gone := [str(image) for image in files.images if not image.is_file()]:
-            raise InputError(f"Case {case} of {folder}: {gone[0]} is missing.")
+            raise InputError(f"Case {case} of {folder}: {gone[0]} is missing.").about(case=case, path=gone[0])

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from nnunet_alice.demo.budget import RUNS, Budget, length
 from nnunet_alice.demo.commands import Commands
 from nnunet_alice.demo.sources import Source
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import OccupiedError
 from nnunet_alice.files import read_json
 from nnunet_alice.pictures.benchmark import Example, axial_example
 from nnunet_alice.pictures.demo import draw_demo
@@ -87,7 +87,9 @@ class Demo:
     ) -> None:
         self.folder = Path(folder).resolve()
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not empty; name a different folder with -o, or delete it first.")
+            raise OccupiedError(
+                f"{self.folder} is not empty; name a different folder with -o, or delete it first."
+            ).about(path=self.folder, option="-o")
         self.source = source
         self.budget = budget
         self.foretell = foretell
@@ -188,7 +190,7 @@ class Demo:
     # --------------------------------------------------------------------------------------------- training
 
     def _pretrain(self) -> Path:
-        self._train("pretrain with Alice", UNLABELLED, self.budget.pretraining)
+        self._train("pretrain, no labels", UNLABELLED, self.budget.pretraining)
         return self._fold(self.results[RUNS[0]], UNLABELLED, self.budget.pretraining) / "checkpoint_final.pth"
 
     def _finetune(self, run: str, weights: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ def extract_features(
     if image.ndim != 4 or len(image) != channels:
         raise InputError(
             f"{name} has shape {image.shape}; the encoder takes (channels, z, y, x) with {channels} channel(s)."
-        )
+        ).about(value=image.shape)
     if points_vox is not None and not encoder.conditional:  # places do not matter, so that no registration can fail
         points = np.asarray(points_vox, dtype=float)
         return encode_patches(encoder, image, points, np.zeros((len(points), 3), dtype=np.float32))

@@ -51,7 +51,7 @@ def check_spelling(path: str | os.PathLike, cases: Iterable[str], names: Iterabl
         raise InputError(
             f"{len(otherwise)} of {counted(len(cases), 'case')} {what} are written otherwise in column '{column}' of "
             f"{path}, e.g. '{case}' is '{name}' there; write them alike."
-        )
+        ).about(case=case, path=path, column=column, value=name)
 
 
 def _plain(name: str) -> str:

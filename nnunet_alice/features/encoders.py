@@ -118,7 +118,7 @@ def open_encoder(
     checkpoint = load_checkpoint(path)
     run = checkpoint.get("pretraining")
     if run is None:
-        raise CheckpointError(f"{path} was not written by a pretraining trainer of nnunet_alice.")
+        raise CheckpointError(f"{path} was not written by a pretraining trainer of nnunet_alice.").about(path=path)
     own: Mapping | None = checkpoint.get("drasclr")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -126,7 +126,7 @@ def open_encoder(
     if not untrained:
         missing = network.load_state_dict(finite_weights(checkpoint, path), strict=False)
         if any(name.startswith("encoder.") for name in missing.missing_keys):
-            raise CheckpointError(f"{path} holds no weights for the encoder of its own plans.")
+            raise CheckpointError(f"{path} holds no weights for the encoder of its own plans.").about(path=path)
     conditional = own is not None and own["settings"]["conditional"] and not plain and not untrained
     module: LocatedEncoder
     if own is not None and conditional:

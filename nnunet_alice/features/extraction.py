@@ -60,7 +60,7 @@ def case_to_atlas(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
         raise InputError(
             f"Case {opened.geometry.case}: its registration to the atlas is poor ({result.quality:.2f}, at least "
             f"{MIN_QUALITY} is needed)."
-        )
+        ).about(case=opened.geometry.case)
     return result.affine
 
 
@@ -75,7 +75,9 @@ def patch_features(encoder: TrainedEncoder, opened: OpenedImage) -> PatchFeature
         raise NotPreparedError("This encoder was opened without its atlas and landmarks.")
     seen = landmarks.in_case(affine, geometry.shape, encoder.spacing)
     if not len(seen.landmarks):
-        raise InputError(f"Case {geometry.case} shows none of the {counted(len(landmarks), 'landmark')}.")
+        raise InputError(f"Case {geometry.case} shows none of the {counted(len(landmarks), 'landmark')}.").about(
+            case=geometry.case
+        )
     locations = landmarks.locations[seen.landmarks]
     features = encode_patches(encoder, opened.image, seen.points_vox, locations)
     return PatchFeatures(seen.landmarks, locations, seen.points_vox, features)

@@ -43,7 +43,7 @@ def make_folds(count: int, groups: np.ndarray | None, strata: np.ndarray | None,
         raise InputError(
             f"All cases of one class lie in one of {folds} folds, as they belong to too few groups; use fewer folds, "
             "or leave the class out of the table."
-        )
+        ).about(value=folds)
     return splits
 
 

@@ -17,7 +17,7 @@ from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ
 from nnunet_alice.anatomy.world import NoWorldError, PreparedCases, array_orientation, file_grid, world_affine
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT
 from nnunet_alice.importing.scan import passed_over, scan_folder
 from nnunet_alice.importing.turning import read_turned
@@ -99,7 +99,7 @@ class DatasetImages:
                 f"{dataset.name} was preprocessed to voxels of {there[0]} mm, the checkpoint's to {wanted[0]} mm; "
                 "move the checkpoint's plans with nnUNetv2_move_plans_between_datasets and preprocess with them, or "
                 "give the raw images with -i."
-            )
+            ).about(option="-i", value=there[0], command="nnUNetv2_move_plans_between_datasets")
         self.dataset = dataset
         self.cases = dataset.cases()
         self._atlas = None if AtlasFiles(dataset).read_report() is None else PreparedAtlas.open(dataset)
@@ -116,7 +116,7 @@ class DatasetImages:
             raise InputError(
                 f"Case {case} lies {lies} and what the encoder was trained on {self._wanted}: left would be taken for "
                 "right, or one axis for another; give the raw images with -i, which are then turned."
-            )
+            ).about(case=case, option="-i", value=lies)
 
         def known(atlas: Atlas) -> np.ndarray | None:
             own = self._atlas
@@ -149,13 +149,15 @@ class RawImages:
 
         self.run = run
         if not Path(folder).is_dir():
-            raise InputError(f"{folder} is not a folder.")
+            raise MissingFileError(f"{folder} is not a folder.").about(path=folder)
         found = scan_folder(Path(folder), run["num_input_channels"], ENDINGS_OF_IMPORT)
         self.passed_over = passed_over(found)
         self._cases = {case.name: case for case in found.cases}
         if not self._cases:
             passed = f" ({self.passed_over})" if self.passed_over else ""
-            raise InputError(f"{folder} holds no image that can be read{passed}: {', '.join(ENDINGS_OF_IMPORT)}.")
+            raise InputError(
+                f"{folder} holds no image that can be read{passed}: {', '.join(ENDINGS_OF_IMPORT)}."
+            ).about(path=folder)
         self.cases: Sequence[str] = sorted(self._cases)
         self._letters = pretrained_orientation({"pretraining": run})
         plans = run["plans"]
@@ -171,7 +173,7 @@ class RawImages:
         """
         candidate = self._cases[case]
         if candidate.problem:
-            raise InputError(f"Case {case}: {candidate.problem}")
+            raise InputError(f"Case {case}: {candidate.problem}").about(case=case)
         letters = self._letters if is_orientation(self._letters) and self._letters != TURNED else ""
         turned = read_turned(candidate.files, letters)
         if turned.assumed:

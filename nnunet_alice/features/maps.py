@@ -88,7 +88,9 @@ def dense_map(
     affine = case_to_atlas(encoder, opened)
     inside = _in_region(encoder, opened, affine, points, region)
     if not inside.any():
-        raise InputError(f"Case {opened.geometry.case} shows nothing of the region '{region}'.")
+        raise InputError(f"Case {opened.geometry.case} shows nothing of the region '{region}'.").about(
+            case=opened.geometry.case, value=region
+        )
     chosen = points[inside]
     features = encode_patches(encoder, opened.image, chosen, locations_of(encoder, affine, chosen))
     answers = fitted.answers(fitted.model_for(opened.geometry.case), features.astype(np.float64))

@@ -60,7 +60,7 @@ class PatchLabels:
             raise InputError(
                 f"Case {case}: {outside.sum()} of {len(rows)} points lie outside of its image, the first is {point}; "
                 "x_mm, y_mm and z_mm are those of DICOM and SimpleITK (LPS), x_vox, y_vox and z_vox count from 0."
-            )
+            ).about(case=case, value=point)
         return found
 
 
@@ -92,16 +92,16 @@ def read_patch_table(
         raise InputError(
             f"{path} has no column '{missing[0]}'; a table of patches has the case, its point as {', '.join(MM)} or "
             f"{', '.join(VOXELS)}, and '{target}'."
-        )
+        ).about(path=path, column=missing[0])
     table = table.dropna(subset=[id_column, target, *columns])
     if table.empty:
-        raise InputError(f"{path} has no row with a case, a point and a '{target}'.")
+        raise InputError(f"{path} has no row with a case, a point and a '{target}'.").about(path=path)
     points = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
     if not np.isfinite(points).all():
         row = table[~np.isfinite(points).all(axis=1)].iloc[0]
         raise InputError(
             f"{path}: a coordinate of case '{row[id_column]}' is no number ({row[list(columns)].tolist()})."
-        )
+        ).about(case=row[id_column], path=path)
     cases = table[id_column].to_numpy(dtype=str)
     groups = table[group].to_numpy(dtype=str) if group else _subjects(cases, subject_of)
     return PatchLabels(cases, points, columns == MM, table[target].to_numpy(dtype=str), groups)
@@ -144,9 +144,9 @@ def sample_label_images(
         try:
             image = sitk.ReadImage(str(path))
         except RuntimeError as error:
-            raise InputError(f"{path} cannot be read as a label image ({telling(error)}).") from None
+            raise InputError(f"{path} cannot be read as a label image ({telling(error)}).").about(path=path) from None
         if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise InputError(f"{path} is no label image: it has to be 3D with one number a voxel.")
+            raise InputError(f"{path} is no label image: it has to be 3D with one number a voxel.").about(path=path)
         array = sitk.GetArrayViewFromImage(image)
         rng = np.random.default_rng([seed, len(found_cases)])
         for value in np.unique(array[array != 0]):
@@ -158,7 +158,7 @@ def sample_label_images(
     if not points:
         raise InputError(
             f"{folder} has no label image with a label in it for any of {counted(len(cases), 'case')} ({cases[0]}...)."
-        )
+        ).about(case=cases[0], path=folder)
     cases_found = np.array(found_cases)
     return PatchLabels(cases_found, np.array(points), True, np.array(labels), _subjects(cases_found, subject_of))
 

@@ -99,13 +99,15 @@ def probe_patches(
     failed = for_each_case(take, labelled, doing="Features of patches").failed
     if not features:
         reason = next(iter(failed.values()), f"no image of case '{labels.cases[0]}'")
-        raise InputError(f"No labelled patch gave features; the first reason: {reason}")
+        raise InputError(f"No labelled patch gave features; the first reason: {reason.rstrip('.')}.")
     rows = np.array(sorted(features))
     target = labels.labels[rows]
     if task == "regression":
         target = numbers(pd.Series(target, name="label"), "the table")
     if len(np.unique(target)) < 2:
-        raise InputError(f"All {len(target)} patches have the same label ({target[0]}); there is nothing to predict.")
+        raise InputError(
+            f"All {len(target)} patches have the same label ({target[0]}); there is nothing to predict."
+        ).about(value=target[0])
     data = ProbeData(
         labels.cases[rows],
         np.stack([features[row] for row in rows]).astype(np.float64),
@@ -129,7 +131,7 @@ def _with_images(labels: PatchLabels, images: Sequence[str]) -> list[str]:
         raise InputError(
             f"{len(otherwise)} of {counted(len(images), 'image')} have labels under a different spelling, e.g. "
             f"'{case}' is '{name}' there; write them alike."
-        )
+        ).about(case=case, value=name)
     strangers, bare = [case for case in labelled if case not in there], sorted(there - set(labelled))
     if strangers:
         logger.warning(

@@ -77,10 +77,12 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
         InputError: too few cases of a class, cases or events for the folds; or scikit-survival is not installed.
     """
     if folds < 2:
-        raise InputError(f"A probe needs at least 2 folds, not {folds}.")
+        raise InputError(f"A probe needs at least 2 folds, not {folds}.").about(option="folds", value=folds)
     there = count_groups(data.groups, np.ones(len(data.cases), dtype=bool))
     if there < INNER_FOLDS * folds:
-        raise InputError(f"{there} {_kind(data)} are too few for {folds} folds; use fewer folds or more cases.")
+        raise InputError(f"{there} {_kind(data)} are too few for {folds} folds; use fewer folds or more cases.").about(
+            option="folds", value=folds
+        )
     # Matrices are small: more threads would only wait for each other.
     with threadpool_limits(1):
         predicted, fold, penalties, models, metrics = _TASKS[task](data, folds, seed)
@@ -125,7 +127,7 @@ def _classify(data: ProbeData, folds: int, seed: int) -> _Answers:
         raise InputError(
             f"Class '{classes[counts.argmin()]}' has {counts.min()} {_kind(data)}, but {folds} folds need {needed}; "
             "use fewer folds, or leave the class out of the table."
-        )
+        ).about(option="folds", value=classes[counts.argmin()])
     scores = np.zeros((len(target), len(classes)))
     excess, fold, penalties, models = np.zeros_like(scores), np.zeros(len(target), dtype=int), [], []
     for number, (train, test) in enumerate(make_folds(len(target), data.groups, target, folds, seed)):
@@ -215,7 +217,9 @@ def _survive(data: ProbeData, folds: int, seed: int) -> _Answers:
         from sksurv.metrics import concordance_index_censored
         from sksurv.util import Surv
     except ImportError:
-        raise InputError('Survival needs scikit-survival; run: pip install "nnunet_alice[survival]"') from None
+        raise InputError('Survival needs scikit-survival; run: pip install "nnunet_alice[survival]"').about(
+            command='pip install "nnunet_alice[survival]"'
+        ) from None
     assert data.event is not None
     event = data.event
     needed = max(MIN_EVENTS, 3 * folds)
@@ -223,7 +227,7 @@ def _survive(data: ProbeData, folds: int, seed: int) -> _Answers:
         raise InputError(
             f"{event.sum()} events are too few for a Cox model in {folds} folds, which needs {needed}; use regression "
             "on a different target, or more cases."
-        )
+        ).about(option="folds", value=event.sum())
     outcome = Surv.from_arrays(event, data.target)
     model = _rotated(CoxPHSurvivalAnalysis(n_iter=100, tol=1e-6))
     risk, fold, penalties, models = np.zeros(len(event)), np.zeros(len(event), dtype=int), [], []

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_alice.anatomy.subjects import likely_repeats
-from nnunet_alice.errors import InputError, named
+from nnunet_alice.errors import InputError, MissingFileError, named
 from nnunet_alice.features.case_names import check_spelling
 from nnunet_alice.files import read_table
 from nnunet_alice.words import counted
@@ -49,19 +49,23 @@ def load_features(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             level, cases, features = str(file["level"]), file["cases"].astype(str), file["features"].astype(np.float64)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; write it with nnunet_alice features.") from None
+        raise MissingFileError(f"{path} does not exist; write it with nnunet_alice features.").about(
+            path=path, command="nnunet_alice features"
+        ) from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} was not written by nnunet_alice features ({error}).") from None
+        raise InputError(f"{path} was not written by nnunet_alice features ({error}).").about(
+            path=path, command="nnunet_alice features"
+        ) from None
     if level != "case":
         raise InputError(
             f"{path} holds features of level '{level}'; write them with nnunet_alice features --level case."
-        )
+        ).about(path=path, value=level, command="nnunet_alice features --level case")
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         raise InputError(
             f"{path}: features of {bad.sum()} cases are not finite, the first is {cases[bad][0]}; write them again "
             "without these cases."
-        )
+        ).about(case=cases[bad][0], path=path, value=bad.sum())
     return cases, features
 
 
@@ -90,26 +94,32 @@ def load_table(
         InputError: a column or all ids are missing, ids are repeated or written otherwise, or values cannot be used.
     """
     if task == "survival" and event is None:
-        raise InputError("Survival needs --event, the column that holds 1 for an event and 0 for a censored case.")
+        raise InputError(
+            "Survival needs --event, the column that holds 1 for an event and 0 for a censored case."
+        ).about(option="--event")
     table = read_table(path)
     id_column = id_column or table.columns[0]
     wanted = [target] + ([event] if task == "survival" else []) + ([] if group is None else [group])
     for column in (id_column, *wanted):
         if column not in table.columns:
-            raise InputError(f"{path} has no column '{column}'; it has: {', '.join(table.columns)}.")
+            raise InputError(f"{path} has no column '{column}'; it has: {', '.join(table.columns)}.").about(
+                path=path, column=column
+            )
     check_spelling(path, cases, table[id_column].dropna(), id_column, "with features")
     table = table.dropna(subset=[id_column, *wanted])
     names = table[id_column].to_numpy(dtype=str)
     if len(names) > len(set(names)):
         twice = table[id_column][table[id_column].duplicated()].iloc[0]
-        raise InputError(f"{path} has more than one row for '{twice}' in column '{id_column}'; keep one row a case.")
+        raise InputError(
+            f"{path} has more than one row for '{twice}' in column '{id_column}'; keep one row a case."
+        ).about(case=twice, path=path, column=id_column)
     row_of = {name: row for row, name in enumerate(names)}
     known = np.isin(cases, names)
     if not known.any():
         raise InputError(
             f"None of the {len(cases)} cases with features is in column '{id_column}' of {path} with a '{target}': "
             f"features have '{cases[0]}', the table has '{names[0] if len(names) else 'no such row'}'."
-        )
+        ).about(case=cases[0], path=path, column=id_column)
     if not known.all():
         logger.warning(
             "%d of %d cases with features have no '%s' in %s and are left out: %s.",
@@ -126,14 +136,16 @@ def load_table(
     if task == "survival":
         events = numbers(table[event], path)
         if not np.isin(events, (0, 1)).all():
-            raise InputError(f"Column '{event}' of {path} must hold 0 and 1 only.")
+            raise InputError(f"Column '{event}' of {path} must hold 0 and 1 only.").about(path=path, column=event)
         if (values <= 0).any():
-            raise InputError(f"Times in column '{target}' of {path} must be positive; {values.min():g} is not.")
+            raise InputError(f"Times in column '{target}' of {path} must be positive; {values.min():g} is not.").about(
+                path=path, column=target, value=f"{values.min():g}"
+            )
         events = events.astype(bool)
     if len(np.unique(values)) < 2:
         raise InputError(
             f"All {len(values)} cases have the same '{target}' in {path} ({values[0]}); there is nothing to predict."
-        )
+        ).about(path=path, column=target, value=values[0])
     groups = None if group is None else table[group].to_numpy(dtype=str)
     if groups is None:
         _warn_of_repeats(cases[known])
@@ -166,5 +178,5 @@ def numbers(column: pd.Series, path: str | os.PathLike) -> np.ndarray:
         raise InputError(
             f"Column '{column.name}' of {path} holds '{column.to_numpy()[bad][0]}', which is no number; for names of "
             "classes use --task classification."
-        )
+        ).about(path=path, column=str(column.name), value=column.to_numpy()[bad][0], option="--task")
     return values

@@ -133,7 +133,9 @@ def layer_groups(network: nn.Module, encoder_decay: float) -> list[dict]:
         InputError: the decay is out of range, or the network has no encoder stages to decay over.
     """
     if not 0 < encoder_decay <= 1:
-        raise InputError(f"The layer-wise decay is {encoder_decay}; it lies above 0 and at most at 1.")
+        raise InputError(f"The layer-wise decay is {encoder_decay}; it lies above 0 and at most at 1.").about(
+            value=encoder_decay
+        )
     parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
     stages = [int(match[1]) for name, _ in network.named_parameters() if (match := _STAGE.match(name))]
     if not stages and encoder_decay < 1:
@@ -189,7 +191,9 @@ def load_tensors(
     misfit = first_misfit(weights, own, names)
     if misfit is not None:
         name, there, here = misfit
-        raise CheckpointError(f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}.")
+        raise CheckpointError(
+            f"{path} does not fit: '{name}' is {there} there and {here} in this network; {fix}."
+        ).about(path=path, value=name)
     network.load_state_dict(own | {name: weights[name] for name in names})
     return len({name for name, _ in network.named_parameters()}.intersection(names))
 

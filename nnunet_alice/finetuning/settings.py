@@ -86,11 +86,17 @@ class FineTuneSettings:
         """
         keep_at, optimisation = self.validation.keep_at, self.optimisation
         if not all(0 < percent < 100 for percent in keep_at):
-            raise InputError(f"Checkpoints are kept between 1 and 99 per cent of the run, not at {keep_at}.")
+            raise InputError(f"Checkpoints are kept between 1 and 99 per cent of the run, not at {keep_at}.").about(
+                value=keep_at
+            )
         if optimisation.optimizer_name not in ("SGD", "AdamW"):
-            raise InputError(f"optimizer_name is {optimisation.optimizer_name}; it is SGD or AdamW.")
+            raise InputError(f"optimizer_name is {optimisation.optimizer_name}; it is SGD or AdamW.").about(
+                option="optimizer_name", value=optimisation.optimizer_name
+            )
         if not 0 <= optimisation.decoder_first_share < 1:
-            raise InputError(f"decoder_first_share is {optimisation.decoder_first_share}; it lies between 0 and 1.")
+            raise InputError(
+                f"decoder_first_share is {optimisation.decoder_first_share}; it lies between 0 and 1."
+            ).about(option="decoder_first_share", value=optimisation.decoder_first_share)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ def bids_cases(folder: Path, channels: Sequence[str]) -> list[Candidate]:
             there = ", ".join(
                 f"{paths[0][1].name.split('.')[0].rsplit('_')[-1]} ({len(paths)})" for paths in found.values()
             )
-            raise InputError(f"No file of the BIDS folder {folder} is a {channel}; name one with --channel: {there}.")
+            raise InputError(
+                f"No file of the BIDS folder {folder} is a {channel}; name one with --channel: {there}."
+            ).about(path=folder, option="--channel", value=channel)
         for entities, path in files:
             cases[entities if len(channels) == 1 else _shared(entities)][number].append(path)
     return [_candidate(name, files, channels) for name, files in sorted(cases.items())]

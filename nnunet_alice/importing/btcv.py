@@ -23,7 +23,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, OccupiedError
 from nnunet_alice.files import atomic_write, read_json, refusals_told, write_json
 from nnunet_alice.importing.nifti import check_nifti
 from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
@@ -50,16 +50,7 @@ ORGANS = {
     "left_adrenal_gland": 13,
 }
 #: the organs that papers with the 18/12 split report, in the order of their new numbers 1 to 8
-SYNAPSE_ORGANS = (
-    "aorta",
-    "gallbladder",
-    "left_kidney",
-    "right_kidney",
-    "liver",
-    "pancreas",
-    "spleen",
-    "stomach",
-)
+SYNAPSE_ORGANS = ("aorta", "gallbladder", "left_kidney", "right_kidney", "liver", "pancreas", "spleen", "stomach")
 _PREFIX = "BTCV_"
 SPLITS = ("nnunet", "monai", "synapse")
 _MONAI_VALIDATION = range(35, 41)
@@ -109,7 +100,7 @@ def splits(name: str, cases: Sequence[str] | None = None) -> list[dict[str, list
         folds = generate_crossval_split(cases, seed=12345, n_splits=5)
         return [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in folds]
     if name not in SPLITS:
-        raise InputError(f"'{name}' is no split of BTCV; there are: {', '.join(SPLITS)}.")
+        raise InputError(f"'{name}' is no split of BTCV; there are: {', '.join(SPLITS)}.").about(value=name)
     held_out = {case_name(number) for number in (_MONAI_VALIDATION if name == "monai" else _SYNAPSE_TEST)}
     return [{"train": [c for c in cases if c not in held_out], "val": [c for c in cases if c in held_out]}]
 
@@ -143,7 +134,7 @@ def convert(
             named; nothing is written).
     """
     if organs not in (13, 8):
-        raise InputError(f"BTCV has 13 organs, or the 8 of the Synapse split, not {organs}.")
+        raise InputError(f"BTCV has 13 organs, or the 8 of the Synapse split, not {organs}.").about(value=organs)
     if split is not None:
         splits(split)
     root, images, labels = _layout(Path(folder))
@@ -152,7 +143,9 @@ def convert(
     files, problems = _check_all(images, labels, num_workers)
     if problems and not (skip_bad and files):
         listed = "; ".join(f"{case}: {why}" for case, why in problems.items())
-        raise InputError(f"{len(problems)} of {len(CASE_NUMBERS)} cases of {root} are not usable: {listed}.")
+        raise InputError(f"{len(problems)} of {len(CASE_NUMBERS)} cases of {root} are not usable: {listed}.").about(
+            case=next(iter(problems)), path=root, value=len(problems)
+        )
     _warn_of_shifts(files)
     cases = sorted(files)
     with refusals_told(output):
@@ -186,29 +179,35 @@ def _layout(folder: Path) -> tuple[Path, Path, Path]:
                 return root, root / images, root / labels
     raise InputError(
         f"{folder} has no folders Training/img and Training/label; give the RawData folder of Abdomen/RawData.zip."
-    )
+    ).about(path=folder)
 
 
 def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
     """Return the folder of the new dataset; refuse one that belongs to a different dataset or labels."""
     raw = nnunet_folder("nnUNet_raw")
     if not 1 <= dataset_id <= 999:
-        raise InputError(f"Dataset number {dataset_id} is not between 1 and 999; choose a different one with -d.")
+        raise InputError(
+            f"Dataset number {dataset_id} is not between 1 and 999; choose a different one with -d."
+        ).about(option="-d", value=dataset_id)
     output = raw / f"Dataset{dataset_id:03d}_{plain_name(name, '-n')}"
     others = [path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*") if path != output]
     if others:
-        raise InputError(f"Dataset number {dataset_id} is taken by {others[0]}; choose a different one with -d.")
+        raise OccupiedError(
+            f"Dataset number {dataset_id} is taken by {others[0]}; choose a different one with -d."
+        ).about(option="-d", value=dataset_id)
     if (output / "dataset.json").is_file():
         existing = read_json(output / "dataset.json")
         if existing.get("converted_by") != _MARK:
-            raise InputError(f"{output} is a different dataset; choose a different number with -d or name with -n.")
+            raise OccupiedError(
+                f"{output} is a different dataset; choose a different number with -d or name with -n."
+            ).about(path=output, option="-d")
         # nnU-Net copies the true segmentations only over older ones, so it would go on scoring against the old labels
         if existing.get("labels") != classes:
-            raise InputError(
+            raise OccupiedError(
                 f"{output / 'dataset.json'} has {len(existing.get('labels', {})) - 1} organs, not {len(classes) - 1}; "
                 f"choose a different number with -d and name with -n, e.g. -d {dataset_id + 1} "
                 f"-n BTCV{len(classes) - 1}."
-            )
+            ).about(path=output / "dataset.json", option="-d")
     return output
 
 
@@ -223,7 +222,9 @@ def _check_all(images: Path, labels: Path, num_workers: int) -> tuple[dict[str, 
     files, problems = dict(sorted(outcomes.results.items())), dict(sorted(outcomes.failed.items()))
     endings = {_ending(case.image) for case in files.values()} | {_ending(case.label) for case in files.values()}
     if len(endings) > 1:
-        raise InputError(f"{images.parent} mixes .nii and .nii.gz files; nnU-Net needs one kind: compress the others.")
+        raise InputError(
+            f"{images.parent} mixes .nii and .nii.gz files; nnU-Net needs one kind: compress the others."
+        ).about(path=images.parent)
     return files, problems
 
 
@@ -304,7 +305,9 @@ def _write_eight_organs(files: dict[str, _Case], folder: Path) -> None:
             try:
                 sitk.WriteImage(label, str(temporary))
             except RuntimeError:
-                raise InputError(f"{path} could not be written; free space or choose a different folder.") from None
+                raise InputError(f"{path} could not be written; free space or choose a different folder.").about(
+                    path=path
+                ) from None
         files[case].label = path.resolve()
 
 
@@ -333,7 +336,7 @@ def _dataset_json(name: str, files: dict[str, _Case], problems: dict[str, str], 
 def _write_final_split(dataset: str, folds: list[dict]) -> None:
     path = nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
     if path.is_file() and read_json(path) != folds:
-        raise InputError(
+        raise OccupiedError(
             f"{path} holds a different split; delete it, with the results that belong to it, to use this one."
-        )
+        ).about(path=path)
     write_json(path, folds)

@@ -211,4 +211,6 @@ def _described(slices: list[Slice]) -> dict[str, Any]:
 def _check_modality(first: Slice, channel: str) -> None:
     """Refuse CT beside other modalities, which are normalised differently."""
     if (first.modality == "CT") != is_ct(channel):
-        raise InputError(f"is {first.modality or 'of no named modality'}, and the channel is {channel}.")
+        raise InputError(f"is {first.modality or 'of no named modality'}, and the channel is {channel}.").about(
+            value=channel
+        )

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Collection
 from pathlib import Path
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import OccupiedError
 from nnunet_alice.files import atomic_write
 
 _COLUMNS = (
@@ -32,7 +32,9 @@ class NameTable:
                 with path.open(newline="", encoding="utf-8") as file:
                     self.rows = {row["series"]: {name: row[name] for name in _COLUMNS} for row in csv.DictReader(file)}
             except (KeyError, ValueError, csv.Error):
-                raise InputError(f"{path} is not a table that import wrote; move it away.") from None
+                raise OccupiedError(f"{path} is not a table that import wrote; move it away.").about(
+                    path=path
+                ) from None
 
     def name_all(self, series: Collection[str], taken: Collection[str]) -> None:
         """Give a name to each series that has none; none of ``taken``."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_alice.errors import InputError, named
+from nnunet_alice.errors import InputError, OccupiedError, named
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.mending import COPY_FOLDER
 from nnunet_alice.nnunet_folders import dataset_number, dataset_title, datasets_by_number
@@ -149,7 +149,9 @@ def open_report(folder: Path, source: Path, channels: list[str], part: Part | No
     report = ImportReport(folder.name, str(source), channels, folder=folder, part=part)
     there = [path for path in (folder / REPORT_FILE, *sorted(folder.glob(PART_FILES), key=_age)) if path.is_file()]
     if not there and ((folder / "dataset.json").exists() or (folder / "labelsTr").exists()):
-        raise InputError(f"{folder} exists and was not made by import; choose a different number with -d.")
+        raise OccupiedError(f"{folder} exists and was not made by import; choose a different number with -d.").about(
+            path=folder, option="-d"
+        )
     for path in there:
         _take_over(report, path)
     return report
@@ -169,25 +171,25 @@ def _take_over(report: ImportReport, path: Path) -> None:
     earlier, folder = read_json(path), report.folder
     try:
         if earlier["source"] != report.source:
-            raise InputError(
+            raise OccupiedError(
                 f"{folder} was imported from {earlier['source']}; choose a different number with -d, or delete "
                 "the folder."
-            )
+            ).about(path=folder, option="-d", value=earlier["source"])
         report.cases |= {case: dict(record) for case, record in earlier["cases"].items()}
         report.orient = earlier.get("orient", "")
         before = list(earlier["channels"])
         there = report.imported
     except (TypeError, KeyError, AttributeError, ValueError):
-        raise InputError(f"{path} is not a report of import; delete it with its folder.") from None
+        raise InputError(f"{path} is not a report of import; delete it with its folder.").about(path=path) from None
     if there and before != report.channels:
         number = dataset_number(folder.name)
         taken = datasets_by_number()
         free = next((n for n in (*range(number + 1, 1000), *range(1, number)) if n not in taken), "ID")
         command = pasteable("nnunet_alice", "import", "-i", report.source, "-d", free, "-n", dataset_title(folder.name))
-        raise InputError(
+        raise OccupiedError(
             f"{folder} was imported with --channel {pasteable(*before)} and stays as it is; for other channels make a "
             f"new dataset: {command} --channel {pasteable(*report.channels)}"
-        )
+        ).about(path=folder, option="--channel", command=command)
 
 
 def orientations_of_import(folder: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.anatomy.orientation import is_orientation
-from nnunet_alice.errors import InputError, named
+from nnunet_alice.errors import InputError, MissingFileError, OccupiedError, named
 from nnunet_alice.files import write_json
 from nnunet_alice.importing.cases import LABEL_ENDING, LABEL_FOLDER, Job, Task, import_case
 from nnunet_alice.importing.endings import ENDINGS
@@ -75,11 +75,11 @@ def import_unlabelled(
     """
     source = Path(os.path.abspath(Path(folder).expanduser()))  # noqa: PTH100  links stay as they are
     if not source.is_dir():
-        raise InputError(f"{source} is not a folder.")
+        raise MissingFileError(f"{source} is not a folder.").about(path=source)
     if not channels or not all(channel.strip() for channel in channels):
-        raise InputError("Name the channels, for instance --channel CT.")
+        raise InputError("Name the channels, for instance --channel CT.").about(option="--channel")
     if orient is not None and not is_orientation(orient):
-        raise InputError(f"'{orient}' is no orientation; write for example LPS or RAS.")
+        raise InputError(f"'{orient}' is no orientation; write for example LPS or RAS.").about(value=orient)
     report = open_report(_dataset_folder(dataset_id, name), source, list(channels), part)
     report.orient = report.orient if orient is None else orient
     scan = scan_source(source, report.folder, channels, num_processes, derived)
@@ -99,30 +99,30 @@ def import_unlabelled(
     if strict and report.left_out:
         raise InputError(
             f"{len(report.left_out)} of {counted(len(report.cases), 'case')} were left out and --strict was given; "
-            f"reasons: {report.file}"
-        )
+            f"reasons: {report.file}."
+        ).about(path=report.file, option="--strict", value=len(report.left_out))
     return report
 
 
 def _dataset_folder(dataset_id: int, name: str) -> Path:
     """Return the folder of the dataset in nnUNet_raw, after checking that number and name are free for it."""
     if not 1 <= dataset_id <= 999:
-        raise InputError(f"Dataset number {dataset_id} is not between 1 and 999.")
+        raise InputError(f"Dataset number {dataset_id} is not between 1 and 999.").about(value=dataset_id)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise InputError(f"Dataset name '{name}' may hold only letters, digits, _ and -.")
+        raise InputError(f"Dataset name '{name}' may hold only letters, digits, _ and -.").about(value=name)
     full = f"Dataset{dataset_id:03d}_{name}"
     raw = nnunet_folder("nnUNet_raw")
     others = datasets_by_number().get(dataset_id, set()) - {full}
     if others:
-        raise InputError(
+        raise OccupiedError(
             f"Dataset number {dataset_id} is taken by {', '.join(sorted(others))}; choose a different one with -d."
-        )
+        ).about(option="-d", value=dataset_id)
     return raw / full
 
 
 def _check_scan(source: Path, scan: Scan) -> None:
     if str(source) in scan.unlistable:
-        raise InputError(f"{source} cannot be listed ({scan.unlistable[str(source)]}).")
+        raise InputError(f"{source} cannot be listed ({scan.unlistable[str(source)]}).").about(path=source)
     if not scan.cases:
         there = [f"{o.count} {ending}{f' ({o.what})' if o.what else ''}" for ending, o in scan.others.items()]
         blocked = [f"{folder} cannot be listed ({reason})" for folder, reason in scan.unlistable.items()]
@@ -130,7 +130,7 @@ def _check_scan(source: Path, scan: Scan) -> None:
         raise InputError(
             f"{source} holds no volume; names have to end in {', '.join(ENDINGS)}, .mhd, .nhdr, .hdr, .gipl, .mnc or "
             f".mgz, or be DICOM.{holds}"
-        )
+        ).about(path=source)
 
 
 def _sort_out(report: ImportReport, job: Job, scan: Scan) -> list[Task]:
@@ -215,7 +215,7 @@ def _finish(report: ImportReport, job: Job, scan: Scan, earlier: dict[str, dict]
         raise InputError(
             f"None of {counted(len(present), 'case')} in {report.source} could be imported ({reasons}); all reasons: "
             f"{report.file}.{stays}"
-        )
+        ).about(path=report.file, value=len(present))
     if report.gone:
         logger.warning(
             "%s of the earlier import gone from %s, out of the dataset now: %s.",

@@ -49,6 +49,11 @@ class AtlasMatcher(GeometryMatcher):
             raise NotPreparedError(
                 f"Only {len(good)} of {len(existing)} cases are registered well to the atlas {report.atlas_case}; "
                 f"look at {self.atlas.files.picture} and name a better atlas: {command} --atlas CASE"
+            ).about(
+                case=report.atlas_case,
+                path=self.atlas.files.picture,
+                value=len(good),
+                command=f"{command} --atlas CASE",
             )
         if report.shortfall:
             logger.warning("%s", report.shortfall)

@@ -12,7 +12,7 @@ from nnunet_alice.anatomy.lungs import lung_mask
 from nnunet_alice.anatomy.registration import LUNGS
 from nnunet_alice.anatomy.world import PreparedCases, sitk_place
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.files import write_json
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
@@ -95,7 +95,7 @@ def check_region(region: str) -> None:
     """
     if region.startswith("label:"):
         if not region.removeprefix("label:").isdigit():
-            raise InputError(f"'{region}' names no label; write for example label:3.")
+            raise InputError(f"'{region}' names no label; write for example label:3.").about(value=region)
     elif region not in ("body", LUNGS):
         _read_mask(Path(region))
 
@@ -126,13 +126,17 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
         try:
             return lung_mask(np.asarray(dataset.image(atlas_case)[0]), dataset.spacing, axial_axis=axial_axis)
         except InputError as error:
-            raise InputError(f"The atlas case {atlas_case}: {error}") from None
+            raise InputError(f"The atlas case {atlas_case}: {error}").about(
+                case=atlas_case, value=error.value
+            ) from None
     check_region(region)
     if region.startswith("label:"):
         value = region.removeprefix("label:")
         mask = PreparedCases(dataset).segmentation(atlas_case) == int(value)
         if not mask.any():
-            raise InputError(f"The atlas case {atlas_case} has no voxel with label {value}; choose a different label.")
+            raise InputError(
+                f"The atlas case {atlas_case} has no voxel with label {value}; choose a different label."
+            ).about(case=atlas_case, value=value)
         return mask
     return _mask_from_file(dataset, atlas_case, Path(region))
 
@@ -140,15 +144,17 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
 def _read_mask(path: Path) -> sitk.Image:
     """Return a mask as its file has it."""
     if not path.is_file():
-        raise InputError(f"There is no mask {path}; --roi takes body, lungs, label:N or a mask file of the atlas case.")
+        raise MissingFileError(
+            f"There is no mask {path}; --roi takes body, lungs, label:N or a mask file of the atlas case."
+        ).about(path=path, option="--roi")
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise InputError(
             f"{path} cannot be read as an image ({telling(error)}); --roi takes body, label:N or a mask file."
-        ) from None
+        ).about(path=path, option="--roi") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{path} is no 3D mask of one channel.")
+        raise InputError(f"{path} is no 3D mask of one channel.").about(path=path)
     return image
 
 
@@ -170,5 +176,7 @@ def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -
     )
     mask = sitk.GetArrayFromImage(inside) != 0
     if not mask.any():
-        raise InputError(f"{path} shows nothing inside case {atlas_case}, the atlas; give a mask of that case.")
+        raise InputError(f"{path} shows nothing inside case {atlas_case}, the atlas; give a mask of that case.").about(
+            case=atlas_case, path=path
+        )
     return mask

@@ -56,14 +56,11 @@ class Describer:
 
     @torch.inference_mode()
     def describe(self, image: LazyImage, points_vox: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return descriptors of points of a volume.
+        """Return fine and coarse descriptors of points of a volume, (N, D) float32 each, unit length.
 
         Args:
             image: (C, z, y, x), read window by window.
             points_vox: (N, 3) voxels within the volume, (z, y, x).
-
-        Returns:
-            fine and coarse descriptors, (N, D) float32 each, unit length.
         """
         points = np.asarray(points_vox, dtype=float)
         sums = torch.zeros(2, len(points), self.dimension, device=self.device)
@@ -148,7 +145,9 @@ def load_describer(
     run = checkpoint.get("pretraining")
     if run is None or run["method"] != METHOD or "embedding" not in checkpoint:
         found = "no pretraining checkpoint of this package" if run is None else f"trained with {run['method']}"
-        raise CheckpointError(f"{path} is {found}; name one of AnatomicalEmbeddingTrainer with --checkpoint.")
+        raise CheckpointError(f"{path} is {found}; name one of AnatomicalEmbeddingTrainer with --checkpoint.").about(
+            path=path, value=found, option="--checkpoint"
+        )
     trained = PlansManager(run["plans"]).get_configuration(run["configuration"])
     _check_preparation(path, run, trained, dataset)
     channels = run["num_input_channels"]
@@ -160,9 +159,11 @@ def load_describer(
         network.load_state_dict(weights)
         missing, unknown = model.load_state_dict(checkpoint["model_state"], strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its own plans ({telling(error)}).") from None
+        raise CheckpointError(f"{path} does not fit its own plans ({telling(error)}).").about(path=path) from None
     if unknown or any(name.startswith("heads.") for name in missing):
-        raise CheckpointError(f"{path} holds other heads than this version makes; train again.")
+        raise CheckpointError(f"{path} holds other heads than this version makes; train again.").about(
+            path=path, value="heads"
+        )
     return Describer(model, trained.patch_size, device), checkpoint_checksum(path)
 
 
@@ -188,4 +189,4 @@ def _check_preparation(path: str | os.PathLike, run: dict, trained: Any, dataset
             raise CheckpointError(
                 f"{path} was trained on images of a different {name} ({there}) than those of {dataset.folder} "
                 f"({here}); train on this dataset, or move the plans of the checkpoint onto it."
-            )
+            ).about(path=path, value=name)

@@ -163,7 +163,7 @@ def ordered_pairs(cases: Sequence[str], count: int | None = None, seed: int = 0)
     diagonal = set(range(0, total, len(cases) + 1))
     possible = total - len(diagonal)
     if possible < 1:
-        raise InputError(f"Matching needs at least two cases, but there are {len(cases)}.")
+        raise InputError(f"Matching needs at least two cases, but there are {len(cases)}.").about(value=len(cases))
     if count is None or count >= possible:
         numbers = np.setdiff1d(np.arange(total), np.fromiter(diagonal, dtype=int, count=len(diagonal)))
     else:
@@ -222,7 +222,7 @@ def matching_errors(
     if not tables:
         raise InputError(
             f"None of {counted(len(pairs), 'pair')} could be asked ({skipped} failed); see the messages above."
-        )
+        ).about(value=skipped)
     if skipped:
         logger.warning("%d of %d pairs were left out.", skipped, len(pairs))
     errors = pd.concat(tables, ignore_index=True)

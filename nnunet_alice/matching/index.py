@@ -20,7 +20,7 @@ from nnunet_alice.anatomy.geometry import UNREADABLE, CaseGeometry
 from nnunet_alice.anatomy.grid import BodyGrid, body_grid
 from nnunet_alice.checkpoints.weights_folder import content_file
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
+from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError, StaleError
 from nnunet_alice.files import atomic_write, read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ def checkpoint_checksum(path: str | os.PathLike) -> str:
     try:
         return sha256_of(content_file(Path(path)))
     except OSError as error:
-        raise CheckpointError(
-            f"The checkpoint {path} cannot be read ({error.strerror}); name a different one."
+        raise CheckpointError(f"The checkpoint {path} cannot be read ({error.strerror}); name a different one.").about(
+            path=path
         ) from None
 
 
@@ -191,19 +191,21 @@ class IndexStore:
         """
         found = self._described()
         if found is None:
-            raise NotPreparedError(f"{self.folder} holds no usable index of descriptors; run: {self.command}")
+            raise NotPreparedError(f"{self.folder} holds no usable index of descriptors; run: {self.command}").about(
+                path=self.folder, command=self.command
+            )
         made_by = self.checkpoint_file
         if made_by is not None and made_by.is_file() and _checksum_now(made_by) != found.checkpoint:
-            raise NotPreparedError(
+            raise StaleError(
                 f"The indices in {self.folder} are stale ({made_by} was trained again since); run: {self.command}"
-            )
+            ).about(path=made_by, command=self.command)
         expected = Fingerprint.of(self.dataset, found.checkpoint, found.dimension)
         if found != expected:
             changed = [name for name, value in asdict(expected).items() if getattr(found, name) != value]
-            raise NotPreparedError(
+            raise StaleError(
                 f"The indices in {self.folder} are stale (made with a different {' and '.join(changed)}); "
                 f"run: {self.command}"
-            )
+            ).about(path=self.folder, value=" and ".join(changed), command=self.command)
         return found
 
     def write(self, case: str, index: CaseIndex, fingerprint: Fingerprint, checksum: str | None = None) -> None:
@@ -224,14 +226,16 @@ class IndexStore:
                 raise InputError(
                     f"Case {case}: {name} descriptors have shape {descriptors.shape} instead of "
                     f"{(count, fingerprint.dimension)}."
-                )
+                ).about(case=case, value=descriptors.shape)
             lengths = np.linalg.norm(descriptors.astype(np.float32), axis=1)
             if not np.all(np.abs(lengths - 1) < 0.01):  # also False for NaN
                 raise InputError(
                     f"Case {case}: {name} descriptors are not finite unit vectors; look at the image, or train longer."
-                )
+                ).about(case=case, value=name)
         if count > max_points(fingerprint.dimension):
-            raise InputError(f"Case {case}: {count} points are more than fit into {MAX_BYTES} bytes.")
+            raise InputError(f"Case {case}: {count} points are more than fit into {MAX_BYTES} bytes.").about(
+                case=case, value=count
+            )
         with atomic_write(self.file(case)) as temporary:
             np.savez(
                 temporary,
@@ -270,22 +274,26 @@ class IndexStore:
         try:
             with np.load(path, allow_pickle=False) as file:
                 if json.loads(str(file["fingerprint"])) != {**asdict(expected), "case": case}:
-                    raise NotPreparedError(
+                    raise StaleError(
                         f"{path} is stale (a different checkpoint, plans, dataset or version); "
                         f"delete it and run: {self.command}"
-                    )
+                    ).about(path=path, command=self.command)
                 stored = {name: file[name] for name in file.files if name != "fingerprint"}
             index = _case_index(stored, expected.dimension)
         except FileNotFoundError:
-            raise NotPreparedError(f"Case {case} has no index ({path}); run: {self.command}") from None
+            raise NotPreparedError(f"Case {case} has no index ({path}); run: {self.command}").about(
+                case=case, path=path, command=self.command
+            ) from None
         except NotPreparedError:
             raise
         except UNREADABLE as error:
-            raise NotPreparedError(f"{path} is damaged ({error}); delete it and run: {self.command}") from None
+            raise NotPreparedError(f"{path} is damaged ({error}); delete it and run: {self.command}").about(
+                path=path, command=self.command
+            ) from None
         if not self._is_of_image(case, stored):
-            raise NotPreparedError(
+            raise StaleError(
                 f"{path} is stale: case {case} was preprocessed again since; delete it and run: {self.command}"
-            )
+            ).about(case=case, path=path, command=self.command)
         return index
 
     def _is_of_image(self, case: str, stored: Mapping[str, np.ndarray]) -> bool:

@@ -62,7 +62,7 @@ def default_checkpoint(dataset: PreprocessedDataset) -> Path:
         raise NotPreparedError(
             f"No trained embedding in {results}; train one, or name a file with --checkpoint: "
             f"{dataset.pretraining_command(TRAINER)}"
-        )
+        ).about(path=results, option="--checkpoint", command=dataset.pretraining_command(TRAINER))
     best = max(
         found,
         key=lambda path: (

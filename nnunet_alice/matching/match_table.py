@@ -40,7 +40,7 @@ def match_point(
             raise InputError(
                 f"Case {case} cannot be matched by the {matcher.name}; it knows {counted(len(matcher.cases), 'case')}, "
                 f"such as {', '.join(matcher.cases[:3])}."
-            )
+            ).about(case=case)
     point_vox = np.asarray(point, dtype=float)
     if world:
         point_vox = cases.world_affine(case_a).points_back(point_vox[None])[0]
@@ -49,7 +49,7 @@ def match_point(
         raise InputError(
             f"The point lies at voxel ({', '.join(f'{v:.1f}' for v in point_vox)}) of case {case_a}, outside its "
             f"preprocessed array of {' x '.join(map(str, shape))} voxels (z, y, x)."
-        )
+        ).about(case=case_a)
 
     def match(case: str) -> list:
         matches = matcher.match(case_a, case, point_vox[None])

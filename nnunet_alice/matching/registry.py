@@ -87,7 +87,9 @@ def open_matchers(dataset: PreprocessedDataset, names: Sequence[str] | None = No
     known = {provider.name: provider.bare or provider.open for provider in PROVIDERS}
     for name in names or ():
         if name not in known:
-            raise InputError(f"There is no matching method '{name}'; choose among {', '.join(known)}.")
+            raise InputError(f"There is no matching method '{name}'; choose among {', '.join(known)}.").about(
+                value=name
+            )
     if names is not None:
         return [known[name](dataset) for name in dict.fromkeys(names)]
     opened = []
@@ -135,10 +137,10 @@ def open_matcher(dataset: PreprocessedDataset, *, name: str | None = None) -> Ma
             matcher.why = why
             logger.info("%s", why)
         return matcher
+    command = dataset.anatomy_command + ("" if name is None else f" --method {name}")
     raise unusable or NotPreparedError(
-        f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: "
-        f"{dataset.anatomy_command}" + ("" if name is None else f" --method {name}")
-    )
+        f"No anatomy{'' if name is None else f' ({name})'} was prepared for {dataset.folder}; run: {command}"
+    ).about(path=dataset.folder, value=name, command=command)
 
 
 def _best_first(

@@ -137,13 +137,7 @@ class EmbeddingMatcher(GeometryMatcher):
 
     name = "embedding"
 
-    def __init__(
-        self,
-        dataset: PreprocessedDataset,
-        *,
-        threshold: float | None = None,
-        open_indices: int = 8,
-    ) -> None:
+    def __init__(self, dataset: PreprocessedDataset, *, threshold: float | None = None, open_indices: int = 8) -> None:
         if open_indices < 2:
             raise ValueError(f"A match opens 2 indices, so open_indices must be at least 2, not {open_indices}.")
         self.store = IndexStore(dataset)
@@ -158,7 +152,7 @@ class EmbeddingMatcher(GeometryMatcher):
             raise NotPreparedError(
                 f"{self.store.folder} holds usable indices of {len(self.cases)} of {counted(len(existing), 'case')}; "
                 f"run: {self.store.command}"
-            )
+            ).about(path=self.store.folder, value=len(self.cases), command=self.store.command)
         if not there.issuperset(existing):
             missing = [case for case in existing if case not in there]
             logger.warning(
@@ -235,7 +229,7 @@ def open_embedding(dataset: PreprocessedDataset) -> EmbeddingMatcher:
             f"The embedding of {dataset.name} finds nothing (of the points matched to a different case and back, "
             f"{calibration.returned:.0%} came back, and no score tells which): train it longer, then run: "
             f"{matcher.store.command}"
-        )
+        ).about(command=matcher.store.command)
     return matcher
 
 

@@ -135,9 +135,6 @@ def token_index_information(codes: Tensor, permutations: int = 8, seed: int = 0)
         permutations: Number of shuffles.
         seed: Seed of the shuffles.
 
-    Returns:
-        Information in nats.
-
     Raises:
         ValueError: If the shape is not (B, T) with at least 2 crops, the codes are not integers or there are no
             permutations.

@@ -15,16 +15,13 @@ def _progress(step: float, total: float) -> float:
 
 
 def linear(step: float, total: float, start: float, end: float) -> float:
-    """Return straight line from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
+    """Return a straight line from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
 
     Args:
         step: Current step.
         total: Length of the schedule; ``end`` throughout when it is not positive.
         start: Value at step 0.
         end: Value from step ``total`` on.
-
-    Returns:
-        Value at ``step``.
     """
     done = _progress(step, total)
     # Written as a mixture, because start + done * (end - start) can miss `end` by a rounding error.
@@ -32,17 +29,7 @@ def linear(step: float, total: float, start: float, end: float) -> float:
 
 
 def cosine(step: float, total: float, start: float, end: float) -> float:
-    """Return half a cosine wave from ``start`` at step 0 to ``end`` at step ``total``, constant outside.
-
-    Args:
-        step: Current step.
-        total: Length of the schedule; ``end`` throughout when it is not positive.
-        start: Value at step 0.
-        end: Value from step ``total`` on.
-
-    Returns:
-        Value at ``step``.
-    """
+    """Return half a cosine wave from ``start`` to ``end``; arguments are those of `linear`."""
     remaining = 0.5 * (1.0 + math.cos(math.pi * _progress(step, total)))
     return remaining * start + (1.0 - remaining) * end
 
@@ -56,9 +43,6 @@ def warmup_cosine(step: float, total: float, warmup: float, peak: float, end: fl
         warmup: Steps of the rise; ``peak`` is reached at ``step == warmup``. None when 0.
         peak: Largest value.
         end: Value from step ``total`` on.
-
-    Returns:
-        Value at ``step``.
 
     Raises:
         ValueError: If the warm-up is negative or longer than the schedule.

@@ -111,13 +111,7 @@ def lung_distance(z: np.ndarray, y: np.ndarray, x: np.ndarray, depth: np.ndarray
     # The mediastinum is wide in front of the heart, narrow behind the sternum above it.
     middle = 12 + 12 * np.exp(-(((z - 300) / 35) ** 2)) + 14 * np.clip((y - 10) / 40, 0, 1)
     return np.maximum.reduce(
-        [
-            depth + 1.5,
-            dome_height(y, x) - z,
-            (apex - 1) * 120,
-            middle - outward,
-            4 - HEART.distance(z, y, x),
-        ]
+        [depth + 1.5, dome_height(y, x) - z, (apex - 1) * 120, middle - outward, 4 - HEART.distance(z, y, x)]
     )
 
 

@@ -89,13 +89,10 @@ class Deformation:
         )
 
     def to_canonical(self, points_mm: np.ndarray) -> np.ndarray:
-        """Return canonical coordinates of points of the subject.
+        """Return canonical coordinates of points of the subject: (..., 3) points (z, y, x) in canonical mm, float64.
 
         Args:
             points_mm: (..., 3) points (z, y, x) in the subject's mm.
-
-        Returns:
-            (..., 3) points (z, y, x) in canonical mm, float64.
         """
         points = np.asarray(points_mm, dtype=np.float64)
         flat = points.reshape(-1, 3)

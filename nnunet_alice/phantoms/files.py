@@ -31,17 +31,14 @@ def label_table(organs: Sequence[str] | None = None) -> dict[str, int]:
     organs = [name for name in LABELS if name != "background"] if organs is None else list(organs)
     unknown = [name for name in organs if name not in LABELS or name == "background"]
     if unknown:
-        raise InputError(f"The phantom has no organ '{unknown[0]}'; choose among {', '.join(list(LABELS)[1:])}.")
+        raise InputError(f"The phantom has no organ '{unknown[0]}'; choose among {', '.join(list(LABELS)[1:])}.").about(
+            value=unknown[0]
+        )
     return {"background": 0} | {name: value for value, name in enumerate(organs, start=1)}
 
 
 def write_dataset(
-    folder: str | Path,
-    seeds: Iterable[int],
-    *,
-    cut_share: float = 0.25,
-    disease_share: float = 0.0,
-    **options: Any,
+    folder: str | Path, seeds: Iterable[int], *, cut_share: float = 0.25, disease_share: float = 0.0, **options: Any
 ) -> dict[str, Subject]:
     """Draw a population (see :func:`make_population`) and write it (see :func:`write_subjects`).
 
@@ -98,7 +95,7 @@ def write_subjects(
     items = [_Item(*item) for item in subjects.items()]
     outcomes = for_each_case(work, items, doing="Phantoms", num_processes=num_processes)
     for case, reason in outcomes.failed.items():
-        raise AliceError(f"Phantom {case} could not be written: {reason}.")
+        raise AliceError(f"Phantom {case} could not be written: {reason}.").about(case=case)
     known = read_json(folder / TRUTH_FILE)["cases"] if (folder / TRUTH_FILE).exists() else {}
     known |= {case: subject.to_dict() for case, subject in subjects.items()}
     # One line a case: the many numbers of a deformation would otherwise take a line each.
@@ -141,7 +138,7 @@ def read_truth(path: str | Path) -> dict[str, Any]:
     path = path / TRUTH_FILE if path.is_dir() else path
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("cases"), dict):
-        raise InputError(f"{path} is not a truth file of phantoms; write the phantoms again.")
+        raise InputError(f"{path} is not a truth file of phantoms; write the phantoms again.").about(path=path)
     return content["cases"]
 
 
@@ -149,11 +146,13 @@ def _subject_of(truth: dict[str, Any], path: str | Path, case: str) -> Subject:
     if case not in truth:
         raise InputError(
             f"{path} knows no case '{case}'; it has {len(truth)} cases, the first is {next(iter(truth), None)}."
-        )
+        ).about(case=case, path=path)
     try:
         return Subject.from_dict(truth[case])
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} describes case '{case}' incompletely ({error}); write the phantoms again.") from None
+        raise InputError(f"{path} describes case '{case}' incompletely ({error}); write the phantoms again.").about(
+            case=case, path=path, value=str(error)
+        ) from None
 
 
 class _Item(NamedTuple):

@@ -56,7 +56,9 @@ def render(
     """
     spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=float), (3,))
     if spacing.min() <= 0 or (shape is not None and (len(shape) != 3 or min(shape) < 1)):
-        raise InputError(f"A phantom needs a positive spacing and 3D shape, not {spacing_mm} mm and {shape}.")
+        raise InputError(f"A phantom needs a positive spacing and 3D shape, not {spacing_mm} mm and {shape}.").about(
+            option="spacing", value=spacing_mm
+        )
     low, high = np.array(subject.field_low_mm), np.array(subject.field_high_mm)
     size = np.array(shape) if shape is not None else np.maximum(1, np.round((high - low) / spacing)).astype(int)
     origin = (low + high) / 2 - (size - 1) / 2 * spacing

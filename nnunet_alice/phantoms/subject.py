@@ -97,7 +97,7 @@ def make_subject(
     if field_of_view not in _Z_RANGES_MM:
         raise InputError(
             f"There is no phantom field of view '{field_of_view}'; choose one of {', '.join(FIELDS_OF_VIEW)}."
-        )
+        ).about(option="field of view", value=field_of_view)
     deformation = random_deformation(np.random.default_rng([seed, _BODY]), size_scale)
     low, high = _draw_field(np.random.default_rng([seed, _FIELD]), deformation, field_of_view, size_scale)
     rng = np.random.default_rng([seed, _LOOK])
@@ -180,7 +180,7 @@ def sample_points(subject: Subject, count: int, rng: np.random.Generator, organ:
     if not len(hits):
         raise InputError(
             f"Phantom {subject.seed} shows no {organ or 'body'} in its field of view; choose a different one."
-        )
+        ).about(value=organ)
     low = np.maximum(low, hits.min(axis=0) - step)
     high = np.minimum(high, hits.max(axis=0) + step)
     found = np.empty((0, 3))
@@ -228,11 +228,15 @@ def make_disease(rng: np.random.Generator, kind: str, severity: float | None = N
         InputError: no such disease, or a severity outside [0, 1].
     """
     if kind not in DISEASES:
-        raise InputError(f"There is no phantom disease '{kind}'; choose one of {', '.join(DISEASES)}.")
+        raise InputError(f"There is no phantom disease '{kind}'; choose one of {', '.join(DISEASES)}.").about(
+            option="disease", value=kind
+        )
     drawn = round(float(rng.uniform(0.15, 1.0)), 4)
     severity = drawn if severity is None else float(severity)
     if not 0 <= severity <= 1:
-        raise InputError(f"The severity of a phantom's disease must lie in [0, 1], not {severity}.")
+        raise InputError(f"The severity of a phantom's disease must lie in [0, 1], not {severity}.").about(
+            option="severity", value=severity
+        )
     if kind == "none":
         return Disease()
     if kind != "lesions":

@@ -44,12 +44,7 @@ def draw_landmarks(
     figure.suptitle(title, fontsize=11)
     *panels, histogram = figure.subplots(1, 4)
     for axes, (name, axis, (row, column)) in zip(panels, _PLANES, strict=True):
-        box = (
-            first_mm[column],
-            first_mm[column] + extent_mm[column],
-            first_mm[row] + extent_mm[row],
-            first_mm[row],
-        )
+        box = (first_mm[column], first_mm[column] + extent_mm[column], first_mm[row] + extent_mm[row], first_mm[row])
         axes.imshow(atlas.image.take(atlas.grid_shape[axis] // 2, axis=axis), cmap="gray", extent=box)
         order = np.argsort(-share, kind="stable")  # rarely seen ones on top
         points = axes.scatter(

@@ -57,7 +57,9 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     """
     cases = raw_cases(dataset)
     if len(cases) < 2:
-        raise InputError(f"{dataset} has one case only; views are matched between volumes, so import at least two.")
+        raise InputError(
+            f"{dataset} has one case only; views are matched between volumes, so import at least two."
+        ).about(value=dataset)
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FINGERPRINT_FILE
     modalities = modalities_of(dataset)
@@ -78,7 +80,7 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     analysed = {case: outcomes.results[case] for case in cases if case in outcomes.results}  # in nnU-Net's order
     if len(analysed) < 2:
         few = "; ".join(f"{case}: {reason}" for case, reason in list(failed.items())[:3])
-        raise InputError(f"Fewer than two cases of {dataset} can be read ({few}).")
+        raise InputError(f"Fewer than two cases of {dataset} can be read ({few}).").about(value=dataset)
     names = list(dataset_json.get("channel_names", dataset_json.get("modality")).values())
     intensities = {case: found[2] for case, found in analysed.items()}
     own: dict[str, dict[str, Statistics]] = {}
@@ -86,7 +88,9 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     for modality in sorted(set(modalities.values())):
         of_modality = {case: found for case, found in intensities.items() if modalities[case] == modality}
         if not of_modality:
-            raise InputError(f"No case of the modality {modality} in {dataset} can be read; leave it out of the pool.")
+            raise InputError(
+                f"No case of the modality {modality} in {dataset} can be read; leave it out of the pool."
+            ).about(value=modality)
         own[modality], strange = _statistics(of_modality, [modality])
         unlike |= strange
     statistics, strange = _statistics(intensities, [MODALITIES] if modalities else names)

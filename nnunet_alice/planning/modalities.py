@@ -52,7 +52,9 @@ def set_modalities(dataset: str, source: str | os.PathLike) -> dict[str, str]:
     cases = raw_cases(dataset)
     channels = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")["channel_names"]
     if len(channels) != 1:
-        raise InputError(f"{dataset} has {len(channels)} channels; modalities are told apart where each case has one.")
+        raise InputError(
+            f"{dataset} has {len(channels)} channels; modalities are told apart where each case has one."
+        ).about(value=len(channels))
     found = _by_folder(dataset) if str(source) == FOLDERS else case_table(Path(source), "modality")
     modalities = {case: found[case] for case in cases if case in found}
     check_modalities(modalities, list(cases), str(source))
@@ -68,12 +70,18 @@ def check_modalities(modalities: dict[str, str], cases: list[str], source: str) 
     """
     missing = [case for case in cases if case not in modalities]
     if missing:
-        raise InputError(f"{source} names no modality of {named(missing)}; name one for every case.")
+        raise InputError(f"{source} names no modality of {named(missing)}; name one for every case.").about(
+            case=missing[0], path=source
+        )
     bad = sorted(name for name in set(modalities.values()) if not re.fullmatch(r"[A-Za-z0-9]+", name))
     if bad:
-        raise InputError(f"'{bad[0]}' in {source} is no name of a modality; use letters and digits, e.g. CT or T1.")
+        raise InputError(
+            f"'{bad[0]}' in {source} is no name of a modality; use letters and digits, e.g. CT or T1."
+        ).about(path=source, value=bad[0])
     if len(set(modalities.values())) < 2:
-        raise InputError(f"{source} names one modality only; leave --modalities out and import with --channel.")
+        raise InputError(f"{source} names one modality only; leave --modalities out and import with --channel.").about(
+            path=source, option="--modalities"
+        )
 
 
 def modalities_of(dataset: str) -> dict[str, str]:
@@ -110,7 +118,9 @@ def add_modalities(
             ours = statistics if keep is None or keep[SCHEME] != scheme else keep[STATISTICS]
             known[modality][STATISTICS] = {"0": ours["0"] | ({} if window is None else window.statistics)}
     if window is not None and not any(STATISTICS in own for own in known.values()):
-        raise InputError(f"No modality of {dataset} is CT, so there is no window to set; plan without --window.")
+        raise InputError(f"No modality of {dataset} is CT, so there is no window to set; plan without --window.").about(
+            option="--window", value=dataset
+        )
     names: dict[str, str] = {}
     for modality in known:
         plain = plans_of_modality(plans, modality)
@@ -141,7 +151,9 @@ def modality_of_channel(plans: dict, channel: str) -> str:
     named_so = [modality for modality in known if modality.casefold() == channel.casefold()]
     alike = [modality for modality, own in known.items() if own[SCHEME] == scheme_of(channel)]
     if not named_so + alike:
-        raise InputError(f"The model saw {', '.join(known)}, and nothing that is normalised as '{channel}' is.")
+        raise InputError(f"The model saw {', '.join(known)}, and nothing that is normalised as '{channel}' is.").about(
+            value=channel
+        )
     return (named_so + alike)[0]
 
 
@@ -167,7 +179,9 @@ def _by_folder(dataset: str) -> dict[str, str]:
     """Case -> the first folder below the one that was imported."""
     path = nnunet_folder("nnUNet_raw") / dataset / REPORT_FILE
     if not path.is_file():
-        raise InputError(f"{dataset} was not imported by nnunet_alice; name modalities by a table case,modality.")
+        raise InputError(
+            f"{dataset} was not imported by nnunet_alice; name modalities by a table case,modality."
+        ).about(value=dataset)
     report = read_json(path)
     source, found = Path(report["source"]), {}
     for case, record in report["cases"].items():

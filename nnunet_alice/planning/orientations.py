@@ -96,7 +96,7 @@ def fit_orientation(dataset: str, target: str, target_plans: dict) -> Fit:
         f"{dataset} lies {ours} when nnU-Net reads it, but {target} lies {theirs}: the target's spacing and patch, and "
         f'left and right, would be on other axes. {command} (or write "overwrite_image_reader_writer": '
         f'"{TURNING_READERS[0]}" into dataset.json of {target} and plan it again with nnU-Net: then both are turned)'
-    )
+    ).about(value=dataset)
 
 
 def unlike_pretraining(trained: str, target: str, reader: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import note_gpus
-from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.errors import InputError, NotPreparedError, OccupiedError
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder, plans_identifier
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
@@ -130,7 +130,9 @@ def move_target_plans(
     path = nnunet_folder("nnUNet_preprocessed") / dataset / f"{name}.json"
     origin = {"dataset": target, "plans_name": target_plans}
     if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:
-        raise InputError(f"{path} holds other plans already; choose a different name with -overwrite_plans_name.")
+        raise OccupiedError(
+            f"{path} holds other plans already; choose a different name with -overwrite_plans_name."
+        ).about(path=path, option="-overwrite_plans_name")
     planner = _planner_of(plans, configuration, planner_classes)(dataset, plans_name=name, num_gpus=num_gpus)
     dataset_json = nnunet_folder("nnUNet_raw") / dataset / "dataset.json"
     moved = copy.deepcopy(plans) | {"dataset_name": dataset, MOVED_FROM: origin}
@@ -223,9 +225,13 @@ def check_configuration(plans: dict, configuration: str, where: str) -> None:
     configurations = plans["configurations"]
     usable = [name for name, content in configurations.items() if _is_trainable(content)]
     if not usable:
-        raise InputError(f"{where} has no 3D configuration, only {', '.join(configurations)}; pretraining is 3D only.")
+        raise InputError(
+            f"{where} has no 3D configuration, only {', '.join(configurations)}; pretraining is 3D only."
+        ).about(value=where)
     if configuration not in usable:
-        raise InputError(f"{where}: '{configuration}' cannot be pretrained; -c must be one of: {', '.join(usable)}.")
+        raise InputError(
+            f"{where}: '{configuration}' cannot be pretrained; -c must be one of: {', '.join(usable)}."
+        ).about(option="-c", value=configuration)
 
 
 def _is_trainable(configuration: dict) -> bool:
@@ -246,21 +252,23 @@ def _check_channels(dataset: str, target: str) -> None:
             raise InputError(
                 f"No modality of {dataset} ({', '.join(modalities)}) is normalised as {target} ({theirs[0]}) is; plan "
                 "without --target."
-            )
+            ).about(option="--target", value=dataset)
         return
     if len(ours) != len(theirs):
         raise InputError(
             f"{dataset} has {len(ours)} channel(s) ({', '.join(ours)}), but {target} has {len(theirs)} "
             f"({', '.join(theirs)}); import volumes with the same channels, or plan without --target and "
             "fit the pretrained weights to the target's plans with nnunet_alice transfer."
-        )
+        ).about(option="--target", value=len(ours), command="nnunet_alice transfer")
     if ours == theirs:
         return
     differs = f"{dataset} has the channels {', '.join(ours)}, but {target} has {', '.join(theirs)}"
     if sorted(ours) == sorted(theirs):
         raise InputError(f"{differs}; import them in the target's order.")
     if [scheme_of(name) for name in ours] != [scheme_of(name) for name in theirs]:
-        raise InputError(f"{differs}, which nnU-Net normalises differently; import with --channel {' '.join(theirs)}.")
+        raise InputError(
+            f"{differs}, which nnU-Net normalises differently; import with --channel {' '.join(theirs)}."
+        ).about(option="--channel")
     logger.warning("%s; both are normalised alike, so the target's plans are used.", differs)
 
 

@@ -67,10 +67,12 @@ def raw_cases(dataset: str) -> dict[str, dict[str, Any]]:
     folder = nnunet_folder("nnUNet_raw") / dataset
     if not (folder / "dataset.json").is_file():
         command = f"nnunet_alice import -i FOLDER -d {dataset_number(dataset)} -n {dataset_title(dataset)} --channel CT"
-        raise NotPreparedError(f"{folder} holds no dataset.json; run: {command}")
+        raise NotPreparedError(f"{folder} holds no dataset.json; run: {command}").about(path=folder, command=command)
     cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
     if not cases:
-        raise InputError(f"{folder / 'dataset.json'} names no case; import volumes into it first.")
+        raise InputError(f"{folder / 'dataset.json'} names no case; import volumes into it first.").about(
+            path=folder / "dataset.json"
+        )
     for case in cases:
         plain_name(case, f"a case in {folder / 'dataset.json'}")
     return cases
@@ -225,7 +227,9 @@ def _sort_modalities(dataset: PreprocessedDataset, report: Path, cases: Iterable
         return {}
     nameless = [case for case in cases if case not in modalities]
     if nameless:
-        raise InputError(f"{named(nameless)} of {dataset.name} have no modality; plan again with --modalities.")
+        raise InputError(f"{named(nameless)} of {dataset.name} have no modality; plan again with --modalities.").about(
+            case=nameless[0], option="--modalities"
+        )
     known = read_json(report).get(MODALITIES, {}) if report.is_file() else {}
     for case in sorted(case for case, modality in known.items() if modalities.get(case) != modality):
         _remove_case(dataset, case)

@@ -68,7 +68,9 @@ def prepare_probe(dataset: PreprocessedDataset, labelled: str) -> PreparedProbe:
         if len(kept) == CASES:
             break
     if len(kept) < 2:
-        raise InputError(f"Fewer than two cases of {labelled} can be read; name another dataset with --probe.")
+        raise InputError(f"Fewer than two cases of {labelled} can be read; name another dataset with --probe.").about(
+            option="--probe", value=labelled
+        )
     tested = kept[: min(TESTED, len(kept) // 2)]
     prepared = PreparedProbe(labelled, sorted(set(kept) - set(tested)), sorted(tested))
     recipe = preprocessing_recipe(dataset.plans, dataset.configuration_manager.configuration)
@@ -83,7 +85,9 @@ def _plans_for(dataset: PreprocessedDataset, labelled: str, content: dict) -> di
     channels = content.get("channel_names", content.get("modality", {}))
     wanted = len(dataset.configuration_manager.normalization_schemes)
     if len(channels) != wanted:
-        raise InputError(f"{labelled} has {len(channels)} channels and the pool {wanted}; name another with --probe.")
+        raise InputError(
+            f"{labelled} has {len(channels)} channels and the pool {wanted}; name another with --probe."
+        ).about(option="--probe", value=labelled)
     if MODALITIES in plans:
         plans = plans_of_modality(plans, modality_of_channel(plans, channels["0"]))
     plans["image_reader_writer"] = reader_that_gives(plans.get(ORIENTATION, ""), reader_of(labelled, content))

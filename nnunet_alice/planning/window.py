@@ -52,9 +52,13 @@ def parse_window(words: Sequence[str]) -> Window:
         low, high = map(float, words)
     except ValueError:
         known = ", ".join(WINDOWS)
-        raise InputError(f"A window is {known} or two numbers such as -1024 240, not '{' '.join(words)}'.") from None
+        raise InputError(f"A window is {known} or two numbers such as -1024 240, not '{' '.join(words)}'.").about(
+            value=" ".join(words)
+        ) from None
     if not low < high:
-        raise InputError(f"The window {low:g} to {high:g} is empty; give the lower end first.")
+        raise InputError(f"The window {low:g} to {high:g} is empty; give the lower end first.").about(
+            value=f"{low:g} to {high:g}"
+        )
     return Window("own", low, high)
 
 
@@ -83,7 +87,7 @@ def set_window(dataset: str, plans_name: str, window: Window) -> None:
         raise InputError(
             f"{path} normalises no channel as CT, so there is no window to set; import with --channel CT, or plan "
             "without --window."
-        )
+        ).about(path=path, option="--window")
     for channel in channels:
         plans["foreground_intensity_properties_per_channel"][channel] |= window.statistics
     write_json(path, plans | {WINDOW: asdict(window)})

@@ -162,7 +162,9 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
         try:
             return open_matcher(self._dataset, name=AtlasMatcher.name)
         except NotPreparedError as error:
-            raise NotPreparedError(f"{error}; or train AliceTrainer_noRegions, which needs no atlas.") from error
+            raise NotPreparedError(f"{error}; or train AliceTrainer_noRegions, which needs no atlas.").about(
+                path=error.path, command=error.command
+            ) from error
 
     def batches(self, cases: list[str], training: bool) -> MatchedViews:
         """Return views of these cases; validation views are not augmented."""

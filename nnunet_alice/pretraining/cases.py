@@ -86,7 +86,7 @@ def check_batch_split(
         raise InputError(
             f"{dataset.base / dataset.plans_name}.json, {dataset.configuration}: batch_size {planned} cannot be split "
             f"among {gpus} GPUs; train with -num_gpus {planned}, or plan with nnunet_alice plan ... -num_gpus {gpus}."
-        )
+        ).about(path=dataset.base / f"{dataset.plans_name}.json", option="-num_gpus", value=planned)
     expected = planned_gpus(configuration.configuration)
     if expected != gpus:
         each, wanted = (-(-planned // number) for number in (gpus, expected))

@@ -93,7 +93,6 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
     """
 
     name = "DrasCLR"
-    static_shapes = False  # batches are smaller where few cases show a landmark
     model: DrasCLRModel
     matcher: AtlasMatcher
     landmarks: Landmarks

@@ -59,6 +59,6 @@ def pretrain(
             raise InputError(
                 f"Step {step}: not finite ({outcome.skipped}); look at the intensities of {named(batch.cases)}, "
                 "or lower the learning rate."
-            )
+            ).about(case=batch.cases[0], value=outcome.skipped)
         yield {name: float(value) for name, value in outcome.metrics.items()}
     method.after_training()

@@ -72,7 +72,7 @@ def check_same_views(run: Mapping[str, Any], now: Mapping[str, Any], where: str,
         raise CheckpointError(
             f"The run in {where} cannot be continued, as its views {' and '.join(changed)}; "
             "bring that back, or start without --c."
-        )
+        ).about(path=where, option="--c")
     before = run.get("ranks", world_size())
     if before != world_size():
         log(

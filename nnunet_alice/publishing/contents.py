@@ -43,7 +43,7 @@ def contents(
         raise CheckpointError(
             f"{origin} was not written by a pretraining trainer of nnunet_alice; "
             "for a fine-tuned model use nnunet_alice export, for other weights say where you have them from."
-        )
+        ).about(path=origin, command="nnunet_alice export")
     kept = {name: checkpoint[name] for name in _KEPT if name in checkpoint}
     run = dict(checkpoint["pretraining"])
     cases = sorted(run["dataset_json"].get("dataset", {}))

@@ -44,7 +44,9 @@ def download(url: str, target: Path, sha256: str) -> None:
         _whole(url, part)
     if sha256_of(part) != sha256:
         part.unlink()
-        raise DamagedCheckpointError(f"{url} is not the file that was published: its checksum is a different one.")
+        raise DamagedCheckpointError(
+            f"{url} is not the file that was published: its checksum is a different one."
+        ).about(value=url)
     part.replace(target)
 
 
@@ -55,14 +57,18 @@ def _whole(url: str, part: Path) -> None:
         try:
             missing = _more(url, part)
         except urllib.error.HTTPError as error:
-            raise InputError(f"{url} cannot be fetched: {error.code} {error.reason}; look at the address.") from None
+            raise InputError(f"{url} cannot be fetched: {error.code} {error.reason}; look at the address.").about(
+                value=url
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             missing, reason = True, f" ({getattr(error, 'reason', error)})"
         if not missing:
             return
         logger.info("%s broke off%s; going on.", url, reason)
     size = part.stat().st_size if part.is_file() else 0
-    raise InputError(f"{url} broke off after {size} bytes{reason}; run the command again, it goes on from there.")
+    raise InputError(
+        f"{url} broke off after {size} bytes{reason}; run the command again, it goes on from there."
+    ).about(value=url)
 
 
 def _more(url: str, part: Path) -> bool:

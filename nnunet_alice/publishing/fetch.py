@@ -40,7 +40,9 @@ def fetch(source: str, sha256: str | None = None, cache: str | os.PathLike | Non
     """
     cache = cache_folder() if cache is None else Path(cache)
     if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256 := sha256.lower()):
-        raise InputError(f"--sha256 {sha256} is no SHA-256: 64 hexadecimal digits.")
+        raise InputError(f"--sha256 {sha256} is no SHA-256: 64 hexadecimal digits.").about(
+            option="--sha256", value=sha256
+        )
     if source.startswith("hf:"):
         folder = _from_hub(source, cache / "hub")
         try:
@@ -49,17 +51,21 @@ def fetch(source: str, sha256: str | None = None, cache: str | os.PathLike | Non
             folder = _from_hub(source, cache / "hub", again=True)
     elif re.match(r"https?://", source):
         if sha256 is None:
-            raise InputError(f"{source} needs --sha256: the checksum of its {SUMS}, which its publisher tells.")
+            raise InputError(f"{source} needs --sha256: the checksum of its {SUMS}, which its publisher tells.").about(
+                option="--sha256", value=source
+            )
         folder = _from_server(source.rstrip("/").removesuffix(f"/{SUMS}"), sha256, cache / "web")
     else:
         folder = Path(source)
         if not folder.is_dir():
-            raise InputError(f"{source} is no folder, no address and no hf:owner/name; give one of these.")
+            raise InputError(f"{source} is no folder, no address and no hf:owner/name; give one of these.").about(
+                value=source
+            )
     read_weights_folder(folder)
     if sha256 is not None and sha256_of(folder / SUMS) != sha256:
         raise CheckpointError(
             f"{source} is a different model than that of --sha256: its {SUMS} has a different checksum."
-        )
+        ).about(option="--sha256", value=source)
     return folder
 
 
@@ -85,12 +91,14 @@ def _from_hub(source: str, cache: Path, again: bool = False) -> Path:
     """
     match = _HUB.fullmatch(source)
     if match is None:
-        raise InputError(f"{source} is not of the form hf:owner/name or hf:owner/name@revision.")
+        raise InputError(f"{source} is not of the form hf:owner/name or hf:owner/name@revision.").about(value=source)
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError:
-        raise InputError("The Hugging Face hub needs a package more: pip install 'nnunet_alice[hub]'.") from None
+        raise InputError("The Hugging Face hub needs a package more: pip install 'nnunet_alice[hub]'.").about(
+            command="pip install 'nnunet_alice[hub]'"
+        ) from None
     try:
         return Path(
             snapshot_download(
@@ -98,13 +106,15 @@ def _from_hub(source: str, cache: Path, again: bool = False) -> Path:
             )
         )
     except RepositoryNotFoundError:
-        raise InputError(f"{source} is not on the hub, or private: log in with 'hf auth login'.") from None
+        raise InputError(f"{source} is not on the hub, or private: log in with 'hf auth login'.").about(
+            value=source, command="hf auth login"
+        ) from None
     except LocalEntryNotFoundError:
-        raise InputError(
-            f"{source} was never fetched, and the hub does not answer; try again with a network."
+        raise InputError(f"{source} was never fetched, and the hub does not answer; try again with a network.").about(
+            value=source
         ) from None
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{source} cannot be fetched ({reason}); run the command again, it goes on from there."
+        raise InputError(f"{source} cannot be fetched ({reason}); run the command again, it goes on from there.").about(
+            value=source
         ) from None

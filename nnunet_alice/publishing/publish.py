@@ -13,7 +13,7 @@ import pandas as pd
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.checkpoints.loading import finite_weights, load_checkpoint
 from nnunet_alice.checkpoints.weights_folder import CARD, FILES, write_sums, write_weights_folder
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError, OccupiedError
 from nnunet_alice.files import read_json, refusals_told, whole_folder, write_json
 from nnunet_alice.publishing.card import CardText, card
 from nnunet_alice.publishing.contents import contents
@@ -103,18 +103,22 @@ def publish(
 def _check_licence(text: CardText, licence_file: Any) -> None:
     """Refuse a licence that the hub has no identifier for, and ``other`` without a text."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text.licence):
-        raise InputError(f"Licence '{text.licence}' is no identifier like apache-2.0, cc-by-nc-4.0 or other.")
+        raise InputError(f"Licence '{text.licence}' is no identifier like apache-2.0, cc-by-nc-4.0 or other.").about(
+            value=text.licence
+        )
     if text.licence == "other" and licence_file is None:
-        raise InputError("Licence 'other' needs its text: --license_file FILE.")
+        raise InputError("Licence 'other' needs its text: --license_file FILE.").about(option="--license_file")
 
 
 def _check_free(output: Path) -> None:
     """Refuse to replace anything but an earlier publication."""
     if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file; name a folder with -o.")
+        raise InputError(f"{output} is a file; name a folder with -o.").about(path=output, option="-o")
     strange: Sequence[str] = sorted(path.name for path in output.glob("*") if path.name not in FILES)
     if strange:
-        raise InputError(f"{output} holds {strange[0]}, which publish did not write; name a different folder with -o.")
+        raise OccupiedError(
+            f"{output} holds {strange[0]}, which publish did not write; name a different folder with -o."
+        ).about(path=output, option="-o", value=strange[0])
 
 
 def _companions(checkpoint: Path, licence_file: Any, report: Any) -> dict[str, Path]:
@@ -125,12 +129,16 @@ def _companions(checkpoint: Path, licence_file: Any, report: Any) -> dict[str, P
     if report is not None:
         summary = Path(report) / "summary.csv"
         if not summary.is_file():
-            raise InputError(f"{summary} does not exist; give the folder that nnunet_alice report wrote.")
+            raise MissingFileError(f"{summary} does not exist; give the folder that nnunet_alice report wrote.").about(
+                path=summary, command="nnunet_alice report"
+            )
         found["evaluation.csv"] = summary
         if (curve := Path(report) / "label_efficiency.png").is_file():
             found["evaluation.png"] = curve
     if licence_file is not None:
         if not Path(licence_file).is_file():
-            raise InputError(f"{licence_file} does not exist; give the text of the licence with --license_file.")
+            raise MissingFileError(
+                f"{licence_file} does not exist; give the text of the licence with --license_file."
+            ).about(path=licence_file, option="--license_file")
         found["LICENSE"] = Path(licence_file)
     return found

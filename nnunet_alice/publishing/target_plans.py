@@ -63,7 +63,7 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
         raise InputError(
             f"{name} has {len(channels)} channels and the model {wanted}; plan {name} with nnU-Net and fit the weights "
             f"to its plans with {pasteable('nnunet_alice', 'transfer', '-i', folder)} ..."
-        )
+        ).about(value=len(channels), command="nnunet_alice transfer")
     if MODALITIES in plans:
         plans = plans_of_modality(plans, modality_of_channel(plans, channels["0"]))
         settings = plans["configurations"][configuration]

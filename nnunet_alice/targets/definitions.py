@@ -101,10 +101,12 @@ class DatasetTargets:
             what = f"target {name}" if name else "target"
             raise InputError(
                 f"{self.path} has no {what} that {trainer} can learn ({' or '.join(tasks)}); it has: {known}."
-            )
+            ).about(path=self.path, value=name)
         if len(fitting) > 1:
             endings = " or ".join(f"-tr {trainer}_target{key}" for key in fitting)
-            raise InputError(f"{self.path} has several targets for {trainer}; name one: {endings}.")
+            raise InputError(f"{self.path} has several targets for {trainer}; name one: {endings}.").about(
+                path=self.path, value=endings
+            )
         return next(iter(fitting.values()))
 
 
@@ -116,7 +118,9 @@ def target_name(text: str) -> str:
     """
     name = re.sub(r"[^A-Za-z0-9]", "", text)
     if not name:
-        raise InputError(f"'{text}' holds no letter and no digit; name the target with --name.")
+        raise InputError(f"'{text}' holds no letter and no digit; name the target with --name.").about(
+            option="--name", value=text
+        )
     return name
 
 
@@ -136,7 +140,7 @@ def load_targets(dataset: str) -> DatasetTargets:
         raise NotPreparedError(
             f"{dataset} has no {DEFINITIONS}; run: nnunet_alice targets -d {dataset_number(dataset)} "
             "--table labels.csv --target COLUMN --task classification"
-        )
+        ).about(value=dataset, command=f"nnunet_alice targets -d {dataset_number(dataset)}")
     return read_targets(folder)
 
 
@@ -154,7 +158,7 @@ def read_targets(folder: Path) -> DatasetTargets:
     if missing:
         raise InputError(
             f"{folder / TABLE} lacks the column '{missing[0]}' of {DEFINITIONS}; run nnunet_alice targets."
-        )
+        ).about(path=folder / TABLE, column=missing[0], command="nnunet_alice targets")
     return DatasetTargets(table, definitions, folder / TABLE)
 
 

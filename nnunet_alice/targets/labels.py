@@ -46,15 +46,19 @@ def read_labels(
     wanted = {"classification": 1, "survival": 2}.get(task)
     if wanted is not None and len(columns) != wanted:
         what = "the time and the event" if task == "survival" else "one column"
-        raise InputError(f"{task} takes {what}, not {', '.join(columns)}.")
+        raise InputError(f"{task} takes {what}, not {', '.join(columns)}.").about(value=task)
     source = read_table(path)
     id_column = id_column or source.columns[0]
     for column in (id_column, *columns, *([group_column] if group_column else [])):
         if column not in source.columns:
-            raise InputError(f"{path} has no column '{column}'; it has: {', '.join(source.columns)}.")
+            raise InputError(f"{path} has no column '{column}'; it has: {', '.join(source.columns)}.").about(
+                path=path, column=column
+            )
     reserved = {CASE, GROUP} & set(columns)
     if reserved:
-        raise InputError(f"{path}: the column '{reserved.pop()}' cannot be a target under this name; rename it.")
+        raise InputError(f"{path}: the column '{reserved.pop()}' cannot be a target under this name; rename it.").about(
+            path=path
+        )
     table = source[[id_column]].rename(columns={id_column: CASE})
     if group_column:
         table[GROUP] = source[group_column]
@@ -83,7 +87,7 @@ def merge(before: DatasetTargets, new: DatasetTargets) -> DatasetTargets:
             raise InputError(
                 f"Case {row[CASE]} is of '{row[GROUP]}' in {before.path} and of '{row[f'{GROUP}_new']}' in {new.path}; "
                 f"make them agree, or delete {before.path}."
-            )
+            ).about(case=row[CASE], path=before.path)
     table = old.set_index(CASE).combine_first(new.table.set_index(CASE)).reset_index()
     first = [CASE, *([GROUP] if GROUP in table else [])]
     table = table[[*first, *(column for column in table.columns if column not in first)]]
@@ -97,7 +101,9 @@ def _of_the_dataset(
     table = table.dropna(subset=[CASE]).dropna(subset=list(columns), how="all")
     twice = table[CASE][table[CASE].duplicated()]
     if len(twice):
-        raise InputError(f"{path} has more than one row for '{twice.iloc[0]}'; keep one row a case.")
+        raise InputError(f"{path} has more than one row for '{twice.iloc[0]}'; keep one row a case.").about(
+            case=twice.iloc[0], path=path
+        )
     check_spelling(path, cases, table[CASE], id_column, "of the dataset")
     known = table[CASE].isin(list(cases))
     if not known.any():
@@ -105,7 +111,7 @@ def _of_the_dataset(
         raise InputError(
             f"None of the dataset's {len(cases)} cases has a value in {path}: the dataset has '{min(cases)}', the "
             f"table '{there}'."
-        )
+        ).about(case=min(cases), path=path)
     if not known.all():
         strangers = table[CASE][~known].tolist()
         logger.warning("%d rows of %s are of no case of the dataset: %s.", len(strangers), path, named(strangers))
@@ -134,22 +140,28 @@ def _check_values(table: pd.DataFrame, target: TargetDefinition, path: str | os.
             raise InputError(
                 f"Column '{target.columns[0]}' of {path} has {len(target.classes)} different values; a classification "
                 f"needs 2 to {_MAX_CLASSES}; for numbers use --task regression."
-            )
+            ).about(path=path, column=target.columns[0], value=len(target.classes), option="--task")
         return
     for column in target.columns:
         _check_numbers(table[column].dropna(), path)
     values = target.values(table)
     if not len(values):
-        raise InputError(f"No case has all of {', '.join(target.columns)} in {path}.")
+        raise InputError(f"No case has all of {', '.join(target.columns)} in {path}.").about(path=path)
     if target.task == "survival" and (values.iloc[:, 0] <= 0).any():
-        raise InputError(f"Times in column '{target.columns[0]}' of {path} have to be above 0.")
+        raise InputError(f"Times in column '{target.columns[0]}' of {path} have to be above 0.").about(
+            path=path, column=target.columns[0]
+        )
     binary = {"multilabel": target.columns, "survival": target.columns[1:]}.get(target.task, ())
     for column in target.columns:
         there = set(values[column].dropna())
         if column in binary and not there <= {0.0, 1.0}:
-            raise InputError(f"Column '{column}' of {path} holds {max(there):g}; it may hold 0 and 1 only.")
+            raise InputError(f"Column '{column}' of {path} holds {max(there):g}; it may hold 0 and 1 only.").about(
+                path=path, column=column, value=f"{max(there):g}"
+            )
         if len(there) < 2:
-            raise InputError(f"All cases have the same '{column}' in {path}; there is nothing to learn.")
+            raise InputError(f"All cases have the same '{column}' in {path}; there is nothing to learn.").about(
+                path=path, column=column
+            )
 
 
 def _check_numbers(column: pd.Series, path: str | os.PathLike) -> None:
@@ -158,4 +170,4 @@ def _check_numbers(column: pd.Series, path: str | os.PathLike) -> None:
         raise InputError(
             f"Column '{column.name}' of {path} holds '{column.to_numpy()[bad][0]}', which is no number; for names of "
             "classes use --task classification."
-        )
+        ).about(path=path, column=str(column.name), value=column.to_numpy()[bad][0], option="--task")

@@ -102,7 +102,7 @@ def concordance(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> flo
 
 
 def with_intervals(metrics: Mapping[str, Metric], groups: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """Return value and 95 % interval of every metric.
+    """Return value and 95 % interval of every metric: columns ``metric``, ``value``, ``low``, ``high``.
 
     The bootstrap draws patients, not cases: two scans of one patient are no two samples.
 
@@ -110,9 +110,6 @@ def with_intervals(metrics: Mapping[str, Metric], groups: Sequence[str], seed: i
         metrics: name -> metric.
         groups: (N,) patient of every case.
         seed: of the bootstrap.
-
-    Returns:
-        columns ``metric``, ``value``, ``low``, ``high``.
     """
     rng = np.random.default_rng(seed)
     members = list(pd.Series(np.arange(len(groups))).groupby(np.asarray(groups)).apply(np.asarray))

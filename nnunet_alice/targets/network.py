@@ -29,7 +29,7 @@ class PooledEncoder(nn.Module):
         super().__init__()
         widths = cast(Sequence[int], encoder.output_channels)
         if stages > len(widths):
-            raise InputError(f"{stages} stages cannot be pooled, the encoder has {len(widths)}.")
+            raise InputError(f"{stages} stages cannot be pooled, the encoder has {len(widths)}.").about(value=stages)
         self.encoder = encoder
         self.stages = stages
         self.width = 2 * sum(widths[-stages:])
@@ -57,5 +57,7 @@ def pooled_encoder(unet: nn.Module, outputs: int, stages: int, dropout: float) -
     """
     encoder: Any = getattr(unet, "encoder", None)
     if not hasattr(encoder, "output_channels") or not getattr(encoder, "return_skips", False):
-        raise InputError(f"{type(unet).__name__} has no encoder in stages; take plans of one of nnU-Net's U-Nets.")
+        raise InputError(
+            f"{type(unet).__name__} has no encoder in stages; take plans of one of nnU-Net's U-Nets."
+        ).about(value=type(unet).__name__)
     return PooledEncoder(encoder, outputs, stages, dropout)

@@ -13,7 +13,7 @@ import torch
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.networks import network_of_file
-from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.errors import CheckpointError, MissingFileError
 from nnunet_alice.features.images import RawImages
 from nnunet_alice.files import read_json
 from nnunet_alice.nnunet_folders import plain_name
@@ -77,7 +77,9 @@ class TargetModel:
         found = [f"fold_{plain_name(fold, '-f')}" for fold in folds or ()]
         found = found or sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}"))
         if not found:
-            raise InputError(f"{folder} holds no fold_*/{checkpoint}; give the folder of a finished training with -m.")
+            raise MissingFileError(
+                f"{folder} holds no fold_*/{checkpoint}; give the folder of a finished training with -m."
+            ).about(path=folder, option="-m")
         plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
         models, records = [], []
         for fold in found:
@@ -85,7 +87,9 @@ class TargetModel:
             models.append(model)
             records.append(record)
         if len({model.task.definition for model in models}) > 1:
-            raise CheckpointError(f"The folds of {folder} were trained for different targets; name one with -f.")
+            raise CheckpointError(f"The folds of {folder} were trained for different targets; name one with -f.").about(
+                path=folder, option="-f"
+            )
         run = {"plans": plans, "dataset_json": dataset_json}
         run |= {key: records[0][key] for key in ("configuration", "num_input_channels", "orientation")}
         return cls(models, run)
@@ -133,7 +137,7 @@ def _open_fold(path: Path, fold: str, plans: dict, device: torch.device | str) -
     checkpoint = load_checkpoint(path)
     record = checkpoint.get("targets")
     if record is None:
-        raise CheckpointError(f"{path} was not written by ClassificationTrainer or RegressionTrainer.")
+        raise CheckpointError(f"{path} was not written by ClassificationTrainer or RegressionTrainer.").about(path=path)
     task, settings = task_of_record(record["task"]), record["settings"]
     configuration = PlansManager(plans).get_configuration(record["configuration"])
     unet = network_of_file(path, configuration, record["num_input_channels"], 1, deep_supervision=False)

@@ -107,7 +107,9 @@ def dataset_cases(dataset: str) -> list[str]:
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
     cases = sorted({path.stem for path in folder.glob("*/*.b2nd") if not path.stem.endswith("_seg")})
     if not cases:
-        raise NotPreparedError(f"{dataset} has no case; run nnunet_alice import and nnunet_alice plan first.")
+        raise NotPreparedError(f"{dataset} has no case; run nnunet_alice import and nnunet_alice plan first.").about(
+            value=dataset, command="nnunet_alice import"
+        )
     return cases
 
 
@@ -128,7 +130,9 @@ def _describe(definition: TargetDefinition, values: pd.DataFrame) -> list[str]:
 def _describe_folds(splits: list[dict], values: pd.DataFrame, path: Path) -> str:
     sizes = [sum(case in values.index for case in split["val"]) for split in splits]
     if not any(sizes):
-        raise InputError(f"{path} has no case with the target in any validation part; run again with --new_splits.")
+        raise InputError(
+            f"{path} has no case with the target in any validation part; run again with --new_splits."
+        ).about(path=path, option="--new_splits")
     return f"{counted(len(splits), 'fold')} with {', '.join(map(str, sizes))} validation cases that have it: {path}"
 
 

@@ -19,7 +19,7 @@ _RARE = -1
 
 
 def strata(definition: TargetDefinition, values: pd.DataFrame) -> np.ndarray:
-    """Return the number of the stratum of every case.
+    """Return the number of the stratum of every case: (N,) int.
 
     Classes and combinations of labels are strata; numbers are cut at their quantiles; times at theirs, apart for events
     and censored cases.
@@ -27,9 +27,6 @@ def strata(definition: TargetDefinition, values: pd.DataFrame) -> np.ndarray:
     Args:
         definition: of the target.
         values: of its ``values``.
-
-    Returns:
-        (N,) int.
     """
     if definition.task in ("classification", "multilabel"):
         keys = values.fillna(-1).apply(tuple, axis=1)
@@ -62,7 +59,7 @@ def make_splits(
         InputError: there are fewer groups than folds, or a class of which a fold has no training case.
     """
     if folds < 2:
-        raise InputError(f"{folds} folds are no split; take at least 2.")
+        raise InputError(f"{folds} folds are no split; take at least 2.").about(value=folds)
     cases = sorted(cases)
     values = definition.values(targets.table)
     stratum = pd.Series(_RARE - 1, index=cases)
@@ -72,7 +69,9 @@ def make_splits(
     stratum[sizes < folds] = _RARE
     groups = np.array(targets.groups(cases))
     if len(set(groups[stratum.index.isin(known)])) < folds:
-        raise InputError(f"{targets.path} has fewer patients with '{definition.name}' than the {folds} folds.")
+        raise InputError(f"{targets.path} has fewer patients with '{definition.name}' than the {folds} folds.").about(
+            path=targets.path, value=folds
+        )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of strata smaller than the folds; they were put together
@@ -101,12 +100,16 @@ def check_training_cases(definition: TargetDefinition, values: pd.DataFrame, whe
         counts = np.bincount(values.iloc[:, 0].astype(int), minlength=len(definition.classes))
         if not counts.all():
             name = definition.classes[int(counts.argmin())]
-            raise InputError(f"No training case of {where} is of class '{name}'; use fewer folds, or leave it out.")
+            raise InputError(
+                f"No training case of {where} is of class '{name}'; use fewer folds, or leave it out."
+            ).about(value=name)
         return
     events = definition.columns[1:] if definition.task == "survival" else definition.columns
     for column in events:
         if values[column].nunique() < 2 and not (definition.task == "survival" and values[column].any()):
-            raise InputError(f"All training cases of {where} have the same '{column}'; use fewer folds.")
+            raise InputError(f"All training cases of {where} have the same '{column}'; use fewer folds.").about(
+                column=column
+            )
 
 
 def check_no_leak(targets: DatasetTargets, split: Mapping[str, Sequence[str]], path: Path) -> None:
@@ -128,7 +131,7 @@ def check_no_leak(targets: DatasetTargets, split: Mapping[str, Sequence[str]], p
         raise InputError(
             f"{path} puts cases of one patient on both sides of a fold ({named(examples)}); make new folds with "
             "nnunet_alice targets ... --new_splits."
-        )
+        ).about(case=examples[0], path=path, option="--new_splits")
 
 
 def _quantile(numbers: pd.Series) -> pd.Series:

@@ -27,7 +27,7 @@ def crop_at(image: Any, start: Triple, size: Triple) -> np.ndarray:
 
 
 def window_starts(geometry: CaseGeometry, patch_size: Triple, step: float) -> np.ndarray:
-    """Return the first voxels of the windows that cover the body of a case.
+    """Return the first voxels of the windows that cover the body of a case: (N, 3) int, N at least 1.
 
     Where the volume is smaller than the patch, the one window lies in its middle and reaches beyond it.
 
@@ -35,9 +35,6 @@ def window_starts(geometry: CaseGeometry, patch_size: Triple, step: float) -> np
         geometry: of the case.
         patch_size: (3,) voxels, (z, y, x).
         step: distance of windows in patches, at most.
-
-    Returns:
-        (N, 3) int, N at least 1.
     """
     patch = np.asarray(patch_size)
     body = geometry.body

@@ -52,5 +52,5 @@ def share_batch_statistics(module: nn.Module, device: torch.device) -> None:
         raise InputError(
             "These plans have batch normalisation, which several processes can only share on GPUs; "
             "train in one process, or with plans that use instance normalisation."
-        )
+        ).about(value="batch normalisation")
     nn.SyncBatchNorm.convert_sync_batchnorm(module)

@@ -46,7 +46,9 @@ def train(arguments: Sequence[str]) -> None:
         nonlocal restarted
         call = inspect.signature(run).bind(*args, **kwargs).arguments
         if together and call["num_gpus"] > 1:
-            raise InputError("torchrun says how many processes train (--nproc-per-node); leave -num_gpus away.")
+            raise InputError("torchrun says how many processes train (--nproc-per-node); leave -num_gpus away.").about(
+                option="-num_gpus"
+            )
         with _process_group(call["device"]) if together else nullcontext(call["device"]) as device:
             restarted = any(of_all_ranks([_started_again()]))
             if restarted and not call["only_run_validation"]:
@@ -70,7 +72,9 @@ def train(arguments: Sequence[str]) -> None:
         except RuntimeError as error:
             if not str(error).startswith("Could not find requested nnunet trainer"):
                 raise
-            raise InputError("There is no trainer of that name; nnunet_alice trainers --list names ours.") from None
+            raise InputError("There is no trainer of that name; nnunet_alice trainers --list names ours.").about(
+                command="nnunet_alice trainers --list"
+            ) from None
 
 
 def _started_again() -> bool:
@@ -125,11 +129,15 @@ def own_part(store: dist.Store, rank: int, size: int) -> dist.Store:
 def _process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the process group of torchrun's environment, and give this process's device."""
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"Several processes train with -device cuda or cpu, not {device.type}.")
+        raise InputError(f"Several processes train with -device cuda or cpu, not {device.type}.").about(
+            option="-device", value=device.type
+        )
     if device.type == "cuda":
         number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= there:
-            raise InputError(f"This machine has {there} GPU(s); start torchrun with --nproc-per-node={there} or fewer.")
+            raise InputError(
+                f"This machine has {there} GPU(s); start torchrun with --nproc-per-node={there} or fewer."
+            ).about(option="--nproc-per-node", value=there)
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     # Ranks prepare and validate at their own pace, which takes longer than the ten minutes that NCCL would wait.

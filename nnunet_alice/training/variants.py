@@ -204,13 +204,15 @@ def _changes(name: str, base_name: str, namespace: Mapping[str, Any]) -> dict[st
             raise UnknownTrainerError(
                 f"{base_name} has no ending '_{text}'; "
                 f"{_nearest(text, [*classes, *(ending.shown for ending in known)])}"
-            )
+            ).about(value=text)
         ending, number = found[0]
         value = ending.value(number)
         if ending.path in changes:
-            raise UnknownTrainerError(f"{name} has two endings {ending.shown}; leave one out.")
+            raise UnknownTrainerError(f"{name} has two endings {ending.shown}; leave one out.").about(value=name)
         if ending.min_value is not None and value < ending.min_value:
-            raise UnknownTrainerError(f"{name} ends with '_{text}', which is too small; give a larger number.")
+            raise UnknownTrainerError(f"{name} ends with '_{text}', which is too small; give a larger number.").about(
+                value=text
+            )
         changes[ending.path] = value
     return changes
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +94,10 @@ def draw_affine(
 def apply_affine_to_crops(crops: Tensor, affines: np.ndarray) -> Tensor:
     """Resample crops (linear), what lies outside being the nearest voxel of the border.
 
+    torch samples images several times as fast as volumes. So a volume is read as one tall image of all its slices, in
+    the slice below each place and in that above. Rows are large numbers then: places are exact to a 2,000th of a voxel
+    in crops of 64 voxels.
+
     Args:
         crops: (N, C, z, y, x) float32.
         affines: (N, 3, 4) from `draw_affine`.
@@ -100,32 +105,38 @@ def apply_affine_to_crops(crops: Tensor, affines: np.ndarray) -> Tensor:
     Returns:
         (N, C, z, y, x).
     """
-    size = np.asarray(crops.shape[2:], dtype=float)
-    # grid_sample counts from -1 to 1 over the array, borders included, x first.
-    matrix = affines[:, :, :3] * size / size[:, None]
-    shift = 2 * affines[:, :, 3] / size
-    theta = np.concatenate([matrix[:, ::-1, ::-1], shift[:, ::-1, None]], axis=2).astype(np.float32)
-    result, grid = torch.empty_like(crops), torch.empty(1, *crops.shape[2:], 3)
-    for number, rows in enumerate(torch.from_numpy(theta)):
-        _write_grid(grid, rows)  # one that stays in the processor's cache, where all together do not
-        crop = crops[number : number + 1]
-        result[number] = functional.grid_sample(
-            crop, grid, mode="bilinear", padding_mode="border", align_corners=False
-        )[0]
+    depth, height, width = crops.shape[2:]
+    rows = depth * height
+    result = torch.empty_like(crops)
+    grid = torch.empty(1, rows, width, 2)
+    columns_and_rows = grid.view(depth, height, width, 2).unbind(-1)
+    for crop, affine, out in zip(crops, affines, result, strict=True):
+        z, y, x = _places(affine, crop.shape[1:])
+        lower = z.clamp_(0, depth - 1).floor().clamp_(max=max(depth - 2, 0))
+        # grid_sample counts from -1 to 1 over the array, borders included, x first.
+        torch.add(x.mul_(2 / width), 1 / width - 1, out=columns_and_rows[0])
+        torch.add(
+            lower * (2 / depth) + (1 / rows - 1), y.clamp_(0, height - 1), alpha=2 / rows, out=columns_and_rows[1]
+        )
+        image = crop.reshape(1, -1, rows, width)
+        below, above = (_sampled(image, grid, shift).view_as(out) for shift in (0, 2 / depth))
+        torch.lerp(below, above, z.sub_(lower), out=out)
     return result
 
 
-def _write_grid(grid: Tensor, rows: Tensor) -> None:
-    """Do ``affine_grid`` in place, by sums over axes instead of a product of matrices for every voxel.
+def _places(affine: np.ndarray, size: Sequence[int]) -> list[Tensor]:
+    """Return where each voxel is read, z, y and x in voxels of the crop (each of its size), by sums over axes."""
+    z, y, x = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size)
+    return [
+        ((by_z * z + (shift + (n - 1) / 2))[:, None] + by_y * y)[..., None] + by_x * x
+        for n, (by_z, by_y, by_x, shift) in zip(size, affine.tolist(), strict=True)
+    ]
 
-    Args:
-        grid: (1, z, y, x, 3), overwritten.
-        rows: (3, 4), of x, y and z; columns x, y, z and shift.
-    """
-    z, y, x = ((2 * torch.arange(n, dtype=torch.float32) + 1) / n - 1 for n in grid.shape[1:4])
-    for axis, (by_x, by_y, by_z, shift) in enumerate(rows):
-        plane = (by_z * z + shift)[:, None] + by_y * y
-        torch.add(plane[..., None], by_x * x, out=grid[0, ..., axis])
+
+def _sampled(image: Tensor, grid: Tensor, shift: float) -> Tensor:
+    """Return values of an image at a grid whose rows are first moved by ``shift``, in place."""
+    grid[..., 1] += shift
+    return functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True)
@@ -172,8 +183,8 @@ class LandmarkCrops:
     its share of the subjects. Where not even one batch of all ranks can be filled, every rank draws for itself.
 
     Subjects are drawn among those with a case that shows the landmark and its neighbours; of several cases one is
-    drawn. Where these are fewer than B, the batch is smaller. Others take the place of those that cannot be read; where
-    too few of a landmark's are left, the batch shows the next landmark instead.
+    drawn. Where these are fewer than B, the batch is smaller, see `size_of_batch`. Others take the place of those that
+    cannot be read; where too few of a landmark's are left, the batch shows the next landmark instead.
 
     Args:
         places: where landmarks lie in the registered cases.
@@ -245,7 +256,7 @@ class LandmarkCrops:
                 f"None of the {count} landmarks is shown, with its {neighbours} neighbours, by {min_subjects} subjects "
                 f"of the {int(self._drawn_from.sum())} registered cases; look at landmarks.png, add cases, or choose "
                 "a different --roi with nnunet_alice anatomy."
-            )
+            ).about(option="--roi", value=min_subjects, command="nnunet_alice anatomy")
         self.stays = np.clip(shown[self.landmarks] // self.together, 1, max_stay)
 
     def visit_of(self, number: int) -> Visit:
@@ -289,13 +300,13 @@ class LandmarkCrops:
         raise InputError(
             f"No landmark is shown by {self.min_subjects} subjects of the {int(self._drawn_from.sum())} cases that can "
             f"be read; the first that cannot: {self.readings.first}"
-        )
+        ).about(value=self.min_subjects)
 
     def _read(self, visit: Visit, rng: np.random.Generator) -> dict[int, list[Tensor]]:
         """Return patches at a landmark and its neighbours, of one case each of up to B subjects."""
         there = self._subjects_at(visit.landmark)
         if len(there) < self.together:
-            chosen = rng.choice(there, size=min(self.batch_size, len(there)), replace=False)
+            chosen = rng.choice(there, size=size_of_batch(len(there), self.batch_size), replace=False)
         else:
             order = np.random.default_rng([self.seed, visit.round, visit.landmark]).permutation(there)
             first = visit.step * self.together + self.before
@@ -307,7 +318,7 @@ class LandmarkCrops:
         if len(patches) < len(chosen):
             others = rng.permutation(np.setdiff1d(there, chosen))
             self._add_patches(patches, others, cases, len(chosen), points, rng)
-        return patches
+        return dict(islice(patches.items(), size_of_batch(len(patches), self.batch_size)))
 
     def _add_patches(
         self,
@@ -353,6 +364,14 @@ class LandmarkCrops:
     def _subjects_at(self, landmark: int) -> np.ndarray:
         """Return numbers of the subjects of these cases, ascending."""
         return np.unique(self._subject_of[self._cases_at(landmark)])
+
+
+def size_of_batch(subjects: int, largest: int) -> int:
+    """Return how many of these subjects a batch shows: ``largest``, or a power of two below.
+
+    Every size is compiled for itself, and cuDNN looks for its fastest kernels again; few sizes keep that short.
+    """
+    return largest if subjects >= largest else 2 ** (subjects.bit_length() - 1) if subjects else 0
 
 
 def crop_size(

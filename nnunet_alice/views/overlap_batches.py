@@ -129,7 +129,9 @@ class OverlappingCrops:
         for case in cases:
             with suppress(UnreadableCaseError):
                 return self._crops(case, rng)
-        raise InputError(f"None of the {counted(len(cases), 'case')} can be read; the first: {self.readings.first}")
+        raise InputError(
+            f"None of the {counted(len(cases), 'case')} can be read; the first: {self.readings.first}"
+        ).about(value=len(cases))
 
     def _crops(self, case: str, rng: np.random.Generator) -> _Drawn:
         """Return a pair of crops around a point in the body.

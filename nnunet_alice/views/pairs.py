@@ -95,7 +95,7 @@ class MatchedPairs:
             raise InputError(
                 f"Matched views need at least two cases, but only {len(self.matched)} of {len(cases)} can be matched "
                 f"by the {matcher.name}; add cases, or look into the report of nnunet_alice anatomy."
-            )
+            ).about(value=len(self.matched))
         self.readings = Readings()
         self.matcher = matcher
         self.patch_size = tuple(patch_size)

@@ -50,7 +50,7 @@ class Readings:
             if case not in self.unreadable:
                 self.unreadable[case] = reason
                 logger.warning("Case %s is left out of training where it cannot be read: %s", case, reason)
-            raise UnreadableCaseError(reason) from error
+            raise UnreadableCaseError(reason).about(case=case) from error
 
     def again(self, make: Callable[[np.random.Generator], T], rng: np.random.Generator) -> T:
         """Return ``make(rng)``, and once more for every case it meets that cannot be read.
@@ -70,7 +70,7 @@ class Readings:
         raise InputError(
             f"{_MAX_IN_A_ROW} draws in a row met cases that cannot be read, {len(self.unreadable)} cases in all; the "
             f"first: {self.first}"
-        )
+        ).about(value=len(self.unreadable))
 
     @property
     def first(self) -> str:

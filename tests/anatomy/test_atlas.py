@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from support.refused import refused
 from support.small_datasets import ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
@@ -140,7 +141,7 @@ def test_an_unfinished_change_of_the_atlas_counts_as_nothing_prepared(balls, reg
     prepare_atlas(balls, 1, atlas_case="b")
     AtlasMatcher(balls)
     AtlasFiles(balls).write_atlas("c", (2.0, 2.0, 2.0), "body")
-    with pytest.raises(NotPreparedError, match="anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
+    with refused(NotPreparedError, path=balls.folder, command="anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
         AtlasMatcher(balls)
 
 
@@ -166,7 +167,7 @@ def test_a_case_that_was_preprocessed_again_is_left_out_and_registered_anew(ball
 def test_an_atlas_that_was_preprocessed_again_is_another_atlas(balls, registered):
     prepare_atlas(balls, 1, atlas_case="b")
     replace_image(balls, "b", balls.image("b")[...] * 1.5)
-    with pytest.raises(NotPreparedError, match="No atlas was prepared"):
+    with refused(NotPreparedError, path=balls.folder):
         AtlasMatcher(balls)
     registered.clear()
     prepare_atlas(balls, 1, atlas_case="b")
@@ -214,19 +215,19 @@ def test_a_forgotten_case_is_registered_again_and_a_forgotten_atlas_counts_no_mo
 
 
 def test_bad_arguments_get_one_sentence(balls, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="no preprocessed case 'nobody'"):
+    with refused(InputError, case="nobody", option="--atlas"):
         prepare_atlas(balls, 1, atlas_case="nobody")
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "one"))
     image = ball((20, 20, 20), (2.0, 2.0, 2.0), 14)
-    with pytest.raises(InputError, match="at least two"):
+    with refused(InputError, value=1):
         prepare_atlas(write_preprocessed(tmp_path / "one", {"a": image}, (2.0, 2.0, 2.0)), 1)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "flat"))
-    with pytest.raises(InputError, match="is 2D"):
+    with refused(InputError, option="-c"):
         prepare_atlas(write_preprocessed(tmp_path / "flat", {"a": image, "b": image}, (2.0, 2.0)), 1)
 
 
 def test_the_provider_opens_what_was_prepared(balls, registered):
-    with pytest.raises(NotPreparedError, match="nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
+    with refused(NotPreparedError, command="nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
         open_matcher(balls)
     prepare_atlas(balls, 1)
     matcher = open_matcher(balls)

@@ -162,7 +162,7 @@ def test_nonzero_is_what_nnunet_takes_for_it(channels):
 
 
 def test_wrong_axes_are_refused():
-    with pytest.raises(ValueError, match="body_mask takes"):
+    with pytest.raises(ValueError):
         body_mask(np.zeros((4, 4)), (1, 1, 1))
 
 

@@ -6,6 +6,7 @@ import zipfile
 import blosc2
 import numpy as np
 import pytest
+from support.refused import refused
 from support.small_datasets import ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.geometry import (
@@ -77,15 +78,15 @@ def test_gain_and_offset_of_the_scanner_do_not_change_the_coarse_image():
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
+    ("image", "found"),
     [
-        (np.full((1, 8, 8, 8), np.nan, np.float32), "NaN or Inf"),
-        (np.zeros((1, 8, 8, 8), np.float32), "no body found"),
-        (np.zeros((1, 8, 8), np.float32), "3D configuration"),
+        (np.full((1, 8, 8, 8), np.nan, np.float32), "NaN"),
+        (np.zeros((1, 8, 8, 8), np.float32), None),
+        (np.zeros((1, 8, 8), np.float32), (1, 8, 8)),
     ],
 )
-def test_unusable_images_are_refused_by_name(image, message):
-    with pytest.raises(InputError, match=f"Case bad: .*{message}"):
+def test_unusable_images_are_refused_by_name(image, found):
+    with refused(InputError, case="bad", value=found):
         compute_geometry("bad", image, (1.0, 1.0, 1.0))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy import ndimage
+from support.refused import refused
 
 from nnunet_alice.anatomy.atlas import Atlas
 from nnunet_alice.anatomy.geometry import compute_geometry
@@ -56,7 +57,7 @@ def test_any_axis_may_run_along_the_body_and_fine_voxels_are_thinned(torso):
 def test_images_without_lungs_are_refused(torso):
     image, lungs = torso
     below = np.flatnonzero(lungs.any(axis=(1, 2)))[0]
-    with pytest.raises(InputError, match="no lungs are seen"):
+    with refused(InputError, case=None, value="0.06"):
         lung_mask(image[: below - 2], SPACING)
 
 
@@ -73,7 +74,7 @@ def test_registration_by_lungs_brings_lungs_together():
         masks[1].astype(float), found.affine[:3, :3], found.affine[:3, 3] / SPACING, masks[0].shape, order=1
     )
     assert overlap(moved > 0.5, masks[0]) > 0.88
-    with pytest.raises(InputError, match=r"Case 0: no lungs"):
+    with refused(InputError, case="0", value="0.00"):
         lung_geometry(replace(geometries[0], image=np.full_like(geometries[0].image, 90)))
 
 

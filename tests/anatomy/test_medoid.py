@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.refused import refused
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.medoid import MAX_CANDIDATES, describe, find_medoid
@@ -46,7 +47,7 @@ def test_a_case_that_fails_is_no_candidate_and_stops_nothing():
         return ellipsoid(0.7)
 
     assert find_medoid(["bad1", "good", "bad2"], geometry_of) == "good"
-    with pytest.raises(InputError, match="None of the 2 cases"):
+    with refused(InputError, value=2):
         find_medoid(["bad1", "bad2"], geometry_of)
 
 

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from support.benchmark_runs import finished_benchmark, make_runner, settings, write_dataset
 from support.labelled_runs import DATASET
+from support.refused import refused
 
 from nnunet_alice.benchmark.leakage import leakage
 from nnunet_alice.benchmark.report import summarise, write_report
@@ -237,10 +238,10 @@ def test_a_run_that_cannot_be_used_is_in_no_picture(tmp_path, monkeypatch):
 def test_nothing_finished_is_an_error_with_the_next_step(tmp_path, monkeypatch):
     write_dataset(tmp_path)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
-    with pytest.raises(InputError, match="holds no benchmark"):
+    with refused(InputError, path="bench", command="nnunet_alice benchmark"):
         write_report(tmp_path / "bench", 1)
     runner_of(tmp_path).prepare()
-    with pytest.raises(NotPreparedError, match="run nnunet_alice benchmark"):
+    with refused(NotPreparedError, path="bench", command="nnunet_alice benchmark"):
         write_report(tmp_path / "bench", 1)
 
 

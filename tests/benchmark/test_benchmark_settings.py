@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from support.refused import refused
 
 from nnunet_alice.benchmark.settings import parse_settings, read_settings
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 
 GOOD = {
     "dataset": 4,
@@ -37,47 +38,47 @@ def test_settings_survive_a_trip_through_json():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "option", "value"),
     [
-        ({"label": [3]}, "Unknown 'label' in settings; did you mean 'labels'"),
-        ({"arms": {"s": {"lr": 1}}}, "Unknown 'lr' in arm 's'"),
-        ({"arms": {"a": {"checkpoints": "a.pth"}}}, "No arm trains from scratch"),
-        ({"arms": {"a b": None}}, "names are letters"),
-        ({"arms": {"s": {"learning_rates": ["fast"]}}}, "'arms: s: learning_rates' has to be a number, not 'fast'"),
-        ({"arms": {"s": {"learning_rates": [0]}}}, "above 0"),
-        ({"arms": {"s": {"trainer": "nnUNetTrainer"}}}, "does not use a FineTuneTrainer"),
-        ({"arms": {"s": {"parts": "head"}}}, "'all' or 'encoder'"),
-        ({"arms": {}}, "lack 'arms'"),
-        ({"baseline": "x"}, "not among the arms"),
-        ({"test": {"cases": 3, "folds": [0]}}, "exactly one"),
-        ({"test": {}}, "lack 'test'"),
-        ({"labels": [0]}, "above 0"),
-        ({"labels": [5, 5]}, "each once"),
-        ({"labels": ["many"]}, "whole number"),
-        ({"draws": 0}, "at least 1"),
-        ({"draws_of_all": 0}, "'draws_of_all' has to be at least 1"),
-        ({"mirroring": "off "}, "true or false"),
-        ({"keep_at": [100]}, "between 1 and 99"),
-        ({"arms": ["scratch", "alice"]}, "'arms' has to be a mapping"),
-        ({"arms": {"scratch": None, "alice": "a.pth"}}, "Arm 'alice' has to be a mapping"),
-        ({"arms": {"s": {"learning_rates": {"a": 1}}}}, "has to be a number"),
-        ({"test": {"cases": "ten"}}, "'cases' has to be a whole number"),
-        ({"test": {"folds": [0, 0]}}, "each once"),
-        ({"test": {"folds": [-1]}}, "from 0"),
-        ({"tuning": {"labels": "all"}}, "'tuning: labels' has to be a whole number"),
-        ({"tuning": {"draws": 0}}, "'tuning: draws' has to be at least 1"),
-        ({"draws": 2.7}, "'draws' has to be a whole number, not 2.7"),
-        ({"seed": -1}, "'seed' has to be at least 0"),
-        ({"tolerance_mm": "2,5"}, "'tolerance_mm' has to be a number"),
-        ({"tolerance_mm": 0}, "'tolerance_mm' above 0"),
-        ({"device": "gpu"}, "'device' is one of cuda, cpu, mps"),
-        ({"test": {"file": 5}}, "'file' of 'test' is the name of a file"),
-        ({"epochs": 2}, r"\[25, 50\] means the epochs \[1, 1\] of 2"),
-        ({"epochs": 8, "keep_at": [97]}, "to lie before the last"),
+        ({"label": [3]}, "label", None),
+        ({"arms": {"s": {"lr": 1}}}, "lr", None),
+        ({"arms": {"a": {"checkpoints": "a.pth"}}}, "baseline", None),
+        ({"arms": {"a b": None}}, "names", None),
+        ({"arms": {"s": {"learning_rates": ["fast"]}}}, "arms: s: learning_rates", "fast"),
+        ({"arms": {"s": {"learning_rates": [0]}}}, "learning_rates", None),
+        ({"arms": {"s": {"trainer": "nnUNetTrainer"}}}, "s", None),
+        ({"arms": {"s": {"parts": "head"}}}, "parts", "head"),
+        ({"arms": {}}, "arms", None),
+        ({"baseline": "x"}, "baseline", None),
+        ({"test": {"cases": 3, "folds": [0]}}, "test", None),
+        ({"test": {}}, "test", None),
+        ({"labels": [0]}, "labels", 0),
+        ({"labels": [5, 5]}, "labels", None),
+        ({"labels": ["many"]}, "labels", "many"),
+        ({"draws": 0}, "draws", None),
+        ({"draws_of_all": 0}, "draws_of_all", None),
+        ({"mirroring": "off "}, "mirroring", "off "),
+        ({"keep_at": [100]}, "keep_at", None),
+        ({"arms": ["scratch", "alice"]}, "arms", None),
+        ({"arms": {"scratch": None, "alice": "a.pth"}}, "alice", "a.pth"),
+        ({"arms": {"s": {"learning_rates": {"a": 1}}}}, "arms: s: learning_rates", {"a": 1}),
+        ({"test": {"cases": "ten"}}, "cases", "ten"),
+        ({"test": {"folds": [0, 0]}}, "folds", None),
+        ({"test": {"folds": [-1]}}, "folds", None),
+        ({"tuning": {"labels": "all"}}, "tuning: labels", "all"),
+        ({"tuning": {"draws": 0}}, "tuning: draws", 0),
+        ({"draws": 2.7}, "draws", 2.7),
+        ({"seed": -1}, "seed", None),
+        ({"tolerance_mm": "2,5"}, "tolerance_mm", "2,5"),
+        ({"tolerance_mm": 0}, "tolerance_mm", None),
+        ({"device": "gpu"}, "device", "gpu"),
+        ({"test": {"file": 5}}, "file", None),
+        ({"epochs": 2}, "keep_at", [1, 1]),
+        ({"epochs": 8, "keep_at": [97]}, "keep_at", [8]),
     ],
 )
-def test_mistakes_are_named(change, message):
-    with pytest.raises(InputError, match=message):
+def test_mistakes_are_named(change, option, value):
+    with refused(InputError, option=option, value=value):
         parse_settings(GOOD | change)
 
 
@@ -93,8 +94,8 @@ def test_a_rate_written_in_two_ways_is_one():
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
+    with refused(MissingFileError, path="no.yaml"):
         read_settings(tmp_path / "no.yaml")
     (tmp_path / "b.yaml").write_text("a: [")
-    with pytest.raises(InputError, match="not valid YAML"):
+    with refused(InputError, path="b.yaml"):
         read_settings(tmp_path / "b.yaml")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from support.refused import refused
 
 from nnunet_alice.checkpoints.networks import check_architecture, network_of_file
-from nnunet_alice.errors import CheckpointError
+from nnunet_alice.errors import UnsafeCheckpointError
 
 UNETS = "dynamic_network_architectures.architectures.unet"
 
@@ -53,7 +54,7 @@ def test_a_network_that_nnunet_moved_is_found(make_plans):
 )
 def test_whatever_else_they_name_is_refused(make_plans, changes):
     argument, name = next(iter(changes.items()))
-    with pytest.raises(CheckpointError, match=rf"c\.pth was refused: its plans name .* as {argument}") as caught:
+    with refused(UnsafeCheckpointError, path="c.pth", option=argument, value=name) as caught:
         check_architecture("c.pth", configuration_of(make_plans(), **changes))
     assert repr(name) in str(caught.value)
 
@@ -62,7 +63,7 @@ def test_a_command_in_plain_text_is_not_run(make_plans, make_network, tmp_path):
     """nnU-Net itself runs it, which is why such files must not reach it."""
     touched = tmp_path / "touched"
     arguments = {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(touched)]}}
-    with pytest.raises(CheckpointError, match=r"'subprocess\.Popen' as nonlin"):
+    with refused(UnsafeCheckpointError, option="nonlin", value="subprocess.Popen"):
         network_of_file("c.pth", configuration_of(make_plans(), **arguments), 1, 3)
     assert not touched.exists()
     with pytest.raises((TypeError, subprocess.SubprocessError)):

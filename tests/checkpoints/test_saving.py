@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.refused import refused
 from torch import nn
 
 from nnunet_alice.checkpoints.saving import STALE_AFTER_SECONDS, plain, save_checkpoint
@@ -106,21 +107,21 @@ def test_same_memory_is_saved_once_and_views_take_only_their_room(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "option"),
     [
-        ({"a": {"b": [1, Path("x")]}}, r"\['a'\]\['b'\]\[1\]"),
-        ({"f": len}, r"\['f'\] is a builtin_function"),
-        ({"s": {1, 2}}, r"\['s'\] is a set"),
-        ({"o": np.array([None])}, r"\['o'\] is a numpy array of dtype object"),
-        ({"t": np.array(["text"])}, r"\['t'\] is a numpy array"),
-        ({"m": torch.empty(2, device="meta")}, r"\['m'\]"),
-        ({"m": torch.eye(3).to_sparse()}, r"\['m'\]"),
-        ({"k": {(1, len): 2}}, r"\['k'\].*the key itself"),
-        ([1], "is a dict, not list"),
+        ({"a": {"b": [1, Path("x")]}}, "['a']['b'][1]"),
+        ({"f": len}, "['f']"),
+        ({"s": {1, 2}}, "['s']"),
+        ({"o": np.array([None])}, "['o']"),
+        ({"t": np.array(["text"])}, "['t']"),
+        ({"m": torch.empty(2, device="meta")}, "['m']"),
+        ({"m": torch.eye(3).to_sparse()}, "['m']"),
+        ({"k": {(1, len): 2}}, "['k'][(1, <built-in function len>)] (the key itself)[1]"),
+        ([1], None),
     ],
 )
-def test_other_content_is_refused_by_name_and_nothing_is_written(content, named, tmp_path):
-    with pytest.raises(CheckpointError, match=named):
+def test_other_content_is_refused_by_name_and_nothing_is_written(content, option, tmp_path):
+    with refused(CheckpointError, option=option):
         save_checkpoint(content, tmp_path / "c.pth")
     assert list(tmp_path.iterdir()) == []
 
@@ -133,7 +134,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(CheckpointError, match=r"c\.pth could not be written"):
+    with refused(CheckpointError, path="c.pth"):
         save_checkpoint({"n": 2}, tmp_path / "c.pth")
     monkeypatch.undo()
     assert torch.load(tmp_path / "c.pth", weights_only=True) == {"n": 1}

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from support.refused import refused
 from support.small_unets import load_with_stock, source_of
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
@@ -209,7 +210,7 @@ def test_encoder_only(make_plans, make_network):
     result = transfer_weights(source_of(make_network(plans)), target, parts="encoder")
     assert result.share("encoder") == 1 and result.share("decoder") == 0
     assert all(torch.equal(w, decoder[name]) for name, w in target.decoder.stages.state_dict().items())
-    with pytest.raises(InputError, match="--parts stem"):
+    with refused(InputError, option="--parts", value="stem"):
         transfer_weights({}, target, parts="stem")
 
 
@@ -237,7 +238,7 @@ def test_a_cascade_of_as_many_channels_ignores_the_previous_stage_too(kind, make
 def test_other_families_are_refused_and_nothing_changes(kinds, make_plans, make_network):
     source, target = source_of(make_network(make_plans(kinds[0]))), make_network(make_plans(kinds[1]))
     before = {name: w.clone() for name, w in target.state_dict().items()}
-    with pytest.raises(CheckpointError, match=f"holds a {kinds[0]} encoder and the plans want a {kinds[1]} encoder"):
+    with refused(CheckpointError, value=f"{kinds[0]} encoder"):
         transfer_weights(source, target)
     assert all(torch.equal(w, before[name]) for name, w in target.state_dict().items())
 
@@ -245,13 +246,13 @@ def test_other_families_are_refused_and_nothing_changes(kinds, make_plans, make_
 def test_nothing_that_fits_and_nan_are_errors(make_plans, make_network):
     source, target = source_of(make_network(make_plans(width=4))), make_network(make_plans(width=2))
     before = {name: w.clone() for name, w in target.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"Nothing of the checkpoint's encoder fits.*fewer features"):
+    with refused(CheckpointError):
         transfer_weights(source, target)
     bad = source_of(make_network(make_plans(width=2)))
     bad["encoder.stages.1.0.convs.0.conv.bias"][0] = float("nan")
-    with pytest.raises(CheckpointError, match=r"stages\.1\.0\.convs\.0\.conv\.bias.*NaN"):
+    with refused(CheckpointError, value="encoder.stages.1.0.convs.0.conv.bias"):
         transfer_weights(bad, target)
-    with pytest.raises(InputError, match="not one of nnU-Net's U-Nets"):
+    with refused(InputError, value=None):
         transfer_weights(bad, torch.nn.Linear(2, 2))
     assert all(torch.equal(w, before[name]) for name, w in target.state_dict().items())
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.refused import refused
 
 from nnunet_alice.checkpoints.loading import load_checkpoint, network_weights
 from nnunet_alice.checkpoints.weights_folder import content_file, write_sums, write_weights_folder
@@ -84,7 +85,7 @@ def test_a_file_that_is_not_listed_is_not_read(tmp_path):
 
 @pytest.mark.parametrize("content", [{"a": b"bytes"}, {"a": {1, 2}}, {"a": object()}])
 def test_what_json_cannot_keep_is_refused(content, tmp_path):
-    with pytest.raises(CheckpointError, match="entry"):
+    with refused(CheckpointError):
         write_weights_folder({"network_weights": {}, **content}, tmp_path / "f")
 
 
@@ -93,7 +94,7 @@ def test_a_description_that_does_not_fit_is_told(text, tmp_path):
     folder = write({"network_weights": {"a": torch.ones(1)}}, tmp_path / "f")
     (folder / "checkpoint.json").write_text(text)
     write_sums(folder)
-    with pytest.raises(DamagedCheckpointError, match=r"checkpoint\.json"):
+    with refused(DamagedCheckpointError, path="checkpoint.json"):
         load_checkpoint(folder)
 
 
@@ -102,7 +103,7 @@ def test_truncated_tensors_are_told(tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
     write_sums(folder)
-    with pytest.raises(DamagedCheckpointError, match="truncated"):
+    with refused(DamagedCheckpointError, path="model.safetensors"):
         load_checkpoint(folder)
 
 

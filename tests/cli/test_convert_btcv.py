@@ -22,7 +22,7 @@ def raw_data(tmp_path, monkeypatch) -> Path:
 def test_it_writes_a_dataset_and_says_what_comes_next(raw_data, tmp_path, capsys):
     assert main(["convert_btcv", "-i", str(raw_data), "-d", "17", "-np", "1"]) == 0
     folder = next((tmp_path / "nnUNet_raw").glob("Dataset017_*"))
-    assert len(list((folder / "labelsTr").iterdir())) == 30
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 30
     printed = capsys.readouterr().out
     assert "30 cases" in printed and "Next:" in printed
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.pretraining_runs import make_trainer, phantom_images, run, same_content, without_times, write_run
+from support.refused import refused
 from support.small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
@@ -11,7 +12,7 @@ from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.errors import CheckpointError, InputError, OccupiedError
 from nnunet_alice.publishing.card import CardText
 from nnunet_alice.publishing.publish import publish
 from nnunet_alice.trainers import alice
@@ -84,27 +85,27 @@ def test_a_lower_peak_and_other_endings(folders, tmp_path):
     assert trainer(extended.trainer).settings.optimisation.learning_rate == 3e-4
     saved = torch.load(extended.folder / "checkpoint_latest.pth", weights_only=True)
     assert saved["pretraining"]["hyper_parameters"]["learning_rate"] == 3e-4
-    with pytest.raises(InputError, match="has begun already"):
+    with refused(OccupiedError, path=extended.folder):
         extend_run(folder, 6, learning_rate=3e-4)
 
 
 def test_what_cannot_be_extended(folders, tmp_path):
     _, folder = folders
-    with pytest.raises(InputError, match="has 2 already"):
+    with refused(InputError, path=folder, option="--epochs", value=2):
         extend_run(folder, 2)
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with refused(CheckpointError, path=tmp_path / "checkpoint_final.pth"):
         extend_run(tmp_path, 4)
     content = torch.load(folder / "checkpoint_final.pth", weights_only=True)
-    for changes, said in (({"optimizer_state": None}, "optimiser"), ({}, "finish it")):
+    for changes, fields in (({"optimizer_state": None}, {"path": "checkpoint_final.pth"}), ({}, {"value": 1})):
         run_entry = content["pretraining"] | {"epochs_done": 1}
         other = {k: v for k, v in content.items() if k not in changes} | {"pretraining": run_entry}
         save_checkpoint(other, tmp_path / "fold_all" / "checkpoint_final.pth")
-        with pytest.raises(CheckpointError, match=said):
+        with refused(CheckpointError, **fields):
             extend_run(tmp_path / "fold_all", 4)
 
 
 def test_a_restart_after_the_end_is_refused(folders):
-    with pytest.raises(InputError, match="after its end"):
+    with refused(InputError, option=None):
         make_trainer(trainer("AliceTrainer_2epochs_restart2"), folders[0] / "preprocessed")
 
 
@@ -125,6 +126,7 @@ def test_pretraining_starts_from_weights_of_a_folder(folders, tmp_path):
     before = {name: value.clone() for name, value in one.network.state_dict().items()}
     del weights["encoder.stages.0.0.convs.0.conv.weight"]
     save_checkpoint({"network_weights": weights}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"nnunet_alice transfer -i .*other\.pth -d 900 -p nnUNetPlans"):
+    with refused(CheckpointError, path="other.pth") as caught:
         run_training.load_pretrained_weights(one.network, str(tmp_path / "other.pth"), verbose=True)
+    assert "-d 900 -p nnUNetPlans" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in one.network.state_dict().items())

@@ -11,10 +11,11 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from support.planned_datasets import CASES, TARGET, UNLABELLED, plan, write_dataset, write_image
+from support.refused import refused
 
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.dataset import PreprocessedDataset, planned_gpus
-from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.errors import StaleError
 from nnunet_alice.files import read_json, write_json
 
 
@@ -84,7 +85,7 @@ def test_plans_over_cases_that_other_plans_made_are_refused(datasets):
     other = read_json(own)
     other["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
     write_json(own, other)
-    with pytest.raises(NotPreparedError, match=r"was preprocessed with other plans than AlicePlans; run: nnunet_alice"):
+    with refused(StaleError, command="nnunet_alice"):
         PreprocessedDataset.find(900, "AlicePlans", "3d_fullres")
 
 

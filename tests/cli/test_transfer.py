@@ -3,9 +3,9 @@
 import json
 
 import pandas as pd
-import pytest
 import torch
 from support.raw_volumes import write
+from support.refused import refused
 from support.small_unets import load_with_stock, source_of
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
@@ -83,9 +83,9 @@ def test_the_command_tells_errors_in_one_sentence(target_dataset, tmp_path, make
     assert not (tmp_path / "out.pth").exists() and not (tmp_path / "out.csv").exists()
     arguments = {"checkpoint": tmp_path / "in.pth", "dataset": 900, "plans_name": "nnUNetPlans"}
     arguments["output"] = tmp_path / "o.pth"
-    with pytest.raises(InputError, match=r"no configuration '2d'; it has: 3d_base, 3d_fullres"):
+    with refused(InputError, value="2d"):
         transfer_checkpoint(**arguments, configuration="2d")
-    with pytest.raises(NotPreparedError, match=r"no plans No\.json; run: nnUNetv2_plan_and_preprocess -d 900"):
+    with refused(NotPreparedError, value="No", command="nnUNetv2_plan_and_preprocess -d 900"):
         transfer_checkpoint(**arguments | {"plans_name": "No"}, configuration="3d_fullres")
-    with pytest.raises(InputError, match="cannot be the output"):
+    with refused(InputError, path="in.pth"):
         transfer_checkpoint(**arguments | {"output": tmp_path / "in.pth"}, configuration="3d_fullres")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from support.own_data import dataset
+from support.refused import refused
 
 from nnunet_alice.demo.own_data import OwnData, read_own_data
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 
 
 def written(data: OwnData, folder: Path) -> dict[str, dict[str, str]]:
@@ -130,26 +131,26 @@ def too_few(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "kind", "fields"),
     [
-        (no_folder, "is not a folder"),
-        (no_dataset_json, "has no dataset.json"),
-        (broken_dataset_json, "dataset.json is not valid JSON"),
-        (a_list_as_dataset_json, "lacks labels, channel_names, file_ending"),
-        (decathlon, "nnUNetv2_convert_MSD_dataset"),
-        (a_key_is_missing, "lacks file_ending"),
-        (pictures, r"end in \.png"),
-        (no_labels_folder, "no folder labelsTr"),
-        (no_channel_number, "no image that ends in _0000.nii.gz"),
-        (no_label_at_all, "None of 9 images"),
-        (a_label_without_image, r"belongs to no image.*case2\.nii\.gz"),
-        (a_channel_is_missing, "Case case2.*1 image for 2 channels"),
-        (too_few, "too few cases: 4, 4 of them with labels"),
+        (no_folder, MissingFileError, {}),
+        (no_dataset_json, InputError, {"value": "dataset.json"}),
+        (broken_dataset_json, InputError, {"path": "dataset.json", "value": None}),
+        (a_list_as_dataset_json, InputError, {"path": "dataset.json", "value": "labels"}),
+        (decathlon, InputError, {"command": "nnUNetv2_convert_MSD_dataset"}),
+        (a_key_is_missing, InputError, {"path": "dataset.json", "value": "file_ending"}),
+        (pictures, InputError, {"value": ".png"}),
+        (no_labels_folder, InputError, {"value": "labelsTr"}),
+        (no_channel_number, InputError, {"path": "imagesTr", "value": "_0000.nii.gz"}),
+        (no_label_at_all, InputError, {"value": 9, "option": None}),
+        (a_label_without_image, InputError, {"path": "labelsTr", "value": "case2.nii.gz"}),
+        (a_channel_is_missing, InputError, {"case": "case2", "value": 1}),
+        (too_few, InputError, {"option": "--labelled", "value": 4}),
     ],
 )
-def test_what_is_wrong_is_one_sentence(tmp_path, spoil, told):
+def test_what_is_wrong_is_one_sentence(tmp_path, spoil, kind, fields):
     folder = dataset(tmp_path)
     folder = spoil(folder) or folder
-    with pytest.raises(InputError, match=told) as caught:
+    with refused(kind, **fields) as caught:
         read_own_data(folder, labelled=2, test=None, seed=0)
     assert "\n" not in str(caught.value)

@@ -94,6 +94,8 @@ def test_seeds_end_with_their_mean_and_what_was_wanted(tmp_path):
         "| 1 | 0.500 | 0.600 | -10.0 | 8 |",
         "| mean of 2 | 0.650 | 0.600 | +5.0 | 9 |",
     ]
-    assert lines[-1].endswith("Missed: above in 1 of 2.")
-    (tmp_path / "seeds.csv").write_text("\n".join(rows[:2]))
-    assert result_tables.seeds(tmp_path, "seeds.csv").endswith("Reached: above in 1 of 1.")
+    assert lines[-1].endswith("Not decided yet: above in 1 of 2.")
+    for above, verdict in ((9, "Reached: above in 9 of 10."), (8, "Missed: above in 8 of 10.")):
+        seeds = [f"{seed}{row[1:]}" for seed, row in enumerate([rows[1]] * above + [rows[2]] * (10 - above))]
+        (tmp_path / "seeds.csv").write_text("\n".join([rows[0], *seeds]))
+        assert result_tables.seeds(tmp_path, "seeds.csv").endswith(verdict)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.refused import refused
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.features import probe as probes
@@ -77,12 +78,12 @@ def test_intervals_come_from_whole_groups():
 def test_too_few_groups_are_refused():
     features, groups, rng = scans(people=8)
     data = ProbeData(groups.astype(str), features, rng.normal(size=16), groups=groups.astype(str))
-    with pytest.raises(InputError, match="8 groups are too few"):
+    with refused(InputError, option="folds", value=3):
         probe(data, "regression", folds=3)
     ill = np.where(groups < 2, "ill", "well")
-    with pytest.raises(InputError, match="'ill' has 2 groups"):
+    with refused(InputError, option="folds", value="ill"):
         probe(ProbeData(groups.astype(str), features, ill, groups=groups.astype(str)), "classification", folds=2)
-    with pytest.raises(InputError, match="too few groups"):
+    with refused(InputError, value=3):
         make_folds(6, np.array(list("aabbcc")), np.array([0, 0, 1, 1, 1, 1]), 3, 0)
 
 
@@ -94,5 +95,5 @@ def test_the_table_gives_groups_and_without_them_repeats_are_noticed(tmp_path, c
     assert grouped.groups.tolist() == ["P1", "P1", "P2"] and not caplog.records
     assert load_table(table, cases, features, "grade", "regression").groups is None
     assert "P1_a and P1_b look like two scans of one person" in caplog.text
-    with pytest.raises(InputError, match="no column 'person'"):
+    with refused(InputError, path=table, column="person"):
         load_table(table, cases, features, "grade", "regression", group="person")

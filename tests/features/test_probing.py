@@ -9,8 +9,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from support.probed import linear, names, write_probed
+from support.refused import refused
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.features.probe import area_under_curve, probe, rank_within
 from nnunet_alice.features.probe_data import ProbeData, load_features, load_table
 
@@ -127,14 +128,14 @@ def test_survival():
     wide = ProbeData(names(90), rng.normal(size=(90, 100)), data.target, data.event)
     assert 0.3 < value(probe(wide, "survival", folds=3), "c_index").value < 0.7
     few = ProbeData(data.cases, features, data.target, np.arange(90) < 4)
-    with pytest.raises(InputError, match="4 events are too few"):
+    with refused(InputError, option="folds", value=4):
         probe(few, "survival")
 
 
 def test_survival_without_its_library_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sksurv.linear_model", None)
     data = ProbeData(names(90), linear[0], np.arange(1.0, 91), np.ones(90, dtype=bool))
-    with pytest.raises(InputError, match=r'pip install "nnunet_alice\[survival\]"'):
+    with refused(InputError, command='pip install "nnunet_alice[survival]"'):
         probe(data, "survival")
 
 
@@ -149,14 +150,14 @@ def test_cases_without_a_label_are_left_out_and_named(tmp_path, caplog):
 
 
 def test_files_that_are_no_features(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
+    with refused(MissingFileError, path="none.npz", command="nnunet_alice features"):
         load_features(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="not written by nnunet_alice features"):
+    with refused(InputError, path="bad.npz", command="nnunet_alice features"):
         load_features(tmp_path / "bad.npz")
     np.savez(tmp_path / "nan.npz", level="case", cases=names(2), features=np.array([[1.0], [np.nan]]))
-    with pytest.raises(InputError, match="features of 1 cases are not finite, the first is case001"):
+    with refused(InputError, path="nan.npz", case="case001", value=1):
         load_features(tmp_path / "nan.npz")
     np.savez(tmp_path / "patch.npz", level="patch", cases=names(2), case=[0, 1], features=np.ones((2, 3)))
-    with pytest.raises(InputError, match="level 'patch'; write them with nnunet_alice features --level case"):
+    with refused(InputError, path="patch.npz", value="patch", command="nnunet_alice features --level case"):
         load_features(tmp_path / "patch.npz")

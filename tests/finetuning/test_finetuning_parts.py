@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.refused import refused
 from support.tiny_networks import tiny_unet
 
 from nnunet_alice.errors import InputError
@@ -68,12 +69,12 @@ def test_no_decay_is_one_group_and_frozen_parameters_are_left_out():
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.1])
 def test_senseless_decay_is_refused(decay):
-    with pytest.raises(InputError, match="above 0"):
+    with refused(InputError, value=decay):
         layer_groups(tiny_unet(), decay)
 
 
 def test_decay_needs_encoder_stages():
-    with pytest.raises(InputError, match="no encoder stages"):
+    with refused(InputError, value=None):
         layer_groups(torch.nn.Linear(2, 2), 0.5)
 
 

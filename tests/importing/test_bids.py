@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from support.refused import refused
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.bids import bids_cases, is_bids
@@ -61,7 +62,7 @@ def test_two_images_for_one_channel_are_told(bids):
 
 
 def test_an_unknown_suffix_is_answered_with_those_there(bids):
-    with pytest.raises(InputError, match=r"T1w \(3\), T2w \(2\), mask \(1\)"):
+    with refused(InputError, option="--channel", value="MRI"):
         bids_cases(bids, ["MRI"])
 
 

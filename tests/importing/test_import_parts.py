@@ -2,8 +2,9 @@
 
 import pytest
 from support.raw_volumes import run, write
+from support.refused import refused
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import OccupiedError
 from nnunet_alice.files import read_json
 from nnunet_alice.importing.report import PART_FILES
 from nnunet_alice.parts import Part
@@ -56,5 +57,5 @@ def test_parts_of_another_folder_are_refused(source, raw, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     write(other / "e.nii.gz")
-    with pytest.raises(InputError, match="was imported from"):
+    with refused(OccupiedError, option="-d", value=str(source)):
         run(other, part=Part(2, 2))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from support.raw_volumes import cut, run, volume, write
+from support.refused import refused
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing import cases, turning
@@ -37,7 +38,7 @@ def unreadable(monkeypatch, *folders):
 def test_naming_every_channel_answers_the_new_question(raw, tmp_path):
     for channel in range(3):
         write(tmp_path / "scans" / f"scan_{channel:04d}.nii.gz", volume(channel))
-    with pytest.raises(InputError, match="name every channel with --channel"):
+    with refused(InputError, value=1):
         run(tmp_path / "scans", ("T1",))
     assert run(tmp_path / "scans", ("T1", "T2", "PD")).imported == ["scan"]
 
@@ -143,7 +144,7 @@ def test_a_source_that_cannot_be_listed_is_called_that(raw, scans, monkeypatch):
     report = run(scans)
     before = contents(report.folder)
     unreadable(monkeypatch, scans)
-    with pytest.raises(InputError, match="cannot be listed"):
+    with refused(InputError, path=scans):
         run(scans)
     assert contents(report.folder) == before
 
@@ -192,7 +193,7 @@ def test_nothing_importable_leaves_the_earlier_import_as_it_is(raw, scans):
     before = contents(report.folder / "labelsTr"), (report.folder / "dataset.json").read_bytes()
     whole = (scans / "good.nii.gz").read_bytes()
     cut(scans / "good.nii.gz")
-    with pytest.raises(InputError, match="None of 1 case"):
+    with refused(InputError, value=1):
         run(scans)
     assert (contents(report.folder / "labelsTr"), (report.folder / "dataset.json").read_bytes()) == before
     (scans / "good.nii.gz").write_bytes(whole)
@@ -218,7 +219,7 @@ def test_images_are_turned_by_copies_of_those_that_lie_differently(raw, scans):
     assert run(scans).checked == 0, "the orientation is remembered"
     (scans / "turned.nrrd").unlink()
     assert not list((run(scans).folder / "imagesTr").iterdir())
-    with pytest.raises(InputError, match="is no orientation"):
+    with refused(InputError, value="LPR"):
         run(scans, orient="LPR")
 
 

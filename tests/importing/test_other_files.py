@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from support.raw_volumes import cut, run, volume, write
+from support.refused import refused
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.mending import straighten
@@ -178,8 +179,7 @@ def test_what_cannot_be_read_says_why(raw, scans, kind):
     make(scans / name)
     report = run(scans)
     assert report.imported == ["good"] and list(report.left_out) == ["bad"]
-    with pytest.raises(InputError, match=reason):
-        raise InputError(report.left_out["bad"])
+    assert re.search(reason, report.left_out["bad"])
 
 
 @pytest.mark.parametrize("ending", ["mhd", "nhdr", "hdr", "gipl", "gipl.gz", "mnc"])
@@ -266,8 +266,9 @@ def test_a_folder_without_volumes_says_what_it_holds_and_what_to_do(raw, tmp_pat
     (tmp_path / "scans").mkdir()
     for name in ("a.tif", "b.csv"):
         (tmp_path / "scans" / name).touch()
-    with pytest.raises(InputError, match=r"holds no volume.*1 \.csv; 1 \.tif \(keeps no voxel size|1 \.tif.*1 \.csv"):
+    with refused(InputError, path="scans") as caught:
         run(tmp_path / "scans")
+    assert "1 .csv" in str(caught.value) and "1 .tif" in str(caught.value)
 
 
 def test_lists_of_data_files_behind_one_header(tmp_path):

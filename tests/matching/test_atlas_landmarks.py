@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from support.atlas_phantoms import Phantoms
+from support.refused import refused
 
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas import PreparedAtlas, prepare_atlas
@@ -13,7 +14,7 @@ from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.cli.main import main
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError, NotPreparedError
+from nnunet_alice.errors import InputError, MissingFileError, NotPreparedError
 from nnunet_alice.matching.atlas import AtlasMatcher
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks, region_of_interest
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
@@ -78,7 +79,7 @@ def test_landmarks_of_another_atlas_do_not_count(dataset):
     prepare_landmarks(dataset, patch_mm=60, step_mm=50)
     other = next(case for case in ("p0", "p1") if case != PreparedAtlas.open(dataset).geometry.case)
     prepare_atlas(dataset, 1, atlas_case=other)
-    with pytest.raises(NotPreparedError, match=r"nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
+    with refused(NotPreparedError, command="nnunet_alice anatomy -d 900 -p nnUNetPlans -c 3d_fullres"):
         PreparedAtlas.open(dataset).landmarks()
     assert not prepare_landmarks(dataset).kept
 
@@ -131,7 +132,7 @@ def test_a_mask_file_comes_through_crop_transposition_and_resampling(tmp_path, m
 
     ball.SetOrigin((5000.0, 0.0, 0.0))
     sitk.WriteImage(ball, str(tmp_path / "far.nii.gz"))
-    with pytest.raises(InputError, match="shows nothing inside case a"):
+    with refused(InputError, case="a", path="far.nii.gz"):
         region_of_interest(dataset, "a", str(tmp_path / "far.nii.gz"))
 
 
@@ -143,12 +144,12 @@ def test_a_label_as_region(tmp_path, monkeypatch):
     labels[0, 2:4] = 2
     dataset = write_preprocessed(tmp_path, {"a": np.zeros((1, 8, 8, 8))}, (3, 3, 3), {"a": labels})
     np.testing.assert_array_equal(region_of_interest(dataset, "a", "label:2"), labels[0] == 2)
-    for region, words in (
-        ("label:7", "no voxel with label 7"),
-        ("label:x", "label:3"),
-        ("lung.nii.gz", "no mask lung"),
+    for region, kind, fields in (
+        ("label:7", InputError, {"case": "a", "value": "7"}),
+        ("label:x", InputError, {"value": "label:x"}),
+        ("lung.nii.gz", MissingFileError, {"path": "lung.nii.gz", "option": "--roi"}),
     ):
-        with pytest.raises(InputError, match=words):
+        with refused(kind, **fields):
             region_of_interest(dataset, "a", region)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.pretraining_runs import make_trainer, phantom_images, with_settings, write_run
+from support.refused import refused
 from support.small_datasets import set_folders
 
 from nnunet_alice.cli.common import SOME_FAILED
@@ -211,27 +212,27 @@ def test_the_trainer_itself_comes_before_its_variants(dataset):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "value"),
     [
         (lambda saved: saved["pretraining"].update(method="Alice"), "trained with Alice"),
-        (lambda saved: saved.pop("pretraining"), "no pretraining checkpoint"),
+        (lambda saved: saved.pop("pretraining"), "no pretraining checkpoint of this package"),
         (
             lambda saved: saved["pretraining"]["plans"]["configurations"]["3d_fullres"].update(spacing=[3.0] * 3),
-            "a different spacing",
+            "spacing",
         ),
         (
             lambda saved: saved["pretraining"]["plans"]["configurations"]["3d_fullres"].update(
                 normalization_schemes=["ZScoreNormalization"]
             ),
-            "a different normalisation",
+            "normalisation",
         ),
-        (lambda saved: saved["model_state"].pop("heads.fine.weight"), "other heads"),
+        (lambda saved: saved["model_state"].pop("heads.fine.weight"), "heads"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(dataset, tmp_path, change, message):
+def test_a_checkpoint_that_does_not_fit_is_refused(dataset, tmp_path, change, value):
     saved = torch.load(checkpoint(dataset), weights_only=True)
     change(saved)
     torch.save(saved, tmp_path / "changed.pth")
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, path="changed.pth", value=value):
         index_dataset(dataset, tmp_path / "changed.pth", torch.device("cpu"))
     assert not IndexStore(dataset).cases()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
+from support.refused import refused
 from support.small_datasets import write_preprocessed
 
 from nnunet_alice.anatomy.world import PreparedCases
@@ -90,7 +91,7 @@ def test_a_pair_that_one_matcher_cannot_work_on_is_left_out_for_all(cases, caplo
     assert set(errors["case_a"]) == {"a", "b"} and len(errors) == 8
     assert "Case c has no index" in caplog.text and "4 of 6 pairs" in caplog.text
     assert errors.attrs[SKIPPED] == 4
-    with pytest.raises(InputError, match="None of 2 pairs"):
+    with refused(InputError, value=2):
         matching_errors(matchers, [("a", "c"), ("c", "b")], CentroidQuestions(cases), SPACING)
 
 
@@ -134,7 +135,7 @@ def test_drawn_pairs_are_different_seeded_and_never_of_one_case():
     assert len(ordered_pairs(cases, count=10**6)) == 870
     many = [f"c{i}" for i in range(20_000)]
     assert len(ordered_pairs(many, count=50)) == 50
-    with pytest.raises(InputError, match="at least two"):
+    with refused(InputError, value=1):
         ordered_pairs(["c1"])
 
 

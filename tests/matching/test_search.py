@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.refused import refused
 from support.small_datasets import FourierField, ball, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
@@ -166,7 +167,7 @@ def test_a_bounded_number_of_indices_is_open(matcher):
     for case in ("b", "c", "a", "b"):
         matcher.match("a", case, points)
         assert len(matcher._searches) <= 2
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="open_indices"):
         EmbeddingMatcher(matcher.dataset, open_indices=1)
     opened = matcher.search("b")
     assert matcher.search("b") is opened
@@ -180,7 +181,7 @@ def test_a_matcher_needs_indices(dataset, matcher, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     bare = write_preprocessed(tmp_path, {"a": ball((16, 60, 40), SPACING, 27)}, SPACING)
     assert not embedding_is_prepared(bare)
-    with pytest.raises(NotPreparedError, match="--method embedding"):
+    with refused(NotPreparedError, path=IndexStore(bare).folder, command="--method embedding"):
         EmbeddingMatcher(bare)
 
 
@@ -194,7 +195,7 @@ def test_prepared_means_usable_indices_of_two_cases(dataset, tmp_path, monkeypat
     store.begin(fingerprint, "checkpoint_final.pth")
     store.write("a", index_of(other, "a"), fingerprint)
     assert not embedding_is_prepared(other)
-    with pytest.raises(NotPreparedError, match="1 of 2 cases"):
+    with refused(NotPreparedError, value=1, command="--method embedding"):
         EmbeddingMatcher(other)
     store.write("b", index_of(other, "b"), fingerprint)
     assert not embedding_is_prepared(other)  # a kill could have left this
@@ -249,7 +250,7 @@ def test_unusable_indices_are_left_out_when_the_matcher_is_opened(copy, caplog):
     assert "The indices of 2 of 4 cases (a, c) are missing, damaged or of other images" in caplog.text
     assert store.command in caplog.text
     store.file("b").unlink()
-    with pytest.raises(NotPreparedError, match="usable indices of 1 of 4 cases"):
+    with refused(NotPreparedError, path=store.folder, value=1, command=store.command):
         EmbeddingMatcher(copy)
 
 

@@ -63,7 +63,7 @@ class TestSpread:
         torch.testing.assert_close(embedding_spread(x * torch.rand(6, 1).add(0.1)), embedding_spread(x))
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match="at least 2 samples"):
+        with pytest.raises(ValueError):
             embedding_spread(torch.ones(1, 3))
 
 
@@ -158,10 +158,10 @@ class TestRetrieval:
         assert accuracy == (forward_hits + backward_hits) / 4
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match="must both have shape"):
+        with pytest.raises(ValueError, match=r"^query and anchor"):
             retrieval_accuracy(torch.zeros(3, 2), torch.zeros(4, 2))
         for k in (0, 4):
-            with pytest.raises(ValueError, match="between 1 and the 3 candidates"):
+            with pytest.raises(ValueError, match=r"^Each k"):
                 retrieval_accuracy(torch.zeros(3, 2), torch.zeros(3, 2), k=(k,))
 
 
@@ -200,11 +200,11 @@ class TestTokenIndexInformation:
         assert token_index_information(codes, seed=1) != token_index_information(codes, seed=2)
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match="at least 2 crops"):
+        with pytest.raises(ValueError, match=r"\(1, 8\)"):
             token_index_information(torch.zeros(1, 8, dtype=torch.long))
-        with pytest.raises(ValueError, match="Expected integer codes"):
+        with pytest.raises(ValueError, match="float32"):
             token_index_information(torch.zeros(2, 8))
-        with pytest.raises(ValueError, match="permutations"):
+        with pytest.raises(ValueError, match="int64 and 0"):
             token_index_information(torch.zeros(2, 8, dtype=torch.long), permutations=0)
 
 

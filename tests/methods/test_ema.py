@@ -84,22 +84,22 @@ def test_teacher_gets_no_gradient_through_a_shared_loss():
 
 
 @pytest.mark.parametrize(
-    "student, message",
+    "student, named",
     [
-        (small_network(width=5), r"shape of 0.weight: \(3, 4\) and \(5, 4\)"),
-        (nn.Sequential(*small_network(), nn.Linear(2, 2)), r"their parameters: 3.bias, 3.weight"),
-        (nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).double(), r"their buffers: 1\."),
+        (small_network(width=5), r"0.weight: \(3, 4\) and \(5, 4\)"),
+        (nn.Sequential(*small_network(), nn.Linear(2, 2)), r"parameters: 3.bias, 3.weight"),
+        (nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).double(), r"buffers: 1\."),
     ],
 )
-def test_strangers_are_refused_and_the_teacher_stays(student, message):
+def test_strangers_are_refused_and_the_teacher_stays(student, named):
     teacher = small_network()
     before = [value.clone() for value in teacher.state_dict().values()]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         update_ema(teacher, student, 0.9)
     assert all(torch.equal(old, new) for old, new in zip(before, teacher.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])
 def test_momentum_outside_its_range_is_refused(momentum):
-    with pytest.raises(ValueError, match="momentum must lie in"):
+    with pytest.raises(ValueError, match="momentum"):
         update_ema(small_network(), small_network(), momentum)

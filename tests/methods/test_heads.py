@@ -136,5 +136,5 @@ def test_a_zero_output_has_a_finite_gradient():
 def test_bad_widths_are_refused(head):
     with pytest.raises(ValueError, match="prototypes=0"):
         PrototypeHead(3, prototypes=0)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError):
         UnitRowLinear(3, 2)(torch.randn(2, 4))

@@ -41,5 +41,5 @@ def test_exactly_the_parameters_in_use_are_trained(stages):
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(TypeError, match="PlainConvUNet or ResidualEncoderUNet"):
+    with pytest.raises(TypeError):
         IntermediateFeatures(nn.Sequential(nn.Conv3d(1, 1, 1)))

@@ -49,5 +49,5 @@ def test_without_warmup_the_peak_comes_first_and_all_warmup_ends_at_the_peak():
 
 @pytest.mark.parametrize("warmup", [-1, 101])
 def test_impossible_warmup_is_refused(warmup):
-    with pytest.raises(ValueError, match="warmup must lie between 0 and total"):
+    with pytest.raises(ValueError, match="warmup"):
         warmup_cosine(0, 100, warmup, peak=1.0)

@@ -10,6 +10,7 @@ import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from support.refused import refused
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
@@ -223,7 +224,7 @@ def test_every_gpu_gets_as_many_pairs_and_has_its_own_memory(tmp_path, monkeypat
 
 def test_a_hopeless_memory_target_is_one_sentence(tmp_path, monkeypatch):
     name = make_dataset(tmp_path, monkeypatch, "isotropic")
-    with pytest.raises(InputError, match=r"do not fit into 0\.01 GB .* raise -gpu_memory_target"):
+    with refused(InputError, option="-gpu_memory_target"):
         plan(AlicePlanner, name, gpu_memory_target_in_gb=0.01)
 
 

@@ -7,6 +7,7 @@ import nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor as
 import numpy as np
 import pytest
 from support.planned_datasets import UNLABELLED, write_dataset, write_image
+from support.refused import refused
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
@@ -138,5 +139,5 @@ def test_cases_that_cannot_be_read_are_named_with_the_telling_part(folder, raw):
     assert "b_0000.nii.gz does not exist" in made(folder)[LEFT_OUT]["b"]
     for case in "acd":
         (raw / f"{case}_0000.nii.gz").write_bytes(b"no image")
-    with pytest.raises(InputError, match="Fewer than two cases"):
+    with refused(InputError, value=UNLABELLED):
         ensure_fingerprint(UNLABELLED, 1)

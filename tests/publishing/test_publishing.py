@@ -7,11 +7,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from support.refused import refused
 
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.saving import save_checkpoint
-from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.errors import CheckpointError, InputError, OccupiedError
 from nnunet_alice.publishing.card import CardText
 from nnunet_alice.publishing.publish import publish
 
@@ -105,15 +106,17 @@ def test_only_a_publication_is_replaced(checkpoint, tmp_path):
     again = publish(checkpoint, tmp_path / "out", replace(TEXT, name="Second")).folder
     assert "# Second" in (again / "README.md").read_text()
     (again / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match=r"mine\.txt"):
+    with refused(OccupiedError, value="mine.txt", option="-o"):
         publish(checkpoint, tmp_path / "out", TEXT)
     assert (again / "mine.txt").read_text() == "keep"
 
 
-@pytest.mark.parametrize("changes", [{"licence": "Apache 2.0!"}, {"licence": "other"}])
-def test_licences_that_nobody_can_look_up_are_refused(checkpoint, tmp_path, changes):
-    with pytest.raises(InputError, match="icence"):
-        publish(checkpoint, tmp_path / "out", replace(TEXT, **changes))
+@pytest.mark.parametrize(
+    ("licence", "fields"), [("Apache 2.0!", {"value": "Apache 2.0!"}), ("other", {"option": "--license_file"})]
+)
+def test_licences_that_nobody_can_look_up_are_refused(checkpoint, tmp_path, licence, fields):
+    with refused(InputError, **fields):
+        publish(checkpoint, tmp_path / "out", replace(TEXT, licence=licence))
     assert not (tmp_path / "out").exists()
 
 
@@ -128,7 +131,7 @@ def test_a_licence_of_ones_own_needs_its_text(checkpoint, tmp_path):
 
 def test_other_checkpoints_are_refused(tmp_path):
     save_checkpoint({"network_weights": {"a": torch.ones(1)}, "trainer_name": "nnUNetTrainer"}, tmp_path / "c.pth")
-    with pytest.raises(CheckpointError, match="export"):
+    with refused(CheckpointError, path="c.pth", command="nnunet_alice export"):
         publish(tmp_path / "c.pth", tmp_path / "out", TEXT)
 
 
@@ -136,6 +139,6 @@ def test_weights_that_diverged_are_not_published(checkpoint, tmp_path):
     content = load_checkpoint(checkpoint)
     next(iter(content["network_weights"].values()))[:] = float("nan")
     save_checkpoint(content, tmp_path / "c.pth")
-    with pytest.raises(CheckpointError, match="NaN"):
+    with refused(CheckpointError, path="c.pth", value=4):
         publish(tmp_path / "c.pth", tmp_path / "out", TEXT)
     assert not (tmp_path / "out").exists()

@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 _KEY = "AutocastCPU"
 _LISTS = ("LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "PROMOTE")
@@ -33,6 +33,26 @@ def cuda_lists() -> dict[str, set[str]]:
     lists["PROMOTE"] |= set(_PROMOTE_TOO)
     lists["FP32"] |= set(_FP32_TOO)
     return lists
+
+
+def map_tensors(change: Callable, x: Any) -> Any:
+    """An operation's arguments or results with all tensors changed.
+
+    Does for tuples, lists and dicts what ``tree_map_only`` of torch's pytree does, whose time is most of that of a
+    small operation.
+    """
+    if isinstance(x, torch.Tensor):
+        return change(x)
+    if isinstance(x, (tuple, list)):
+        return type(x)([map_tensors(change, part) for part in x])
+    return {key: map_tensors(change, part) for key, part in x.items()} if isinstance(x, dict) else x
+
+
+def tensors_in(x: Any) -> list[torch.Tensor]:
+    """All tensors of an operation's arguments."""
+    found: list[torch.Tensor] = []
+    map_tensors(found.append, x)
+    return found
 
 
 class _Autocast(torch.autocast):
@@ -101,7 +121,7 @@ def _kernel(operation: Callable, kind: str) -> Callable:
                 kwargs["dtype"] = torch.float32
         else:
             wanted = {"LOWER_PRECISION_FP": torch.float16, "FP32": torch.float32}.get(kind) or _widest(args)
-            args, kwargs = tree_map_only(torch.Tensor, lambda x: _cast(x, wanted), (args, kwargs))
+            args, kwargs = map_tensors(lambda x: _cast(x, wanted), (args, kwargs))
         with torch._C._ExcludeDispatchKeyGuard(below):
             return operation(*args, **kwargs)
 
@@ -113,6 +133,4 @@ def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _widest(args) -> torch.dtype:
-    found = []
-    tree_map_only(torch.Tensor, lambda x: found.append(x.dtype), args)
-    return torch.float32 if torch.float32 in found else torch.float16
+    return torch.float32 if torch.float32 in [x.dtype for x in tensors_in(args)] else torch.float16

@@ -17,9 +17,9 @@ from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from support.emulated_autocast import cuda_autocast
+from support.emulated_autocast import cuda_autocast, map_tensors, tensors_in
 
 CUDA = torch.device("cuda", 0)
 #: the CPU, where Python asks for it; C++ code that reads the device off a labelled tensor says ``cpu`` without a number
@@ -130,10 +130,9 @@ class EmulatedCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        labelled, plain = [], []
-        tree_map_only(
-            torch.Tensor, lambda x: (labelled if isinstance(x, CudaTensor) else plain).append(x), (args, kwargs)
-        )
+        tensors = tensors_in((args, kwargs))
+        labelled = [x for x in tensors if isinstance(x, CudaTensor)]
+        plain = [x for x in tensors if not isinstance(x, CudaTensor)]
         device = kwargs.get("device")
         in_backward = torch._C._current_graph_task_id() != -1
         if device is not None and device.type == "cpu" and device.index is None and (labelled or in_backward):
@@ -150,11 +149,11 @@ class EmulatedCuda(TorchDispatchMode):
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if device is not None:
             kwargs = kwargs | {"device": device if to_host else self.inner}
-        inner_args, inner_kwargs = tree_map(self._unwrap, (args, kwargs))
+        inner_args, inner_kwargs = map_tensors(self._unwrap, (args, kwargs))
         result = _run(func, inner_args, inner_kwargs)
         if to_host or (func is _aten.copy_.default and not isinstance(args[0], CudaTensor)):
             return args[0] if func is _aten.copy_.default else result
-        result = tree_map_only(torch.Tensor, self._wrap, result)
+        result = map_tensors(self._wrap, result)
         return return_and_correct_aliasing(func, args, kwargs, result)
 
     def _check_devices(self, func, labelled, plain, kwargs) -> None:
@@ -181,9 +180,7 @@ class EmulatedCuda(TorchDispatchMode):
     def _unwrap(self, x):
         if isinstance(x, CudaTensor):
             return x.held
-        if isinstance(x, torch.Tensor) and self.inner.type == "meta":
-            return x.to("meta")
-        return x
+        return x.to("meta") if self.inner.type == "meta" else x
 
     def _wrap(self, inner: torch.Tensor) -> CudaTensor:
         storage = inner.untyped_storage()
@@ -204,17 +201,15 @@ def _run(func, args, kwargs):
     """An operation on unlabelled tensors."""
     if func.overloadpacket not in _BY_FLOAT32:
         return func(*args, **kwargs)
-    half = []
-    tree_map_only(torch.Tensor, lambda x: half.append(x.dtype == torch.float16), args)
-    if not any(half):
+    if not any(x.dtype == torch.float16 for x in tensors_in(args)):
         return func(*args, **kwargs)
-    wide = tree_map_only(torch.Tensor, lambda x: x.float() if x.dtype == torch.float16 else x, args)
+    wide = map_tensors(lambda x: x.float() if x.dtype == torch.float16 else x, args)
     result = func(*wide, **kwargs)
     if func.overloadpacket is _aten.native_batch_norm:  # statistics stay in full precision
         return result[0].half(), *result[1:]
     if func.overloadpacket is _aten.native_batch_norm_backward:
         return result[0].half(), *result[1:]
-    return tree_map_only(torch.Tensor, torch.Tensor.half, result)
+    return map_tensors(torch.Tensor.half, result)
 
 
 def _caller() -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from support.refused import refused
 from support.small_datasets import ball, set_folders, write_preprocessed
 from support.tiny_networks import tiny_unet
 from torch import nn
@@ -58,9 +59,9 @@ def test_a_constant_crop_has_finite_gradients():
 
 
 def test_more_stages_than_there_are_and_networks_without_an_encoder_are_refused():
-    with pytest.raises(InputError, match="4 stages"):
+    with refused(InputError, value=4):
         pooled_encoder(tiny_unet(), 1, stages=4, dropout=0.0)
-    with pytest.raises(InputError, match="Conv3d has no encoder"):
+    with refused(InputError, value="Conv3d"):
         pooled_encoder(nn.Conv3d(1, 1, 1), 1, stages=1, dropout=0.0)
 
 

@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from support.labelled_runs import make_finetuner, stay_in_process, write_splits
 from support.pretraining_runs import with_settings
+from support.refused import refused
 from support.small_datasets import set_folders
 from support.target_runs import bright_volume, start, store, write_raw, write_target_dataset
 
@@ -19,7 +20,7 @@ from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
 from nnunet_alice.discovery import package_folder
-from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
 from nnunet_alice.trainers import classification
 
 
@@ -156,8 +157,9 @@ def test_the_encoder_comes_from_a_pretrained_unet_and_the_head_starts_fresh(valu
     assert record["pretrained"] is True and "the head starts fresh" in log_of(trainer)
     stored.pop("encoder.stages.0.0.convs.0.conv.weight")
     save_checkpoint({"network_weights": stored}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="nnunet_alice transfer"):
+    with refused(CheckpointError, path="other.pth") as caught:
         trainer.load_pretrained_weights(str(tmp_path / "other.pth"))
+    assert "nnunet_alice transfer -i" in str(caught.value)
 
 
 def test_without_weights_the_log_names_the_twin_from_scratch(values):
@@ -220,7 +222,7 @@ def test_continuing_equals_running_through(dataset, monkeypatch, survival):
     table = pd.read_csv(dataset / "targets.csv")  # somebody corrects a value
     table.loc[table["case"] == whole.splits[0].index[0], table.columns[-1 - survival]] += 1
     table.to_csv(dataset / "targets.csv", index=False)
-    with pytest.raises(CheckpointError, match="other targets or training cases"):
+    with refused(CheckpointError, path="targets.csv", option="--c"):
         make_finetuner(kind, dataset, continue_training=True).load_checkpoint(latest)
     (dataset / "targets.csv").write_text(stored)
 
@@ -236,7 +238,7 @@ def test_folds_that_put_a_patient_on_both_sides_are_refused(dataset):
     assert store(dataset, "--target", "value", "--task", "regression", "--group", "patient", "--folds", 2) == 0
     cases = [f"case{n:02d}" for n in range(12)]
     write_splits(dataset, (cases[1:], cases[:1]))
-    with pytest.raises(InputError, match="case01 and case00"):
+    with refused(InputError, case="case01 and case00", option="--new_splits"):
         start(short(), dataset)
 
 
@@ -252,7 +254,7 @@ def test_cases_without_the_target_take_no_part_and_folds_are_made_where_there_ar
 
 
 def test_a_dataset_without_targets_names_the_command(dataset):
-    with pytest.raises(Exception, match="nnunet_alice targets -d 901"):
+    with refused(NotPreparedError, command="nnunet_alice targets -d 901"):
         start(short(), dataset)
 
 

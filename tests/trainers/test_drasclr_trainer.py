@@ -26,6 +26,7 @@ from support.pretraining_runs import (
     without_times,
     write_run,
 )
+from support.refused import refused
 from support.small_datasets import set_folders
 
 from nnunet_alice.anatomy.atlas import prepare_atlas
@@ -168,7 +169,7 @@ def test_three_epochs_equal_two_a_kill_and_one_more(small_run, no_pictures):
 def test_continuing_with_other_landmarks_is_refused(small_run, no_pictures):
     path = run(make_trainer(variant(epochs=1), small_run)) / "checkpoint_final.pth"
     prepare_landmarks(PreprocessedDataset(DATASET, PLANS, "3d_fullres"), patch_mm=100, step_mm=120)
-    with pytest.raises(CheckpointError, match=r"landmarks was .* and is .*--c"):
+    with refused(CheckpointError, path=path, option="landmarks"):
         make_trainer(variant(epochs=1), small_run).load_checkpoint(str(path))
 
 
@@ -263,7 +264,7 @@ def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, no_pic
 
 
 def test_a_non_finite_loss_names_the_cases(small_run, no_pictures):
-    with pytest.raises(NonFiniteLossError, match=r"epoch 0 on the cases case\d, case\d.*_lr0.001 "):
+    with refused(NonFiniteLossError, epoch=0, what="loss"):
         make_trainer(poisoned(variant()), small_run).run_training()
 
 
@@ -278,5 +279,5 @@ def test_without_preparation_it_prepares_and_says_so(small_run, no_pictures):
 
 
 def test_a_2d_configuration_is_refused(small_run, no_pictures):
-    with pytest.raises(InputError, match="needs a 3D configuration, not '2d'"):
+    with refused(InputError, value="2d"):
         make_trainer(variant(), small_run, configuration="2d")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
 from support.pretraining_runs import same_content, training_log
+from support.refused import refused
 
 from nnunet_alice.errors import NonFiniteLossError
 from nnunet_alice.trainers import finetuning
@@ -48,7 +49,7 @@ def test_a_bad_step_changes_nothing_and_the_next_one_trains(trainer):
 def test_an_epoch_of_bad_steps_ends_the_run(trainer):
     for _ in range(2):
         take_step(trainer, bad=True)
-    with pytest.raises(NonFiniteLossError, match=r"gradients.*3 steps.*_lr0.001") as caught:
+    with refused(NonFiniteLossError, steps=3, what="gradients") as caught:
         take_step(trainer, bad=True)
     assert "case0" in str(caught.value)
     assert all(value.isfinite().all() for value in trainer.network.state_dict().values())

@@ -1,7 +1,7 @@
 """GPUs are those of the own machine, and batch normalisation is shared among processes or refused."""
 
-import pytest
 import torch
+from support.refused import refused
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -47,7 +47,7 @@ def test_ddp_takes_the_device_of_the_module(monkeypatch):
 
 def test_batch_norms_are_shared_on_gpus_and_refused_elsewhere():
     module = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
-    with pytest.raises(InputError, match="batch normalisation"):
+    with refused(InputError, value="batch normalisation"):
         share_batch_statistics(module, CPU)
     share_batch_statistics(module, CUDA)
     assert isinstance(module[1], nn.SyncBatchNorm)

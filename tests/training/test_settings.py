@@ -34,7 +34,7 @@ def test_a_change_copies_what_lies_on_its_path_and_nothing_else():
 
 
 def test_changes_are_checked_as_new_settings_are():
-    with pytest.raises(ValueError, match="low above high"):
+    with pytest.raises(ValueError):
         changed(Tree(), {"inner.low": 3})
     with pytest.raises(TypeError):
         changed(Tree(), {"inner.lo": 3})

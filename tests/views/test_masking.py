@@ -62,18 +62,18 @@ def test_blocks_not_columns_and_every_voxel_equally_often():
 
 
 @pytest.mark.parametrize(
-    "patch, block, ratio, message",
+    "patch, block, ratio, named",
     [
-        ((8, 8), (2, 2, 2), 0.5, "same length"),
-        ((8, 8, 8), (2, 0, 2), 0.5, "must be positive"),
-        ((8, 8, 8), (2, 2, 2), 1.5, "ratio must lie in"),
+        ((8, 8), (2, 2, 2), 0.5, r"\(8, 8\) and \(2, 2, 2\)"),
+        ((8, 8, 8), (2, 0, 2), 0.5, r"\(2, 0, 2\)"),
+        ((8, 8, 8), (2, 2, 2), 1.5, "^ratio .*1.5"),
     ],
 )
-def test_bad_input_is_refused(patch, block, ratio, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_input_is_refused(patch, block, ratio, named):
+    with pytest.raises(ValueError, match=named):
         block_mask(patch, block, ratio, np.random.default_rng(0))
 
 
 def test_an_empty_axis_is_refused():
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="patch_size"):
         block_shape((8, 0, 8))

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from support.refused import refused
 
 from nnunet_alice.cropping import share_inside
 from nnunet_alice.errors import InputError
@@ -96,7 +97,7 @@ def test_same_seed_same_pair():
 
 @pytest.mark.parametrize("cases", [(), ("a",), ("a", "unknown")])
 def test_fewer_than_two_cases_get_a_sentence(cases):
-    with pytest.raises(InputError, match="at least two cases"):
+    with refused(InputError, value=len({*cases} - {"unknown"})):
         pairs_of(cases)
 
 

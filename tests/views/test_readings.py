@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from support.refused import refused
 
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks
@@ -198,20 +199,16 @@ def test_a_landmark_of_too_few_readable_cases_gives_way_to_the_next():
 
 
 @pytest.mark.parametrize(
-    ("make", "bad", "message"),
+    ("make", "bad", "found"),
     [
-        (
-            matched,
-            "abcd",
-            "200 draws in a row met cases that cannot be read, 4 cases in all; the first: .*preprocess again",
-        ),
-        (same_volume, "abcde", "200 draws in a row .* 5 cases in all"),
-        (overlapping, "abcde", "None of the 5 cases can be read; the first: .*preprocess again"),
-        (landmarks, "abcd", "shown by 2 subjects of the 5 cases that can be read; the first .*preprocess again"),
+        (matched, "abcd", 4),
+        (same_volume, "abcde", 5),
+        (overlapping, "abcde", 5),
+        (landmarks, "abcd", 2),
     ],
 )
-def test_when_too_few_cases_are_left_one_sentence_says_so(make, bad, message):
-    with pytest.raises(InputError, match=message):
+def test_when_too_few_cases_are_left_one_sentence_says_so(make, bad, found):
+    with refused(InputError, value=found):
         batches(make(World(images=bad)))
 
 
@@ -220,5 +217,5 @@ def test_mistakes_in_the_program_are_not_taken_for_damage():
     with pytest.raises(TypeError), readings.of("a"):
         raise TypeError("no such argument")
     assert readings.unreadable == {}
-    with pytest.raises(UnreadableCaseError, match="EOFError"), readings.of("a"):
+    with refused(UnreadableCaseError, case="a"), readings.of("a"):
         raise EOFError

@@ -16,12 +16,7 @@ class CASA(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int = 512,
-        heads: int = 8,
-        head_dim: int = 64,
-        feedforward_dim: int = 2048,
-        dropout: float = 0.1,
+        self, dim: int = 512, heads: int = 8, head_dim: int = 64, feedforward_dim: int = 2048, dropout: float = 0.1
     ):
         """Create the layer.
 

@@ -39,9 +39,6 @@ class AliceLosses(NamedTuple):
         Args:
             weights: Weights of cls, align, reconstruction and regions.
 
-        Returns:
-            Scalar.
-
         Raises:
             ValueError: If there are not four weights.
         """
@@ -111,9 +108,6 @@ def soft_cross_entropy(targets: Tensor, student_logits: Tensor, student_temperat
         student_logits: (..., K).
         student_temperature: tau_s.
 
-    Returns:
-        Scalar.
-
     Raises:
         ValueError: If the shapes differ or the temperature is not positive.
     """
@@ -153,9 +147,6 @@ def cross_view_loss(targets: Tensor, student_cls: Tensor, student_temperature: f
         student_cls: (2B, K) logits, in the same order.
         student_temperature: tau_s.
 
-    Returns:
-        Scalar.
-
     Raises:
         ValueError: If shapes do not fit or the temperature is not positive.
     """
@@ -171,9 +162,6 @@ def alignment_loss(targets: Tensor, student: Tensor, student_temperature: float)
             learns from the student's side.
         student: (2B, T, K) logits of the student's.
         student_temperature: tau_s.
-
-    Returns:
-        Scalar.
 
     Raises:
         ValueError: If shapes do not fit or the temperature is not positive.

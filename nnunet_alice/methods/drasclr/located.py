@@ -53,14 +53,11 @@ def location_weights(inside: np.ndarray) -> np.ndarray:
 
 
 def encode_locations(locations: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return atlas coordinates as what a coordinate channel holds.
+    """Return atlas coordinates as what a coordinate channel holds: int16 of the same shape.
 
     Args:
         locations: any shape; half as far again as the atlas reaches they are clipped.
         weights: of the same shape, from `location_weights`.
-
-    Returns:
-        int16 of the same shape.
     """
     return np.rint(weights * (1 + np.clip(locations, -_REACH, _REACH) / 2)).astype(np.int16)
 

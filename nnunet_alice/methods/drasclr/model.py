@@ -100,7 +100,7 @@ class DrasCLRModel(nn.Module):
         neighbours: Tensor | None = None,
         neighbour_locations: Tensor | None = None,
     ) -> DrasCLRLoss:
-        """Return losses of a batch of B subjects at one landmark.
+        """Return losses of a batch of B subjects at one landmark; differentiate their ``total``.
 
         Args:
             view: (B, C, z, y, x), first augmentation of the patch at the landmark.
@@ -111,9 +111,6 @@ class DrasCLRModel(nn.Module):
             neighbours: (k, B, C, z, y, x), patches of the same subjects at the k nearest landmarks; None leaves the
                 regional loss out.
             neighbour_locations: (k, 3), locations of these landmarks.
-
-        Returns:
-            the terms; differentiate ``total``.
 
         Raises:
             ValueError: shapes do not fit.

@@ -93,6 +93,5 @@ class EmbeddingHeads(nn.Module):
         """
         # Normalised in float32: under mixed precision a sum of 128 squares in half precision loses its last digits.
         return Descriptors(
-            F.normalize(self.coarse(coarse_map).float(), dim=1),
-            F.normalize(self.fine(fine_map).float(), dim=1),
+            F.normalize(self.coarse(coarse_map).float(), dim=1), F.normalize(self.fine(fine_map).float(), dim=1)
         )

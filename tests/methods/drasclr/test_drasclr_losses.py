@@ -124,13 +124,13 @@ def test_half_precision_and_autocast_are_computed_in_full():
 
 def test_bad_input():
     query, negatives = unit(3, 4), unit(5, 4)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match=r"^Queries and keys"):
         local_loss(query, query[:2], negatives)
-    with pytest.raises(ValueError, match=r"must be \(N, 4\)"):
+    with pytest.raises(ValueError, match=r"^negatives"):
         local_loss(query, query, unit(5, 3))
-    with pytest.raises(ValueError, match="temperature"):
+    with pytest.raises(ValueError, match=r"^temperature"):
         local_loss(query, query, negatives, temperature=0)
-    with pytest.raises(ValueError, match="ignore"):
+    with pytest.raises(ValueError, match=r"^ignore"):
         local_loss(query, query, negatives, ignore=torch.zeros(3, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"\(k, B, D\)"):
+    with pytest.raises(ValueError, match=r"^neighbours"):
         regional_loss(query, query, negatives)

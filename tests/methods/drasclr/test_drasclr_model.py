@@ -195,15 +195,15 @@ def test_contrast_can_be_learned():
 
 def test_bad_input():
     model, batch = make_model(), make_batch()
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match=r"\(2, "):
         model(landmark=0, **(batch | {"second_view": batch["view"][:2]}))
-    with pytest.raises(ValueError, match="Neighbours must be"):
+    with pytest.raises(ValueError, match=r"^Neighbours"):
         model(landmark=0, **(batch | {"neighbour_locations": None}))
-    with pytest.raises(ValueError, match="neighbour locations"):
+    with pytest.raises(ValueError, match=r"\(3, 3\)"):
         model(landmark=0, **(batch | {"neighbour_locations": torch.zeros(3, 3)}))
-    with pytest.raises(ValueError, match="batch normalisation"):
+    with pytest.raises(ValueError):
         DrasCLRModel(PatchEmbedder(UnconditionedEncoder(nn.BatchNorm3d(2)), 2), KeyQueue(1, 2))
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="cells=0"):
         PatchEmbedder(make_encoder(), 6, cells=0)
 
 

@@ -73,9 +73,9 @@ def test_half_precision_and_no_gradient():
 def test_bad_input():
     queue = KeyQueue(4, dim=4)
     one = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"must be \(n, 4\)"):
+    with pytest.raises(ValueError, match=r"^keys"):
         queue.enqueue(torch.zeros(1, 5), one, one)
-    with pytest.raises(ValueError, match="Landmarks and subjects"):
+    with pytest.raises(ValueError, match=r"(?i)^landmarks and subjects"):
         queue.enqueue(keys_of([1, 2]), one, one)
-    with pytest.raises(ValueError, match="positive sizes"):
+    with pytest.raises(ValueError):
         KeyQueue(0, 4)
