@@ -15,8 +15,8 @@ The protocol, fixed before a network predicted any test subject:
   encoder's first weights alone.
 - All arms learn at 1e-3. It was the better of 1e-3 and 3e-3 for scratch, on training subjects of fold 0 alone (four
   inner folds, at 9 mm). No rate was chosen for the pretrained arms. 200 steps are what 90 trainings can take.
-- Beside the trainings stand linear models of frozen features (ridge for the age, logistic regression for the sex): of
-  the pretrained encoders, of an untrained one, and of the image itself in cubes of 18 mm.
+- Beside the trainings stand linear models: ridge for the age, logistic regression for the sex. They see features of
+  the pretrained encoders, of an untrained one, or the image itself in cubes of 18 mm.
 
 ``--tune 1e-3 3e-3`` compares learning rates on training subjects of fold 0 and stops.
 """
@@ -305,10 +305,8 @@ def kept_features(arm: str, checkpoint: Path | None, args: Namespace) -> pd.Data
         targets = load_targets(DATASET)
         cases = targets.definitions["both"].values(targets.table).index.tolist()
         if arm.endswith(IMAGE):
-            images = [
-                torch.from_numpy(crop_centred(dataset.image(case), middle(dataset, case), HEAD)) for case in cases
-            ]
-            found = torch.nn.functional.avg_pool3d(torch.stack(images).float(), CUBE).flatten(1)
+            images = torch.from_numpy(np.stack([middle(dataset.image(case)) for case in cases]))
+            found = torch.nn.functional.avg_pool3d(images, CUBE).flatten(1)
         else:
             found = pooled_features(dataset, checkpoint, cases)
         with atomic_write(file) as temporary:
