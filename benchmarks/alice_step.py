@@ -2,8 +2,8 @@
 
     python benchmarks/alice_step.py -d 900 -p AlicePlans -c 3d_fullres --pairs 2 --repeats 5
 
-Where ``nnunet_alice plan --probe`` kept labelled crops, the online probe is timed in the same turns, and its share of a
-run with the default settings is printed.
+Where ``nnunet_alice plan --probe`` kept labelled crops, the online probe is timed in the same turns. Its share of a run
+with the default settings is printed.
 
 Needs a preprocessed dataset with nnU-Net's folders set. All passes of a comparison alternate within one run, so that
 a noisy machine disturbs both alike; medians are compared, on the CPU of processor time. Data loading is left out of
