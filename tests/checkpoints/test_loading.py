@@ -253,4 +253,4 @@ def test_refusal_does_not_hang_on_what_was_imported_before(tmp_path):
         "except Exception as error:\n    print(type(error).__name__)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "CheckpointError" and not (tmp_path / "touched").exists()
+    assert result.stdout.strip() == "UnsafeCheckpointError" and not (tmp_path / "touched").exists()

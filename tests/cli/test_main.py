@@ -16,7 +16,7 @@ from nnunet_alice.errors import InputError
 
 #: a command that works on cases in two processes, each of which takes for ever
 SLOW = """
-import sys, time
+import signal, sys, time
 from functools import partial
 from types import ModuleType
 from nnunet_alice.cli import main as entry
@@ -30,6 +30,7 @@ def run(args):
     list(map_cases(partial(work, args.folder), ["a", "b", "c"], 2, "Working"))
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     slow = ModuleType("nnunet_alice.cli.slow")
     slow.run, slow.EXAMPLE, slow.RESUMES = run, "", True
     slow.add_arguments = lambda parser: parser.add_argument("folder")

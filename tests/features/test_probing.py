@@ -134,7 +134,7 @@ def test_survival():
 
 def test_survival_without_its_library_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sksurv.linear_model", None)
-    data = ProbeData(names(90), linear[0], np.arange(1.0, 91), np.ones(90, dtype=bool))
+    data = ProbeData(names(90), linear()[0], np.arange(1.0, 91), np.ones(90, dtype=bool))
     with refused(InputError, command='pip install "nnunet_alice[survival]"'):
         probe(data, "survival")
 
