@@ -5,6 +5,7 @@ costs nothing. The page docs/reference/api.md describes them.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
@@ -28,6 +29,10 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from nnunet_alice.pretraining.optimisation import Optimisation as Optimisation
 
 __version__ = "0.1.0"
+
+# python -m takes this package from a checkout that it is started in, where trainers and planners lie beside it
+if not (_here := Path(__file__).parent).joinpath("trainers").is_dir():
+    __path__.append(str(_here.parent))
 
 #: name -> module in which it is
 FRONT_DOOR = {

@@ -63,7 +63,8 @@ def test_graphs_and_breaks_are_as_recorded(row, folders, traced):
     begin(trainer)
     found = losses(trainer, batches)
     assert (traced.graphs, sum(traced.breaks.values())) == (row.graphs, row.breaks), traced.breaks
-    assert traced.symbolic == 0
+    # nnU-Net compiles its Dice, which deep supervision calls with several sizes
+    assert traced.symbolic == ("FineTune" in row.name)
     assert found == pytest.approx(expected, rel=1e-3)
 
 

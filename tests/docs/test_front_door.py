@@ -64,3 +64,11 @@ def test_importing_the_package_is_quick_and_leaves_torch_alone():
     ]
     assert min(float(seconds) for seconds, _, _ in outcomes) < 0.2
     assert all(loaded == ["False", "False"] for _, *loaded in outcomes)
+
+
+def test_python_m_in_a_checkout_finds_the_trainers_beside_the_package():
+    """``python -m`` puts its folder first, so that the checkout's package hides an installed one."""
+    root = Path(__file__).parents[2]
+    code = "from nnunet_alice.discovery import package_folder as f; print(f('nnunet_alice.trainers'))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(root / "trainers")
