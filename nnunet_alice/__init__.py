@@ -4,8 +4,8 @@ The names below are what programs may rely on. Each is imported when it is first
 costs nothing. The page docs/reference/api.md describes them.
 """
 
+import pathlib
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
 __version__ = "0.1.0"
 
 # python -m takes this package from a checkout that it is started in, where trainers and planners lie beside it
-if not (_here := Path(__file__).parent).joinpath("trainers").is_dir():
+if not (_here := pathlib.Path(__file__).parent).joinpath("trainers").is_dir():
     __path__.append(str(_here.parent))
 
 #: name -> module in which it is
