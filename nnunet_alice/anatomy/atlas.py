@@ -108,6 +108,12 @@ class PreparedAtlas(Atlas):
         geometry = load_geometry(dataset, report.atlas_case)
         return cls(geometry, registered_by, dataset=dataset, fingerprint=report.fingerprint)
 
+    @classmethod
+    def find(cls, dataset: PreprocessedDataset) -> "PreparedAtlas | None":
+        """Open the atlas as `open` does; None where there is none, or its preparation did not finish."""
+        report = AtlasFiles(dataset).read_report()
+        return None if report is None else cls.open(dataset, report)
+
     @property
     def files(self) -> AtlasFiles:
         """What it left on disk."""
@@ -126,7 +132,9 @@ class PreparedAtlas(Atlas):
         """
         if (known := self.known_affine(case)) is None:
             file = self.files.case_file(case)
-            raise NotPreparedError(f"{file} is missing, failed or of other images; run nnunet_alice anatomy again.")
+            raise NotPreparedError(
+                f"{file} is missing, failed or of other images; run nnunet_alice anatomy again."
+            ).about(case=case, path=file)
         return known
 
     def landmarks(self) -> Landmarks:

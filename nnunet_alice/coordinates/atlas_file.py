@@ -115,14 +115,15 @@ def atlas_of_dataset(dataset: PreprocessedDataset) -> PortableAtlas:
     Raises:
         NotPreparedError: there is none, or its preparation did not finish.
     """
-    if AtlasFiles(dataset).read_report() is None:
+    atlas = PreparedAtlas.find(dataset)
+    if atlas is None:
         raise NotPreparedError(
             f"{dataset.name} has no atlas of its own for {dataset.plans_name} {dataset.configuration}; name that of "
             "the pretraining with --atlas (its checkpoint_final.pth)."
         ).about(option="--atlas", value=dataset.name)
     described = read_json(dataset.base / "dataset.json")
     plans = {**dataset.plans, ORIENTATION: dataset_orientation(dataset)}
-    return _portable(PreparedAtlas.open(dataset), plans, dataset.configuration, described)
+    return _portable(atlas, plans, dataset.configuration, described)
 
 
 def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> PortableAtlas:

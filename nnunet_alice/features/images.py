@@ -11,7 +11,6 @@ import numpy as np
 
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas import Atlas, PreparedAtlas
-from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ, is_orientation, reader_that_gives
 from nnunet_alice.anatomy.world import NoWorldError, PreparedCases, array_orientation, file_grid, world_affine
@@ -102,7 +101,7 @@ class DatasetImages:
             ).about(option="-i", value=there[0], command="nnUNetv2_move_plans_between_datasets")
         self.dataset = dataset
         self.cases = dataset.cases()
-        self._atlas = None if AtlasFiles(dataset).read_report() is None else PreparedAtlas.open(dataset)
+        self._atlas = PreparedAtlas.find(dataset)
         self._prepared, self._wanted = PreparedCases(dataset), pretrained_orientation({"pretraining": run})
 
     def open(self, case: str) -> OpenedImage:

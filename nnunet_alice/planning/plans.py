@@ -166,9 +166,8 @@ def plans_of_target(dataset: str, target: str, target_plans: str, configuration:
     """
     source = nnunet_folder("nnUNet_preprocessed") / target / f"{target_plans}.json"
     if not source.is_file():
-        raise NotPreparedError(
-            f"{source} does not exist; run: nnUNetv2_plan_and_preprocess -d {dataset_number(target)}"
-        )
+        command = f"nnUNetv2_plan_and_preprocess -d {dataset_number(target)}"
+        raise NotPreparedError(f"{source} does not exist; run: {command}").about(path=source, command=command)
     plans = read_json(source)
     check_configuration(plans, configuration, f"{target}/{target_plans}.json")
     _check_channels(dataset, target)

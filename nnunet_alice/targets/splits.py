@@ -95,7 +95,9 @@ def check_training_cases(definition: TargetDefinition, values: pd.DataFrame, whe
         InputError: there is no case, or a class, label or event that no case has, or always the same number.
     """
     if not len(values):
-        raise InputError(f"No training case of {where} has the target '{definition.name}'.")
+        raise InputError(f"No training case of {where} has the target '{definition.name}'.").about(
+            value=definition.name
+        )
     if definition.task == "classification":
         counts = np.bincount(values.iloc[:, 0].astype(int), minlength=len(definition.classes))
         if not counts.all():

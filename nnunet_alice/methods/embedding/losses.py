@@ -140,7 +140,7 @@ def other_crop(x: Tensor) -> Tensor:
 
 
 def draw_queries(fine: DescriptorMap, settings: ContrastSettings, generator: torch.Generator) -> Queries:
-    """Return draw, without replacement, fine voxels of each crop that lie inside the other crop, too.
+    """Draw, without replacement, fine voxels of each crop that lie inside the other crop, too.
 
     Args:
         fine: fine descriptor map; only its shape, affine and validity matter.
