@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import SimpleITK as sitk
-from support.benchmark_runs import CASES, make_runner, settings, write_dataset
+from support.benchmark_runs import CASES, CELLS, make_runner, set_up_dataset, settings
 from support.labelled_runs import DATASET, write_labelled
 from support.refused import refused
 
@@ -24,15 +24,10 @@ from nnunet_alice.errors import CheckpointError, InputError, MissingFileError, O
 from nnunet_alice.files import write_json
 from nnunet_alice.locks import held
 
-CELLS = 8  # 2 arms, 2 numbers of labels, 2 draws
-
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
-    write_dataset(tmp_path)
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
-    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
-    return tmp_path
+    return set_up_dataset(tmp_path, monkeypatch)
 
 
 def content(base, **changes):

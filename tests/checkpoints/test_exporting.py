@@ -10,9 +10,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from support.labelled_runs import (
-    train_briefly,
-)
+from support.labelled_runs import train_briefly
 from support.refused import refused
 
 from nnunet_alice.checkpoints import exporting

@@ -1,19 +1,14 @@
 """The command benchmark: flags, and what is wrong with them."""
 
 import pytest
-from support.benchmark_runs import write_dataset
+from support.benchmark_runs import CELLS, set_up_dataset
 
 from nnunet_alice.cli.main import main
-
-CELLS = 8  # 2 arms, 2 numbers of labels, 2 draws
 
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
-    write_dataset(tmp_path)
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
-    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
-    return tmp_path
+    return set_up_dataset(tmp_path, monkeypatch)
 
 
 def test_flags_make_the_same_commands_as_yaml(base, capsys, monkeypatch):

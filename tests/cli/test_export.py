@@ -8,11 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support.labelled_runs import (
-    labelled_volume,
-    train_briefly,
-    write_images,
-)
+from support.labelled_runs import labelled_volume, train_briefly, write_images
 
 from nnunet_alice.checkpoints import exporting
 from nnunet_alice.cli.main import main

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from support.publications import CASES, HOME
 from support.refused import refused
 
 from nnunet_alice.checkpoints.inspection import describe_checkpoint
@@ -16,7 +17,6 @@ from nnunet_alice.errors import CheckpointError, InputError, OccupiedError
 from nnunet_alice.publishing.card import CardText
 from nnunet_alice.publishing.publish import publish
 
-CASES, HOME = ("smith_john", "doe_jane"), "/home/somebody/scans"
 TEXT = CardText("Chest CT", "cc-by-4.0")
 
 

@@ -15,6 +15,7 @@ from nnunet_alice.benchmark.settings import parse_settings
 from support.labelled_runs import DATASET, write_labelled
 
 CASES = 8
+CELLS = 8  # of `settings`: 2 arms, 2 numbers of labels, 2 draws
 
 
 def settings(checkpoint: Path, **changes) -> dict:
@@ -45,6 +46,14 @@ def write_dataset(base: Path) -> Path:
     write_labelled(base / "preprocessed", CASES)
     torch.save({"network_weights": {}}, base / "pretrained.pth")
     return base / "pretrained.pth"
+
+
+def set_up_dataset(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`write_dataset` below ``base``, which is returned, for a shell that names no other trainers."""
+    write_dataset(base)
+    monkeypatch.setenv("nnUNet_preprocessed", str(base / "preprocessed"))
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    return base
 
 
 class Pretender:
