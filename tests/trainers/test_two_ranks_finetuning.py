@@ -1,7 +1,11 @@
 """Fine-tuning on two real gloo processes: the decoder first, then all, with equal weights on both at any time."""
 
+import time
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.gloo_ranks import needs_distributed, on_ranks
 from support.labelled_runs import make_finetuner, stay_in_process, write_labelled, write_splits
@@ -10,6 +14,7 @@ from support.small_datasets import set_folders
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.trainers import finetuning
 from nnunet_alice.training.devices import place
+from nnunet_alice.training.ranks import wait_for_all_ranks
 from nnunet_alice.training.settings import changed
 
 pytestmark = needs_distributed
@@ -27,6 +32,20 @@ class FineTuneTrainer_ranks(finetuning.FineTuneTrainer):
     )
 
 
+#: what collectives of a validation allow, and how long rank 0 computes metrics after it (seconds)
+TIMEOUT, SLOW = 2, 4
+
+
+class FineTuneTrainer_slowMetrics(FineTuneTrainer_ranks):
+    """Keeps a checkpoint; validation is a collective, after which rank 0 alone has work."""
+
+    settings = changed(FineTuneTrainer_ranks.settings, {"validation.keep_at": (50,)})
+
+    def _validate(self, save_probabilities):
+        dist.barrier(group=self.impatient)
+        time.sleep(SLOW if self.local_rank == 0 else 0)
+
+
 def on_cpu(trainer_class, folder):
     """A trainer of this rank, as ``nnunet_alice train -device cpu`` makes it."""
     trainer = make_finetuner(trainer_class, folder)
@@ -38,7 +57,17 @@ def on_cpu(trainer_class, folder):
 def results_of(rank, folder, weights):
     with pytest.MonkeyPatch.context() as patch:
         stay_in_process(patch)
+        validate_slowly(folder)
         return {"stock": stock_step(folder)} | weights_by_epoch(folder, weights)
+
+
+def validate_slowly(folder):
+    """Validation of a kept checkpoint, then of the current weights."""
+    trainer = on_cpu(FineTuneTrainer_slowMetrics, folder)
+    trainer.impatient = dist.new_group(timeout=timedelta(seconds=TIMEOUT))
+    trainer.save_checkpoint(trainer._kept_file(50))
+    wait_for_all_ranks()
+    trainer.perform_actual_validation()
 
 
 def stock_step(folder):
@@ -69,7 +98,7 @@ def _copy(trainer):
     return {name: value.detach().clone() for name, value in trainer.bare_network.state_dict().items()}
 
 
-def test_the_encoder_waits_and_then_learns_and_ranks_stay_equal(tmp_path, monkeypatch):
+def test_ranks_stay_equal_the_encoder_learns_later_and_slow_metrics_are_waited_for(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     folder = write_labelled(tmp_path / "preprocessed", 3)
     write_splits(folder, (["case00", "case01"], ["case02"]))
