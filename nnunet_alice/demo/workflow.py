@@ -196,12 +196,13 @@ class Demo:
     def _finetune(self, run: str, weights: Sequence[str]) -> None:
         """Train on the labelled cases, predict and evaluate the test cases."""
         results, trainer, predicted = self.results[run], self.budget.trainer(run), self._predicted(run)
+        workers = str(min(1, self.budget.processes - 1))  # none for small volumes: they import nnU-Net again
         self._train(f"fine-tune, {run}", LABELLED, trainer, weights, results)
         self._step(
             f"predict, {run}",
             ["nnUNetv2_predict", "-i", str(self.labelled / "imagesTs"), "-o", str(predicted), "-d", str(LABELLED)]
             + ["-c", "3d_fullres", "-f", "all", "-p", self.budget.plans, "-tr", trainer, "-device", self.budget.device]
-            + ["--disable_tta", "-npp", "1", "-nps", "1"],
+            + ["--disable_tta", "-npp", workers, "-nps", workers],
             results,
         )
         model = self._fold(results, LABELLED, trainer).parent
