@@ -14,6 +14,18 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 
 
+@pytest.fixture
+def real_figures():
+    """A test that asks for this draws its figures."""
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(request, monkeypatch):
+    """Figures of other tests are composed but stored empty: drawing one takes longer than a small training."""
+    if "pictures" not in request.path.parts and "real_figures" not in request.fixturenames:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **how: Path(path).write_bytes(b""))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real test data (see its README); the test is skipped where it is absent."""

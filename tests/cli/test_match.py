@@ -17,7 +17,7 @@ def match(*arguments) -> int:
     return main(["match", "-d", "900", "--from", "a", "--method", "embedding", *map(str, arguments)])
 
 
-def test_match_writes_voxels_and_world_of_all_cases(tmp_path, capsys):
+def test_match_writes_voxels_and_world_of_all_cases(tmp_path, capsys, real_figures):
     assert match("--point", *CENTRE_VOX, "--csv", "table.csv") == 0
     table = pd.read_csv("table.csv").set_index("case")
     assert sorted(table.index) == ["b", "c"]

@@ -17,7 +17,7 @@ def command(files, *more):
     return main(["probe", *map(str, arguments)])
 
 
-def test_the_command_writes_tables_and_plot(files, capsys):
+def test_the_command_writes_tables_and_plot(files, capsys, real_figures):
     assert command(files, "--target", "severity", "--task", "regression") == 0
     printed = capsys.readouterr().out
     metrics = pd.read_csv(files / "out_metrics.csv").set_index("metric")

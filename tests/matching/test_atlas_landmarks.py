@@ -153,7 +153,7 @@ def test_a_label_as_region(tmp_path, monkeypatch):
             region_of_interest(dataset, "a", region)
 
 
-def test_the_command_lays_landmarks_and_draws_them(dataset, capsys):
+def test_the_command_lays_landmarks_and_draws_them(dataset, capsys, real_figures):
     command = ["anatomy", "-d", "900", "-np", "1"]
     assert main([*command, "--landmark_patch_mm", "60", "--landmark_step_mm", "50"]) == 0
     printed = capsys.readouterr().out

@@ -76,7 +76,7 @@ def small_run(folders, registered):
     return folders / "preprocessed"
 
 
-def test_a_run_leaves_what_it_promises(fresh_run):
+def test_a_run_leaves_what_it_promises(fresh_run, real_figures):
     trainer = make_trainer(variant(), fresh_run)
     folder = run(trainer)
     rows = finished_rows(folder, "views.png", "debug.json")

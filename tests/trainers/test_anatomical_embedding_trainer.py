@@ -49,7 +49,7 @@ def small_run(folders):
     return folders / "preprocessed"
 
 
-def test_a_run_leaves_what_it_promises_without_labels_or_atlas(small_run):
+def test_a_run_leaves_what_it_promises_without_labels_or_atlas(small_run, real_figures):
     folder = run(make_trainer(variant(), small_run))
     rows = finished_rows(folder, "similarity.png")
     assert (folder / "similarity.png").stat().st_size > 10_000

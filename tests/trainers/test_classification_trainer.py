@@ -68,7 +68,7 @@ def log_of(trainer) -> str:
     return Path(trainer.log_file).read_text()
 
 
-def test_a_run_writes_predictions_metrics_and_pictures_and_predicts_new_images_alike(values, tmp_path, capsys):
+def test_a_run_writes_what_it_promises_and_predicts_new_images_alike(values, tmp_path, capsys, real_figures):
     """The trainer's validation and ``predict_targets`` say the same; bad cases are named, and the others go on."""
     trainer = start(short("RegressionTrainer_scratch", epochs=2, pictures=1), values)
     trainer.run_training()

@@ -37,7 +37,7 @@ from nnunet_alice.errors import CheckpointError, InputError, NonFiniteLossError
 from nnunet_alice.matching.atlas_landmarks import prepare_landmarks
 from nnunet_alice.methods.drasclr.conversion import to_plain
 from nnunet_alice.pretraining.drasclr import DrasCLRMethod
-from nnunet_alice.trainers import drasclr, pretraining
+from nnunet_alice.trainers import drasclr
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer
 
 
@@ -70,14 +70,7 @@ def small_run(prepared, tmp_path, monkeypatch):
     return tmp_path / "preprocessed"
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Most of a short run's time would go into drawing; one test draws."""
-    monkeypatch.setattr(pretraining, "draw_progress", lambda *_: None)
-    monkeypatch.setattr(DrasCLRMethod, "draw", lambda *_: None)
-
-
-def test_a_run_leaves_what_it_promises(small_run):
+def test_a_run_leaves_what_it_promises(small_run, real_figures):
     trainer = make_trainer(variant(), small_run)
     folder = run(trainer)
     rows = finished_rows(folder, "views.png", "debug.json")
@@ -99,7 +92,7 @@ def test_a_run_leaves_what_it_promises(small_run):
     assert "Features of the plain network against those of the conditional encoder: they differ by" in log
 
 
-def test_the_key_encoder_follows_and_the_queue_holds_the_batches(small_run, no_pictures):
+def test_the_key_encoder_follows_and_the_queue_holds_the_batches(small_run):
     trainer = make_trainer(variant(learning_rate=0.5), small_run)
     trainer.on_train_start()
     trainer.on_epoch_start()
@@ -123,7 +116,7 @@ def test_the_key_encoder_follows_and_the_queue_holds_the_batches(small_run, no_p
     assert int(queue.step) == 1
 
 
-def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(small_run, no_pictures):
+def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(small_run):
     trainer = make_trainer(variant(learning_rate=0.1), small_run)
     path = run(trainer) / "checkpoint_final.pth"
     saved = torch.load(path, weights_only=True)
@@ -156,7 +149,7 @@ def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(smal
     assert any(name.endswith("experts") for name in saved["model_state"])
 
 
-def test_three_epochs_equal_two_a_kill_and_one_more(small_run, no_pictures):
+def test_three_epochs_equal_two_a_kill_and_one_more(small_run):
     def keys_are_kept(continued):
         assert int(continued.model.queue.step) == 4 and (continued.model.queue.landmarks >= 0).any()
 
@@ -166,7 +159,7 @@ def test_three_epochs_equal_two_a_kill_and_one_more(small_run, no_pictures):
     assert without_times(expected["history"]) == without_times(resumed["history"])
 
 
-def test_continuing_with_other_landmarks_is_refused(small_run, no_pictures):
+def test_continuing_with_other_landmarks_is_refused(small_run):
     path = run(make_trainer(variant(epochs=1), small_run)) / "checkpoint_final.pth"
     prepare_landmarks(PreprocessedDataset(DATASET, PLANS, "3d_fullres"), patch_mm=100, step_mm=120)
     with refused(CheckpointError, path=path, option="landmarks"):
@@ -174,7 +167,7 @@ def test_continuing_with_other_landmarks_is_refused(small_run, no_pictures):
 
 
 @pytest.mark.parametrize("name", ["DrasCLRTrainer_noLocation", "DrasCLRTrainer_noRegional", "DrasCLRTrainer_2experts"])
-def test_ablations(small_run, no_pictures, name):
+def test_ablations(small_run, name):
     trainer = make_trainer(variant(getattr(drasclr, name), name, epochs=1), small_run)
     path = run(trainer) / "checkpoint_final.pth"
     saved = torch.load(path, weights_only=True)
@@ -190,7 +183,7 @@ def test_ablations(small_run, no_pictures, name):
     load_pretrained_weights(stock.network, str(path))
 
 
-def test_ablations_see_the_batches_of_the_whole_method(small_run, no_pictures):
+def test_ablations_see_the_batches_of_the_whole_method(small_run):
     sizes = set()
     for base in (DrasCLRTrainer, drasclr.DrasCLRTrainer_noRegional, drasclr.DrasCLRTrainer_noLocation):
         trainer = make_trainer(variant(base, max_batch=3), small_run)
@@ -207,7 +200,7 @@ def test_variants_by_name():
     assert (method.num_experts, method.neighbours, method.temperature, method.queue_limit) == (4, 3, 0.1, 64)
 
 
-def test_labels_are_never_read(small_run, no_pictures):
+def test_labels_are_never_read(small_run):
     for labels in small_run.glob("*/*/*_seg.b2nd"):
         labels.write_bytes(b"not labels")
     for properties in small_run.glob("*/*/*.pkl"):
@@ -215,7 +208,7 @@ def test_labels_are_never_read(small_run, no_pictures):
     assert (run(make_trainer(variant(epochs=1), small_run)) / "checkpoint_final.pth").is_file()
 
 
-def test_starting_from_weights_starts_the_conditional_encoder_there(small_run, no_pictures):
+def test_starting_from_weights_starts_the_conditional_encoder_there(small_run):
     trainer = make_trainer(variant(location_gain=0.0), small_run)
     trainer.initialize()
     with torch.no_grad():
@@ -228,7 +221,7 @@ def test_starting_from_weights_starts_the_conditional_encoder_there(small_run, n
     assert same_content(dict(trainer.model.query.state_dict()), dict(trainer.model.key.state_dict()))
 
 
-def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
+def test_validation_cases_of_a_fold_are_held_out(small_run):
     splits = [{"train": ["case0", "case1"], "val": ["case2", "case3"]}]
     next(small_run.iterdir()).joinpath("splits_final.json").write_text(json.dumps(splits))
     seen = {True: set(), False: set()}
@@ -241,7 +234,7 @@ def test_validation_cases_of_a_fold_are_held_out(small_run, no_pictures):
     assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
 
 
-def test_visits_and_subjects(small_run, no_pictures):
+def test_visits_and_subjects(small_run):
     """Up to two batches of two a visit: negatives of one step before; two scans of a person count as one subject."""
     trainer = make_trainer(variant(iterations=8, max_batch=2), small_run)
     run(trainer)
@@ -256,19 +249,19 @@ def test_visits_and_subjects(small_run, no_pictures):
         assert len({"case0", "case1"} & set(crops(number, np.random.default_rng(number)).cases)) <= 1
 
 
-def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, no_pictures):
+def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run):
     trainer = make_trainer(variant(iterations=4), small_run)
     states = steps_around_a_bad_one(trainer)
     assert same_content(states["first"], states["bad"]) and not same_content(states["bad"], states["next"])
     assert (states["first"]["queue.landmarks"] >= 0).any() and states["first"]["query.standardise.batches"] == 1
 
 
-def test_a_non_finite_loss_names_the_cases(small_run, no_pictures):
+def test_a_non_finite_loss_names_the_cases(small_run):
     with refused(NonFiniteLossError, epoch=0, what="loss"):
         make_trainer(poisoned(variant()), small_run).run_training()
 
 
-def test_without_preparation_it_prepares_and_says_so(small_run, no_pictures):
+def test_without_preparation_it_prepares_and_says_so(small_run):
     shutil.rmtree(next(small_run.glob("*/*_anatomy/atlas")))
     dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")
     trainer = make_trainer(variant(), small_run)
@@ -278,6 +271,6 @@ def test_without_preparation_it_prepares_and_says_so(small_run, no_pictures):
     assert trainer.method.landmarks.step_mm == 26 and (dataset.anatomy_folder / "atlas" / "landmarks.json").is_file()
 
 
-def test_a_2d_configuration_is_refused(small_run, no_pictures):
+def test_a_2d_configuration_is_refused(small_run):
     with refused(InputError, value="2d"):
         make_trainer(variant(), small_run, configuration="2d")
