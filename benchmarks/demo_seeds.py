@@ -3,6 +3,7 @@
     python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 0 1 2 3 4 5 6 7 8 9
 
 A seed that stands in the CSV is not run again. Folders of finished demos are deleted but for their last picture.
+``--pretraining`` and ``--lr`` try other budgets, on other seeds than those that are reported.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import csv
 import functools
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from nnunet_alice.demo.budget import Budget
 from nnunet_alice.demo.sources import Phantoms
 from nnunet_alice.demo.workflow import Demo
+from nnunet_alice.training.variants import with_learning_rate
 
 COLUMNS = ("seed", "pretrained", "from_scratch", "gain", "seconds", "cpu_seconds")
 
@@ -27,7 +30,13 @@ def main() -> None:
     parser.add_argument("-o", type=Path, required=True, help="folder for the demos")
     parser.add_argument("--csv", type=Path, required=True, help="one row a seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="[0 to 9]")
+    parser.add_argument("--pretraining", default=Budget.pretraining, help="trainer [%(default)s]")
+    parser.add_argument("--lr", type=float, help="of both runs on labels [the demo's]")
     args = parser.parse_args()
+    budget = replace(Budget(), pretraining=args.pretraining)
+    if args.lr is not None:
+        runs = {name: with_learning_rate(getattr(budget, name), args.lr) for name in ("finetuning", "scratch")}
+        budget = replace(budget, **runs)
     rows = read(args.csv)
     for seed in args.seeds:
         if seed in rows:
@@ -35,9 +44,8 @@ def main() -> None:
         folder = args.o / f"seed{seed}"
         shutil.rmtree(folder, ignore_errors=True)
         before = cpu_seconds()
-        report = Demo(
-            folder, Phantoms(seed=seed), Budget(), functools.partial(print, f"seed {seed}:", flush=True)
-        ).run()
+        announce = functools.partial(print, f"seed {seed}:", flush=True)
+        report = Demo(folder, Phantoms(seed=seed), budget, announce).run()
         pretrained, scratch = report.mean("pretrained"), report.mean("from scratch")
         rows[seed] = (pretrained, scratch, report.gain, sum(report.seconds.values()), cpu_seconds() - before)
         write(args.csv, rows)
