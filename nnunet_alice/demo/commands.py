@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -72,22 +73,26 @@ class Commands:
         return {**os.environ, **own, **self.environment}
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, whole: bool) -> None:
+def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> BaseProcess:
+    """Start an installed command as it would be typed.
+
+    Args:
+        command: program and arguments.
+        environment: all of it.
+        log: what the command prints is added there.
+
+    Raises:
+        AliceError: it is not installed.
+    """
     program = next(iter(entry_points(group="console_scripts", name=command[0])), None)
     if program is None:
         raise AliceError(f"The command {command[0]} was not found; install this package together with nnunetv2.").about(
             value=command[0]
         )
-    log.write_text(f"$ {shlex.join(command)}\n", encoding="utf-8")
     _START.set_forkserver_preload(_IMPORTED_ONCE)
     process = _START.Process(target=_be, args=(program, command, environment, log))
     process.start()
-    process.join()
-    if process.exitcode != 0 and (whole or process.exitcode != SOME_FAILED):
-        last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1:]
-        raise AliceError(f"'{shlex.join(command[:2])} ...' failed ({''.join(last).strip()}); see {log}.").about(
-            path=log
-        )
+    return process
 
 
 def _be(program: EntryPoint, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -97,6 +102,18 @@ def _be(program: EntryPoint, command: Sequence[str], environment: Mapping[str, s
             os.dup2(file.fileno(), output)
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # nnU-Net's pools start as in any other process
     np.random.seed()  # noqa: NPY002  nnU-Net draws from it, and forks of one process would all draw the same
     sys.argv = list(command)
     sys.exit(program.load()())
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, whole: bool) -> None:
+    log.write_text(f"$ {shlex.join(command)}\n", encoding="utf-8")
+    process = start(command, environment, log)
+    process.join()
+    if process.exitcode != 0 and (whole or process.exitcode != SOME_FAILED):
+        last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1:]
+        raise AliceError(f"'{shlex.join(command[:2])} ...' failed ({''.join(last).strip()}); see {log}.").about(
+            path=log
+        )

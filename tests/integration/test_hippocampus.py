@@ -1,18 +1,16 @@
 """The whole chain as a user runs it, on the 200 real hippocampus cases, with a kill in the middle of pretraining."""
 
-import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from nnunet_alice.checkpoints.inspection import describe_checkpoint
+from nnunet_alice.demo.commands import start
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.files import read_json, write_json
 
@@ -41,16 +39,15 @@ class Chain:
         own |= {"nnUNet_extTrainer": str(package_folder("nnunet_alice.trainers")), "nnUNet_n_proc_DA": "0"}
         self.environment = {**os.environ, **own}
 
-    def start(self, *words: str) -> subprocess.Popen:
+    def start(self, *words: str) -> BaseProcess:
         """Start a command; its output goes to the log."""
-        program = shutil.which(words[0], path=str(Path(sys.executable).parent)) or words[0]
-        with self.log.open("a", encoding="utf-8") as log:
-            return subprocess.Popen([program, *words[1:]], env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+        return start(words, self.environment, self.log)
 
     def run(self, *words: str) -> None:
         """Run a command to its end."""
-        status = self.start(*words).wait(TIMEOUT_S)
-        assert status == 0, f"{' '.join(words)}:\n{self.log.read_text()[-3000:]}"
+        command = self.start(*words)
+        command.join(TIMEOUT_S)
+        assert command.exitcode == 0, f"{' '.join(words)}:\n{self.log.read_text()[-3000:]}"
 
 
 @pytest.fixture
@@ -68,15 +65,15 @@ def kill_when_saved(chain: Chain, folder: Path, *words: str) -> None:
     try:
         deadline = time.monotonic() + TIMEOUT_S
         while not (folder / "checkpoint_latest.pth").is_file():
-            assert training.poll() is None and time.monotonic() < deadline, chain.log.read_text()[-3000:]
+            assert training.exitcode is None and time.monotonic() < deadline, chain.log.read_text()[-3000:]
             time.sleep(0.05)
     finally:
-        training.send_signal(signal.SIGKILL)
-        training.wait()
+        training.kill()
+        training.join()
 
 
 def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain):
-    """convert, plan, anatomy, AliceTrainer killed and continued, inspect, fine-tuning from its weights."""
+    """convert, plan, anatomy, AliceTrainer killed and continued, fine-tuning from its weights."""
     chain.run("nnunet_alice", "anatomy", "-d", NUMBER, "-p", PLANS, "-c", CONFIGURATION, "-np", "2")
     dataset = chain.preprocessed / "Dataset004_Hippocampus"
     assert next(dataset.rglob("atlas.png")).is_file()
@@ -93,8 +90,7 @@ def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain):
     assert len(killed["history"]) < 4
     final = folder / "checkpoint_final.pth"
 
-    program = shutil.which("nnunet_alice", path=str(Path(sys.executable).parent))
-    described = json.loads(subprocess.check_output([program, "inspect", str(final), "--json"], env=chain.environment))
+    described = describe_checkpoint(final)
     assert described["epochs"].startswith("4 of 4") and "200 cases" in described["dataset"]
 
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "gt_segmentations").glob("*.nii.gz"))
