@@ -24,7 +24,7 @@ class Budget:
         processes: for planning, preprocessing and prediction.
     """
 
-    pretraining: str = "AliceTrainer_regionsOnly_3epochs_400iterations_lr3e-3"
+    pretraining: str = "AliceTrainer_regionsOnly_3epochs_200iterations_lr3e-3"
     finetuning: str = "FineTuneTrainer_5epochs_50iterations_AdamW_lr1e-2_seed1"
     scratch: str = "FineTuneTrainer_scratch_5epochs_50iterations_AdamW_lr1e-2_seed1"
     embedding: str | None = None
