@@ -9,7 +9,6 @@ A seed that stands in the CSV is not run again. Folders of finished demos are de
 import argparse
 import csv
 import functools
-import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from nnunet_alice.demo.sources import Phantoms
 from nnunet_alice.demo.workflow import Demo
 from nnunet_alice.training.variants import with_learning_rate
 
-COLUMNS = ("seed", "pretrained", "from_scratch", "gain", "seconds", "cpu_seconds")
+COLUMNS = ("seed", "pretrained", "from_scratch", "gain", "seconds")
 
 
 def main() -> None:
@@ -43,28 +42,21 @@ def main() -> None:
             continue
         folder = args.o / f"seed{seed}"
         shutil.rmtree(folder, ignore_errors=True)
-        before = cpu_seconds()
         announce = functools.partial(print, f"seed {seed}:", flush=True)
         report = Demo(folder, Phantoms(seed=seed), budget, announce).run()
         pretrained, scratch = report.mean("pretrained"), report.mean("from scratch")
-        rows[seed] = (pretrained, scratch, report.gain, sum(report.seconds.values()), cpu_seconds() - before)
+        rows[seed] = (pretrained, scratch, report.gain, sum(report.seconds.values()))
         write(args.csv, rows)
         shutil.copy(report.pictures["the result"], args.o / f"seed{seed}.png")
         shutil.rmtree(folder)
     gains = np.array([gain for _, _, gain, *_ in rows.values()])
-    for seed, (pretrained, scratch, gain, _, cpu) in sorted(rows.items()):
-        print(f"seed {seed}: pretrained {pretrained:.3f}, from scratch {scratch:.3f}, {gain:+.3f}, {cpu:.0f} CPU s")
+    for seed, (pretrained, scratch, gain, seconds) in sorted(rows.items()):
+        print(f"seed {seed}: pretrained {pretrained:.3f}, from scratch {scratch:.3f}, {gain:+.3f}, {seconds:.0f} s")
     print(f"above scratch in {(gains > 0).sum()} of {len(gains)}, mean {gains.mean():+.3f}")
 
 
-def cpu_seconds() -> float:
-    """Return the processor time of this process and of all commands that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
 def read(path: Path) -> dict[int, tuple[float, ...]]:
-    """Return seed -> Dice of both runs, gain, seconds and processor time."""
+    """Return seed -> Dice of both runs, gain, seconds."""
     if not path.exists():
         return {}
     with open(path, newline="") as file:

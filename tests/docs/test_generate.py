@@ -86,13 +86,13 @@ def test_targets_say_whether_intervals_are_apart(tmp_path):
 
 
 def test_seeds_end_with_their_mean_and_what_was_wanted(tmp_path):
-    rows = ["seed,pretrained,from_scratch,gain,seconds,cpu_seconds", "0,0.8,0.6,0.2,900,600", "1,0.5,0.6,-0.1,900,480"]
+    rows = ["seed,pretrained,from_scratch,gain,seconds", "0,0.8,0.6,0.2,900", "1,0.5,0.6,-0.1,900"]
     (tmp_path / "seeds.csv").write_text("\n".join(rows))
     lines = result_tables.seeds(tmp_path, "seeds.csv").splitlines()
     assert lines[2:5] == [
-        "| 0 | 0.800 | 0.600 | +20.0 | 10 |",
-        "| 1 | 0.500 | 0.600 | -10.0 | 8 |",
-        "| mean of 2 | 0.650 | 0.600 | +5.0 | 9 |",
+        "| 0 | 0.800 | 0.600 | +20.0 |",
+        "| 1 | 0.500 | 0.600 | -10.0 |",
+        "| mean of 2 | 0.650 | 0.600 | +5.0 |",
     ]
     assert lines[-1].endswith("Not decided yet: above in 1 of 2.")
     for above, verdict in ((9, "Reached: above in 9 of 10."), (8, "Missed: above in 8 of 10.")):
