@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from reference_tables import table_head, table_line
+from scipy.stats import ttest_1samp
 
 from nnunet_alice.benchmark.page import class_table, mean_table
 
@@ -76,6 +78,8 @@ def overview(folder: Path, file: str) -> str:
 def arms(folder: Path, file: str, baseline: str = "scratch") -> str:
     """Return mean Dice of every arm by number of labels, and how it compares with the baseline on the same draws.
 
+    Intervals (95 %) are Student's, over the differences of all draws.
+
     Args:
         folder: of the page.
         file: log of ``benchmarks/fast/search.py``: a row a run.
@@ -87,9 +91,11 @@ def arms(folder: Path, file: str, baseline: str = "scratch") -> str:
         dice = rows.pivot_table(index=["fold", "seed", "draw"], columns="arm", values="dice")
         for arm in [baseline, *(name for name in rows["arm"].unique() if name != baseline)]:
             gain = (dice[arm] - dice[baseline]).dropna()
-            compared = (
-                ["", ""] if arm == baseline else [f"{100 * gain.mean():+.1f}", f"{(gain > 0).sum()} of {len(gain)}"]
-            )
+            compared = ["", ""]
+            if arm != baseline:
+                low, high = 100 * np.array(ttest_1samp(gain, 0).confidence_interval())
+                mean = f"{100 * gain.mean():+.1f} ({low:.1f} to {high:.1f})"
+                compared = [mean, f"{(gain > 0).sum()} of {len(gain)}"]
             lines.append(table_line([str(labels), arm, f"{dice[arm].mean():.3f}", *compared]))
     return "\n".join(lines)
 

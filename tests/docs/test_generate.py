@@ -64,11 +64,11 @@ def test_rows_of_a_file_are_selected(tmp_path):
 def test_arms_are_compared_on_the_same_draws(tmp_path):
     rows = ["set,arm,fold,seed,labels,draw,dice"]
     rows += [f"x,scratch,0,0,1,{draw},{dice}" for draw, dice in enumerate((0.1, 0.3, 0.5))]
-    rows += [f"x,mine,0,0,1,{draw},{dice}" for draw, dice in enumerate((0.2, 0.2))]
+    rows += [f"x,mine,0,0,1,{draw},{dice}" for draw, dice in enumerate((0.2, 0.5))]
     (tmp_path / "log.csv").write_text("\n".join(rows))
     *_, scratch, mine = result_tables.arms(tmp_path, "log.csv").splitlines()
     assert [cell.strip() for cell in scratch.strip("|").split("|")] == ["1", "scratch", "0.300", "", ""]
-    assert [cell.strip() for cell in mine.strip("|").split("|")] == ["1", "mine", "0.200", "+0.0", "1 of 2"]
+    assert [cell.strip() for cell in mine.strip("|").split("|")] == ["1", "mine", "0.350", "+15.0 (-48.5 to 78.5)", "2 of 2"]
 
 
 def test_targets_say_whether_intervals_are_apart(tmp_path):
