@@ -1,6 +1,6 @@
 """The demo with several seeds of its phantoms: how often, and by how much, pretraining ends above scratch.
 
-    python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 0 1 2 3 4 5 6 7 8 9
+    python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 10 11 12 13 14 15 16 17 18 19
 
 A seed that stands in the CSV is not run again. Folders of finished demos are deleted but for their last picture.
 ``--pretraining`` and ``--lr`` try other budgets, on other seeds than those that are reported.
@@ -28,14 +28,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, required=True, help="folder for the demos")
     parser.add_argument("--csv", type=Path, required=True, help="one row a seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="[0 to 9]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 20)), help="[10 to 19]")
     parser.add_argument("--pretraining", default=Budget.pretraining, help="trainer [%(default)s]")
     parser.add_argument("--lr", type=float, help="of both runs on labels [the demo's]")
     args = parser.parse_args()
     budget = replace(Budget(), pretraining=args.pretraining)
     if args.lr is not None:
-        runs = {name: with_learning_rate(getattr(budget, name), args.lr) for name in ("finetuning", "scratch")}
-        budget = replace(budget, **runs)
+        finetuning, scratch = (with_learning_rate(name, args.lr) for name in (budget.finetuning, budget.scratch))
+        budget = replace(budget, finetuning=finetuning, scratch=scratch)
     rows = read(args.csv)
     for seed in args.seeds:
         if seed in rows:

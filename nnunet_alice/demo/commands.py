@@ -18,7 +18,7 @@ from nnunet_alice.errors import SOME_FAILED, AliceError
 
 #: How commands start. A server imports these once and forks, which saves each command some eight seconds. nnunetv2 is
 #: not among them: it reads its folders from the environment when it is imported.
-_START = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_START = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
 _IMPORTED_ONCE = ["torch", "torch._dynamo", "scipy.ndimage", "SimpleITK", "skimage.registration", "pandas", "seaborn"]
 
 

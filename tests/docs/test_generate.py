@@ -68,7 +68,13 @@ def test_arms_are_compared_on_the_same_draws(tmp_path):
     (tmp_path / "log.csv").write_text("\n".join(rows))
     *_, scratch, mine = result_tables.arms(tmp_path, "log.csv").splitlines()
     assert [cell.strip() for cell in scratch.strip("|").split("|")] == ["1", "scratch", "0.300", "", ""]
-    assert [cell.strip() for cell in mine.strip("|").split("|")] == ["1", "mine", "0.350", "+15.0 (-48.5 to 78.5)", "2 of 2"]
+    assert [cell.strip() for cell in mine.strip("|").split("|")] == [
+        "1",
+        "mine",
+        "0.350",
+        "+15.0 (-48.5 to 78.5)",
+        "2 of 2",
+    ]
 
 
 def test_targets_say_whether_intervals_are_apart(tmp_path):
