@@ -34,8 +34,8 @@ def main() -> None:
     args = parser.parse_args()
     budget = replace(Budget(), pretraining=args.pretraining)
     if args.lr is not None:
-        finetuning, scratch = (with_learning_rate(name, args.lr) for name in (budget.finetuning, budget.scratch))
-        budget = replace(budget, finetuning=finetuning, scratch=scratch)
+        runs = [with_learning_rate(name, args.lr) for name in (budget.finetuning, budget.scratch)]
+        budget = replace(budget, finetuning=runs[0], scratch=runs[1])
     rows = read(args.csv)
     for seed in args.seeds:
         if seed in rows:
