@@ -12,6 +12,8 @@ from nnunet_alice.benchmark.page import class_table, mean_table
 
 #: of predictions of whole cases
 _MEASURES = {"r2": "age, R2", "mae": "age, mean error in years", "rank": "age, rank correlation", "auc": "sex, AUC"}
+#: of trainers' names, which the page says once
+_ENDINGS = re.compile(r"_(\d+epochs|\d+iterations|seed\d+|lr[\d.e-]+)(?=_|$)")
 _RUN = ["arm", "checkpoint", "partition", "labels", "draw", "seed"]
 
 
@@ -136,8 +138,9 @@ def targets(folder: Path, file: str, baseline: str = "scratch", probes: str = "p
         low, high = own.loc[baseline, "low"], own.loc[baseline, "high"]
         for arm, row in own.iterrows():
             gain = "" if arm == baseline else _interval(row, "gain", "gain_low", "gain_high", "+")
+            shown = _ENDINGS.sub("", str(arm))
             lines.append(
-                table_line([str(labels), _MEASURES[metric], arm, _interval(row, "value", "low", "high"), gain])
+                table_line([str(labels), _MEASURES[metric], shown, _interval(row, "value", "low", "high"), gain])
             )
             if arm != baseline and not arm.startswith(probes):
                 apart.append(row["high"] < low if metric == "mae" else row["low"] > high)
