@@ -79,7 +79,7 @@ def test_arms_are_compared_on_the_same_draws(tmp_path):
 
 def test_targets_say_whether_intervals_are_apart(tmp_path):
     head = "labels,metric,seeds,subjects,arm,value,low,high,gain,gain_low,gain_high"
-    rows = ["20,r2,3,75,scratch,0.1,0.0,0.2,,,", "20,r2,3,75,mine,0.4,0.3,0.5,0.3,0.1,0.4",
+    rows = ["20,r2,3,75,scratch,0.1,0.0,0.2,,,", "20,r2,3,75,mine_20epochs_lr3e-2_seed1,0.4,0.3,0.5,0.3,0.1,0.4",
             "20,r2,3,75,probe mine,0.2,0.1,0.3,0.1,-0.1,0.2",
             "20,mae,3,75,scratch,7,6,8,,,", "20,mae,3,75,mine,5,4,6.5,2,1,3"]  # fmt: skip
     (tmp_path / "table.csv").write_text("\n".join([head, *rows]))
