@@ -3,7 +3,7 @@
     python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 10 11 12 13 14 15 16 17 18 19
 
 A seed that stands in the CSV is not run again. Folders of finished demos are deleted but for their last picture.
-``--pretraining`` and ``--lr`` try other budgets, on other seeds than those that are reported.
+``--pretraining``, ``--lr`` and ``--labelled`` try other budgets, on other seeds than those that are reported.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True, help="one row a seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 20)), help="[10 to 19]")
     parser.add_argument("--pretraining", default=Budget.pretraining, help="trainer [%(default)s]")
+    parser.add_argument("--labelled", type=int, default=Phantoms.training, help="phantoms with labels [%(default)s]")
     parser.add_argument("--lr", type=float, help="of both runs on labels [the demo's]")
     args = parser.parse_args()
     budget = replace(Budget(), pretraining=args.pretraining)
@@ -43,7 +44,7 @@ def main() -> None:
         folder = args.o / f"seed{seed}"
         shutil.rmtree(folder, ignore_errors=True)
         announce = functools.partial(print, f"seed {seed}:", flush=True)
-        report = Demo(folder, Phantoms(seed=seed), budget, announce).run()
+        report = Demo(folder, Phantoms(seed=seed, training=args.labelled), budget, announce).run()
         pretrained, scratch = report.mean("pretrained"), report.mean("from scratch")
         rows[seed] = (pretrained, scratch, report.gain, sum(report.seconds.values()))
         write(args.csv, rows)
