@@ -53,13 +53,11 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
         reason for each case that it does not cover.
 
     Raises:
-        InputError: fewer than two cases can be read.
+        InputError: no case can be read.
     """
     cases = raw_cases(dataset)
     if len(cases) < 2:
-        raise InputError(
-            f"{dataset} has one case only; views are matched between volumes, so import at least two."
-        ).about(value=dataset)
+        logger.warning("WARNING: %s has one case only: there are no views of different people to match.", dataset)
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FINGERPRINT_FILE
     modalities = modalities_of(dataset)

@@ -220,7 +220,6 @@ def nothing(base):
         (nothing, ("--target_plans", "../nnUNetPlans"), "--target_plans is '../nnUNetPlans'"),
         (nothing, ("--target_plans", "Other"), "Other.json does not exist; run: nnUNetv2_plan_and_preprocess -d 4"),
         (nothing, ("-pl", "AlicePlanner"), "give only one of them"),
-        (one_case, (), "has one case only"),
         (own_plans, ("-overwrite_plans_name", "nnUNetPlans"), "holds other plans already"),
     ],
 )
