@@ -78,7 +78,7 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     analysed = {case: outcomes.results[case] for case in cases if case in outcomes.results}  # in nnU-Net's order
     if len(analysed) < min(2, len(cases)):
         few = "; ".join(f"{case}: {reason}" for case, reason in list(failed.items())[:3])
-        raise InputError(f"Too few cases of {dataset} can be read ({few}).").about(value=dataset)
+        raise InputError(f"Fewer than two cases of {dataset} can be read ({few}).").about(value=dataset)
     names = list(dataset_json.get("channel_names", dataset_json.get("modality")).values())
     intensities = {case: found[2] for case, found in analysed.items()}
     own: dict[str, dict[str, Statistics]] = {}

@@ -200,6 +200,12 @@ def one_case(base):
     change(raw, dataset={"a": read_json(raw)["dataset"]["a"]})
 
 
+def test_one_case_is_planned_with_a_warning(datasets, caplog):
+    one_case(datasets)
+    assert plan("--target", "4", "--no_preprocess") == 0
+    assert f"{UNLABELLED} has one case only" in caplog.text
+
+
 def own_plans(base):
     write_json(base / UNLABELLED / "nnUNetPlans.json", {"configurations": {}})
 
