@@ -1,9 +1,9 @@
 """The demo with several seeds of its phantoms: how often, and by how much, pretraining ends above scratch.
 
-    python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 10 11 12 13 14 15 16 17 18 19
+    python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 0 1 2 3 4 5 6 7 8 9
 
 A seed that stands in the CSV is not run again. Folders of finished demos are deleted but for their last picture.
-``--pretraining``, ``--lr`` and ``--labelled`` try other budgets, on other seeds than those that are reported.
+``--pretraining``, ``--finetuning_epochs``, ``--lr`` and ``--labelled`` try other budgets, on other seeds than those that are reported.
 """
 
 import argparse
@@ -28,15 +28,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, required=True, help="folder for the demos")
     parser.add_argument("--csv", type=Path, required=True, help="one row a seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 20)), help="[10 to 19]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="[0 to 9]")
     parser.add_argument("--pretraining", default=Budget.pretraining, help="trainer [%(default)s]")
     parser.add_argument("--labelled", type=int, default=Phantoms.training, help="phantoms with labels [%(default)s]")
+    parser.add_argument("--finetuning_epochs", type=int, default=5, help="of 50 steps on labels [%(default)s]")
     parser.add_argument("--lr", type=float, help="of both runs on labels [the demo's]")
     args = parser.parse_args()
     budget = replace(Budget(), pretraining=args.pretraining)
+    runs = [
+        name.replace("_5epochs", f"_{args.finetuning_epochs}epochs") for name in (budget.finetuning, budget.scratch)
+    ]
     if args.lr is not None:
-        runs = [with_learning_rate(name, args.lr) for name in (budget.finetuning, budget.scratch)]
-        budget = replace(budget, finetuning=runs[0], scratch=runs[1])
+        runs = [with_learning_rate(name, args.lr) for name in runs]
+    budget = replace(budget, finetuning=runs[0], scratch=runs[1])
     rows = read(args.csv)
     for seed in args.seeds:
         if seed in rows:

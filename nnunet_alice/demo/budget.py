@@ -25,8 +25,8 @@ class Budget:
     """
 
     pretraining: str = "AliceTrainer_regionsOnly_3epochs_200iterations_lr3e-3"
-    finetuning: str = "FineTuneTrainer_10epochs_50iterations_AdamW_lr1e-2_seed1"
-    scratch: str = "FineTuneTrainer_scratch_10epochs_50iterations_AdamW_lr1e-2_seed1"
+    finetuning: str = "FineTuneTrainer_5epochs_50iterations_AdamW_lr1e-2_seed1"
+    scratch: str = "FineTuneTrainer_scratch_5epochs_50iterations_AdamW_lr1e-2_seed1"
     embedding: str | None = None
     pairs: int = 100
     device: str = "cpu"
