@@ -3,7 +3,8 @@
     python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 0 1 2 3 4 5 6 7 8 9
 
 A seed that stands in the CSV is not run again. Folders of finished demos are deleted but for their last picture.
-``--pretraining``, ``--finetuning_epochs``, ``--lr`` and ``--labelled`` try other budgets, on other seeds than those that are reported.
+``--pretraining``, ``--finetuning_epochs``, ``--lr`` and ``--labelled`` try other budgets, on other seeds than those
+that are reported.
 """
 
 import argparse
