@@ -33,6 +33,7 @@ def test_every_case_has_its_outcome_and_an_error_stops_no_other(processes):
     assert outcomes == {1: 11, 2: 12, 4: 14, 6: 16}
 
 
+@pytest.mark.slow
 def test_a_case_that_kills_its_process_fails_alone():
     outcomes = list(map_cases(partial(work, 10), list(range(12)), 2, "Testing"))
     assert sorted(case for case, _ in outcomes) == list(range(12))

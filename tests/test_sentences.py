@@ -43,6 +43,7 @@ def workplace(tmp_path_factory):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("provoke", "sentence"), ROWS, ids=[sentence[:50] for _, sentence in ROWS])
 def test_functions(provoke, sentence):
     with pytest.raises(AliceError) as caught:

@@ -78,6 +78,7 @@ def test_registration_by_lungs_brings_lungs_together():
         lung_geometry(replace(geometries[0], image=np.full_like(geometries[0].image, 90)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3, 4, 17, 26])
 def test_real_chests(number, real_data):
     """A table below the patient (4), coarse grey levels (3, 17), lungs that touch (4, 26)."""

@@ -96,6 +96,7 @@ def test_registration_is_repeatable_to_the_bit(torso, atlas):
     np.testing.assert_array_equal(register(case, atlas).affine, register(case, atlas).affine)
 
 
+@pytest.mark.slow
 def test_anatomy_upside_down_and_noise_score_as_poor(torso, atlas):
     upside_down = compute_geometry("case", np.ascontiguousarray(torso[None, ::-1]), SPACING)
     noise = np.random.default_rng(0).normal(size=torso.shape).astype(np.float32)

@@ -4,8 +4,10 @@ import re
 from dataclasses import replace
 
 import gpu_check
+import pytest
 
 
+@pytest.mark.slow
 def test_the_script_runs_and_says_what_to_send(folders, capsys, tmp_path):
     out = tmp_path / "figures.json"
     status = gpu_check.main(

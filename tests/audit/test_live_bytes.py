@@ -143,6 +143,7 @@ def peak_of_drasclr(family: str, edge: int, subjects: int, neighbours: int = 2) 
         return peak(cuda, optimizer, lambda: model(view, view, places[0], 0, numbers, around, places[1:]).total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("edge", "pairs"), [(128, 2), (64, 2)])
 def test_a_step_of_alice_takes_what_plans_foresee(family, edge, pairs):
@@ -176,6 +177,7 @@ def test_a_step_of_drasclr_takes_no_more_than_its_batch_was_chosen_for(family):
     assert taken < 1.03 * live_bytes_of_pairs(cost, 2)
 
 
+@pytest.mark.slow
 def test_plans_too_small_for_the_experts_are_warned_of():
     assert batch_of_drasclr("ResidualEncoderUNet", 1) == (2, True)
     assert batch_of_drasclr("ResidualEncoderUNet", 1, num_experts=2) == (3, False)

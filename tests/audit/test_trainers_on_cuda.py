@@ -13,6 +13,7 @@ def weights(trainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
 def test_a_run_on_cuda(row, folders):
     waits = []

@@ -105,6 +105,7 @@ def test_statistics_against_a_recomputation():
     assert baseline["mean"] == pytest.approx(means["scratch"].mean()) and np.isnan(baseline["p"])
 
 
+@pytest.mark.slow
 def test_a_class_that_one_arm_invents_counts_against_it():
     """Of ten cases three lack the class: scratch invents it there, the first checkpoint not, the second in one."""
     cases = made_up(cases=10)
@@ -173,6 +174,7 @@ def test_the_same_seed_gives_the_same_table():
     pd.testing.assert_frame_equal(summarise(made_up(), "scratch", 3), summarise(made_up(), "scratch", 3))
 
 
+@pytest.mark.slow
 def test_the_report_needs_and_changes_nothing_but_its_folder(finished, tmp_path, monkeypatch):
     """A copy, without the preprocessed dataset, the checkpoints and nnU-Net's folders: the same report."""
     usual = write_report(finished / "bench", 1)
@@ -194,6 +196,7 @@ def test_the_report_needs_and_changes_nothing_but_its_folder(finished, tmp_path,
     assert changed and all(path.parent == bench / "report" or path.name.startswith("metrics_") for path in changed)
 
 
+@pytest.mark.slow
 def test_arms_with_other_trainers_are_told(finished):
     assert "Arms differ in more" not in (finished / "bench" / "report" / "report.md").read_text()
     arms = settings(finished / "pretrained.pth")["arms"]
@@ -205,6 +208,7 @@ def test_arms_with_other_trainers_are_told(finished):
     write_report(finished / "bench", 1)
 
 
+@pytest.mark.slow
 def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
     write_dataset(tmp_path)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
@@ -221,6 +225,7 @@ def test_an_unfinished_or_wrong_benchmark_says_so(tmp_path, monkeypatch):
     assert "not complete" in page and page.count("**Left out**") == 2 and "is missing" in page
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_used_is_in_no_picture(tmp_path, monkeypatch):
     """The first run of scratch lacks all of its predictions: the next pair of runs is shown."""
     write_dataset(tmp_path)
@@ -284,6 +289,7 @@ def test_leakage_by_the_usual_layouts(tmp_path, seen, tests, says):
     assert says in leakage(pretrained_on(tmp_path / "a.pth", *seen), tests)
 
 
+@pytest.mark.slow
 def test_folds_of_different_size_are_one_row_and_never_two_seeds(tmp_path, monkeypatch):
     """Cross-validation with every case: each case is tested once, though the folds train on 5 and 6 cases."""
     write_dataset(tmp_path)

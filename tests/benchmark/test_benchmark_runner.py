@@ -82,6 +82,7 @@ def with_located_arm(base, **changes) -> dict:
     return own | {"arms": own["arms"] | {"drasclr": located | {"learning_rates": [2e-3]} | changes}}
 
 
+@pytest.mark.slow
 def test_an_arm_may_train_on_the_located_dataset(base):
     write_labelled(base / "preprocessed", CASES, "Dataset505_Located")
     runner, pretender = make_runner(base, with_located_arm(base))
@@ -353,6 +354,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(base):
     assert outcome.waiting == [cell.name] and len(outcome.done) == CELLS - 1
 
 
+@pytest.mark.slow
 def test_a_lock_outlives_its_holder_in_the_child(base):
     """A training that was left behind by a killed runner keeps its cell."""
     ready = base / "ready"

@@ -94,6 +94,7 @@ def run(runner, table):
     return runner.execute
 
 
+@pytest.mark.slow
 def test_regression_is_reported_by_r2_of_all_test_cases(base, tmp_path):
     runner = Runner(settings(base, target="age"), tmp_path / "bench")
     pretender = run(runner, ages)
@@ -122,6 +123,7 @@ def test_regression_is_reported_by_r2_of_all_test_cases(base, tmp_path):
     assert "### R2" in page and "Dice" not in page and (report.folder / "label_efficiency.png").is_file()
 
 
+@pytest.mark.slow
 def test_classes_are_reported_by_auc_and_draws_show_all_of_them(base, tmp_path):
     def kinds(cases, error, rng):
         kind = (numbers(cases) - TRUTH[0]) / (TRUTH[1] - TRUTH[0]) % 2  # 1 for old

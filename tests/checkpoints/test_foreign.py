@@ -43,6 +43,7 @@ def carried(checkpoint, path, plans, dataset_json, **options):
     return transfer_weights(unet_weights(loaded, path), network, **options), network, loaded
 
 
+@pytest.mark.slow
 def test_nnssl_resenc_l(make_plans, tmp_path):
     """OpenMind: ResEnc-L, one channel, decoder of the masked autoencoder, keys in an adaptation plan."""
     plans = make_plans("residual", stages=6, **RESENC_L)

@@ -244,6 +244,7 @@ def test_prefixes_of_wrappers_are_taken_off():
     assert list(network_weights({"network_weights": weights}, "c.pth")) == ["encoder.w", "b", "modules.c"]
 
 
+@pytest.mark.slow
 def test_refusal_does_not_hang_on_what_was_imported_before(tmp_path):
     """The malicious file is opened by a fresh process, as the command line would."""
     torch.save({"extra": Malicious(tmp_path / "touched")}, tmp_path / "bad.pth")

@@ -151,6 +151,7 @@ def test_old_parts_of_killed_savers_are_removed_recent_and_foreign_ones_not(tmp_
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["c.pth", recent.name, foreign.name])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kill_at_any_moment_leaves_a_readable_checkpoint(tmp_path):
     path = tmp_path / "latest.pth"

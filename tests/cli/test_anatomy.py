@@ -22,6 +22,7 @@ def balls(tmp_path, monkeypatch):
     return write_preprocessed(tmp_path, images, SPACING)
 
 
+@pytest.mark.slow
 def test_it_says_how_it_went_where_the_picture_is_and_what_comes_next(balls, capsys):
     assert main(["anatomy", "-d", "900", "-np", "1", "--atlas", "b"]) == SOME_FAILED
     shown = capsys.readouterr().out
@@ -34,6 +35,7 @@ def test_it_says_how_it_went_where_the_picture_is_and_what_comes_next(balls, cap
     assert shown.index("nnUNetv2_train 900 3d_fullres all -tr AliceTrainer -p nnUNetPlans") > export
 
 
+@pytest.mark.slow
 def test_parts_and_a_last_run_give_what_one_run_gives(balls, capsys):
     report = AtlasFiles(balls).report_file
     for number in (1, 2):

@@ -35,6 +35,7 @@ def damaged(raw_data) -> Path:
     return raw_data
 
 
+@pytest.mark.slow
 def test_bad_cases_are_all_named_and_nothing_is_written(damaged, tmp_path, capsys):
     assert main(["convert_btcv", "-i", str(damaged), "-d", "17"]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
@@ -45,6 +46,7 @@ def test_bad_cases_are_all_named_and_nothing_is_written(damaged, tmp_path, capsy
     assert not (tmp_path / "nnUNet_raw").exists()
 
 
+@pytest.mark.slow
 def test_bad_cases_can_be_left_out(damaged, capsys):
     assert main(["convert_btcv", "-i", str(damaged), "-d", "17", "--skip_bad", "--split", "monai"]) == SOME_FAILED
     assert "27 cases" in capsys.readouterr().out
@@ -56,6 +58,7 @@ def test_bad_cases_can_be_left_out(damaged, capsys):
     assert len(split["train"]) == 22 and len(split["val"]) == 5
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_one_sentence(raw_data, tmp_path, capsys):
     (tmp_path / "nnUNet_raw").touch()
     assert main(["convert_btcv", "-i", str(raw_data), "-d", "17"]) == 1

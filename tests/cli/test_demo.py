@@ -50,6 +50,7 @@ def test_demo_from_phantoms_to_dice(tmp_path, monkeypatch, capsys):
     assert "Loading pretrained weights" in finetuning
 
 
+@pytest.mark.slow
 def test_a_failing_command_is_named_with_its_log(tmp_path):
     phantoms = Phantoms(unlabelled=1, training=1, test=1, spacing_mm=40.0)
     with refused(AliceError):

@@ -20,6 +20,7 @@ def trained(tmp_path_factory):
     return train_briefly(tmp_path_factory.mktemp("export"))
 
 
+@pytest.mark.slow
 def test_stock_nnunet_predicts_with_it_alone(trained, tmp_path):
     """In a process of its own, in which this package cannot be imported."""
     model, network = trained

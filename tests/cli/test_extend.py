@@ -41,6 +41,7 @@ def trainer(name: str) -> type:
     return named_trainer(name, vars(alice))
 
 
+@pytest.mark.slow
 def test_it_is_the_run_that_it_would_have_been(folders, capsys):
     """To the bit: finished, extended and continued against one run whose schedules begin again on the way."""
     base, folder = folders

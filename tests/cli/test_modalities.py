@@ -69,6 +69,7 @@ def written_again(dataset, folder, modalities):
     return {case for case, stamp in written(dataset).items() if stamp != before[case]}
 
 
+@pytest.mark.slow
 def test_a_case_whose_modality_changes_is_preprocessed_again_alone(folder):
     dataset = planned_pool(folder)
     modalities = dataset.modalities | {"T1__m2": "T2"}

@@ -17,6 +17,7 @@ def command(files, *more):
     return main(["probe", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_plot(files, capsys, real_figures):
     assert command(files, "--target", "severity", "--task", "regression") == 0
     printed = capsys.readouterr().out

@@ -16,7 +16,8 @@ def finished(tmp_path_factory):
     yield from finished_benchmark(tmp_path_factory.mktemp("report"))
 
 
-def test_the_page_says_what_it_must(finished, capsys):
+@pytest.mark.slow
+def test_the_page_says_what_it_must(finished, capsys, real_figures):
     assert main(["report", "-i", str(finished / "bench"), "-np", "1"]) == 0
     folder = finished / "bench" / "report"
     assert f"{CELLS} of {CELLS} runs" in capsys.readouterr().out
@@ -38,6 +39,7 @@ def test_the_page_says_what_it_must(finished, capsys):
         assert (folder / picture).read_bytes()[:4] == b"\x89PNG" and picture in page
 
 
+@pytest.mark.slow
 def test_another_baseline_turns_the_differences_round_and_has_its_own_folder(finished, capsys):
     bench = finished / "bench"
     asked = (bench / "settings.json").read_text()

@@ -47,6 +47,7 @@ for name in COMMANDS:
 """
 
 
+@pytest.mark.slow
 def test_commands_answer_help_at_once_with_an_example():
     subprocess.run([sys.executable, "-c", HELP], check=True)
     installed = Path(sys.executable).parent / "nnunet_alice"

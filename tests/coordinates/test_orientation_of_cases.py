@@ -109,6 +109,7 @@ def bone_of(image):
     return np.argwhere(sitk.GetArrayFromImage(image) > 500).mean(axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letters", ["LPS", "LAS", "RAS", "PIR"])
 @pytest.mark.parametrize("lies", ["LPS", "RAS"])
 def test_left_stays_left_by_a_known_truth(tmp_path, lies, letters):
@@ -190,6 +191,7 @@ def labelled(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_located_dataset_has_turned_images_and_labels(labelled, seen, caplog):
     made = locate_dataset(4, atlas_lying("LPS"))
     folder = labelled / "raw" / made.name
@@ -205,6 +207,7 @@ def test_a_located_dataset_has_turned_images_and_labels(labelled, seen, caplog):
     assert "names 1 case that the dataset does not have (gone)" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_label_that_changed_is_turned_again(labelled, seen):
     made = locate_dataset(4, atlas_lying("LPS"))
     label = labelled / "raw" / "Dataset004_Target" / "labelsTr" / "b.nii.gz"
@@ -224,6 +227,7 @@ def test_images_for_a_model_of_another_ending_are_written_again(tmp_path, seen):
         assert written == [f"a_000{channel}{ending}" for channel in range(5)] and report.located == ["a"]
 
 
+@pytest.mark.slow
 def test_a_located_dataset_is_read_by_the_reader_that_turns_where_the_atlas_lies_ras(labelled, seen):
     made = locate_dataset(4, atlas_lying("RAS"))
     content = json.loads((labelled / "raw" / made.name / "dataset.json").read_text())

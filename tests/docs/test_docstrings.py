@@ -20,6 +20,7 @@ def sentences(docstring: str) -> Iterator[str]:
         yield from re.split(r"(?<=[.!?;:])\s+", words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["nnunet_alice", "trainers", "planners", "benchmarks"])
 def test_sentences_of_docstrings_are_short(folder):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

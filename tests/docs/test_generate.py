@@ -6,6 +6,7 @@ import pytest
 import result_tables
 
 
+@pytest.mark.slow
 def test_pages_are_current():
     stale = [path.name for path in generate.stale_pages()]
     assert not stale, f"run: python docs/generate.py ({', '.join(stale)})"

@@ -100,6 +100,7 @@ def test_examples_are_short(path):
     assert len(path.read_text().splitlines()) <= limit
 
 
+@pytest.mark.slow
 def test_alice_learns_on_any_unet_without_nnunets_trainer():
     torch.manual_seed(0)
     losses = example("alice_on_any_unet").main(20)
@@ -107,6 +108,7 @@ def test_alice_learns_on_any_unet_without_nnunets_trainer():
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_trains_by_nnunets_command(tmp_path, monkeypatch):
     """As the how-to says: copied into a folder, found by nnU-Net through nnUNet_extTrainer, endings and all."""
     set_folders(monkeypatch, tmp_path)

@@ -96,6 +96,7 @@ def test_patch_features_are_the_conditional_encoders_at_the_landmarks(folders, t
         assert len(found["features"][row]) > len(expected)
 
 
+@pytest.mark.slow
 def test_case_features_are_the_mean_and_raw_files_give_the_same(folders, tmp_path, capsys):
     checkpoint = ("--checkpoint", folders / "drasclr.pth")
     assert features(capsys, "-d", 900, *checkpoint, "-o", tmp_path / "p.npz", "--level", "patch")[0] == 0
@@ -158,6 +159,7 @@ def lying_lps(folders, tmp_path):
     return tmp_path / "lps.pth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letters", ["LAS", "RPS", "PIR"])
 def test_images_that_lie_otherwise_give_the_same_features(folders, lying_lps, tmp_path, capsys, caplog, letters):
     """A mirrored image is known by its header; as it lies in the file, left would be taken for right."""
@@ -301,6 +303,7 @@ def test_plans_whose_configuration_inherits(folders, tmp_path):
     assert len(DatasetImages(PreprocessedDataset(DATASET, PLANS, "3d_fullres"), run).cases) == 3
 
 
+@pytest.mark.slow
 def test_a_published_folder_gives_the_same_where_its_dataset_is_not(folders, tmp_path, monkeypatch, capsys):
     model = publish(folders / "drasclr.pth", tmp_path / "model", CardText("Phantoms", "mit"), atlas=True).folder
     images = folders / "images"
@@ -312,6 +315,7 @@ def test_a_published_folder_gives_the_same_where_its_dataset_is_not(folders, tmp
     np.testing.assert_array_equal(here["features"], there["features"])
 
 
+@pytest.mark.slow
 def test_the_command_probes_patches_and_writes_maps(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)

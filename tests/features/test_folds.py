@@ -33,6 +33,7 @@ def test_no_group_is_ever_split(stratified):
     assert again[0][1].tolist() != other[0][1].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_labels_of_pure_chance_are_not_found_in_repeated_scans(task):
     """Person by person a coin; without groups the other scan of a person gives its label away."""
@@ -49,6 +50,7 @@ def test_labels_of_pure_chance_are_not_found_in_repeated_scans(task):
     assert np.mean(found["groups"]) < chance + 0.05 and np.mean(found["none"]) > chance + leak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_the_inner_folds_keep_groups_together_too(task, monkeypatch):
     features, groups, rng = scans(people=30)

@@ -201,6 +201,7 @@ def test_regions(fitted):
         dense_map(encoder, opened, found, step_mm=4.0)
 
 
+@pytest.mark.slow
 def test_a_regression_maps_its_values(tmp_path, real_figures):
     rng, images = np.random.default_rng(1), Images(3)
     points = {case: rng.uniform((2, 3, 3), (15, 26, 18), (20, 3)) for case in images.cases}

@@ -20,6 +20,7 @@ def value(result, metric):
     return result.metrics.set_index("metric").loc[metric]
 
 
+@pytest.mark.slow
 def test_classification_finds_a_linear_signal():
     features, signal = linear()
     result = probe(ProbeData(names(90), features, np.where(signal > 0, "ill", "well")), "classification")
@@ -38,6 +39,7 @@ def test_classification_finds_a_linear_signal():
     assert found.value == pytest.approx(np.mean(pairs), abs=0.05)  # pairs of one fold against all pairs of ranks
 
 
+@pytest.mark.slow
 def test_random_features_give_chance():
     """500 features of 80 cases separate anything in training: whatever leaks would show here."""
     rng = np.random.default_rng(1)
@@ -68,6 +70,7 @@ def test_a_label_has_no_part_in_its_own_prediction():
     np.testing.assert_allclose(table["predicted"][held_out], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_three_classes():
     features, signal = linear()
     data = ProbeData(names(90), features, np.digitize(signal, [-0.6, 0.6]).astype(str))

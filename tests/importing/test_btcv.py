@@ -46,6 +46,7 @@ def test_splits_by_name():
         splits("other")
 
 
+@pytest.mark.slow
 def test_stock_nnunet_reads_the_dataset(raw_data, tmp_path):
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -73,6 +74,7 @@ def test_the_default_folds_are_nnunet_s_own(raw_data, tmp_path):
     assert [fold["val"] for fold in splits("nnunet")] == drawn
 
 
+@pytest.mark.slow
 def test_eight_organs_are_renumbered_and_the_rest_is_background(raw_data):
     result = convert(raw_data / "..", 17, organs=8)  # the folder above RawData will do
     dataset = json.loads((result.folder / "dataset.json").read_text())
@@ -89,6 +91,7 @@ def test_eight_organs_are_renumbered_and_the_rest_is_background(raw_data):
     assert len(list((result.folder / "labelsTr").iterdir())) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "spacing", "named"),
     [
@@ -104,6 +107,7 @@ def test_other_faults(raw_data, array, spacing, named):
     assert named in str(caught.value)
 
 
+@pytest.mark.slow
 def test_damaged_files(raw_data):
     path = raw_data / "Training/img/img0005.nii.gz"
     path.write_bytes(path.read_bytes()[:40])
@@ -113,6 +117,7 @@ def test_damaged_files(raw_data):
     assert "BTCV_0006" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "stem"), [("img", "img"), ("label", "label")])
 def test_half_a_file_is_no_file(raw_data, folder, stem):
     """SimpleITK reads it and fills the rest with whatever was in memory."""
@@ -127,6 +132,7 @@ def test_half_a_file_is_no_file(raw_data, folder, stem):
     assert path.name in str(caught.value)
 
 
+@pytest.mark.slow
 def test_differing_orientations_make_nnunet_reorient(raw_data):
     flipped = (-1, 0, 0, 0, 1, 0, 0, 0, 1)
     write(raw_data / "Training/img/img0005.nii.gz", np.zeros(SHAPE, np.int16), direction=flipped)
@@ -135,6 +141,7 @@ def test_differing_orientations_make_nnunet_reorient(raw_data):
     assert dataset["overwrite_image_reader_writer"] == "SimpleITKIOWithReorient"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("angle_degrees", "flip", "lies"), [(0, -1, "RPS"), (2, 1, "LPS")])
 def test_a_label_that_lies_another_way_than_its_image(raw_data, angle_degrees, flip, lies):
     """Shape and spacing are equal, so nothing else would find it."""
@@ -146,6 +153,7 @@ def test_a_label_that_lies_another_way_than_its_image(raw_data, angle_degrees, f
     assert lies in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_label_that_lies_beside_its_image_is_named_and_rounding_is_not(raw_data, caplog):
     write(raw_data / "Training/label/label0005.nii.gz", label_of(5), origin=(0, 0, 1.6))
     write(raw_data / "Training/label/label0006.nii.gz", label_of(6), origin=(0.3, 0, 1.4))
@@ -155,6 +163,7 @@ def test_a_label_that_lies_beside_its_image_is_named_and_rounding_is_not(raw_dat
     assert [record.getMessage() for record in caplog.records if "beside the image in BTCV_0005:" in record.getMessage()]
 
 
+@pytest.mark.slow
 def test_a_split_becomes_nnunet_s_own_but_never_over_another(raw_data, tmp_path):
     convert(raw_data, 17, split="synapse")
     final = tmp_path / "nnUNet_preprocessed/Dataset017_BTCV/splits_final.json"
@@ -179,6 +188,7 @@ def test_wrong_folder_taken_number_and_foreign_dataset(raw_data, tmp_path):
         convert(raw_data, 17, organs=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(8, 13), (13, 8)])
 def test_one_dataset_number_never_holds_13_organs_and_then_8(raw_data, first, second):
     """nnU-Net's preprocessing keeps true segmentations that are newer than the labels: they would be the old ones."""
@@ -191,6 +201,7 @@ def test_one_dataset_number_never_holds_13_organs_and_then_8(raw_data, first, se
     convert(raw_data, 18, "BTCV8", organs=second)
 
 
+@pytest.mark.slow
 def test_monai_s_folder_names_and_plain_nifti(raw_data, tmp_path):
     folder = tmp_path / "renamed"
     for number in CASE_NUMBERS:

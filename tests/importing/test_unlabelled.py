@@ -253,6 +253,7 @@ def test_interrupted_import_keeps_what_is_done(raw, scans, monkeypatch):
     assert report.checked == 1 and report.imported == ["good", "other"]
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_as_one(raw, scans):
     for seed in range(3):
         write(scans / f"more{seed}.mha", volume(seed))
@@ -363,6 +364,7 @@ def test_real_scans(raw, real_data):
     assert all(0.6 < report.cases[case]["body_share"] < 0.7 for case in report.imported)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_nnunet_preprocesses_a_dataset_of_mixed_formats_and_orientations(raw, tmp_path, monkeypatch):
     # nnU-Net's own functions, whose worker processes are threads here: each process would import torch anew.

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.labelled_runs import make_finetuner
@@ -26,6 +27,7 @@ def run(log: Path, *words, **environment) -> str:
     return log.read_text()
 
 
+@pytest.mark.slow
 def test_nnunets_command_trains_from_weights_and_new_images_are_classified(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     folder = write_target_dataset(tmp_path / "preprocessed")

@@ -72,6 +72,7 @@ def kill_when_saved(chain: Chain, folder: Path, *words: str) -> None:
         training.join()
 
 
+@pytest.mark.slow
 def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain):
     """convert, plan, anatomy, AliceTrainer killed and continued, fine-tuning from its weights."""
     chain.run("nnunet_alice", "anatomy", "-d", NUMBER, "-p", PLANS, "-c", CONFIGURATION, "-np", "2")

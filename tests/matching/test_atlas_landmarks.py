@@ -75,6 +75,7 @@ def test_landmarks_stay_unless_others_are_asked_for(dataset):
     assert prepare_landmarks(dataset, overwrite=True).landmarks.step_mm == 26
 
 
+@pytest.mark.slow
 def test_landmarks_of_another_atlas_do_not_count(dataset):
     prepare_landmarks(dataset, patch_mm=60, step_mm=50)
     other = next(case for case in ("p0", "p1") if case != PreparedAtlas.open(dataset).geometry.case)
@@ -153,6 +154,7 @@ def test_a_label_as_region(tmp_path, monkeypatch):
             region_of_interest(dataset, "a", region)
 
 
+@pytest.mark.slow
 def test_the_command_lays_landmarks_and_draws_them(dataset, capsys, real_figures):
     command = ["anatomy", "-d", "900", "-np", "1"]
     assert main([*command, "--landmark_patch_mm", "60", "--landmark_step_mm", "50"]) == 0

@@ -153,6 +153,7 @@ def test_where_both_are_as_good_the_first_of_the_list_is_used(dataset, providers
     assert open_matcher(dataset).name == "embedding"
 
 
+@pytest.mark.slow
 def test_matchers_are_compared_once_for_what_they_were_made_from(dataset, providers, monkeypatch):
     providers(basis=[1, (2, 3)], embedding=wrong, atlas=right)
     assert open_matcher(dataset).name == "atlas"

@@ -42,6 +42,7 @@ def test_counterparts_are_those_of_the_own_atlas_and_none_in_another_modality(po
     assert pickle.loads(pickle.dumps(matcher)).cases == matcher.cases
 
 
+@pytest.mark.slow
 def test_pairs_stay_within_a_modality_unless_asked(pool):
     matcher, rng = open_matcher(pool), np.random.default_rng(1)
     pairs = MatchedPairs(matcher, pool.cases(), (8, 8, 8), pool.shape, group_of=pool.modalities)

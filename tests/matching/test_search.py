@@ -216,6 +216,7 @@ def test_descriptors_between_grid_points_come_close_to_the_true_ones(matcher):
     assert ((joined * exact).sum(axis=1) > 0.97).all()
 
 
+@pytest.mark.slow
 def test_a_killed_indexing_does_not_beat_a_finished_atlas(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     other = write_preprocessed(tmp_path, {case: ball((16, 60, 40), SPACING, 27) for case in "ab"}, SPACING)
@@ -254,6 +255,7 @@ def test_unusable_indices_are_left_out_when_the_matcher_is_opened(copy, caplog):
         EmbeddingMatcher(copy)
 
 
+@pytest.mark.slow
 def test_too_few_usable_indices_leave_the_matching_to_the_atlas(copy):
     prepare_atlas(copy, 1, atlas_case="a")
     assert open_matcher(copy, name="embedding").name == "embedding"

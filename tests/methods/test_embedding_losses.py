@@ -160,6 +160,7 @@ def test_distances_are_exact_far_from_the_origin():
     assert (by_products.double() - exact).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_fine_negatives_are_drawn_among_the_hardest_beyond_the_ignored_radius():
     fine, coarse = maps()
     queries = draw_queries(fine, SETTINGS, generator())

@@ -159,6 +159,7 @@ def test_diffuse_disease_darkens_its_organ_with_severity(kind, organ):
     assert np.ptp(spleens) < 1
 
 
+@pytest.mark.slow
 def test_lesions_change_more_of_their_organs_with_severity():
     for seed in range(2):
         healthy = ph.render(ph.make_subject(seed), 6.0, noise=False)
@@ -174,6 +175,7 @@ def test_lesions_change_more_of_their_organs_with_severity():
         assert 0 < changed[0] < changed[1] < changed[2]
 
 
+@pytest.mark.slow
 def test_population_mixes_fields_of_view_and_diseases():
     population = ph.make_population(range(60), cut_share=0.4, disease_share=0.5)
     fields = [s.field_of_view for s in population.values()]
@@ -220,6 +222,7 @@ def test_written_nifti_has_the_right_geometry(tmp_path):
     assert len(voxels) > 20 and (found == ph.LABELS["liver"]).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
     subjects = ph.make_population([1, 2])
     for processes in (1, 2):

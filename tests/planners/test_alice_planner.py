@@ -81,6 +81,7 @@ def total_stride(content):
     return np.prod(content["architecture"]["arch_kwargs"]["strides"], axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DATA)
 @pytest.mark.parametrize("planner_class", [AlicePlanner, AlicePlannerResEncM])
 def test_patch_and_batch_suit_masked_pairs_within_the_memory_target(tmp_path, monkeypatch, kind, planner_class):
@@ -117,6 +118,7 @@ def test_the_small_planner_is_small_whatever_the_data(tmp_path, monkeypatch, kin
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DATA)
 def test_the_small_planner_takes_coarser_voxels_of_large_volumes_alone(tmp_path, monkeypatch, kind):
     name = make_dataset(tmp_path, monkeypatch, kind)
@@ -157,6 +159,7 @@ def test_plans_load_in_nnunet_and_build_the_network(tmp_path, monkeypatch):
     assert output.shape == (1, 2, *configuration.patch_size)
 
 
+@pytest.mark.slow
 def test_more_memory_never_gives_smaller_steps(tmp_path, monkeypatch):
     name = make_dataset(tmp_path, monkeypatch, "torso CT")
     steps = []
@@ -206,6 +209,7 @@ def test_never_more_pairs_than_cases_but_at_least_four(tmp_path, monkeypatch):
     assert plan(AlicePlanner, make_dataset(tmp_path, monkeypatch, "tiny", cases=2)).content["batch_size"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner_class", [AlicePlanner, AlicePlannerSmall])
 @pytest.mark.parametrize(("gpus", "cases"), [(3, 60), (8, 60), (8, 20), (8, 2)])
 def test_every_gpu_gets_as_many_pairs_and_has_its_own_memory(tmp_path, monkeypatch, planner_class, gpus, cases):

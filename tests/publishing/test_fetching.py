@@ -216,6 +216,7 @@ def test_from_the_hub_and_then_without_it(hub, published, tmp_path, monkeypatch)
         fetch("hf:me/model", cache=tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_the_hub_client_as_users_call_it(published, serve, tmp_path):
     """The command in a process of its own, with HF_ENDPOINT."""
     pytest.importorskip("huggingface_hub")

@@ -31,6 +31,7 @@ def features(network):
     return torch.where(torch.arange(network.width) == 5, found - found, found)
 
 
+@pytest.mark.slow
 def test_the_head_is_ridge_regression_where_errors_are_small(network, features):
     """Huber's loss is a square below delta; the ridge of scikit-learn has the sum in place of the mean."""
     plain = functional.layer_norm(features, [network.width])
@@ -45,6 +46,7 @@ def test_the_head_is_ridge_regression_where_errors_are_small(network, features):
     assert np.corrcoef(said, truth[:, 0])[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_features_that_say_nothing_leave_the_mean(network, features):
     truth = torch.randn(CASES, 1, generator=torch.Generator().manual_seed(3))
     loss = StandardisedHuber([0.0], [1.0], delta=1.0)
@@ -52,6 +54,7 @@ def test_features_that_say_nothing_leave_the_mean(network, features):
     assert penalty > 0.3 and network.head(features).std() < 0.5 * truth.std()
 
 
+@pytest.mark.slow
 def test_patients_are_left_out_as_a_whole(network, features):
     """Twins of random truth can be remembered by their twin, unless both are left out."""
     twins = features[: CASES // 2].repeat(2, 1) + 1e-3 * torch.randn(
@@ -66,6 +69,7 @@ def test_patients_are_left_out_as_a_whole(network, features):
         start_head(network, twins, truth, loss, ["a"] * CASES, apart=False)
 
 
+@pytest.mark.slow
 def test_outputs_that_stand_apart_have_penalties_of_their_own(features):
     """A column that features tell needs a small penalty, chance a large one; a shared one would spoil either."""
     torch.manual_seed(0)

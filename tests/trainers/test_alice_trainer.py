@@ -76,6 +76,7 @@ def small_run(folders, registered):
     return folders / "preprocessed"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(fresh_run, real_figures):
     trainer = make_trainer(variant(), fresh_run)
     folder = run(trainer)
@@ -109,6 +110,7 @@ def test_fewer_gpus_than_planned_are_warned_of(small_run):
     assert "planned for 3 GPU(s) with 2 pairs each; this run has 1 with up to 6. Train with -num_gpus 3, or plan" in log
 
 
+@pytest.mark.slow
 def test_checkpoint_is_plain_and_stock_nnunet_starts_from_it(small_run):
     folder = run(make_trainer(variant(), small_run))
     path = folder / "checkpoint_final.pth"
@@ -123,6 +125,7 @@ def test_checkpoint_is_plain_and_stock_nnunet_starts_from_it(small_run):
         assert torch.equal(value, expected), name
 
 
+@pytest.mark.slow
 def test_four_epochs_equal_two_a_kill_and_two_more(small_run):
     expected, resumed = whole_and_resumed(variant(epochs=4), small_run, killed_in=2)
     for part in ("network_weights", "model_state", "optimizer_state"):
@@ -130,11 +133,13 @@ def test_four_epochs_equal_two_a_kill_and_two_more(small_run):
     assert without_times(expected["history"]) == without_times(resumed["history"])
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_run(small_run):
     one, two = (torch.load(run(make_trainer(variant(), small_run)) / "checkpoint_final.pth") for _ in range(2))
     assert same_content(one["network_weights"], two["network_weights"])
 
 
+@pytest.mark.slow
 def test_continuing_with_other_settings_or_method_is_refused(small_run):
     path = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"
     with refused(CheckpointError, path=path, option="epochs"):
@@ -147,6 +152,7 @@ def test_continuing_with_other_settings_or_method_is_refused(small_run):
         make_trainer(variant(), small_run).load_checkpoint(str(path))
 
 
+@pytest.mark.slow
 def test_labels_are_never_read(fresh_run):
     for labels in fresh_run.glob("*/*/*_seg.b2nd"):
         labels.write_bytes(b"not labels")
@@ -165,6 +171,7 @@ def test_a_step_whose_loss_is_not_finite_leaves_nothing_behind(small_run, sinkho
     assert len(re.findall(r"WARNING: the loss is not finite on the cases case\d.*: this step is left out", log)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_bad_step_and_resumes_to_the_bit(small_run):
     def end_of_an_epoch_and_start_of_the_next(progress, training):
         return training and progress.step in (2, 3)
@@ -192,6 +199,7 @@ def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_r
     assert all(torch.isfinite(weight).all() for weight in saved["network_weights"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base",
     ["AliceTrainer_noCASA", "AliceTrainer_noContrast", "AliceTrainer_noReconstruction", "AliceTrainer_sameVolume"]
@@ -222,6 +230,7 @@ def test_masked_images_need_no_anatomy(fresh_run):
         AlicePretrainingSettings(paired=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plans",
     [
@@ -291,6 +300,7 @@ class LaterMatcher(AtlasMatcher):
     name = "embedding"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [False, True])
 def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch, older):
     path = begun(variant(), small_run)
@@ -306,6 +316,7 @@ def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch, older):
         continued(variant(alice.AliceTrainer_embedding, "AliceTrainer_test"), small_run, path)
 
 
+@pytest.mark.slow
 def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, monkeypatch):
     with monkeypatch.context() as patch:
         embedding = Provider("embedding", lambda _: True, LaterMatcher)
@@ -315,6 +326,7 @@ def test_a_run_whose_matcher_is_gone_is_not_continued_with_another(small_run, mo
         continued(variant(), small_run, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"cases": ("case0", "case1", "case2")}, {"threshold": 0.01}, {"fingerprint": {"atlas_case": "case9"}}],
@@ -332,6 +344,7 @@ def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, monkey
         continued(variant(), small_run, path)
 
 
+@pytest.mark.slow
 def test_validation_cases_of_a_fold_are_held_out(small_run):
     splits = [{"train": ["case0", "case1"], "val": ["case2", "case3"]}]
     next(small_run.iterdir()).joinpath("splits_final.json").write_text(json.dumps(splits))
@@ -346,6 +359,7 @@ def test_validation_cases_of_a_fold_are_held_out(small_run):
     assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
 
 
+@pytest.mark.slow
 def test_pretraining_may_start_from_weights(small_run):
     """As nnUNetv2_train -pretrained_weights does it; the teacher starts there, too."""
     path = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"

@@ -60,6 +60,7 @@ def test_reconstruction_asks_for_the_body(dataset, name):
     assert step.terms["loss_reconstruction"].item() == pytest.approx(0.5 * errors.mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_case_with_a_poor_registration_is_seen_and_counted(dataset):
     files = AtlasFiles(dataset)
     poor = next(case for case in dataset.cases() if case != files.atlas_case())

@@ -49,6 +49,7 @@ def small_run(folders):
     return folders / "preprocessed"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises_without_labels_or_atlas(small_run, real_figures):
     folder = run(make_trainer(variant(), small_run))
     rows = finished_rows(folder, "similarity.png")
@@ -81,6 +82,7 @@ def test_stock_nnunet_starts_from_the_checkpoint(small_run):
     assert "AnatomicalEmbedding" in describe_checkpoint(path)["method"]
 
 
+@pytest.mark.slow
 def test_three_epochs_equal_one_a_kill_and_two_more(small_run):
     expected, resumed = whole_and_resumed(variant(epochs=3), small_run, killed_in=1)
     for part in ("network_weights", "model_state"):
@@ -93,6 +95,7 @@ def test_three_epochs_equal_one_a_kill_and_two_more(small_run):
     assert without_times(expected["history"]) == without_times(resumed["history"])
 
 
+@pytest.mark.slow
 def test_a_case_without_a_body_is_left_out(folders):
     images = phantom_images(3)
     images["case1"] = torch.zeros(1, 20, 20, 20).numpy()
@@ -108,6 +111,7 @@ def test_a_case_without_a_body_is_left_out(folders):
     assert "No body was found in 1 of 3 cases" in training_log(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plans",
     [

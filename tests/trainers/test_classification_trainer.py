@@ -68,6 +68,7 @@ def log_of(trainer) -> str:
     return Path(trainer.log_file).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_it_promises_and_predicts_new_images_alike(values, tmp_path, capsys, real_figures):
     """The trainer's validation and ``predict_targets`` say the same; bad cases are named, and the others go on."""
     trainer = start(short("RegressionTrainer_scratch", epochs=2, pictures=1), values)
@@ -108,6 +109,7 @@ def test_a_run_writes_what_it_promises_and_predicts_new_images_alike(values, tmp
     assert (tmp_path / "why" / f"{chosen[0]}.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "trainer", "columns", "score"),
     [
@@ -133,6 +135,7 @@ def test_every_task_trains_and_validates(dataset, words, trainer, columns, score
     assert checkpoint["targets"]["task"]["definition"]["task"] == words[words.index("--task") + 1]
 
 
+@pytest.mark.slow
 def test_something_is_learned(values):
     """In 80 steps, from what the image shows: the order of the training cases."""
     trainer = start(short("RegressionTrainer_scratch", epochs=4, iterations=20, endings="_seed1_lr1e-2"), values)
@@ -179,6 +182,7 @@ def test_head_first_frees_the_encoder_in_time(values, tmp_path, monkeypatch):
     assert any(name.startswith("encoder.") for name in moved[1])
 
 
+@pytest.mark.slow
 def test_probe_first_begins_with_the_best_linear_head_of_fresh_runs_alone(values, monkeypatch):
     trainer = start(short("RegressionTrainer_scratch", endings="_probeFirst_seed1"), values)
     chance = start(short("RegressionTrainer_scratch"), values)
@@ -196,6 +200,7 @@ def test_probe_first_begins_with_the_best_linear_head_of_fresh_runs_alone(values
     trainer.on_train_start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("survival", [False, True])
 def test_continuing_equals_running_through(dataset, monkeypatch, survival):
     task = ("time", "--event", "event", "--task", "survival") if survival else ("value", "--task", "regression")

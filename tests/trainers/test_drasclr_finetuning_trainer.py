@@ -149,6 +149,7 @@ def test_the_located_dataset_names_originals_and_holds_atlas_coordinates(folders
         np.testing.assert_allclose(found, np.clip(atlas.locations(points_mm), -1, 1), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_whole_way_to_a_prediction_by_stock_nnunet(folders, tmp_path):
     trainer = start(folders / "DrasCLRTrainer.pth")
     loaded = query_encoder_state(load_checkpoint(folders / "DrasCLRTrainer.pth"))

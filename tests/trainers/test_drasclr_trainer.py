@@ -70,6 +70,7 @@ def small_run(prepared, tmp_path, monkeypatch):
     return tmp_path / "preprocessed"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(small_run, real_figures):
     trainer = make_trainer(variant(), small_run)
     folder = run(trainer)
@@ -116,6 +117,7 @@ def test_the_key_encoder_follows_and_the_queue_holds_the_batches(small_run):
     assert int(queue.step) == 1
 
 
+@pytest.mark.slow
 def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(small_run):
     trainer = make_trainer(variant(learning_rate=0.1), small_run)
     path = run(trainer) / "checkpoint_final.pth"
@@ -149,6 +151,7 @@ def test_checkpoint_holds_the_plain_network_and_stock_nnunet_starts_from_it(smal
     assert any(name.endswith("experts") for name in saved["model_state"])
 
 
+@pytest.mark.slow
 def test_three_epochs_equal_two_a_kill_and_one_more(small_run):
     def keys_are_kept(continued):
         assert int(continued.model.queue.step) == 4 and (continued.model.queue.landmarks >= 0).any()
@@ -166,6 +169,7 @@ def test_continuing_with_other_landmarks_is_refused(small_run):
         make_trainer(variant(epochs=1), small_run).load_checkpoint(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["DrasCLRTrainer_noLocation", "DrasCLRTrainer_noRegional", "DrasCLRTrainer_2experts"])
 def test_ablations(small_run, name):
     trainer = make_trainer(variant(getattr(drasclr, name), name, epochs=1), small_run)
@@ -234,6 +238,7 @@ def test_validation_cases_of_a_fold_are_held_out(small_run):
     assert seen == {True: {"case0", "case1"}, False: {"case2", "case3"}}
 
 
+@pytest.mark.slow
 def test_visits_and_subjects(small_run):
     """Up to two batches of two a visit: negatives of one step before; two scans of a person count as one subject."""
     trainer = make_trainer(variant(iterations=8, max_batch=2), small_run)

@@ -124,6 +124,7 @@ def test_rates_of_every_step_follow_the_formula(dataset, monkeypatch, endings):
     assert seen == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_run_validates_the_kept_checkpoints_too(dataset, tmp_path):
     trainer = start(
         make_finetuner(short(epochs=4, endings="_keep25-50_seed1"), dataset), weights_file(dataset, tmp_path / "w.pth")

@@ -62,6 +62,7 @@ def write_probe(base, changes=None) -> PreprocessedDataset:
     return dataset
 
 
+@pytest.mark.slow
 def test_a_run_with_the_probe_is_the_run_without_it_also_when_continued(base):
     without = run(make_trainer(short(), base))
     weights = load_checkpoint(without / "checkpoint_final.pth")["network_weights"]

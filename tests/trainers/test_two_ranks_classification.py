@@ -36,6 +36,7 @@ def run(rank, folder):
         }
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_everything_and_split_the_validation(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     folder = write_target_dataset(tmp_path / "preprocessed")

@@ -36,6 +36,7 @@ def test_processes_know_that_others_ran_before_them_where_torchrun_counts_no_fai
     assert found == [False, False, True]
 
 
+@pytest.mark.slow
 def test_every_start_gets_a_part_of_torchruns_store_that_nobody_wrote_to():
     server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
 

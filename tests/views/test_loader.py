@@ -130,6 +130,7 @@ def test_a_batch_moves_its_tensors_and_keeps_the_rest():
     assert moved.pairs is batch.pairs and moved.cases == batch.cases and batch.views.device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_workers_of_a_process_that_computes_with_several_threads_do_not_hang():
     script = """
 import torch

@@ -130,6 +130,7 @@ def test_unreadable_cases_are_named_once_and_left_out(make, damage, caplog):
     assert any(fix in text for text in warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", LOADERS)
 def test_batches_do_not_depend_on_when_the_damage_was_met(make):
     """A run that continues in the middle has met nothing yet, one worker of several only its own share."""
@@ -155,6 +156,7 @@ class HalfDamaged:
         return self.image[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", LOADERS)
 def test_batches_do_not_depend_on_which_part_of_a_damaged_case_was_met(make):
     """Who has met the damage goes on reading the sound parts, as somebody who has not would."""

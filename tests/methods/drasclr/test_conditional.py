@@ -187,6 +187,7 @@ def test_a_copy_has_a_context_of_its_own():
 
 
 # Eager backend: what can break is the tracing of the context; generating code for it takes minutes.
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(1, 3), (1, 1, 1, 1)])
 def test_traced_as_one_graph(counts):
     encoder = ConditionalEncoder(TwoLevels())

@@ -235,6 +235,7 @@ def results_of(rank):
     return results | {"apart": copy.deepcopy(model.queue.state_dict()), "negatives apart": apart.negatives}
 
 
+@pytest.mark.slow
 @needs_distributed
 def test_two_ranks_give_the_gradient_and_the_queue_of_their_halves_together(tmp_path):
     ranks = on_ranks(results_of, tmp_path)

@@ -153,6 +153,7 @@ def test_every_weight_is_saved_once_and_loads_strictly():
     torch.testing.assert_close(one.eval()(x), other.eval()(x))
 
 
+@pytest.mark.slow
 def test_it_compiles_as_one_graph_and_every_parameter_gets_a_gradient():
     network = located_unet()
     x = torch.cat((torch.randn(2, 1, 8, 8, 8), coded(random_tiles())), dim=1)

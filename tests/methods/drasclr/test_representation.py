@@ -86,6 +86,7 @@ def test_the_encoder_stays_as_it_is_and_copies_are_apart():
     assert represent._taken.moments is None
 
 
+@pytest.mark.slow
 def test_it_compiles_and_runs_under_autocast():
     encoder = to_conditional(make_encoder(), 3, location_gain=1.0)
     represent = PatchRepresentation(encoder, FEATURES[-1], 2)
