@@ -6,6 +6,7 @@ import pytest
 from nnunet_alice.cropping import crop_centred, share_inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centre", [(5, 6, 7), (0, 0, 0), (9, 11, 13), (2.4, 8.6, 12.5), (-3, 5, 20)])
 @pytest.mark.parametrize("patch", [(4, 6, 8), (5, 7, 3), (16, 24, 32)])
 def test_every_voxel_is_where_a_loop_puts_it(centre, patch):

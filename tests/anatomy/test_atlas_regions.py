@@ -41,6 +41,7 @@ def test_small_bodies_get_fewer_regions():
     assert lay_regions(body((12, 12, 12)), 10_000).labels.max() < 12**3 / 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_point_has_the_region_of_its_place_in_the_atlas(step):
     atlas = body()

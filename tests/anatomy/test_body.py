@@ -166,6 +166,7 @@ def test_wrong_axes_are_refused():
         body_mask(np.zeros((4, 4)), (1, 1, 1))
 
 
+@pytest.mark.slow
 def test_real_torso(real_data):
     image = sitk.ReadImage(str(real_data / "ct" / "torso_ct.nii.gz"))
     array = sitk.GetArrayFromImage(image)

@@ -97,6 +97,7 @@ def test_real_chests(number, real_data):
     assert abs(left - right) < 0.2  # both lungs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 11])
 def test_lungs_lie_beside_the_heart_unlike_the_stomach(number, real_data):
     """Both parts reach over most of the heart's height; gas of stomach and bowel lies below."""

@@ -91,6 +91,7 @@ def test_the_best_shift_is_the_one_that_itk_finds(torso, atlas, part, scale):
     np.testing.assert_allclose((corner_mm - found[:3, 3]) / cell_mm, peak, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_registration_is_repeatable_to_the_bit(torso, atlas):
     case = deform(torso, known_affine((0.95, 1, 1.05), 4, (5, 5, 5)))
     np.testing.assert_array_equal(register(case, atlas).affine, register(case, atlas).affine)

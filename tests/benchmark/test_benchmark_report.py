@@ -38,6 +38,7 @@ def dice_of(one: Path, other: Path, label: int) -> float:
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
+@pytest.mark.slow
 def test_every_number_is_that_of_its_predictions(finished):
     runner = runner_of(finished)
     runner.prepare()

@@ -56,6 +56,7 @@ def test_every_cell_runs_once_with_its_settings(base):
     assert len(again.run().done) == CELLS and not idle.calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["nothing", "checkpoint", "trained", "half_summary"])
 def test_killed_at_any_cell_it_goes_on(base, how):
     for cell in range(1, CELLS + 1):

@@ -79,6 +79,7 @@ def copied(model: Path, target: Path, **changes) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "fields"),
     [

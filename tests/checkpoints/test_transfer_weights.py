@@ -61,6 +61,7 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "depths", "channels", "anisotropic"), CASES)
 def test_every_pair_is_accepted_by_stock_nnunet(
     kind, depths, channels, anisotropic, make_plans, make_network, tmp_path

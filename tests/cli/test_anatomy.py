@@ -50,6 +50,7 @@ def test_parts_and_a_last_run_give_what_one_run_gives(balls, capsys):
     assert all(replace(in_parts[case], seconds=0) == replace(at_once[case], seconds=0) for case in at_once)
 
 
+@pytest.mark.slow
 def test_nothing_to_match_is_not_a_success(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     rng = np.random.default_rng(0)

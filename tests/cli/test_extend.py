@@ -18,6 +18,8 @@ from nnunet_alice.publishing.publish import publish
 from nnunet_alice.trainers import alice
 from nnunet_alice.training.variants import named_trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -41,7 +43,6 @@ def trainer(name: str) -> type:
     return named_trainer(name, vars(alice))
 
 
-@pytest.mark.slow
 def test_it_is_the_run_that_it_would_have_been(folders, capsys):
     """To the bit: finished, extended and continued against one run whose schedules begin again on the way."""
     base, folder = folders

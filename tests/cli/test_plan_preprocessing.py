@@ -126,6 +126,7 @@ def anatomy_files(datasets) -> list:
     return [*files, anatomy / "atlas" / "atlas.json"]
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_case_goes_with_its_preprocessed_image(datasets):
     assert plan("--target", "4") == 0
     raw = datasets.parent / "nnUNet_raw" / UNLABELLED
@@ -239,6 +240,7 @@ def test_an_interrupted_case_leaves_nothing_behind(datasets, monkeypatch):
     assert PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres").cases() == list(CASES)
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_not_touch_each_others_cases(datasets, monkeypatch):
     """A second run does the other cases while the first writes one: the half-written file stays where it is, and what
     the second one finished is not done, let alone written, again.

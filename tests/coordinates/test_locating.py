@@ -133,6 +133,7 @@ def test_a_folder_is_done_again_only_where_something_changed(tmp_path, known_map
     assert sorted(done) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_workers_can_be_sent_what_they_need(tmp_path):
     atlas = make_atlas()
     job = pickle.loads(pickle.dumps(locating._Job(atlas, tmp_path, None)))
@@ -179,6 +180,7 @@ def test_an_atlas_file_keeps_everything_and_damaged_ones_are_named(tmp_path):
         open_atlas(tmp_path / "no.pth")
 
 
+@pytest.mark.slow
 def test_plans_are_the_targets_own_where_the_pretraining_used_them(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     atlas = make_atlas()

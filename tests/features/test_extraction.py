@@ -132,6 +132,7 @@ def test_plain_untrained_and_alice(folders, tmp_path, capsys):
     assert all(torch.equal(value, weights[f"encoder.{name}"]) for name, value in alice.items())
 
 
+@pytest.mark.slow
 def test_a_drasclr_checkpoint_needs_nothing_of_its_dataset(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     status, printed = features(
@@ -210,6 +211,7 @@ def test_dense_maps_of_a_plain_encoder_need_no_landmarks(folders, tmp_path, monk
     assert status == 1
 
 
+@pytest.mark.slow
 def test_dense_maps_lie_where_the_image_lies(folders, tmp_path, capsys):
     arguments = ("-i", folders / "images", "--checkpoint", folders / "drasclr.pth", "--level", "dense")
     assert features(capsys, *arguments, "-o", tmp_path / "maps")[0] == 0

@@ -293,6 +293,7 @@ def test_label_images_of_another_kind_are_refused(tmp_path):
         sample_label_images(tmp_path, ["c1"], 3, seed=0)
 
 
+@pytest.mark.slow
 def test_labels_and_images_that_do_not_meet_are_told(fitted, caplog):
     """A table that knows half of the images, and cases that are none."""
     _, points, _ = fitted

@@ -23,6 +23,8 @@ from nnunet_alice.parts import Part
 from nnunet_alice.phantoms import corresponding_point, make_subject, render
 from nnunet_alice.trainers.anatomical_embedding import AnatomicalEmbeddingTrainer
 
+pytestmark = pytest.mark.slow
+
 SPACING_MM = 12.0
 CASES = 4
 COMMAND = ["anatomy", "-d", "900", "--method", "embedding"]
@@ -93,7 +95,6 @@ def truth_errors_mm(matcher: EmbeddingMatcher) -> np.ndarray:
     return np.concatenate(errors)
 
 
-@pytest.mark.slow
 def test_a_short_training_clearly_beats_the_untrained_network(dataset):
     median = {}
     for name in ("AnatomicalEmbeddingTrainer_untrained", "AnatomicalEmbeddingTrainer"):
@@ -103,7 +104,6 @@ def test_a_short_training_clearly_beats_the_untrained_network(dataset):
     assert median["AnatomicalEmbeddingTrainer"] < 0.7 * median["AnatomicalEmbeddingTrainer_untrained"], median
 
 
-@pytest.mark.slow
 def test_the_command_indexes_everything_says_so_and_goes_on_where_it_stopped(dataset, capsys):
     assert main([*COMMAND, "-device", "cpu"]) == 0
     shown = capsys.readouterr().out
@@ -127,7 +127,6 @@ def test_the_command_indexes_everything_says_so_and_goes_on_where_it_stopped(dat
     assert main(["match", "-d", "900", "--from", "case0", "--point", "20", "9", "12", "--to", "case1"]) in (0, 1)
 
 
-@pytest.mark.slow
 def test_parts_index_all_cases_and_a_last_run_measures_trust(dataset):
     for number in (1, 2):
         report = index_dataset(dataset, device=torch.device("cpu"), part=Part(number, 2))
@@ -136,7 +135,6 @@ def test_parts_index_all_cases_and_a_last_run_measures_trust(dataset):
     assert len(report.outcomes.kept) == CASES and report.calibration is not None
 
 
-@pytest.mark.slow
 def test_a_damaged_index_does_not_keep_the_others_from_being_finished(dataset):
     index_dataset(dataset, device=torch.device("cpu"))
     store = IndexStore(dataset)
@@ -153,7 +151,6 @@ def test_a_damaged_index_does_not_keep_the_others_from_being_finished(dataset):
     assert again.results.keys() - set(again.kept) == {"case1"}
 
 
-@pytest.mark.slow
 def test_a_failure_here_leaves_what_another_machine_indexed_meanwhile(dataset, monkeypatch):
     import nnunet_alice.matching.index_dataset as module
 
@@ -171,7 +168,6 @@ def test_a_failure_here_leaves_what_another_machine_indexed_meanwhile(dataset, m
     assert store.file("case1").is_file() and len(EmbeddingMatcher(dataset).cases) == CASES
 
 
-@pytest.mark.slow
 def test_a_case_matched_to_itself_returns_the_point_within_a_grid_step(dataset):
     index_dataset(dataset, device=torch.device("cpu"))
     matcher = EmbeddingMatcher(dataset)
@@ -183,7 +179,6 @@ def test_a_case_matched_to_itself_returns_the_point_within_a_grid_step(dataset):
     assert np.median(matches.scores) > 0.99
 
 
-@pytest.mark.slow
 def test_another_checkpoint_replaces_the_indices_and_what_was_measured(dataset):
     index_dataset(dataset, device=torch.device("cpu"))
     store = IndexStore(dataset)
@@ -195,7 +190,6 @@ def test_another_checkpoint_replaces_the_indices_and_what_was_measured(dataset):
     assert read_calibration(store, first) is None and read_calibration(store, second) == report.calibration
 
 
-@pytest.mark.slow
 def test_a_bad_case_is_named_and_does_not_stop_the_others(dataset, capsys):
     (dataset.folder / "case3.b2nd").write_bytes(b"no image")
     assert main([*COMMAND, "-device", "cpu"]) == SOME_FAILED

@@ -11,7 +11,7 @@ from nnunet_alice.methods.distributed import max_over_ranks, mean_over_ranks, wo
 # Unequal on purpose: nnU-Net splits a batch that does not divide.
 ROWS = (3, 2)
 
-pytestmark = needs_distributed
+pytestmark = [needs_distributed, pytest.mark.slow]
 
 
 def whole_batch():

@@ -50,6 +50,7 @@ def test_deformations_never_fold():
         assert np.linalg.det(np.stack(columns, axis=-1)).min() > 0.1
 
 
+@pytest.mark.slow
 def test_subjects_differ_by_more_than_an_affine_map():
     rng = np.random.default_rng(2)
     errors = []

@@ -104,6 +104,7 @@ def test_larger_residual_planners_use_their_own_targets(tmp_path, monkeypatch, p
     assert 0.5 * planner_class.standard_gigabytes < used <= planner_class.standard_gigabytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DATA)
 def test_the_small_planner_is_small_whatever_the_data(tmp_path, monkeypatch, kind):
     content = plan(AlicePlannerSmall, make_dataset(tmp_path, monkeypatch, kind)).content

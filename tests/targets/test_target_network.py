@@ -121,6 +121,7 @@ class BrightSpot(nn.Module):
         return [crops]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_occlusion_finds_the_place_that_decides():
     image = ball((24, 24, 24), SPACING, 10)

@@ -187,6 +187,7 @@ def test_a_run_goes_on_after_a_bad_step_and_resumes_to_the_bit(small_run):
     assert all(value.isfinite().all() for value in state.values())
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_names_the_cases_and_keeps_the_last_checkpoint(small_run):
     kind = poisoned(variant(epochs=3, save_every=1), lambda progress, _: progress.epoch == 2)
     trainer = make_trainer(kind, small_run)
@@ -217,6 +218,7 @@ def test_ablations_run_and_say_what_they_trained(small_run, base):
     assert base == "AliceTrainer_noContrast" or metrics["retrieval_top5"] >= metrics["retrieval_top1"]
 
 
+@pytest.mark.slow
 def test_masked_images_need_no_anatomy(fresh_run):
     """Any crop of the body: nothing is registered, nothing is matched, and no metric says that it was."""
     folder = run(make_trainer(variant(alice.MIMTrainer, "MIMTrainer_test"), fresh_run))
@@ -260,6 +262,7 @@ def test_what_cannot_work_gets_one_sentence(folders, fresh_run):
         run(make_trainer(variant(), fresh_run))
 
 
+@pytest.mark.slow
 def test_the_matcher_can_be_chosen(small_run, monkeypatch):
     """An embedding that is there wins, but for the variant that wants the atlas; where none is, its variant stops."""
     with refused(NotPreparedError, command="--method embedding"):
@@ -379,6 +382,7 @@ def test_variants_are_found_by_name():
     assert not hasattr(alice, "AliceTrainer_manyepochs")
 
 
+@pytest.mark.slow
 def test_validation_keeps_the_arrays_of_its_first_batch_only(small_run):
     """Full patches of a whole validation epoch take gigabytes, and one batch is drawn."""
     seen, drawn, largest = [], [], []

@@ -212,6 +212,7 @@ def _starting(trainer) -> str:
     return log_of(trainer)
 
 
+@pytest.mark.slow
 def test_checkpoints_that_do_not_fit_get_one_sentence(folders, tmp_path):
     for name, fields in (
         ("AliceTrainer", {"value": "Alice"}),
@@ -291,6 +292,7 @@ def test_every_kind_of_atlas_file_is_the_same_atlas(folders, capsys):
         copied.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -162,6 +162,7 @@ def test_three_epochs_equal_two_a_kill_and_one_more(small_run):
     assert without_times(expected["history"]) == without_times(resumed["history"])
 
 
+@pytest.mark.slow
 def test_continuing_with_other_landmarks_is_refused(small_run):
     path = run(make_trainer(variant(epochs=1), small_run)) / "checkpoint_final.pth"
     prepare_landmarks(PreprocessedDataset(DATASET, PLANS, "3d_fullres"), patch_mm=100, step_mm=120)
@@ -204,6 +205,7 @@ def test_variants_by_name():
     assert (method.num_experts, method.neighbours, method.temperature, method.queue_limit) == (4, 3, 0.1, 64)
 
 
+@pytest.mark.slow
 def test_labels_are_never_read(small_run):
     for labels in small_run.glob("*/*/*_seg.b2nd"):
         labels.write_bytes(b"not labels")
@@ -225,6 +227,7 @@ def test_starting_from_weights_starts_the_conditional_encoder_there(small_run):
     assert same_content(dict(trainer.model.query.state_dict()), dict(trainer.model.key.state_dict()))
 
 
+@pytest.mark.slow
 def test_validation_cases_of_a_fold_are_held_out(small_run):
     splits = [{"train": ["case0", "case1"], "val": ["case2", "case3"]}]
     next(small_run.iterdir()).joinpath("splits_final.json").write_text(json.dumps(splits))
@@ -266,6 +269,7 @@ def test_a_non_finite_loss_names_the_cases(small_run):
         make_trainer(poisoned(variant()), small_run).run_training()
 
 
+@pytest.mark.slow
 def test_without_preparation_it_prepares_and_says_so(small_run):
     shutil.rmtree(next(small_run.glob("*/*_anatomy/atlas")))
     dataset = PreprocessedDataset(DATASET, PLANS, "3d_fullres")

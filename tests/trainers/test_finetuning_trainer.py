@@ -109,6 +109,7 @@ def test_adamw_is_torchs_with_the_same_groups(dataset):
     assert scales[0] == scales[1] and len(scales[0]) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endings", ["_seed1", "_AdamW_seed1"])
 def test_rates_of_every_step_follow_the_formula(dataset, monkeypatch, endings):
     trainer = start(make_finetuner(short(endings=endings, epochs=4, iterations=5, warmup_share=0.2), dataset))
@@ -320,6 +321,7 @@ def test_decoder_first_frees_the_encoder_in_time(dataset, tmp_path, monkeypatch)
     assert encoder <= moved[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endings", ["_seed1", "_AdamW_seed1"])
 def test_continuing_equals_running_through(dataset, monkeypatch, endings):
     """Killed in the third of four epochs, inside the phase after the decoder's own."""
@@ -444,6 +446,7 @@ def test_senseless_settings_are_refused(dataset):
         make_finetuner(short(optimizer_name="Lion"), dataset)
 
 
+@pytest.mark.slow
 def test_nnunet_finds_every_variant_by_name(monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_extTrainer", str(package_folder("nnunet_alice.trainers")))
     for name in ("FineTuneTrainer_scratch", "FineTuneTrainer_freezeEncoder_8epochs_lr3e-4_keep25-50_seed1"):

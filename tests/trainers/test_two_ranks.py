@@ -22,7 +22,7 @@ from nnunet_alice.training.settings import changed
 
 PAIRS = 3
 
-pytestmark = needs_distributed
+pytestmark = [needs_distributed, pytest.mark.slow]
 
 
 class AliceTrainer_ranks(AliceTrainer):

@@ -12,7 +12,7 @@ from support.target_runs import store, write_target_dataset
 from nnunet_alice.trainers import classification
 from nnunet_alice.training.devices import place
 
-pytestmark = needs_distributed
+pytestmark = [needs_distributed, pytest.mark.slow]
 
 KIND = classification.RegressionTrainer_survival_scratch
 
@@ -36,7 +36,6 @@ def run(rank, folder):
         }
 
 
-@pytest.mark.slow
 def test_ranks_agree_on_everything_and_split_the_validation(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     folder = write_target_dataset(tmp_path / "preprocessed")

@@ -17,7 +17,7 @@ from nnunet_alice.training.devices import place
 from nnunet_alice.training.ranks import wait_for_all_ranks
 from nnunet_alice.training.settings import changed
 
-pytestmark = needs_distributed
+pytestmark = [needs_distributed, pytest.mark.slow]
 
 
 class FineTuneTrainer_ranks(finetuning.FineTuneTrainer):
@@ -98,7 +98,6 @@ def _copy(trainer):
     return {name: value.detach().clone() for name, value in trainer.bare_network.state_dict().items()}
 
 
-@pytest.mark.slow
 def test_ranks_stay_equal_the_encoder_learns_later_and_slow_metrics_are_waited_for(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     folder = write_labelled(tmp_path / "preprocessed", 3)

@@ -12,6 +12,8 @@ from support.gloo_ranks import needs_distributed, on_ranks
 
 from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank, on_one_rank_first, wait_for_all_ranks
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 #: What collectives after the work allow, and how long one rank works (seconds).
 TIMEOUT, SLOW = 1, 2

@@ -84,6 +84,7 @@ def test_crops_show_the_landmark_and_its_neighbours_in_every_subject(world):
         np.testing.assert_array_equal(batch.neighbour_locations, world.landmarks.locations[nearest[landmark]])
 
 
+@pytest.mark.slow
 def test_subjects_are_those_that_show_landmark_and_neighbours(world):
     make = crops(world)
     nearest = world.landmarks.neighbours(2)

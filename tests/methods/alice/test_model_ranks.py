@@ -24,7 +24,7 @@ FORMS = {
     "noRegions": replace(SETTINGS, regions=False),
 }
 
-pytestmark = needs_distributed
+pytestmark = [needs_distributed, pytest.mark.slow]
 
 
 def model_of(settings):
