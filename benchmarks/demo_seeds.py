@@ -10,13 +10,14 @@ that are reported.
 import argparse
 import csv
 import functools
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_alice.demo.budget import Budget
+from nnunet_alice.demo.budget import Budget, length
 from nnunet_alice.demo.sources import Phantoms
 from nnunet_alice.demo.workflow import Demo
 from nnunet_alice.training.variants import with_learning_rate
@@ -32,13 +33,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="[0 to 9]")
     parser.add_argument("--pretraining", default=Budget.pretraining, help="trainer [%(default)s]")
     parser.add_argument("--labelled", type=int, default=Phantoms.training, help="phantoms with labels [%(default)s]")
-    parser.add_argument("--finetuning_epochs", type=int, default=5, help="of 50 steps on labels [%(default)s]")
+    parser.add_argument(
+        "--finetuning_epochs",
+        type=int,
+        default=length(Budget.finetuning)[0],
+        help="of 50 steps on labels [%(default)s]",
+    )
     parser.add_argument("--lr", type=float, help="of both runs on labels [the demo's]")
     args = parser.parse_args()
     budget = replace(Budget(), pretraining=args.pretraining)
-    runs = [
-        name.replace("_5epochs", f"_{args.finetuning_epochs}epochs") for name in (budget.finetuning, budget.scratch)
-    ]
+    epochs = f"_{args.finetuning_epochs}epochs"
+    runs = [re.sub(r"_\d+epochs", epochs, name) for name in (budget.finetuning, budget.scratch)]
     if args.lr is not None:
         runs = [with_learning_rate(name, args.lr) for name in runs]
     budget = replace(budget, finetuning=runs[0], scratch=runs[1])

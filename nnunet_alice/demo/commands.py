@@ -105,7 +105,7 @@ def _be(program: EntryPoint, command: Sequence[str], environment: Mapping[str, s
     multiprocessing.set_start_method(None, force=True)  # nnU-Net's pools start as in any other process
     np.random.seed()  # noqa: NPY002  nnU-Net draws from it, and forks of one process would all draw the same
     sys.argv = list(command)
-    sys.exit(program.load()())
+    raise SystemExit(program.load()())
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], log: Path, whole: bool) -> None:

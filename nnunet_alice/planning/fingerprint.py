@@ -57,7 +57,7 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     """
     cases = raw_cases(dataset)
     if len(cases) < 2:
-        logger.warning("WARNING: %s has one case only: there are no views of different people to match.", dataset)
+        logger.warning("%s has one case only: there are no views of different people to match.", dataset)
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / dataset / "dataset.json")
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FINGERPRINT_FILE
     modalities = modalities_of(dataset)

@@ -41,17 +41,8 @@ def test_nnunets_command_trains_from_weights_and_new_images_are_classified(tmp_p
     model = tmp_path / "results" / folder.name / f"{TRAINER}__nnUNetPlans__3d_fullres"
     assert torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=True)["current_epoch"] == 1
     write_raw(tmp_path / "images", "new", bright_volume(50)[0])
-    run(
-        tmp_path / "predict.txt",
-        "nnunet_alice",
-        "predict_targets",
-        "-i",
-        tmp_path / "images",
-        "-o",
-        tmp_path / "out.csv",
-        "-m",
-        model,
-    )
+    new = ("-i", tmp_path / "images", "-o", tmp_path / "out.csv", "-m", model)
+    run(tmp_path / "predict.txt", "nnunet_alice", "predict_targets", *new)
     row = pd.read_csv(tmp_path / "out.csv").iloc[0]
     assert row["case"] == "new" and row["predicted"] in ("coarse", "fine")
     assert abs(row["probability_coarse"] + row["probability_fine"] - 1) < 1e-6

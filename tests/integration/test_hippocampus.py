@@ -1,5 +1,6 @@
 """The whole chain as a user runs it, on the 200 real hippocampus cases, with a kill in the middle of pretraining."""
 
+import json
 import os
 import time
 from multiprocessing.process import BaseProcess
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nnunet_alice.checkpoints.inspection import describe_checkpoint
+from nnunet_alice.cli.main import main
 from nnunet_alice.demo.commands import start
 from nnunet_alice.discovery import package_folder
 from nnunet_alice.files import read_json, write_json
@@ -73,8 +74,8 @@ def kill_when_saved(chain: Chain, folder: Path, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain):
-    """convert, plan, anatomy, AliceTrainer killed and continued, fine-tuning from its weights."""
+def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain, capsys):
+    """convert, plan, anatomy, AliceTrainer killed and continued, inspect, fine-tuning from its weights."""
     chain.run("nnunet_alice", "anatomy", "-d", NUMBER, "-p", PLANS, "-c", CONFIGURATION, "-np", "2")
     dataset = chain.preprocessed / "Dataset004_Hippocampus"
     assert next(dataset.rglob("atlas.png")).is_file()
@@ -91,7 +92,8 @@ def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain):
     assert len(killed["history"]) < 4
     final = folder / "checkpoint_final.pth"
 
-    described = describe_checkpoint(final)
+    assert main(["inspect", str(final), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
     assert described["epochs"].startswith("4 of 4") and "200 cases" in described["dataset"]
 
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "gt_segmentations").glob("*.nii.gz"))
