@@ -27,6 +27,7 @@ from nnunet_alice.checkpoints.saving import whole_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.finetuning.class_weights import count_voxels, rarity
 from nnunet_alice.finetuning.parts import (
     FineTuneSchedule,
     GroupRates,
@@ -49,6 +50,9 @@ from nnunet_alice.training.ranks import wait_for_all_ranks
 from nnunet_alice.training.settings import changed, flat
 from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 from nnunet_alice.training.variants import trainer_names, with_learning_rate
+
+#: cases whose labels are counted, at most
+_MAX_COUNTED = 50
 
 
 class FineTuneTrainer(nnUNetTrainer):
@@ -184,6 +188,13 @@ class FineTuneTrainer(nnUNetTrainer):
             if is_encoder(name):
                 parameter.requires_grad_(learns)
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:
+        """Return nnU-Net's settings of augmentation, without axes to mirror where nothing is mirrored."""
+        rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.settings.task.mirrored:
+            axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, patch_size, axes
+
     @classmethod
     def get_training_transforms(cls, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Return nnU-Net's augmentation; with a seed, the same images in every run."""
@@ -210,10 +221,31 @@ class FineTuneTrainer(nnUNetTrainer):
             self.initialize()
         start = self._describe_start()
         super().on_train_start()
+        if self.settings.task.weighted_classes:
+            self._weigh_classes()
         if not self._resumed:
             start["training_cases"] = self._training_cases
         if self.local_rank == 0:
             write_json(os.path.join(self.output_folder, "start.json"), start)
+
+    def _weigh_classes(self) -> None:
+        """Weight the classes of the cross-entropy by their rarity in the training cases.
+
+        Raises:
+            InputError: the labels are regions, which nnU-Net learns one by one.
+        """
+        if self.label_manager.has_regions:
+            raise InputError(
+                f"{type(self).__name__} weights classes, and the labels of {self.plans_manager.dataset_name} are "
+                "regions; take the trainer without _weightedClasses."
+            ).about(option="_weightedClasses")
+        cases = self.dataset_class(self.preprocessed_dataset_folder, self._training_cases[:_MAX_COUNTED])
+        found = (cases.load_case(case)[1][:] for case in self._training_cases[:_MAX_COUNTED])
+        weights = rarity(count_voxels(found, self.label_manager.num_segmentation_heads))
+        loss = self.loss.loss if self.enable_deep_supervision else self.loss
+        loss.ce.weight = torch.from_numpy(weights).to(self.device)
+        named = zip(self.label_manager.all_labels, weights, strict=True)
+        self.print_to_log_file("Weights of classes:", ", ".join(f"{label}: {weight:.2f}" for label, weight in named))
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return and remember nnU-Net's split, which is drawn for a fold that ``splits_final.json`` lacks.

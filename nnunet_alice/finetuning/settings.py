@@ -48,6 +48,21 @@ class FineTuneOptimisation:
 
 
 @dataclass(frozen=True)
+class FineTuneTask:
+    """What is asked of the network, beyond what nnU-Net asks.
+
+    Attributes:
+        mirrored: mirror images in training, and in prediction, as stock nnU-Net does. Pretraining sees every body the
+            right way round; without mirroring fine-tuning does, too.
+        weighted_classes: weight the cross-entropy of each class by its rarity
+            (:func:`nnunet_alice.finetuning.class_weights.rarity`). Short runs find small organs only so.
+    """
+
+    mirrored: bool = True
+    weighted_classes: bool = False
+
+
+@dataclass(frozen=True)
 class FineTuneValidation:
     """What is validated at the end.
 
@@ -69,12 +84,14 @@ class FineTuneSettings:
     Attributes:
         run: length and seed.
         optimisation: what learns when, and how fast.
+        task: what is asked of the network.
         validation: what is validated at the end.
         expects_weights: warn if none were loaded (True) or if some were (False).
     """
 
     run: FineTuneRun = field(default_factory=FineTuneRun)
     optimisation: FineTuneOptimisation = field(default_factory=FineTuneOptimisation)
+    task: FineTuneTask = field(default_factory=FineTuneTask)
     validation: FineTuneValidation = field(default_factory=FineTuneValidation)
     expects_weights: bool = unrecorded(True)
 

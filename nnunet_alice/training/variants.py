@@ -66,6 +66,20 @@ ENDINGS = (
     ),
     Ending("_noTTA", "(noTTA)", "validation.mirroring", lambda _: False, "FineTuneTrainer: validate without mirroring"),
     Ending(
+        "_noMirroring",
+        "(noMirroring)",
+        "task.mirrored",
+        lambda _: False,
+        "FineTuneTrainer: no mirroring in training and prediction, as nnUNetTrainerNoMirroring",
+    ),
+    Ending(
+        "_weightedClasses",
+        "(weightedClasses)",
+        "task.weighted_classes",
+        lambda _: True,
+        "FineTuneTrainer: rare classes weigh more in the cross-entropy",
+    ),
+    Ending(
         "_headFirst",
         "(headFirst)",
         "optimisation.decoder_first_share",
