@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, cases: int) -> dict[str, PreprocessedDataset]:
-    """Both datasets, imported, planned and preprocessed; the CT-like one registered to an atlas."""
+    """Import, plan and preprocess both datasets; register the CT-like one to an atlas."""
     ct, random = folder / "ct", folder / "random"
     if not (ct / "truth.json").is_file():
         write_subjects(
@@ -175,7 +175,7 @@ def baselines(trainer, dataset: PreprocessedDataset, args: argparse.Namespace) -
 
 
 def network_descriptors(network: nn.Module):
-    """Descriptors by a network's bottleneck."""
+    """Describe views by a network's bottleneck."""
     tapped = IntermediateFeatures(network).eval()
 
     def describe(views: torch.Tensor) -> torch.Tensor:
@@ -186,7 +186,7 @@ def network_descriptors(network: nn.Module):
 
 
 def retrieval(describe, trainer, args: argparse.Namespace) -> dict[str, float]:
-    """Mean retrieval over sets of pairs from held-out cases; the same pairs for everyone."""
+    """Return the mean retrieval over sets of pairs from held-out cases; the same pairs for everyone."""
     batches = trainer.method.batches(trainer.do_split()[1], training=False)
     batches.batch_size = CANDIDATES
     hits = []

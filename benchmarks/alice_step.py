@@ -114,7 +114,7 @@ def bare_passes(trainer: AliceTrainer, batch: AliceBatch, teacher_stages: int | 
 
 
 def measure(passes: dict, batches: list[AliceBatch], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each pass, in turns; the first round warms up."""
+    """Return the median seconds of each pass, in turns; the first round warms up."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for repeat in range(repeats + 1):

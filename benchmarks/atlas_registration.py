@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def phantoms(spacing: tuple[float, ...]) -> tuple[list[np.ndarray], tuple[float, ...]]:
-    """Two adult torsos (z, y, x) in Hounsfield units, rendered at 5 mm and brought to the spacing: much faster."""
+    """Render two adult torsos (z, y, x), HU, at 5 mm and bring them to the spacing: much faster."""
     rendered = [render(make_subject(seed, size_scale=1.5), 5.0, noise=False).image for seed in (1, 2)]
     volumes = [ndimage.zoom(image, [5.0 / s for s in spacing], order=1) for image in rendered]
     rng = np.random.default_rng(0)

@@ -173,7 +173,7 @@ def prepare(args: Namespace, folders: dict[str, Path]) -> None:
 
 
 def write_plans(folder: Path) -> None:
-    """Two plans of one network and one spacing: views for the pretraining, and the whole head."""
+    """Make two plans of one network and one spacing: views for the pretraining, and the whole head."""
     plans = read_json(folder / "AliceSmallPlans.json")
     configuration = plans["configurations"]["3d_fullres"]
     network = configuration["architecture"]["arch_kwargs"]
@@ -188,7 +188,7 @@ def write_plans(folder: Path) -> None:
 
 
 def write_folds(folder: Path, args: Namespace) -> None:
-    """Folds of the subjects with an age; behind the five one for tuning, and draws of fewer for seeds and labels."""
+    """Return folds of the subjects with an age: five, one for tuning, and draws of fewer for seeds and labels."""
     targets = load_targets(DATASET)
     both = targets.definitions["both"]
     values = both.values(targets.table)
@@ -204,7 +204,7 @@ def write_folds(folder: Path, args: Namespace) -> None:
 
 
 def draw(values: pd.DataFrame, definition, labels: int, seed: int) -> list[str]:
-    """So many subjects, of every fifth of the age as many."""
+    """Draw so many subjects, of every fifth of the age as many."""
     rng = np.random.default_rng(seed)
     fifth = strata(definition, values)
     order = rng.permutation(len(values))
@@ -214,14 +214,14 @@ def draw(values: pd.DataFrame, definition, labels: int, seed: int) -> list[str]:
 
 
 def all_runs(args: Namespace, trainers: list[str]) -> Iterator[Run]:
-    """Every training that is asked for; arms innermost, so that a part of the list compares them."""
+    """Return every training that is asked for; arms innermost, so that a part of the list compares them."""
     for seed, fold, labels in product(args.seeds, args.folds, args.labels):
         for arm in (SCRATCH, *trainers):
             yield Run(labels, arm, seed, fold, args.scratch_lr if arm == SCRATCH else args.lr)
 
 
 def tuning_runs(args: Namespace, trainers: list[str]) -> Iterator[Run]:
-    """Trainings that compare learning rates."""
+    """Return trainings that compare learning rates."""
     for arm, rate, seed in product((SCRATCH, *trainers), args.tune, args.seeds):
         yield Run(TUNING_LABELS, arm, seed, TUNING, rate)
 
@@ -235,12 +235,12 @@ def split_number(run: Run, args: Namespace) -> int:
 
 
 def results(folders: dict[str, Path], trainer: str, plans: str, fold: int | str) -> Path:
-    """Folder of a fold in the results."""
+    """Return the folder of a fold in the results."""
     return folders["nnUNet_results"] / DATASET / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
 
 
 def run_folder(run: Run, args: Namespace) -> Path:
-    """Where a training's results are kept: nnU-Net's own folder knows nothing of weights."""
+    """Return where a training's results are kept: nnU-Net's own folder knows nothing of weights."""
     name = f"{run.labels}_{run.arm}_{args.endings}_lr{run.rate}_seed{run.seed}_fold{run.fold}"
     return args.o / "runs" / name
 
@@ -267,7 +267,7 @@ def train(run: Run, args: Namespace, checkpoints: dict[str, Path]) -> None:
 
 
 def predictions(run: Run, args: Namespace) -> Iterator[dict]:
-    """Rows of a training's validation cases, if it is done."""
+    """Return rows of a training's validation cases, if it is done."""
     path = run_folder(run, args) / "validation" / "predictions.csv"
     if path.is_file():
         for row in pd.read_csv(path).to_dict("records"):
@@ -277,7 +277,7 @@ def predictions(run: Run, args: Namespace) -> Iterator[dict]:
 
 
 def probe(arm: str, checkpoint: Path | None, args: Namespace, folders: dict[str, Path]) -> Iterator[dict]:
-    """Rows of linear models on features of an encoder, or of the image."""
+    """Return rows of linear models on features of an encoder, or of the image."""
     features = kept_features(arm, checkpoint, args)
     targets = load_targets(DATASET)
     values = targets.definitions["both"].values(targets.table)
@@ -357,7 +357,7 @@ def report(rows: pd.DataFrame, args: Namespace) -> None:
 
 
 def compare(function, higher: bool, truth: np.ndarray, arms: dict[str, np.ndarray]) -> Iterator[dict]:
-    """Rows of the table: every arm, and what it gains over scratch on the same samples of subjects."""
+    """Return rows of the table: every arm, and what it gains over scratch on the same samples of subjects."""
     rng = np.random.default_rng(0)
     everyone = np.arange(len(truth))
     samples = [everyone, *(rng.choice(everyone, len(truth)) for _ in range(1000))]
@@ -375,14 +375,14 @@ def compare(function, higher: bool, truth: np.ndarray, arms: dict[str, np.ndarra
 
 
 def over_seeds(function, truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean over the seeds (columns) of a metric; NaN where all subjects are the same."""
+    """Return mean over the seeds (columns) of a metric; NaN where all subjects are the same."""
     if len(set(truth)) < 2:
         return float("nan")
     return float(np.mean([function(truth, said) for said in predicted.T]))
 
 
 def measured(rows: pd.DataFrame) -> dict[str, float]:
-    """Metrics of the rows of one arm, mean over its seeds."""
+    """Return the metrics of the rows of one arm, mean over its seeds."""
     found: dict[str, float] = {}
     for column, own in rows.groupby("column"):
         wide = own.pivot(index="case", columns="seed", values="predicted")

@@ -70,13 +70,13 @@ def volume(seed: int, spacing_mm: float) -> np.ndarray:
 
 
 def body_points(image: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Points of the body, (count, 3) voxels."""
+    """Draw points of the body, (count, 3) voxels."""
     inside = np.argwhere(image > -1.5)
     return np.random.default_rng(seed).choice(inside, count)
 
 
 def measure(chunk, points, patch, image, block, kind=blosc2.Filter.SHUFFLE) -> tuple[float, float, float]:
-    """MB a crop touches, MB of the file, seconds a crop."""
+    """Measure MB a crop touches, MB of the file, seconds a crop."""
     chunk = tuple(min(n, size) for n, size in zip(chunk, image.shape, strict=True))
     block = tuple(min(n, size) for n, size in zip(block, chunk, strict=True))
     cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "filters": [kind], "nthreads": 1}
@@ -94,7 +94,7 @@ def measure(chunk, points, patch, image, block, kind=blosc2.Filter.SHUFFLE) -> t
 
 
 def block_sizes(array) -> list[np.ndarray]:
-    """Compressed bytes of the blocks of every chunk, from the offsets in the chunks' headers."""
+    """Return compressed bytes of the blocks of every chunk, from the offsets in the chunks' headers."""
     found = []
     for number in range(array.schunk.nchunks):
         chunk = array.schunk.get_chunk(number)
@@ -109,7 +109,7 @@ def block_sizes(array) -> list[np.ndarray]:
 
 
 def touched(sizes, chunk, block, shape, point, patch) -> int:
-    """Compressed bytes of all blocks that a crop overlaps."""
+    """Return compressed bytes of all blocks that a crop overlaps."""
     lower = np.maximum(np.round(point).astype(int) - np.array(patch) // 2, 0)
     upper = np.minimum(lower + patch, shape)
     chunk, block = np.array(chunk[1:]), np.array(block[1:])

@@ -205,7 +205,7 @@ def hounsfield(array: np.ndarray, lungs: np.ndarray) -> np.ndarray | None:
 
 
 def draw_patches(case: str, kind: str, labels: np.ndarray, rng: np.random.Generator) -> Iterator[dict]:
-    """Places with emphysema (a fifth of the lung around is destroyed, at least) and without any."""
+    """Return places with emphysema (a fifth of the lung around is destroyed, at least) and without any."""
     width = 9
     lung, ill = (
         ndimage.uniform_filter(mask.astype(np.float32), width)
@@ -261,7 +261,7 @@ class Probes:
         print(f"{key[0]}, seed {seed}, fold {fold}: predicted", flush=True)
 
     def features(self, arm: str, seed: int, fold: int | str, args: argparse.Namespace) -> Features:
-        """Features of an arm; those of untrained encoders are the same in all folds."""
+        """Take features of an arm; those of untrained encoders are the same in all folds."""
         own = (arm, seed, fold if "Trainer" in arm else None)
         if self._features is None or self._features[0] != own:
             self._features = own, self._take(arm, seed, fold, args)
@@ -286,7 +286,7 @@ class Probes:
         return open_encoder(self._checkpoint(arm, seed, fold, args))
 
     def _encoded(self, encoder: TrainedEncoder) -> Features:
-        """Mean over the landmarks of each case, and every labelled patch."""
+        """Return the mean over the landmarks of each case, and every labelled patch."""
         images = DatasetImages(self.dataset, encoder.run)
         cases = list(self.cases.index)
         of_cases: list[np.ndarray] = []
@@ -299,7 +299,7 @@ class Probes:
         return Features(cases, np.stack(of_cases), np.stack([of_patches[row] for row in range(len(self.labels.cases))]))
 
     def _histograms(self, encoder: TrainedEncoder) -> Features:
-        """Histograms of all lungs, where the truth says that they are, and of the crops that an encoder would see."""
+        """Return histograms of all lungs, by the truth, and of the crops that an encoder would see."""
         images = DatasetImages(self.dataset, encoder.run)
         of_patches: dict[int, np.ndarray] = {}
         for case in self.cases.index:
@@ -312,7 +312,7 @@ class Probes:
         return Features(list(self.cases.index), self.cases[bins].to_numpy(), patches)
 
     def predict(self, features: Features, fold: int) -> Iterator[dict]:
-        """Rows of predictions of the cases and patches that a fold holds out."""
+        """Return rows of predictions of the cases and patches that a fold holds out."""
         for question in QUESTIONS:
             x, names, target = self._rows(features, question.name)
             test = np.array([fold_of(name) == fold for name in names])
@@ -331,7 +331,7 @@ class Probes:
                 yield row | {"truth": truth} | scores
 
     def _rows(self, features: Features, question: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features, case and target of every row of a question."""
+        """Return features, case and target of every row of a question."""
         if question in self.cases:
             table = self.cases.loc[features.cases]
             return features.of_cases.astype(float), np.array(features.cases), table[question].to_numpy(float)

@@ -70,14 +70,14 @@ def looped_copy(encoder: ConditionalEncoder) -> ConditionalEncoder:
 
 
 def spread_over(count: int, batch: int, device: torch.device) -> LocationGroups:
-    """``batch`` samples at ``count`` locations, evenly."""
+    """Return ``batch`` samples at ``count`` locations, evenly."""
     generator = torch.Generator().manual_seed(count)
     counts = tuple(batch // count + (group < batch % count) for group in range(count))
     return LocationGroups((torch.rand(count, 3, generator=generator) * 2 - 1).to(device), counts)
 
 
 def timed(step: Callable[[], list[Tensor]], module: nn.Module, device: torch.device, half: bool) -> float:
-    """Seconds of one forward and backward pass."""
+    """Return seconds of one forward and backward pass."""
     module.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def network(features: tuple[int, ...]) -> nn.Module:
-    """nnU-Net's plain network with deep supervision."""
+    """Return nnU-Net's plain network with deep supervision."""
     torch.manual_seed(0)
     strides = [1] + [2] * (len(features) - 1)
     norm = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True, "eps": 1e-5}}
@@ -38,14 +38,14 @@ def network(features: tuple[int, ...]) -> nn.Module:
 
 
 def training_seconds(module: nn.Module, images: torch.Tensor) -> float:
-    """One forward and backward pass."""
+    """Do one forward and backward pass."""
     started = time.perf_counter()
     sum(output.square().mean() for output in module(images)).backward()
     return time.perf_counter() - started
 
 
 def prediction_seconds(module: nn.Module, images: torch.Tensor) -> float:
-    """One forward pass without gradients."""
+    """Do one forward pass without gradients."""
     started = time.perf_counter()
     with torch.inference_mode():
         module(images)
@@ -53,14 +53,14 @@ def prediction_seconds(module: nn.Module, images: torch.Tensor) -> float:
 
 
 def both(default: Callable[[], float], ours: Callable[[], float]) -> str:
-    """Columns of a table: medians of both in turns, after a first turn that does not count, and their ratio."""
+    """Return medians of both in turns, after a first turn that does not count, and their ratio: columns of a table."""
     times = [(default(), ours()) for _ in range(REPEATS + 1)][1:]
     before, after = (statistics.median(column) for column in zip(*times, strict=True))
     return f"{before:.2f} | {after:.2f} | {after / before:.2f}"
 
 
 def twice(module: nn.Module, image: torch.Tensor) -> float:
-    """Prediction of one patch, twice in the batch: for a single one torch takes a kernel slower than oneDNN's."""
+    """Predict one patch, twice in the batch: for a single one torch takes a kernel slower than oneDNN's."""
     return prediction_seconds(module, torch.cat([image, image]))
 
 

@@ -27,7 +27,7 @@ def command(*words: str) -> None:
 
 
 def train(trainer: str, dataset: str, plans: str, fold: int | str) -> Path:
-    """Checkpoint of a trainer, by its whole name; trains on the CPU what is missing, continues what was interrupted."""
+    """Return the checkpoint of a trainer by its whole name; train what is missing on the CPU, continue what stopped."""
     from nnunetv2.run.run_training import run_training
 
     folder = Path(os.environ["nnUNet_results"], dataset, f"{trainer}__{plans}__{CONFIGURATION}", f"fold_{fold}")

@@ -71,7 +71,7 @@ def with_interval(value: float, spread: np.ndarray, form: str = ".2f") -> str:
 
 
 def measured(rows: pd.DataFrame, question: Question) -> tuple[float, np.ndarray]:
-    """Metric of one arm, mean over its seeds, and the same in bootstrap samples of patients.
+    """Return the metric of one arm, mean over its seeds, and the same in bootstrap samples of patients.
 
     The samples are the same for all arms, so that arms can be compared.
     """

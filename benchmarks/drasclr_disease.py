@@ -124,12 +124,12 @@ def prepare(args: argparse.Namespace) -> tuple[PreprocessedDataset, list[str]]:
 
 
 def draw(number: int) -> Subject:
-    """Phantom of a number: kinds take turns; severity and sites of its disease come from the number too."""
+    """Make the phantom of a number: kinds take turns; severity and sites of its disease come from the number too."""
     return make_subject(number, disease=KINDS[number % len(KINDS)])
 
 
 def take(name: str, encoder: TrainedEncoder, dataset: PreprocessedDataset, probed: list[str], folder: Path) -> None:
-    """Features of the phantoms to probe."""
+    """Take features of the phantoms to probe."""
     path = folder / "features" / f"{name}.npz"
     if not path.is_file():
         images = DatasetImages(dataset, encoder.run)
@@ -138,7 +138,7 @@ def take(name: str, encoder: TrainedEncoder, dataset: PreprocessedDataset, probe
 
 
 def take_pooled(name: str, count: int, folder: Path) -> str:
-    """Of features that were taken, the averaged bottleneck without the statistics that norms take out."""
+    """Return the averaged bottleneck of features that were taken, without the statistics that norms take out."""
     part = f"{name}, bottleneck alone"
     with (
         np.load(folder / "features" / f"{name}.npz") as features,
@@ -161,7 +161,7 @@ def intensities(dataset: PreprocessedDataset, probed: list[str], folder: Path) -
 
 
 def report(arms: list[str], args: argparse.Namespace) -> None:
-    """One row an arm, one column a question: value and 95 % interval."""
+    """Return one row an arm, one column a question: value and 95 % interval."""
     rows = []
     kinds = pd.read_csv(args.o / "labels.csv").set_index("case")["kind"]
     for arm in arms:

@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def smooth_noise(rng: np.random.Generator, width: float) -> np.ndarray:
-    """Noise smoothed by a Gaussian of ``width`` voxels, of unit deviation."""
+    """Return noise smoothed by a Gaussian of ``width`` voxels, of unit deviation."""
     field = ndimage.gaussian_filter(rng.normal(size=SHAPE), width, mode="wrap")
     return field / field.std()
 
@@ -83,7 +83,7 @@ def make_image(number: int) -> np.ndarray:
 
 
 def train(images: dict[str, np.ndarray], slots: int, max_stay: int | None, seed: int, steps: int) -> dict:
-    """Figures of one run."""
+    """Train once, and return figures of the run."""
     torch.manual_seed(seed)
     norm = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
     plain = PlainConvEncoder(1, 3, (8, 16, 32), nn.Conv3d, 3, (2, 2, 1), (1, 1, 1), True, **norm, return_skips=True)
@@ -128,7 +128,7 @@ def make_crops(images: dict[str, np.ndarray], batch_size: int, seed: int, max_st
 
 @torch.no_grad()
 def retrieval(model: DrasCLRModel, images: dict[str, np.ndarray], seed: int) -> float:
-    """Share of first views whose own second view is nearest among all subjects, over all landmarks."""
+    """Return the share of first views whose own second view is nearest among all subjects, over all landmarks."""
     model.eval()
     everybody, hits = make_crops(images, SUBJECTS, seed, 1), []
     for number in range(len(GRID)):

@@ -8,7 +8,7 @@ from nnunet_alice.discovery import package_folder
 
 
 def set_folders(base: Path) -> dict[str, Path]:
-    """nnU-Net's folders below one, made, and set in the environment together with our trainers."""
+    """Make nnU-Net's folders below one, and set them in the environment together with our trainers."""
     folders = {name: base.absolute() / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _set_up(args: argparse.Namespace, temporary: Path) -> None:
-    """nnU-Net's folders and settings; data, registered, where there is none."""
+    """Set nnU-Net's folders and settings; make data, registered, where there is none."""
     data = (args.data or temporary).resolve()
     for name, base in (("raw", data), ("preprocessed", data), ("results", temporary)):
         os.environ[f"nnUNet_{name}"] = str(base / name)
@@ -261,7 +261,7 @@ def make_trainer(row: Row, device, compiled: bool = False):
 
 
 def step(trainer, batch) -> tuple[float, bool]:
-    """Loss of a training step (NaN where it is not known), and whether it was skipped."""
+    """Return the loss of a training step (NaN where it is not known), and whether it was skipped."""
     scale = trainer.grad_scaler.get_scale() if trainer.grad_scaler is not None else 1.0
     output = trainer.train_step(copy.copy(batch))
     if "metrics" in output:
@@ -271,7 +271,7 @@ def step(trainer, batch) -> tuple[float, bool]:
 
 
 def loss_of_batch(trainer, batch, half: bool) -> float:
-    """Loss of one batch in evaluation mode, in the trainer's precision or in single precision."""
+    """Return the loss of one batch in evaluation mode, in the trainer's precision or in single precision."""
     import torch
 
     trainer.model.eval()
@@ -282,7 +282,7 @@ def loss_of_batch(trainer, batch, half: bool) -> float:
 
 
 def waits_of_a_step(trainer, batch) -> int:
-    """How often a step waits for the GPU, as torch counts it."""
+    """Count how often a step waits for the GPU, as torch counts it."""
     import torch
 
     torch.cuda.set_sync_debug_mode("warn")
@@ -343,7 +343,7 @@ def compare_with_stock(results: list[Result]) -> None:
 
 
 def table(results: list[Result]) -> str:
-    """One line a trainer."""
+    """Return one line a trainer."""
     lines = [[title for title, _ in COLUMNS.values()]]
     for result in results:
         values = {key: getattr(result, key) for key in COLUMNS}

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def link(dataset: PreprocessedDataset, originals: list[str], count: int) -> None:
-    """Hard links of the originals until there are ``count`` cases."""
+    """Link the originals until there are ``count`` cases."""
     for number in range(len(originals), count):
         source = originals[number % len(originals)]
         for ending in (".b2nd", "_seg.b2nd", ".pkl"):
@@ -79,7 +79,7 @@ def link(dataset: PreprocessedDataset, originals: list[str], count: int) -> None
 
 
 def memory() -> str:
-    """Resident memory now, and the largest so far."""
+    """Return resident memory now, and the largest so far."""
     now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return f"{now / 1e6:.0f} MB now, {largest / 1e6:.0f} MB at most"

@@ -32,7 +32,7 @@ def arguments(description: str, settings: Path, epochs: int, methods: Sequence[s
 
 
 def prepare(args: Namespace) -> dict[str, Path]:
-    """nnU-Net's folders below ``-o``, and ``ON_CPU``."""
+    """Set nnU-Net's folders below ``-o``, and ``ON_CPU``."""
     on_cpu(args.device, ON_CPU)
     return set_folders(args.o)
 
@@ -66,7 +66,7 @@ def pretrain(dataset: str, plans: str, trainers: Sequence[str], seeds: Sequence[
 
 
 def compare(args: Namespace, folder: str = "benchmark") -> None:
-    """Every run of the settings that is not done, and the report, in a folder of that name below ``-o``."""
+    """Do every run of the settings that is not done, and write the report, in a folder of that name below ``-o``."""
     on_cpu(args.device, IN_TRAINING)
     bench = args.o.absolute() / folder
     call("nnunet_alice", "benchmark", args.settings, "-o", bench, "--part", args.part, "-device", args.device)

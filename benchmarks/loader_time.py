@@ -71,12 +71,12 @@ def main() -> None:
 
 
 def one_by_one(image, points, size) -> list[np.ndarray]:
-    """Every crop read for itself."""
+    """Read every crop for itself."""
     return [crop_with_border(image, point, size) for point in points]
 
 
 def intensities(crops: torch.Tensor, rng: np.random.Generator) -> list[torch.Tensor]:
-    """Noise and contrast, each in a quarter of the crops."""
+    """Augment noise and contrast, each in a quarter of the crops."""
     return [augment(crop.numpy(), noise_and_gamma(), rng) for crop in crops]
 
 

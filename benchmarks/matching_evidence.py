@@ -116,7 +116,7 @@ class HeldOut(PreprocessedDataset):
     """The cases that training does not see."""
 
     def cases(self) -> list[str]:
-        """Their names, sorted."""
+        """Return their names, sorted."""
         return sorted(read_json(self.base / "splits_final.json")[0]["val"])
 
 
@@ -137,7 +137,7 @@ def prepare(args: argparse.Namespace) -> PreprocessedDataset:
 
 
 def make_phantoms(args: argparse.Namespace, data: Data) -> None:
-    """Phantoms as unlabelled volumes."""
+    """Write phantoms as unlabelled volumes."""
     volumes = args.o / args.data
     assert data.cut_share is not None  # only phantoms have it
     if not (volumes / "truth.json").is_file():
@@ -252,7 +252,7 @@ def measure(args: argparse.Namespace, dataset: PreprocessedDataset, checkpoint: 
 
 
 def first_draws(matcher: Matcher, dataset: PreprocessedDataset, cases: list[str], args) -> dict[str, float]:
-    """How drawing Alice's pairs of views goes with a matcher."""
+    """Measure how drawing Alice's pairs of views goes with a matcher."""
     pairs = MatchedPairs(matcher, cases, DATA[args.data].patch, dataset.shape)
     rng = np.random.default_rng(args.seed)
     return matching_metrics([pairs.draw(rng) for _ in range(args.draws)])

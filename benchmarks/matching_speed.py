@@ -55,24 +55,24 @@ class Volume:
             self.maps.append(values.T.reshape(1, DIMENSION, *size).contiguous())
 
     def canonical(self, points_mm: torch.Tensor) -> torch.Tensor:
-        """Canonical place of points (N, 3) of this volume."""
+        """Return the canonical place of points (N, 3) of this volume."""
         wave = torch.sin(points_mm.roll(1, dims=1) / 60)
         return points_mm + self.bend_mm * wave
 
     def from_canonical(self, points_mm: torch.Tensor) -> torch.Tensor:
-        """Inverse of :meth:`canonical`, by fixed-point iteration."""
+        """Return the inverse of :meth:`canonical`, by fixed-point iteration."""
         found = points_mm.clone()
         for _ in range(100):
             found = points_mm - (self.canonical(found) - found)
         return found
 
     def describe(self, points_mm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fine and coarse descriptors (N, D) at points, from the dense maps."""
+        """Return fine and coarse descriptors (N, D) at points, from the dense maps."""
         fine, coarse = (sample_map(m, a, points_mm[None])[0] for m, a in zip(self.maps, self.affines, strict=True))
         return fine, coarse
 
     def index(self) -> CaseIndex:
-        """Compact index of the volume; all of it is body."""
+        """Return the compact index of the volume; all of it is body."""
         factors = (4, 4, 4)
         cells = tuple(-(-n // f) for n, f in zip(self.shape, factors, strict=True))
         body = np.ones(cells, dtype=bool)
@@ -83,7 +83,7 @@ class Volume:
         return CaseIndex(self.shape, spacing, grid, fine.half().numpy(), coarse.half().numpy())
 
     def naive_match(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-        """Best voxel for one query, (3,) mm: both similarity maps at full resolution, then the highest voxel."""
+        """Return the best voxel for one query, (3,) mm: both similarity maps at full resolution, then the highest."""
         maps = [
             F.interpolate(
                 torch.einsum("d,ndzyx->nzyx", query, dense)[None], self.shape, mode="trilinear", align_corners=False
@@ -95,7 +95,7 @@ class Volume:
 
 
 def field(points_mm: torch.Tensor, length_mm: float, seed: int) -> torch.Tensor:
-    """Random Fourier features (N, D) of unit length; cosine about exp(-d^2 / (2 length^2)) at d mm."""
+    """Draw random Fourier features (N, D) of unit length; cosine about exp(-d^2 / (2 length^2)) at d mm."""
     generator = torch.Generator().manual_seed(seed)
     frequencies = torch.randn(3, DIMENSION, generator=generator) / length_mm
     phases = torch.rand(DIMENSION, generator=generator) * 2 * math.pi
@@ -103,7 +103,7 @@ def field(points_mm: torch.Tensor, length_mm: float, seed: int) -> torch.Tensor:
 
 
 def report(name: str, seconds: float, count: int, errors: torch.Tensor) -> None:
-    """One line of results."""
+    """Print one line of results."""
     quantiles = ", ".join(f"{q:.0%} {errors.quantile(q):.2f}" for q in (0.5, 0.9))
     print(f"{name:18s} {count / seconds:10.1f} matches/s   error in mm: {quantiles}")
 

@@ -33,7 +33,7 @@ class FullVolumeMatcher(GeometryMatcher):
         self._dense: OrderedDict[str, tuple[torch.Tensor, np.ndarray]] = OrderedDict()
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """Counterparts in ``case_b`` of ``points_vox`` (N, 3), whole voxels of B."""
+        """Return counterparts in ``case_b`` of ``points_vox`` (N, 3), whole voxels of B."""
         asked = self._describe(case_a, points_vox)
         dense, body = self.search(case_b)
         found, scores = np.empty((len(points_vox), 3)), np.empty(len(points_vox))
@@ -45,13 +45,13 @@ class FullVolumeMatcher(GeometryMatcher):
         return Matches(found, scores)
 
     def _describe(self, case: str, points_vox: np.ndarray) -> torch.Tensor:
-        """Descriptors (N, 2 D) between the voxels of the dense maps; their dot products are the mean of two cosines."""
+        """Interpolate descriptors (N, 2 D) in the dense maps; their dot products are the mean of two cosines."""
         dense, _ = self.search(case)
         around = np.stack([ndimage.map_coordinates(channel, np.transpose(points_vox), order=1) for channel in dense], 1)
         return F.normalize(torch.from_numpy(around).unflatten(1, (2, -1)), dim=2).flatten(1) / 2
 
     def search(self, case: str) -> tuple[torch.Tensor, np.ndarray]:
-        """Fine and coarse descriptors of every voxel, (2 D, z, y, x), and which voxels lie in the body."""
+        """Return fine and coarse descriptors of every voxel, (2 D, z, y, x), and which voxels lie in the body."""
         if case not in self._dense:
             shape = self.dataset.shape(case)
             points = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3)

@@ -81,7 +81,7 @@ def plant(
 
 
 def _peaks(where: np.ndarray, spacing_mm: np.ndarray, spot_mm: float, count: float, rng) -> np.ndarray:
-    """About ``count`` voxels: peaks of fine noise within peaks of coarse noise."""
+    """Draw about ``count`` voxels: peaks of fine noise within peaks of coarse noise."""
     region = _highest(where, _noise(where.shape, spacing_mm, _REGION_MM, rng), count / _DENSE)
     return _highest(region, _noise(where.shape, spacing_mm, spot_mm, rng), count)
 
@@ -97,7 +97,7 @@ def _highest(where: np.ndarray, values: np.ndarray, count: float) -> np.ndarray:
 
 
 def _balls(lungs: np.ndarray, spacing_mm: np.ndarray, radii_mm: tuple[float, ...], rng) -> np.ndarray:
-    """Balls with uneven surfaces, centred in the lungs."""
+    """Return balls with uneven surfaces, centred in the lungs."""
     filled = np.zeros_like(lungs)
     grid = np.stack(np.meshgrid(*map(np.arange, lungs.shape), indexing="ij"), axis=-1) * spacing_mm
     for radius in radii_mm:

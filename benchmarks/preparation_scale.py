@@ -67,7 +67,7 @@ def write_volumes(folder: Path, count: int, spacing_mm: float) -> None:
 
 
 def measured(command: list[str], log: Path) -> tuple[float, float]:
-    """Processor seconds of a command, and resident memory (MB) of the largest of its processes.
+    """Return processor seconds of a command, and resident memory (MB) of the largest of its processes.
 
     Raises:
         SystemExit: it failed.

@@ -28,7 +28,7 @@ _WINDOW = 7
 
 
 def figures(result: Registration, case: CaseGeometry, atlas: CaseGeometry) -> dict[str, float]:
-    """Candidates for the quality of a registration; all grow with it."""
+    """Return candidates for the quality of a registration; all grow with it."""
     image, warped, warped_body = warp_atlas(result.affine, case, atlas)
     both, either = case.body & warped_body, case.body | warped_body
     return {
@@ -46,14 +46,14 @@ def figures(result: Registration, case: CaseGeometry, atlas: CaseGeometry) -> di
 
 
 def shared_information(a: np.ndarray, b: np.ndarray) -> float:
-    """Mutual information of two images as a share of their mean entropy, in [0, 1]."""
+    """Return the mutual information of two images as a share of their mean entropy, in [0, 1]."""
     joint, *_ = np.histogram2d(a.astype(float), b.astype(float), _BINS)
     parts = entropy(joint.sum(0)) + entropy(joint.sum(1))
     return float(2 * (parts - entropy(joint.ravel())) / parts) if parts > 0 else 0.0
 
 
 def local_correlation(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    """Mean over cells of the squared correlation in a window around each: blind to the contrast."""
+    """Return the mean over cells of the squared correlation in a window around each: blind to the contrast."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     mean_a, mean_b, aa, bb, ab = (ndimage.uniform_filter(image, _WINDOW) for image in (a, b, a * a, b * b, a * b))
     variances = (aa - mean_a**2) * (bb - mean_b**2)
@@ -62,14 +62,14 @@ def local_correlation(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
 
 
 def slopes(image: np.ndarray) -> np.ndarray:
-    """Magnitude of the gradient at the scale of two cells."""
+    """Return the magnitude of the gradient at the scale of two cells."""
     return ndimage.gaussian_gradient_magnitude(image.astype(np.float32), 2.0)
 
 
 def label_dice(
     result: Registration, case: CaseGeometry, atlas: CaseGeometry, own: np.ndarray, other: np.ndarray
 ) -> dict:
-    """Mean Dice of the organs that both show, and the mean distance of their centroids, on the grid of the case."""
+    """Return mean Dice and distance of centroids of the organs that both show, on the grid of the case."""
     matrix, offset = cell_map(result.affine, case, atlas)
     brought = ndimage.affine_transform(other, matrix, offset, own.shape, order=0)
     organs = sorted({*np.unique(own).tolist()} & {*np.unique(other).tolist()} - {0})
@@ -85,7 +85,7 @@ def label_dice(
 
 
 def on_grid(label: np.ndarray, geometry: CaseGeometry) -> np.ndarray:
-    """Labels (z, y, x) at the centres of a geometry's grid cells."""
+    """Return the labels (z, y, x) at the centres of a geometry's grid cells."""
     centres = [
         np.minimum(np.arange(n) * f + f // 2, s - 1)
         for n, f, s in zip(geometry.grid_shape, geometry.factors, geometry.shape, strict=True)
@@ -132,7 +132,7 @@ def main() -> None:
 def measured(
     result: Registration, case: CaseGeometry, atlas: CaseGeometry, own: np.ndarray, other: np.ndarray
 ) -> dict[str, str]:
-    """All that is measured of a registration, as text; ``own`` and ``other`` are labels of case and atlas on grids."""
+    """Measure a registration, as text; ``own`` and ``other`` are labels of case and atlas on grids."""
     values = {"stretch": result.stretch} | label_dice(result, case, atlas, own, other) | figures(result, case, atlas)
     return {name: f"{value:.4f}" for name, value in values.items()}
 

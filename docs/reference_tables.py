@@ -87,18 +87,18 @@ def table_head(columns: Iterable) -> list[str]:
 
 
 def _classes(heading: str, classes: Mapping[str, type]) -> str:
-    """Table of classes with the first line of their docstrings."""
+    """Return table of classes with the first line of their docstrings."""
     rows = ((f"`{name}`", _plain(summary(value))) for name, value in classes.items())
     return "\n".join([*table_head((heading, "What it does")), *map(table_line, rows)])
 
 
 def _first_sentence(text: str) -> str:
-    """Text up to the first full stop (or colon) that ends a sentence."""
+    """Return text up to the first full stop (or colon) that ends a sentence."""
     return re.split(r"(?<=[.:!?])\s", text, maxsplit=1)[0].rstrip(".:")
 
 
 def _command(name: str) -> str:
-    """Section of one command."""
+    """Return the section of one command."""
     parser = build_parser([name])
     action = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     command = action.choices[name]
@@ -112,7 +112,7 @@ def _command(name: str) -> str:
 
 
 def _description(text: str) -> list[str]:
-    """Paragraphs of a command's docstring; a line that is itself a command stays one."""
+    """Return paragraphs of a command's docstring; a line that is itself a command stays one."""
     return [_plain(line) for line in inspect.cleandoc(text).splitlines() if not line.startswith("export ")]
 
 
@@ -124,17 +124,17 @@ def _argument(action: argparse.Action) -> str:
 
 
 def _meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """Help of an argument with its default filled in."""
+    """Return help of an argument with its default filled in."""
     return _plain(parser._get_formatter()._expand_help(action)) if action.help else ""
 
 
 def _plain(text: str) -> str:
-    """Docstring text as Markdown: code spans, and no accidental markup."""
+    """Return docstring text as Markdown: code spans, and no accidental markup."""
     return text.replace("``", "`").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")
 
 
 def _entry(module: str, name: str) -> str:
-    """Section of one public object: how to import it, how to call it, its docstring."""
+    """Return the section of one public object: how to import it, how to call it, its docstring."""
     value = getattr(importlib.import_module(module), name)
     lines = [f"## {name}", "", "```python", f"from {module} import {name}", "```", "", "```text", _call(name, value)]
     return "\n".join([*lines, "", inspect.getdoc(value) or "", "```"])

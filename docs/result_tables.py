@@ -200,7 +200,7 @@ def data(folder: Path, file: str, where: str = "", columns: str = "", last_of: s
 
 
 def _selected(table: pd.DataFrame, labels: str = "", percent: str = "") -> pd.DataFrame:
-    """Rows with these numbers of labels and shares of the run."""
+    """Return rows with these numbers of labels and shares of the run."""
     for column, wanted in (("labels", labels), ("percent", percent)):
         if wanted:
             table = table[table[column].isin([int(value) for value in wanted.split(",")])]
@@ -208,14 +208,14 @@ def _selected(table: pd.DataFrame, labels: str = "", percent: str = "") -> pd.Da
 
 
 def _mean_dice(folder: Path, sources: str) -> pd.Series:
-    """Mean Dice over classes by labels and share of the run, over all runs of the sources ``FILE:ARM FILE:ARM``."""
+    """Return mean Dice by labels and share of the run, over all runs of the sources ``FILE:ARM FILE:ARM``."""
     parts = pd.concat([_runs(folder / file, arm) for file, arm in re.findall(r"(\S+):(\S+)", sources)])
     weighted = (parts["mean"] * parts["runs"]).groupby(["labels", "percent"]).sum()
     return weighted / parts["runs"].groupby(["labels", "percent"]).sum()
 
 
 def _runs(file: Path, arm: str) -> pd.DataFrame:
-    """``mean`` and number of ``runs`` of an arm by labels and share of the run."""
+    """Return ``mean`` and number of ``runs`` of an arm by labels and share of the run."""
     table = pd.read_csv(file)
     table = table[(table["arm"] == arm) & (table["class"] == "mean")]
     if "metric" in table:
@@ -230,5 +230,5 @@ def _interval(row: pd.Series, value: str, low: str, high: str, sign: str = "") -
 
 
 def _texts(values) -> list[str]:
-    """Numbers of a row as text: counts as they are, Dice with three digits, nothing where there is none."""
+    """Return numbers of a row as text: counts as they are, Dice with three digits, nothing where there is none."""
     return ["" if pd.isna(value) else f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]

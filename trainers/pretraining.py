@@ -303,7 +303,7 @@ class PretrainingTrainer(nnUNetTrainer):
         return self._is_due(self.settings.run.pictures_every)
 
     def _is_due(self, every: int) -> bool:
-        """Whether this rank does what it does every few epochs, and in the last one."""
+        """Return whether this rank does what it does every few epochs, and in the last one."""
         last = self.current_epoch == self.num_epochs - 1
         return self.rank == 0 and (last or self.current_epoch % every == 0)
 

@@ -77,7 +77,7 @@ def features_at(maps: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def dense_loss(query: Tensor, key: Tensor, points: SharedPoints) -> tuple[Tensor, Tensor]:
-    """InfoNCE over the usable points of every pair.
+    """Return InfoNCE over the usable points of every pair.
 
     Args:
         query: (P, N, W) of the student.

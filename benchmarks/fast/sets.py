@@ -84,7 +84,7 @@ def read_case(path: Path, settings: SetSettings) -> tuple[np.ndarray, np.ndarray
 
 
 def _read(path: Path, spacing_mm: float, interpolator: int) -> np.ndarray:
-    """Array (z, y, x) of a file, turned to LPS, smoothed where it is resampled to coarser voxels."""
+    """Return array (z, y, x) of a file, turned to LPS, smoothed where it is resampled to coarser voxels."""
     image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
     if interpolator == sitk.sitkLinear:
         image = sitk.Cast(image, sitk.sitkFloat32)

@@ -157,7 +157,7 @@ def _starts(case: CaseGeometry, atlas: CaseGeometry) -> Iterator[np.ndarray]:
 
 
 def _moments(geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and standard deviation of the body in mm along each axis."""
+    """Return the centre and standard deviation of the body in mm along each axis."""
     points_mm = np.argwhere(geometry.body) * geometry.grid_spacing_mm + geometry.grid_origin_mm
     return points_mm.mean(axis=0), np.maximum(points_mm.std(axis=0), geometry.grid_spacing_mm)
 

@@ -31,7 +31,7 @@ class Segmentations:
         self.ending = ending
 
     def cases(self, path: Path) -> list[str] | None:
-        """Sorted names of the cases in a summary; None if it is missing or not whole."""
+        """Return sorted names of the cases in a summary; None if it is missing or not whole."""
         try:
             entries = read_json(path)["metric_per_case"]
             return sorted(Path(entry["prediction_file"]).name.removesuffix(self.ending) for entry in entries)
@@ -39,7 +39,7 @@ class Segmentations:
             return None
 
     def score(self, path: Path) -> float:
-        """Dice of a validation."""
+        """Return Dice of a validation."""
         return validation_dice(path)
 
 
@@ -60,18 +60,18 @@ class Predictions:
         self.title = TITLES[self.task.score]
 
     def cases(self, path: Path) -> list[str] | None:
-        """Sorted names of the cases in a table of predictions; None if it is missing or not whole."""
+        """Return sorted names of the cases in a table of predictions; None if it is missing or not whole."""
         try:
             return sorted(self.read(path).index)
         except (OSError, ValueError, KeyError):
             return None
 
     def read(self, path: Path) -> pd.DataFrame:
-        """Predictions of a run, indexed by case."""
+        """Return predictions of a run, indexed by case."""
         return pd.read_csv(path, dtype={"case": str}).set_index("case")
 
     def truth(self, cases: Sequence[str]) -> np.ndarray:
-        """(N, columns) of cases."""
+        """Return (N, columns) of cases."""
         return self.values.loc[list(cases)].to_numpy(float)
 
     def score(self, path: Path) -> float:
@@ -97,7 +97,7 @@ class Predictions:
         return np.full(len(table), np.nan)
 
     def strata(self, cases: Sequence[str]) -> dict[str, int]:
-        """Case -> stratum, so that draws of few cases show all classes, and all ages."""
+        """Return case -> stratum, so that draws of few cases show all classes, and all ages."""
         values = self.values.loc[list(cases)]
         return dict(zip(values.index, strata(self.target, values).tolist(), strict=True))
 
@@ -139,7 +139,7 @@ def measure_of(settings: Settings, folder: Path) -> Segmentations | Predictions:
 
 
 def validation_dice(summary: Path) -> float:
-    """Dice of a validation: mean over cases, then over the classes that the truth of any case has.
+    """Return Dice of a validation: mean over cases, then over the classes that the truth of any case has.
 
     nnU-Net's ``foreground_mean`` is NaN where one class is in no case, and a number where a model invents that class.
 

@@ -83,7 +83,7 @@ def _facts(runner: Runner, unusable: dict[str, str], runs: int) -> list[str]:
 
 
 def _measured(runner: Runner) -> list[str]:
-    """How the metrics, their intervals and tests are made."""
+    """Return how the metrics, their intervals and tests are made."""
     settings, measure = runner.settings, runner.workspace.measure
     chance = "an arm with one seed has no chance of seeds in it"
     holm = "Holm corrects for all comparisons of a metric. It says nothing about other draws: see how many are better."

@@ -142,7 +142,7 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
 
 
 def _in_order(rows: Sequence[dict], metrics: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
-    """Rows of a summary with Holm's correction: metric by metric, the mean before the classes."""
+    """Return rows of a summary with Holm's correction: metric by metric, the mean before the classes."""
     table = pd.DataFrame(rows).reindex(columns=_COLUMNS)
     table = table[table["metric"].isin(metrics)].reset_index(drop=True)
     for metric in metrics:

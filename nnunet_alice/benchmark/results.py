@@ -94,7 +94,7 @@ def collect(runner: Runner, num_processes: int) -> tuple[pd.DataFrame, dict[str,
 
 
 def sorted_by_arms(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Rows of runs in the order of the arms in the settings."""
+    """Return rows of runs in the order of the arms in the settings."""
     position = {arm.name: number for number, arm in enumerate(settings.arms)}
     table = table.sort_values(
         [*KEYS, "percent", "case"],

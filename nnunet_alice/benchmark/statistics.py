@@ -44,7 +44,7 @@ def bootstrap_mean(values: np.ndarray, rng: np.random.Generator, resamples: int 
 
 
 def _weighted_sums(values: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """Sum of an array for every sample's weights: (samples, n) for each axis of n entries."""
+    """Return the sum of an array for every sample's weights: (samples, n) for each axis of n entries."""
     samples, axes = values.ndim, range(values.ndim)
     factors = [part for axis in axes for part in (weights[axis], [samples, axis])]
     return np.einsum(values, list(axes), *factors, [samples], optimize=True)

@@ -24,7 +24,7 @@ LOWER = ("mae", "brier")
 
 
 def collect_predictions(runner: Runner, measure: Predictions) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Predictions of all finished test cells.
+    """Return predictions of all finished test cells.
 
     Args:
         runner: prepared.
@@ -49,7 +49,7 @@ def collect_predictions(runner: Runner, measure: Predictions) -> tuple[pd.DataFr
 def summarise_predictions(
     cases: pd.DataFrame, measure: Predictions, baseline: str, seed: int, resamples: int = 2000
 ) -> list[dict]:
-    """Rows of ``summary.csv`` but for Holm's correction, as ``report.summarise`` has them for segmentations.
+    """Return rows of ``summary.csv`` but for Holm's correction, as ``report.summarise`` has them for segmentations.
 
     Seeds of the same draw and checkpoint are averaged, metric by metric. Intervals draw checkpoints, labelled draws
     and patients. Wilcoxon's test pairs the errors of test cases (:meth:`Predictions.errors`). A run counts once all
@@ -93,7 +93,7 @@ def _numbers(measure: Predictions, cases: Sequence[str]) -> np.ndarray:
 
 
 def _whole_runs(runs: pd.DataFrame, tests: int) -> dict[tuple, pd.DataFrame]:
-    """(checkpoint, draw, seed) -> predictions indexed by case, of the runs that predicted all test cases."""
+    """Return (checkpoint, draw, seed) -> predictions indexed by case, of the runs that predicted all test cases."""
     found = {key: own.set_index("case") for key, own in runs.groupby(_RUN)}
     return {key: own for key, own in found.items() if own.index.nunique() == tests == len(own)}
 
@@ -101,7 +101,7 @@ def _whole_runs(runs: pd.DataFrame, tests: int) -> dict[tuple, pd.DataFrame]:
 def _scores(
     runs: dict[tuple, pd.DataFrame], measure: Predictions, tests: Sequence[str], samples: Sequence[np.ndarray]
 ) -> dict[str, pd.DataFrame]:
-    """Metric -> its values: (checkpoint, draw) x samples of cases, averaged over seeds; the first sample is all."""
+    """Return metric -> (checkpoint, draw) x samples of cases, averaged over seeds; the first sample is all cases."""
     truth = measure.truth(tests)
     found: dict[str, dict[tuple, list[float]]] = {}
     for key, table in runs.items():
@@ -118,19 +118,19 @@ def _scores(
 
 
 def _errors(runs: dict[tuple, pd.DataFrame], tests: Sequence[str]) -> pd.DataFrame:
-    """Errors: draws x cases, averaged over checkpoints and seeds."""
+    """Return errors: draws x cases, averaged over checkpoints and seeds."""
     table = pd.DataFrame({key: own.loc[tests, "error"] for key, own in runs.items()}).T
     return table.groupby(table.index.get_level_values(1)).mean()
 
 
 def _paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
-    """Difference of the errors of each case over the draws that both have."""
+    """Return the difference of the errors of each case over the draws that both have."""
     draws = ours.index.intersection(theirs.index)
     return (ours.loc[draws].mean() - theirs.loc[draws].mean()).to_numpy()
 
 
 def _split_name(name: str, columns: Sequence[str]) -> tuple[str, str]:
-    """Metric and class of a name of ``Task.metrics``: ``r2_age`` is the R2 of the column ``age``."""
+    """Return metric and class of a name of ``Task.metrics``: ``r2_age`` is the R2 of the column ``age``."""
     for column in columns:
         if name.endswith(f"_{column}"):
             return name.removesuffix(f"_{column}"), column
@@ -138,14 +138,14 @@ def _split_name(name: str, columns: Sequence[str]) -> tuple[str, str]:
 
 
 def _draws(values: pd.DataFrame, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Checkpoints and draws (numbers of their values) of every sample but the first, drawn with replacement."""
+    """Return checkpoints and draws (numbers of their values) of every sample but the first, drawn with replacement."""
     counts = [values.index.unique(level).size for level in ("checkpoint", "draw")]
     checkpoints, draws = (rng.integers(count, size=(values.shape[1] - 1, count)) for count in counts)
     return checkpoints, draws
 
 
 def _cube(values: pd.DataFrame) -> np.ndarray:
-    """(checkpoints, draws, samples); NaN where a run is missing."""
+    """Return (checkpoints, draws, samples); NaN where a run is missing."""
     index = pd.MultiIndex.from_product([values.index.unique(level).sort_values() for level in ("checkpoint", "draw")])
     return values.reindex(index).to_numpy().reshape(*index.levshape, -1)
 

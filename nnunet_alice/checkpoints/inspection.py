@@ -68,13 +68,13 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _modalities(views: dict) -> dict[str, str]:
-    """How many cases of each modality were seen, where there were several."""
+    """Return how many cases of each modality were seen, where there were several."""
     counts = views.get(MODALITIES, {})
     return {MODALITIES: ", ".join(f"{count} {modality}" for modality, count in counts.items())} if counts else {}
 
 
 def _normalisation(plans: dict, configuration: dict) -> str:
-    """How images were normalised; of several modalities how those of each."""
+    """Return how images were normalised; of several modalities how those of each."""
     own = plans.get(MODALITIES)
     if own is None:
         return ", ".join(configuration["normalization_schemes"])

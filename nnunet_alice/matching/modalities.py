@@ -45,7 +45,7 @@ class ModalityAtlases(GeometryMatcher):
         self.fingerprint = {modality: atlas.fingerprint for modality, atlas in self.atlases.items()}
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """Counterparts in ``case_b``, as the atlas of its modality knows them; none across modalities."""
+        """Return counterparts in ``case_b``, as the atlas of its modality knows them; none across modalities."""
         of = self.dataset.modalities
         if of[case_a] != of[case_b]:
             points = np.array(points_vox, dtype=np.float64)
@@ -108,7 +108,7 @@ class ModalityRegions:
 
 
 def lay_regions_of(matcher: Matcher, count: int) -> RegionLabels | ModalityRegions:
-    """Regions of the atlas that matches cases, or of those of the modalities.
+    """Return the regions of the atlas that matches cases, or of those of the modalities.
 
     Args:
         matcher: an ``AtlasMatcher`` or ``ModalityAtlases``.

@@ -168,7 +168,7 @@ def _entropy_of_counts(symbols: Tensor) -> float:
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> float:
-    """Exponential of the entropy of the normalised singular values of centred features (Roy & Vetterli, 2007).
+    """Return the effective rank of features (Roy & Vetterli, 2007): exp of the entropy of their singular values.
 
     Args:
         x: (N, C).

@@ -36,7 +36,7 @@ class LinearDiscriminant:
         self.squares += values.T @ values
 
     def layer(self) -> tuple[Tensor, Tensor]:
-        """Weights (classes, C) and biases (classes,) of the layer; a class without samples has the bias ``-inf``."""
+        """Return weights (classes, C) and biases (classes,); a class without samples has the bias ``-inf``."""
         total = self.counts.sum()
         middle = self.sums.sum(dim=0) / total
         means = torch.where(self.counts[:, None] > 0, self.sums / self.counts.clamp(min=1)[:, None], middle)
@@ -54,7 +54,7 @@ class LinearDiscriminant:
 
 
 def mean_dice(predicted: Tensor, truth: Tensor, classes: int) -> float:
-    """Mean Dice of the classes 1, 2, ... that the truth shows; NaN where it shows none.
+    """Return mean Dice of the classes 1, 2, ... that the truth shows; NaN where it shows none.
 
     Args:
         predicted: (N,) classes.

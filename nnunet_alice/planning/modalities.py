@@ -30,7 +30,7 @@ Z_SCORE = "ZScoreNormalization"
 
 
 def scheme_of(modality: str) -> str:
-    """nnU-Net's normalisation of a channel of this name: CT is clipped to a window, all unknown names are z-scored."""
+    """Return nnU-Net's normalisation of a channel of this name: a window for CT, z-scores for all unknown names."""
     from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
     return get_normalization_scheme(modality).__name__
@@ -85,7 +85,7 @@ def check_modalities(modalities: dict[str, str], cases: list[str], source: str) 
 
 
 def modalities_of(dataset: str) -> dict[str, str]:
-    """Case -> modality, as :func:`set_modalities` kept it; empty where nobody named them."""
+    """Return case -> modality, as :func:`set_modalities` kept it; empty where nobody named them."""
     path = nnunet_folder("nnUNet_preprocessed") / dataset / MODALITIES_FILE
     return read_json(path) if path.is_file() else {}
 
@@ -133,7 +133,7 @@ def add_modalities(
 
 
 def plans_of_modality(plans: dict, modality: str) -> dict:
-    """Plans of a pool as plain plans of nnU-Net for one of its modalities; the name stays."""
+    """Return the plans of a pool as plain plans of nnU-Net for one of its modalities; the name stays."""
     plain = copy.deepcopy(plans)
     own = plain.pop(MODALITIES)[modality]
     plain[STATISTICS] |= own.get(STATISTICS, {})
@@ -158,13 +158,13 @@ def modality_of_channel(plans: dict, channel: str) -> str:
 
 
 def keep_of_target(target: str, plans_name: str, configuration: str) -> dict:
-    """Scheme and statistics of a target's plans, as :func:`add_modalities` takes them."""
+    """Return the scheme and statistics of a target's plans, as :func:`add_modalities` takes them."""
     plans = read_json(nnunet_folder("nnUNet_preprocessed") / target / f"{plans_name}.json")
     return {SCHEME: plans["configurations"][configuration][_SCHEMES][0], STATISTICS: plans[STATISTICS]}
 
 
 def sizes(modalities: dict[str, str]) -> str:
-    """How many cases each modality has, in words: ``30 CT, 20 T1``."""
+    """Return how many cases each modality has, in words: ``30 CT, 20 T1``."""
     return ", ".join(f"{count} {modality}" for modality, count in sorted(Counter(modalities.values()).items()))
 
 
@@ -176,7 +176,7 @@ def _normalise_by(plans: dict, scheme: str) -> None:
 
 
 def _by_folder(dataset: str) -> dict[str, str]:
-    """Case -> the first folder below the one that was imported."""
+    """Return case -> the first folder below the one that was imported."""
     path = nnunet_folder("nnUNet_raw") / dataset / REPORT_FILE
     if not path.is_file():
         raise InputError(

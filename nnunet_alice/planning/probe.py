@@ -95,7 +95,7 @@ def _plans_for(dataset: PreprocessedDataset, labelled: str, content: dict) -> di
 
 
 def _crop(dataset: PreprocessedDataset, plans: dict, content: dict, files: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Image (C, *patch) float32 and labels (*patch) uint8 of a case; its label has to show something."""
+    """Return the image (C, *patch) float32 and labels (*patch) uint8 of a case; its label has to show something."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)

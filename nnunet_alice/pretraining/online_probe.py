@@ -68,7 +68,7 @@ class OnlineProbe:
         return metrics | {"seconds_probe": time.perf_counter() - started}
 
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Full-resolution decoder features (voxels, C) and the bottleneck (cells, C_E) of a crop."""
+        """Return full-resolution decoder features (voxels, C) and the bottleneck (cells, C_E) of a crop."""
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             maps = self.network(image[None].to(self.device), None if self.decoder else 0)
         bottleneck = maps.bottleneck[0].float().flatten(1).T
@@ -100,6 +100,6 @@ def open_probe(
 
 
 def _read(dataset: PreprocessedDataset, case: str) -> tuple[Tensor, Tensor]:
-    """Image (C, *patch) and labels (*patch) of a crop."""
+    """Return the image (C, *patch) and labels (*patch) of a crop."""
     with np.load(dataset.probe_folder / f"{case}.npz") as file:
         return torch.from_numpy(file["image"]), torch.from_numpy(file["label"].astype(np.int64))

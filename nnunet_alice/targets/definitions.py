@@ -76,7 +76,7 @@ class DatasetTargets:
     path: Path
 
     def groups(self, cases: Sequence[str]) -> list[str]:
-        """Group of each case; a case without one is a group of its own."""
+        """Return the group of each case; a case without one is a group of its own."""
         known = {}
         if GROUP in self.table:
             known = self.table.dropna(subset=[GROUP]).set_index(CASE)[GROUP].to_dict()
@@ -145,7 +145,7 @@ def load_targets(dataset: str) -> DatasetTargets:
 
 
 def read_targets(folder: Path) -> DatasetTargets:
-    """Targets that lie in a folder.
+    """Return the targets that lie in a folder.
 
     Raises:
         InputError: the files do not fit each other.

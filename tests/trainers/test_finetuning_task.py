@@ -27,15 +27,18 @@ def test_mirroring_can_be_left_out_of_validation(dataset, tmp_path):
     assert one.shape == two.shape and np.abs(one - two).max() > 1e-4
 
 
+def transforms_of(trainer) -> list[str]:
+    return [type(step).__name__ for step in trainer.dataloader_train.data_loader.transforms.transforms]
+
+
 def test_without_mirroring_neither_training_nor_prediction_mirrors(dataset):
     trainer = start(make_finetuner(short(endings="_noMirroring_seed1"), dataset))
     trainer.on_train_start()
     assert trainer.inference_allowed_mirroring_axes is None
-    names = [type(step).__name__ for step in trainer.dataloader_train.data_loader.transforms.transforms]
-    assert "MirrorTransform" not in names and "SpatialTransform" in names
+    assert "MirrorTransform" not in transforms_of(trainer) and "SpatialTransform" in transforms_of(trainer)
     stock = start(make_finetuner(short(), dataset))
     stock.on_train_start()
-    assert "MirrorTransform" in [type(step).__name__ for step in stock.dataloader_train.data_loader.transforms.transforms]
+    assert "MirrorTransform" in transforms_of(stock)
     assert stock.inference_allowed_mirroring_axes == (0, 1, 2)
 
 
