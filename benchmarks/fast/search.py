@@ -4,7 +4,8 @@
     python -m benchmarks.fast.search run abdomen scratch --prepared DIR --log trials.csv
     python -m benchmarks.fast.search run abdomen regions --prepared DIR --log trials.csv --steps 3000
 
-Cases of the test fold are never pretrained on, and nothing is chosen by them: rates and lengths are the same for all.
+Cases of the test fold are never pretrained on, and nothing is chosen by them: every arm's rate comes from the same
+grid, by training cases that were kept apart. Lengths are the same for all arms but ``scratch_twice``.
 """
 
 import argparse
@@ -12,18 +13,24 @@ import csv
 import dataclasses
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.fast.sets import SETS, folds, load, prepare
+from benchmarks.fast.sets import SETS, Case, folds, load, prepare
 from benchmarks.fast.training import Length, Objective, finetune, mean_dice, pretrain
 from nnunet_alice.phantoms import write_dataset
 
+#: from scratch with twice the steps on labels
+TWICE = "scratch_twice"
+#: cases that a rate is chosen on
+TUNING_CASES = 3
 #: the arms by name; None is training from random weights
 ARMS: dict[str, Objective | None] = {
     "scratch": None,
+    TWICE: None,
     "mim": Objective(),
     "regions": Objective(regions=1.0, query_mask=0.5, anchor_mask=0.0),
     "regions_mask75": Objective(regions=1.0, anchor_mask=0.0),
@@ -45,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
     cases, atlas = load(args.set, args.prepared)
     size = SIZES.get(args.set, (40, 40, 40))
     objective, classes = ARMS[args.arm], len(SETS[args.set].labels) + 1
-    before, after = Length(args.steps, size=size), Length(args.finetuning_steps, size=size, views=2)
+    before = Length(args.steps, size=size)
+    steps = args.finetuning_steps * (2 if args.arm == TWICE else 1)
     for fold in args.folds:
         inside, outside = folds(len(cases))[fold]
         training, test = [cases[i] for i in inside], [cases[i] for i in outside]
@@ -55,20 +63,55 @@ def run(args: argparse.Namespace) -> None:
             if objective is not None:
                 weights, losses = pretrain(training, atlas, objective, before, seed)
             seconds = time.time() - started
+
+            def dice(chosen: Sequence[Case], tested: Sequence[Case], rate: float, draw: int) -> float:
+                after = Length(steps, rate=rate, size=size, views=2)
+                net = finetune(weights, chosen, classes, after, 100 * draw + seed)  # noqa: B023  called in this turn
+                return mean_dice(net, tested, classes, size)
+
             for labels in args.labels:
+                rate, tried = tuned_rate(dice, args.rates, training, labels, fold)
                 for draw in range(1 if labels >= len(training) else args.draws):
-                    chosen = np.random.default_rng([11, fold, draw]).permutation(len(training))[:labels]
-                    net = finetune(weights, [training[i] for i in chosen], classes, after, 100 * draw + seed)
+                    drawn = np.random.default_rng([11, fold, draw]).permutation(len(training))[:labels]
                     row = {
                         "set": args.set, "arm": args.arm, "fold": fold, "seed": seed, "labels": labels, "draw": draw,
-                        "dice": round(mean_dice(net, test, classes, size), 4),
-                        "steps": 0 if objective is None else args.steps, "finetuning_steps": args.finetuning_steps,
+                        "dice": round(dice([training[i] for i in drawn], test, rate, draw), 4), "rate": rate,
+                        "steps": 0 if objective is None else args.steps, "finetuning_steps": steps,
                         "pretraining_seconds": round(seconds),
                         "objective": json.dumps(objective and dataclasses.asdict(objective)),
                         "losses": json.dumps({name: round(value, 4) for name, value in losses.items()}),
+                        "tuning": json.dumps(tried),
                     }  # fmt: skip
                     append(args.log, row)
-                    print({name: row[name] for name in ("arm", "fold", "seed", "labels", "draw", "dice")}, flush=True)
+                    print({name: row[name] for name in ("arm", "fold", "seed", "labels", "draw", "dice", "rate")})
+
+
+def tuned_rate(
+    dice: Callable[[Sequence[Case], Sequence[Case], float, int], float],
+    rates: Sequence[float],
+    training: Sequence[Case],
+    labels: int,
+    fold: int,
+) -> tuple[float, dict[float, float]]:
+    """Return the best rate of a grid, and the Dice of each, on training cases that this one training does not see.
+
+    The draw is not among those that are reported. With all labels no case is left, and a third is kept apart.
+
+    Args:
+        dice: of (labelled cases, cases to test on, rate, number of the draw).
+        rates: the grid; of a single one nothing is measured.
+        training: cases of the fold.
+        labels: number of labelled cases.
+        fold: seed of the draw.
+    """
+    if len(rates) == 1:
+        return rates[0], {}
+    order = np.random.default_rng([13, fold]).permutation(len(training))
+    apart = min(TUNING_CASES, len(training) // 3)
+    chosen, tested = order[:-apart][:labels], order[-apart:]
+    parts = [[training[i] for i in part] for part in (chosen, tested)]
+    tried = {rate: round(dice(parts[0], parts[1], rate, 99), 4) for rate in rates}
+    return max(tried, key=tried.__getitem__), tried
 
 
 def append(path: Path, row: dict) -> None:
@@ -95,6 +138,7 @@ def main() -> None:
     running.add_argument("--log", type=Path, required=True, help="CSV of all trials")
     running.add_argument("--steps", type=int, default=1000, help="of the pretraining [1000]")
     running.add_argument("--finetuning_steps", type=int, default=400, help="[400]")
+    running.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2], help="on labels [0.003 0.01]")
     running.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of pretraining and fine-tuning [0 1]")
     running.add_argument("--labels", type=int, nargs="+", default=[1, 3, 12], help="labelled cases [1 3 12]")

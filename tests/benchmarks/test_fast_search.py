@@ -1,0 +1,29 @@
+"""Rates of the search: the best of the grid, by cases that are neither trained nor tested on."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))  # last, so that the installed package is taken
+
+from benchmarks.fast.search import TUNING_CASES, tuned_rate
+
+
+@pytest.mark.parametrize(("labels", "expected"), [(1, 1), (3, 3), (12, 9)])
+def test_a_rate_is_chosen_by_training_cases_that_this_training_does_not_see(labels, expected):
+    seen = []
+
+    def dice(chosen, tested, rate, draw):
+        seen.append((list(chosen), list(tested), draw))
+        return -abs(rate - 0.01)
+
+    training = [f"case{number}" for number in range(12)]
+    assert tuned_rate(dice, (0.003, 0.01, 0.03), training, labels, 1)[0] == 0.01
+    assert len(seen) == 3 and all(one == seen[0] for one in seen)
+    chosen, tested, _ = seen[0]
+    assert len(chosen) == expected and len(tested) == TUNING_CASES and not set(chosen) & set(tested)
+
+
+def test_a_single_rate_costs_nothing():
+    assert tuned_rate(lambda *_: pytest.fail("measured"), (0.01,), ["case"], 1, 0) == (0.01, {})
