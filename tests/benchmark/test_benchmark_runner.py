@@ -1,19 +1,13 @@
 """The runner: killed anywhere it goes on, never runs a finished cell again, shares cells without overlap."""
 
-import errno
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import SimpleITK as sitk
-from support.benchmark_runs import CASES, CELLS, make_runner, set_up_dataset, settings
+from support.benchmark_runs import CASES, CELLS, content, make_runner
 from support.labelled_runs import DATASET, write_labelled
 from support.refused import refused
 
@@ -22,16 +16,6 @@ from nnunet_alice.benchmark.results import collect
 from nnunet_alice.benchmark.runner import Command, run_command
 from nnunet_alice.errors import CheckpointError, InputError, MissingFileError, OccupiedError
 from nnunet_alice.files import write_json
-from nnunet_alice.locks import held
-
-
-@pytest.fixture
-def base(tmp_path, monkeypatch):
-    return set_up_dataset(tmp_path, monkeypatch)
-
-
-def content(base, **changes):
-    return settings(base / "pretrained.pth", **changes)
 
 
 def test_every_cell_runs_once_with_its_settings(base):
@@ -151,18 +135,6 @@ def test_a_continued_run_is_not_given_weights_again(base):
     assert "--c" in first and "-pretrained_weights" not in first and not any("--c" in words for words in others)
 
 
-def test_parts_cover_all_and_do_not_overlap(base):
-    finished = []
-    for part in (1, 2, 3):
-        runner, pretender = make_runner(base, content(base))
-        outcome = runner.run((part, 3))
-        assert len(outcome.done) == len(pretender.finished)
-        finished += pretender.finished
-    assert len(finished) == len(set(finished)) == CELLS
-    with refused(InputError, option="--part", value="4/3"):
-        make_runner(base, content(base))[0].run((4, 3))
-
-
 def test_a_failure_does_not_stop_the_others_and_is_tried_again(base):
     runner, pretender = make_runner(base, content(base))
     pretender.fail.add("FineTuneTrainer_4epochs_2iterations_lr0.001_keep50_seed0")
@@ -193,23 +165,6 @@ def test_a_run_that_trained_on_other_cases_is_not_counted(base):
     outcome = make_runner(base, content(base))[0].run()
     assert len(outcome.done) == CELLS - 1
     assert f"other training cases than this run has; delete {record.parent}" in next(iter(outcome.failed.values()))
-
-
-def test_splits_are_added_by_one_process_at_a_time(base):
-    """Both have read the same list before one writes: without a lock the other's fold would be lost."""
-    few, many = (make_runner(base, content(base, draws=draws))[0] for draws in (1, 3))
-    few.prepare()
-    names = base / "bench" / "preprocessed" / DATASET / "splits_names.json"
-    with ThreadPoolExecutor() as pool:
-        with held(base / "bench" / "locks" / "splits.lock"):
-            waiting = pool.submit(many.prepare)
-            time.sleep(0.3)
-            assert not waiting.done() and len(json.loads(names.read_text())) == 2
-        waiting.result()
-    before = names.stat().st_mtime_ns
-    few.prepare()
-    assert len(json.loads(names.read_text())) == 6 and few.folds.items() <= many.folds.items()
-    assert names.stat().st_mtime_ns == before
 
 
 def test_links_are_made_anew_where_the_data_moved(base, monkeypatch):
@@ -282,33 +237,12 @@ def test_validation_dice_is_of_the_classes_that_are_there(tmp_path):
     assert validation_dice(tmp_path / "summary.json") == 0.0
 
 
-def test_test_cells_wait_until_tuning_is_done_elsewhere(base):
-    arms = {"scratch": {"learning_rates": [1e-2, 1e-3]}, "alice": {"checkpoints": str(base / "pretrained.pth")}}
-    first, _ = make_runner(base, content(base, arms=arms))
-    outcome = first.run((1, 2))
-    assert outcome.waiting and all(".scratch." in name for name in outcome.waiting)
-    make_runner(base, content(base, arms=arms))[0].run((2, 2))
-    assert not make_runner(base, content(base, arms=arms))[0].run((1, 2)).waiting
-
-
 def test_one_pretraining_is_not_two_seeds(base):
     copy = base / "copy.pth"
     copy.write_bytes((base / "pretrained.pth").read_bytes())
     arms = {"scratch": None, "alice": {"checkpoints": [str(base / "pretrained.pth"), str(copy)]}}
     with refused(InputError, option="alice", path="copy.pth"):
         make_runner(base, content(base, arms=arms))[0].run()
-
-
-def test_a_lock_belongs_to_the_weights_in_whatever_order_they_are_named(base):
-    (base / "other.pth").write_bytes(b"second seed")
-    names = [str(base / "pretrained.pth"), str(base / "other.pth")]
-    locks = []
-    for order in (names, names[::-1]):
-        arms = {"scratch": None, "alice": {"checkpoints": order}}
-        runner = make_runner(base, content(base, arms=arms))[0]
-        runner.prepare()
-        locks.append({runner.fold_folder(cell): runner.lock_file(cell) for cell in runner.test_cells()})
-    assert locks[0] == locks[1] and len(set(locks[0].values())) == len(locks[0]) == CELLS * 3 / 2
 
 
 def test_a_replaced_checkpoint_makes_new_cells(base):
@@ -343,61 +277,6 @@ def test_dry_run_leaves_unknown_learning_rates_open(base):
     arms = {"scratch": {"learning_rates": [1e-2, 1e-3]}}
     lines = list(make_runner(base, content(base, arms=arms))[0].dry_run())
     assert sum("lr<LR>" in line for line in lines) == 4 and sum("lr0.01" in line for line in lines) == 1
-
-
-def test_a_cell_that_another_process_runs_is_left_to_it(base):
-    runner, _ = make_runner(base, content(base))
-    runner.prepare()
-    cell = runner.test_cells()[0]
-    with held(runner.lock_file(cell)) as lock:
-        assert lock is not None
-        outcome = runner.run()
-    assert outcome.waiting == [cell.name] and len(outcome.done) == CELLS - 1
-
-
-@pytest.mark.slow
-def test_a_lock_outlives_its_holder_in_the_child(base):
-    """A training that was left behind by a killed runner keeps its cell."""
-    ready = base / "ready"
-    script = f"import os, time; print(os.getpid(), file=open({str(ready)!r}, 'w'), flush=True); time.sleep(600)"
-    holder = f"""
-import sys
-from pathlib import Path
-from nnunet_alice.locks import held
-from nnunet_alice.benchmark.runner import Command, run_command
-with held(Path({str(base / "x.lock")!r})) as lock:
-    run_command(Command((sys.executable, "-c", {script!r}), {{}}, Path({str(base / "log")!r})), [lock])
-"""
-    parent = subprocess.Popen([sys.executable, "-c", holder])
-    wait_for(lambda: ready.is_file() and ready.read_text())
-    parent.kill()
-    parent.wait()
-    with held(base / "x.lock") as other:
-        assert other is None
-    os.kill(int(ready.read_text()), signal.SIGKILL)
-
-    def is_free():
-        with held(base / "x.lock") as lock:
-            return lock is not None
-
-    wait_for(is_free)
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    """Until it is true; fails after some time."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def test_a_file_system_without_locks_does_not_stop_the_work(base, monkeypatch, caplog):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    assert len(make_runner(base, content(base))[0].run().done) == CELLS
-    assert "cannot be locked" in caplog.text
 
 
 def test_commands_run_with_their_environment_and_log(base):

@@ -39,6 +39,11 @@ def settings(checkpoint: Path, **changes) -> dict:
     return content | changes
 
 
+def content(base: Path, **changes) -> dict:
+    """The same of the checkpoint in a test's folder."""
+    return settings(base / "pretrained.pth", **changes)
+
+
 def write_dataset(base: Path) -> Path:
     """nnU-Net's folders below ``base`` with the dataset, and a file that stands for a checkpoint."""
     for name in ("raw", "preprocessed", "results"):
