@@ -56,7 +56,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Phantoms:
-    """Torso phantoms.
+    """Torso phantoms from many scanners: contrast agent and dose differ, as between the hospitals of a real pool.
 
     Attributes:
         unlabelled, training, test: numbers of phantoms.
@@ -82,12 +82,12 @@ class Phantoms:
         seeds = iter(range(first, first + sum(counts)))
         pool, training, test = ([next(seeds) for _ in range(count)] for count in counts)
         options: dict[str, Any] = {"spacing_mm": self.spacing_mm, "num_processes": os.cpu_count() or 1}
-        people = make_population(pool, cut_share=0.1)
+        people = make_population(pool, cut_share=0.1, many_scanners=True)
         write_subjects(unlabelled, people, images_folder=".", labels_folder=None, **options)
         for numbers, kind in ((training, "Tr"), (test, "Ts")):
             write_subjects(
                 labelled,
-                make_population(numbers, cut_share=0),
+                make_population(numbers, cut_share=0, many_scanners=True),
                 images_folder=f"images{kind}",
                 labels_folder=f"labels{kind}",
                 image_suffix="_0000",

@@ -1,7 +1,7 @@
 """Subjects: one body each, known to the last parameter, with the true counterpart of every point."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,10 +18,12 @@ _Z_RANGES_MM = {"torso": (-12.0, 388.0), "chest": (195.0, 388.0), "abdomen_pelvi
 _CUT_JITTER_MM = 18.0
 _END_JITTER_MM = 8.0
 _SEARCH_MM = 9.0
+# Of many scanners: strength of the contrast agent, standard deviation of the noise.
+_ENHANCEMENTS, _NOISES_HU = (0.0, 1.3), (15.0, 60.0)
 FIELDS_OF_VIEW = tuple(_Z_RANGES_MM)
 
 # Streams of randomness of one seed: changing the field of view or the disease leaves the body as it is.
-_BODY, _FIELD, _DISEASE, _LOOK, NOISE_STREAM, _POPULATION = range(6)
+_BODY, _FIELD, _DISEASE, _LOOK, NOISE_STREAM, _POPULATION, _SCAN = range(7)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def make_subject(
     disease: str | Disease = "none",
     severity: float | None = None,
     size_scale: float = 1.0,
+    many_scanners: bool = False,
 ) -> Subject:
     """Draw one subject.
 
@@ -90,6 +93,8 @@ def make_subject(
         disease: a kind out of ``DISEASES``, or a finished :class:`Disease`.
         severity: of the disease, in [0, 1]; drawn when not given.
         size_scale: factor on all lengths; 1 is a short torso of 400 mm, 1.5 an adult's.
+        many_scanners: draw the phase of the contrast agent (from none to arterial) and the dose as widely as clinics
+            do; without it all scans are portal venous and of one dose.
 
     Raises:
         InputError: an unknown field of view or disease, or a severity outside [0, 1].
@@ -107,12 +112,18 @@ def make_subject(
         texture_offset=tuple(rng.uniform(0, 32, 3).round(3).tolist()),
         noise_hu=round(float(rng.uniform(9, 16)), 2),
     )
+    if many_scanners:
+        scan = np.random.default_rng([seed, _SCAN])
+        enhancement, noise_hu = scan.uniform(*_ENHANCEMENTS), scan.uniform(*_NOISES_HU)
+        appearance = replace(appearance, enhancement=round(enhancement, 4), noise_hu=round(noise_hu, 2))
     if not isinstance(disease, Disease):
         disease = make_disease(np.random.default_rng([seed, _DISEASE]), disease, severity)
     return Subject(seed, field_of_view, low, high, deformation, appearance, disease, size_scale)
 
 
-def make_population(seeds: Iterable[int], *, cut_share: float = 0.25, disease_share: float = 0.0) -> dict[str, Subject]:
+def make_population(
+    seeds: Iterable[int], *, cut_share: float = 0.25, disease_share: float = 0.0, many_scanners: bool = False
+) -> dict[str, Subject]:
     """Draw subjects of mixed fields of view and health, named ``phantom00000`` by their seed.
 
     (The name has no ``_0000`` in it, which nnU-Net would read as a channel.)
@@ -121,6 +132,7 @@ def make_population(seeds: Iterable[int], *, cut_share: float = 0.25, disease_sh
         seeds: one for each subject.
         cut_share: share of the subjects whose scan is cut at the chest or above the pelvis.
         disease_share: share of the subjects with a disease; half of these have lesions, the others a diffuse change.
+        many_scanners: see :func:`make_subject`.
     """
     population = {}
     for seed in seeds:
@@ -128,7 +140,9 @@ def make_population(seeds: Iterable[int], *, cut_share: float = 0.25, disease_sh
         cut, ill = rng.random(2)
         field = str(rng.choice(FIELDS_OF_VIEW[1:])) if cut < cut_share else "torso"
         kind = str(rng.choice(DISEASES[1:], p=[0.5, 0.25, 0.25])) if ill < disease_share else "none"
-        population[f"phantom{seed:05d}"] = make_subject(seed, field_of_view=field, disease=kind)
+        population[f"phantom{seed:05d}"] = make_subject(
+            seed, field_of_view=field, disease=kind, many_scanners=many_scanners
+        )
     return population
 
 

@@ -187,6 +187,18 @@ def test_population_mixes_fields_of_view_and_diseases():
     assert not any(s.disease.present for s in ph.make_population(range(10)).values())
 
 
+def test_many_scanners_change_the_look_and_not_the_body():
+    alike, varied = (ph.make_population(range(40), many_scanners=many) for many in (False, True))
+    for name, one in alike.items():
+        other = varied[name]
+        assert other.deformation == one.deformation and other.field_low_mm == one.field_low_mm
+        assert replace(other, appearance=one.appearance) == one
+    looks = [np.array([[s.appearance.enhancement, s.appearance.noise_hu] for s in p.values()]) for p in (alike, varied)]
+    narrow, wide = (look.max(axis=0) - look.min(axis=0) for look in looks)
+    assert (wide > 3 * narrow).all() and looks[1].min() >= 0
+    assert ph.make_subject(3, many_scanners=True) == ph.make_subject(3, many_scanners=True)
+
+
 def test_truth_file_gives_back_the_same_subjects(tmp_path):
     written = ph.write_dataset(tmp_path, [3, 8], cut_share=1.0, disease_share=1.0, spacing_mm=16.0)
     written |= ph.write_dataset(tmp_path, [9], spacing_mm=16.0)
