@@ -3,24 +3,21 @@
     python benchmarks/demo_seeds.py -o DIR --csv docs/results/data/demo_seeds.csv --seeds 0 1 2 3 4 5 6 7 8 9
 
 A seed that stands in the CSV is not run again. Folders of finished demos are deleted but for their last picture.
-``--pretraining``, ``--finetuning_epochs``, ``--lr`` and ``--labelled`` try other budgets, on other seeds than those
-that are reported.
+``--pretraining``, ``--on_labels`` and ``--labelled`` try other budgets, on other seeds than those that are reported.
 """
 
 import argparse
 import csv
 import functools
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_alice.demo.budget import Budget, length
+from nnunet_alice.demo.budget import ON_LABELS, Budget
 from nnunet_alice.demo.sources import Phantoms
 from nnunet_alice.demo.workflow import Demo
-from nnunet_alice.training.variants import with_learning_rate
 
 COLUMNS = ("seed", "pretrained", "from_scratch", "gain", "seconds")
 
@@ -33,20 +30,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="[0 to 9]")
     parser.add_argument("--pretraining", default=Budget.pretraining, help="trainer [%(default)s]")
     parser.add_argument("--labelled", type=int, default=Phantoms.training, help="phantoms with labels [%(default)s]")
-    parser.add_argument(
-        "--finetuning_epochs",
-        type=int,
-        default=length(Budget.finetuning)[0],
-        help="of 50 steps on labels [%(default)s]",
-    )
-    parser.add_argument("--lr", type=float, help="of both runs on labels [the demo's]")
+    parser.add_argument("--on_labels", default=ON_LABELS, help="endings of both trainers on labels [%(default)s]")
     args = parser.parse_args()
-    budget = replace(Budget(), pretraining=args.pretraining)
-    epochs = f"_{args.finetuning_epochs}epochs"
-    runs = [re.sub(r"_\d+epochs", epochs, name) for name in (budget.finetuning, budget.scratch)]
-    if args.lr is not None:
-        runs = [with_learning_rate(name, args.lr) for name in runs]
-    budget = replace(budget, finetuning=runs[0], scratch=runs[1])
+    runs = {"finetuning": f"FineTuneTrainer_{args.on_labels}", "scratch": f"FineTuneTrainer_scratch_{args.on_labels}"}
+    budget = replace(Budget(), pretraining=args.pretraining, **runs)
     rows = read(args.csv)
     for seed in args.seeds:
         if seed in rows:

@@ -134,4 +134,7 @@ def _conclusion(report: "DemoReport", own: bool) -> str:
             f"{shown} Not shown: other draws of the labelled cases, other seeds, a learning rate tuned for each, "
             "nnU-Net's full length; nnunet_alice benchmark compares those."
         )
-    return f"{shown} Not shown: real images, nnU-Net's full length, other seeds (docs/results)."
+    return (
+        f"{shown} Not shown: real images, other seeds, and nnU-Net's full length, after which both come closer "
+        "(docs/results/demo.md)."
+    )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 #: the two networks that are compared
 RUNS = ("pretrained", "from scratch")
+#: how both train on labels: briefly, as pretraining pays off early; never mirrored, as in pretraining
+ON_LABELS = "6epochs_20iterations_AdamW_lr1e-2_noMirroring_seed1"
 #: trainer of the embedding, where the demo is asked for it
 EMBEDDING = "AnatomicalEmbeddingTrainer_6epochs_50iterations"
 
@@ -24,9 +26,9 @@ class Budget:
         processes: for planning, preprocessing and prediction.
     """
 
-    pretraining: str = "AliceTrainer_regionsOnly_3epochs_200iterations_lr3e-3"
-    finetuning: str = "FineTuneTrainer_5epochs_50iterations_AdamW_lr1e-2_seed1"
-    scratch: str = "FineTuneTrainer_scratch_5epochs_50iterations_AdamW_lr1e-2_seed1"
+    pretraining: str = "AliceTrainer_regionsOnly_4epochs_200iterations_lr3e-3"
+    finetuning: str = f"FineTuneTrainer_{ON_LABELS}"
+    scratch: str = f"FineTuneTrainer_scratch_{ON_LABELS}"
     embedding: str | None = None
     pairs: int = 100
     device: str = "cpu"

@@ -65,7 +65,7 @@ class Phantoms:
     """
 
     unlabelled: int = 24
-    training: int = 2
+    training: int = 1
     test: int = 8
     spacing_mm: float = 8.0
     seed: int = 0
