@@ -7,7 +7,7 @@ from dataclasses import dataclass
 #: the two networks that are compared
 RUNS = ("pretrained", "from scratch")
 #: how both train on labels: briefly, as pretraining pays off early; never mirrored, as in pretraining
-ON_LABELS = "6epochs_20iterations_AdamW_lr1e-2_noMirroring_seed1"
+ON_LABELS = "8epochs_20iterations_AdamW_lr1e-2_noMirroring_seed1"
 #: trainer of the embedding, where the demo is asked for it
 EMBEDDING = "AnatomicalEmbeddingTrainer_6epochs_50iterations"
 
