@@ -29,8 +29,8 @@ def test_demo_on_a_dataset_of_two_channels_leaves_it_as_it_is(tmp_path, monkeypa
     data, steps = read_own_data(folder, labelled=2, test=2, seed=0), []
     small = {
         "pretraining": "AliceTrainer_1epochs_2iterations",
-        "finetuning": "FineTuneTrainer_1epochs_10iterations",
-        "scratch": "FineTuneTrainer_scratch_1epochs_10iterations",
+        "finetuning": "FineTuneTrainer_1epochs_10iterations_noTTA",
+        "scratch": "FineTuneTrainer_scratch_1epochs_10iterations_noTTA",
     }
     demo = Demo(tmp_path / "demo", data, Budget(**small), steps.append, foretell=True)
     report = demo.run()
