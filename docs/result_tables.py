@@ -111,10 +111,10 @@ def seeds(folder: Path, file: str) -> str:
     """
     table = pd.read_csv(folder / file)
     above, mean = int((table["gain"] > 0).sum()), table.mean()
-    lines = table_head(["seed", "pretrained", "from scratch", "points above"])
+    lines = table_head(["seed", "pretrained", "from scratch", "points above", "seconds"])
     for name, row in [*((f"{row['seed']:.0f}", row) for _, row in table.iterrows()), (f"mean of {len(table)}", mean)]:
         dice = [f"{row[column]:.3f}" for column in ("pretrained", "from_scratch")]
-        lines.append(table_line([name, *dice, f"{100 * row['gain']:+.1f}"]))
+        lines.append(table_line([name, *dice, f"{100 * row['gain']:+.1f}", f"{row['seconds']:.0f}"]))
     verdict = "Reached" if above >= 9 and mean["gain"] >= 0.05 else "Missed"
     verdict = verdict if len(table) >= 10 else "Not decided yet"
     wanted = "above scratch in 9 of 10 seeds, and by 5 points on average"

@@ -97,9 +97,9 @@ def test_seeds_end_with_their_mean_and_what_was_wanted(tmp_path):
     (tmp_path / "seeds.csv").write_text("\n".join(rows))
     lines = result_tables.seeds(tmp_path, "seeds.csv").splitlines()
     assert lines[2:5] == [
-        "| 0 | 0.800 | 0.600 | +20.0 |",
-        "| 1 | 0.500 | 0.600 | -10.0 |",
-        "| mean of 2 | 0.650 | 0.600 | +5.0 |",
+        "| 0 | 0.800 | 0.600 | +20.0 | 900 |",
+        "| 1 | 0.500 | 0.600 | -10.0 | 900 |",
+        "| mean of 2 | 0.650 | 0.600 | +5.0 | 900 |",
     ]
     assert lines[-1].endswith("Not decided yet: above in 1 of 2.")
     for above, verdict in ((9, "Reached: above in 9 of 10."), (8, "Missed: above in 8 of 10.")):
