@@ -10,7 +10,6 @@ import argparse
 import csv
 import functools
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +31,7 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=Phantoms.training, help="phantoms with labels [%(default)s]")
     parser.add_argument("--on_labels", default=ON_LABELS, help="endings of both trainers on labels [%(default)s]")
     args = parser.parse_args()
-    runs = {"finetuning": f"FineTuneTrainer_{args.on_labels}", "scratch": f"FineTuneTrainer_scratch_{args.on_labels}"}
-    budget = replace(Budget(), pretraining=args.pretraining, **runs)
+    budget = Budget(args.pretraining, f"FineTuneTrainer_{args.on_labels}", f"FineTuneTrainer_scratch_{args.on_labels}")
     rows = read(args.csv)
     for seed in args.seeds:
         if seed in rows:
