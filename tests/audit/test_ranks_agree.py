@@ -27,7 +27,7 @@ def run(row, compiled: bool) -> dict[str, torch.Tensor]:
 
 
 def run_all(rank, *_):
-    torch.compile = functools.partial(torch.compile, backend="eager")  # graphs are those of any backend
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     return {
         f"{row.name}, compiled {compiled}": run(row, compiled) for row in rows(*METHODS) for compiled in (False, True)
     }
