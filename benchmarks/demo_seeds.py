@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_alice.demo.budget import ON_LABELS, Budget
+from nnunet_alice.demo.budget import ON_LABELS, Budget, both_starts
 from nnunet_alice.demo.sources import Phantoms
 from nnunet_alice.demo.workflow import Demo
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=Phantoms.training, help="phantoms with labels [%(default)s]")
     parser.add_argument("--on_labels", default=ON_LABELS, help="endings of both trainers on labels [%(default)s]")
     args = parser.parse_args()
-    budget = Budget(args.pretraining, f"FineTuneTrainer_{args.on_labels}", f"FineTuneTrainer_scratch_{args.on_labels}")
+    budget = Budget(args.pretraining, *both_starts(args.on_labels))
     rows = read(args.csv)
     for seed in args.seeds:
         if seed in rows:

@@ -240,7 +240,7 @@ class FineTuneTrainer(nnUNetTrainer):
                 "regions; take the trainer without _weightedClasses."
             ).about(option="_weightedClasses")
         cases = self.dataset_class(self.preprocessed_dataset_folder, self._training_cases[:_MAX_COUNTED])
-        found = (cases.load_case(case)[1][:] for case in self._training_cases[:_MAX_COUNTED])
+        found = (cases.load_case(case)[1][:] for case in cases.identifiers)
         weights = rarity(count_voxels(found, self.label_manager.num_segmentation_heads))
         loss = self.loss.loss if self.enable_deep_supervision else self.loss
         loss.ce.weight = torch.from_numpy(weights).to(self.device)

@@ -11,13 +11,15 @@ grid, by training cases that were kept apart. Lengths are the same for all arms 
 import argparse
 import csv
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.fast.sets import SETS, Case, folds, load, prepare
 from benchmarks.fast.training import Length, Objective, finetune, mean_dice, pretrain
@@ -63,12 +65,7 @@ def run(args: argparse.Namespace) -> None:
             if objective is not None:
                 weights, losses = pretrain(training, atlas, objective, before, seed)
             seconds = time.time() - started
-
-            def dice(chosen: Sequence[Case], tested: Sequence[Case], rate: float, draw: int) -> float:
-                after = Length(steps, rate=rate, size=size, views=2)
-                net = finetune(weights, chosen, classes, after, 100 * draw + seed)  # noqa: B023  called in this turn
-                return mean_dice(net, tested, classes, size)
-
+            dice = functools.partial(finetuned_dice, weights, classes, Length(steps, size=size, views=2), seed)
             for labels in args.labels:
                 rate, tried = tuned_rate(dice, args.rates, training, labels, fold)
                 for draw in range(1 if labels >= len(training) else args.draws):
@@ -83,7 +80,25 @@ def run(args: argparse.Namespace) -> None:
                         "tuning": json.dumps(tried),
                     }  # fmt: skip
                     append(args.log, row)
-                    print({name: row[name] for name in ("arm", "fold", "seed", "labels", "draw", "dice", "rate")})
+                    print(
+                        {name: row[name] for name in ("arm", "fold", "seed", "labels", "draw", "dice", "rate")},
+                        flush=True,
+                    )
+
+
+def finetuned_dice(
+    weights: Mapping[str, Tensor] | None,
+    classes: int,
+    length: Length,
+    seed: int,
+    chosen: Sequence[Case],
+    tested: Sequence[Case],
+    rate: float,
+    draw: int,
+) -> float:
+    """Return the Dice on some cases after training on others, from weights or from scratch."""
+    net = finetune(weights, chosen, classes, dataclasses.replace(length, rate=rate), 100 * draw + seed)
+    return mean_dice(net, tested, classes, length.size)
 
 
 def tuned_rate(

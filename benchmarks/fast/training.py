@@ -16,6 +16,7 @@ from benchmarks.fast.views import points_of, random_intensities, random_map, sam
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.regions import lay_regions
+from nnunet_alice.finetuning.class_weights import count_voxels, rarity
 from nnunet_alice.methods.alice.regions import GRID_STEP, RegionHead, grid_size, region_accuracy, region_loss
 from nnunet_alice.methods.intermediate_features import IntermediateFeatures
 from nnunet_alice.methods.schedules import warmup_cosine
@@ -158,10 +159,7 @@ def finetune(
     if weights is not None:
         own = {name: value for name, value in weights.items() if "seg_layers" not in name}
         net.load_state_dict(net.state_dict() | own)
-    share = torch.stack([torch.bincount(case.label.long().flatten(), minlength=classes) for case in training]).sum(0)
-    share = share / share.sum()
-    rarity = (share + 1e-4) ** -0.5
-    rarity = rarity / (rarity * share).sum()
+    weight = torch.from_numpy(rarity(count_voxels((case.label.numpy() for case in training), classes)))
     optimizer = torch.optim.AdamW(net.parameters(), length.rate, weight_decay=0.01)
     for step in range(length.steps):
         _set_rate(optimizer, step, length)
@@ -179,7 +177,7 @@ def finetune(
         with _autocast():
             output = net(torch.stack(views).contiguous(memory_format=_CHANNELS_LAST))
         output, truth = output.float(), torch.stack(labels)
-        _step(optimizer, net, F.cross_entropy(output, truth, weight=rarity) - _soft_dice(output, truth, classes))
+        _step(optimizer, net, F.cross_entropy(output, truth, weight=weight) - _soft_dice(output, truth, classes))
     return net
 
 

@@ -135,6 +135,6 @@ def _conclusion(report: "DemoReport", own: bool) -> str:
             "nnU-Net's full length; nnunet_alice benchmark compares those."
         )
     return (
-        f"{shown} Not shown: real images, other seeds, and nnU-Net's full length, after which both come closer "
+        f"{shown} Not shown: real images, other seeds, and longer training on labels, in which both come closer "
         "(docs/results/demo.md)."
     )

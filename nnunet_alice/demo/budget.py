@@ -12,6 +12,11 @@ ON_LABELS = "8epochs_20iterations_AdamW_lr1e-2_noMirroring_seed1"
 EMBEDDING = "AnatomicalEmbeddingTrainer_6epochs_50iterations"
 
 
+def both_starts(endings: str) -> tuple[str, str]:
+    """Return the trainers from pretrained and from random weights with the same endings."""
+    return f"FineTuneTrainer_{endings}", f"FineTuneTrainer_scratch_{endings}"
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much the demo computes, and on what.
@@ -27,8 +32,8 @@ class Budget:
     """
 
     pretraining: str = "AliceTrainer_regionsOnly_4epochs_200iterations_lr3e-3"
-    finetuning: str = f"FineTuneTrainer_{ON_LABELS}"
-    scratch: str = f"FineTuneTrainer_scratch_{ON_LABELS}"
+    finetuning: str = both_starts(ON_LABELS)[0]
+    scratch: str = both_starts(ON_LABELS)[1]
     embedding: str | None = None
     pairs: int = 100
     device: str = "cpu"
@@ -59,8 +64,7 @@ def own_budget(epochs: int, finetuning_epochs: int, seed: int, device: str, embe
     rate = "_lr3e-3" if device == "cpu" else ""
     return Budget(
         f"AliceTrainer_{epochs}epochs{rate}_seed{seed}",
-        f"FineTuneTrainer_{ending}",
-        f"FineTuneTrainer_scratch_{ending}",
+        *both_starts(ending),
         embedding,
         device=device,
         processes=min(8, os.cpu_count() or 1),

@@ -93,8 +93,8 @@ def make_subject(
         disease: a kind out of ``DISEASES``, or a finished :class:`Disease`.
         severity: of the disease, in [0, 1]; drawn when not given.
         size_scale: factor on all lengths; 1 is a short torso of 400 mm, 1.5 an adult's.
-        many_scanners: draw the phase of the contrast agent (from none to arterial) and the dose as widely as clinics
-            do; without it all scans are portal venous and of one dose.
+        many_scanners: draw contrast agent (from none to strong) and dose widely; without it all scans are about
+            portal venous and of one dose.
 
     Raises:
         InputError: an unknown field of view or disease, or a severity outside [0, 1].
