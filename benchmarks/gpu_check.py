@@ -26,9 +26,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-SIZES = {  # patch, features, voxel size of the phantoms in mm
-    "full": ((128, 128, 128), (32, 64, 128, 256, 320, 320), 3.0),
-    "tiny": ((32, 32, 32), (4, 6, 8, 10), 10.0),
+SIZES = {  # patch, features, convolutions a stage, voxel size of the phantoms in mm
+    "full": ((128, 128, 128), (32, 64, 128, 256, 320, 320), 2, 3.0),
+    "tiny": ((24, 24, 24), (4, 6, 8), 1, 10.0),
 }
 PLAIN, LOCATED = "Dataset900_Check", "Dataset901_CheckLocated"
 PLANS, CONFIGURATION = "nnUNetPlans", "3d_fullres"
@@ -355,7 +355,7 @@ def table(results: list[Result]) -> str:
 # ------------------------------------------------------------------------------------------------------- the data
 
 
-def write_data(base: Path, patch, features, spacing_mm: float) -> None:
+def write_data(base: Path, patch, features, convolutions: int, spacing_mm: float) -> None:
     """Write four phantoms, preprocessed, with labels; and the same with coordinates behind the image."""
     import numpy as np
 
@@ -371,11 +371,12 @@ def write_data(base: Path, patch, features, spacing_mm: float) -> None:
         weights = located.location_weights(np.ones(image.shape, dtype=bool))
         places = [weights, *(located.encode_locations(axis, weights) for axis in axes)]
         with_places.append(np.concatenate([plain[-1], np.stack(places)]).astype(np.float32))
-    _write_dataset(base / PLAIN, plain, patch, features, spacing_mm, {})
-    _write_dataset(base / LOCATED, with_places, patch, features, spacing_mm, {RECORD: {"atlas": ""}})
+    size = (patch, features, convolutions, spacing_mm)
+    _write_dataset(base / PLAIN, plain, *size, {})
+    _write_dataset(base / LOCATED, with_places, *size, {RECORD: {"atlas": ""}})
 
 
-def _write_dataset(folder: Path, images, patch, features, spacing_mm: float, more: dict) -> None:
+def _write_dataset(folder: Path, images, patch, features, convolutions: int, spacing_mm: float, more: dict) -> None:
     import numpy as np
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
@@ -400,8 +401,8 @@ def _write_dataset(folder: Path, images, patch, features, spacing_mm: float, mor
                 "conv_op": "torch.nn.modules.conv.Conv3d",
                 "kernel_sizes": [[3, 3, 3]] * stages,
                 "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-                "n_conv_per_stage": [2] * stages,
-                "n_conv_per_stage_decoder": [2] * (stages - 1),
+                "n_conv_per_stage": [convolutions] * stages,
+                "n_conv_per_stage_decoder": [convolutions] * (stages - 1),
                 "conv_bias": True,
                 "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
                 "norm_op_kwargs": {"eps": 1e-05, "affine": True},

@@ -41,6 +41,7 @@ from nnunet_alice.finetuning.parts import (
 )
 from nnunet_alice.finetuning.pretrained_hook import load_pretrained_weights_by
 from nnunet_alice.finetuning.settings import FineTuneSettings
+from nnunet_alice.finetuning.start import line_on_orientations, lines_on_start
 from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.training.continuing import told_when_interrupted
 from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
@@ -113,7 +114,16 @@ class FineTuneTrainer(nnUNetTrainer):
         return min(self.num_epochs - 1, max(1, round(share * self.num_epochs)))
 
     def initialize(self) -> None:
-        """Initialise as nnU-Net does; ``-pretrained_weights`` then calls ``load_pretrained_weights``."""
+        """Initialise as nnU-Net does; ``-pretrained_weights`` then calls ``load_pretrained_weights``.
+
+        Raises:
+            InputError: classes are to be weighted, and the labels are regions, which nnU-Net learns one by one.
+        """
+        if self.settings.task.weighted_classes and self.label_manager.has_regions:
+            raise InputError(
+                f"{type(self).__name__} weights classes, and the labels of {self.plans_manager.dataset_name} are "
+                "regions; take the trainer without _weightedClasses."
+            ).about(option="_weightedClasses")
         self._seed(0)
         super().initialize()
         channels_last_on_cpu(self.bare_network, self.device)
@@ -138,11 +148,7 @@ class FineTuneTrainer(nnUNetTrainer):
         dataset = PreprocessedDataset(plans.dataset_name, plans.plans_name, self.configuration_name)
         there, here = pretrained_orientation(checkpoint), dataset_orientation(dataset)
         if differ(there, here):
-            self.print_to_log_file(
-                f"WARNING: the pretraining of {filename} saw images that lie {there}, and those of "
-                f"{plans.dataset_name} lie {here}: to its network bodies are turned round or mirrored here. Import the "
-                f"pool with --orient {here} and pretrain again, or plan it with --target, which compares them."
-            )
+            self.print_to_log_file(line_on_orientations(filename, plans.dataset_name, there, here))
 
     def _load_body(self, filename: str, checkpoint: dict, fix: str) -> None:
         weights = finite_weights(checkpoint, filename)
@@ -229,16 +235,7 @@ class FineTuneTrainer(nnUNetTrainer):
             write_json(os.path.join(self.output_folder, "start.json"), start)
 
     def _weigh_classes(self) -> None:
-        """Weight the classes of the cross-entropy by their rarity in the training cases.
-
-        Raises:
-            InputError: the labels are regions, which nnU-Net learns one by one.
-        """
-        if self.label_manager.has_regions:
-            raise InputError(
-                f"{type(self).__name__} weights classes, and the labels of {self.plans_manager.dataset_name} are "
-                "regions; take the trainer without _weightedClasses."
-            ).about(option="_weightedClasses")
+        """Weight the classes of the cross-entropy by their rarity in the training cases."""
         cases = self.dataset_class(self.preprocessed_dataset_folder, self._training_cases[:_MAX_COUNTED])
         found = (cases.load_case(case)[1][:] for case in cases.identifiers)
         weights = rarity(count_voxels(found, self.label_manager.num_segmentation_heads))
@@ -272,30 +269,12 @@ class FineTuneTrainer(nnUNetTrainer):
             start = read_json(path) if os.path.isfile(path) else {"pretrained": None}
             self.print_to_log_file(f"Continues a run that started with pretrained weights: {start['pretrained']}.")
             return start
-        family = name.partition("_")[0]
-        pretrained = self._tensors_loaded > 0
-        if pretrained:
-            total = sum(1 for _ in self.bare_network.parameters())
-            self.print_to_log_file(f"Starts from pretrained weights: {self._tensors_loaded} of {total} tensors.")
-        else:
-            self.print_to_log_file("Starts from random weights.")
-        if self.settings.optimisation.freeze_encoder and not pretrained:
-            raise InputError(f"{name} would freeze a random encoder: give -pretrained_weights.").about(
-                option="-pretrained_weights", value=name
-            )
-        if pretrained and not self.settings.expects_weights:
-            self.print_to_log_file(
-                f"WARNING: {name} is meant for training from scratch but was given -pretrained_weights: its learning "
-                f"rate is that of scratch. Use {family} to fine-tune."
-            )
-        if not pretrained and self.settings.expects_weights:
-            self.print_to_log_file(
-                f"WARNING: no pretrained weights were loaded, {name} trains FROM SCRATCH. Give -pretrained_weights, "
-                f"or use {family}_scratch, which has scratch's learning rate."
-            )
+        tensors = sum(1 for _ in self.bare_network.parameters())
+        for line in lines_on_start(name, self.settings, self._tensors_loaded, tensors):
+            self.print_to_log_file(line)
         return {
             "trainer": name,
-            "pretrained": pretrained,
+            "pretrained": self._tensors_loaded > 0,
             "tensors_loaded": self._tensors_loaded,
             "settings": flat(self.settings),
         }

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.fast.sets import SETS, Case, folds, load, prepare
 from benchmarks.fast.training import Length, Objective, finetune, mean_dice, pretrain
+from nnunet_alice.files import atomic_write
 from nnunet_alice.phantoms import write_dataset
 
 #: from scratch with twice the steps on labels
@@ -60,11 +61,13 @@ def run(args: argparse.Namespace) -> None:
         inside, outside = folds(len(cases))[fold]
         training, test = [cases[i] for i in inside], [cases[i] for i in outside]
         for seed in args.seeds:
-            started, weights = time.time(), None
-            losses: dict = {}
+            weights, losses, seconds = None, {}, 0.0
             if objective is not None:
-                weights, losses = pretrain(training, atlas, objective, before, seed)
-            seconds = time.time() - started
+                name = f"{args.set}_{args.arm}_{args.steps}steps_fold{fold}_seed{seed}.pt"
+                weights, losses, seconds = pretrained(
+                    args.weights and args.weights / name,
+                    functools.partial(pretrain, training, atlas, objective, before, seed),
+                )
             dice = functools.partial(finetuned_dice, weights, classes, Length(steps, size=size, views=2), seed)
             for labels in args.labels:
                 rate, tried = tuned_rate(dice, args.rates, training, labels, fold)
@@ -84,6 +87,21 @@ def run(args: argparse.Namespace) -> None:
                         {name: row[name] for name in ("arm", "fold", "seed", "labels", "draw", "dice", "rate")},
                         flush=True,
                     )
+
+
+def pretrained(
+    path: Path | None, train: Callable[[], tuple[Mapping[str, Tensor], dict[str, float]]]
+) -> tuple[Mapping[str, Tensor], dict[str, float], float]:
+    """Return weights, last losses and seconds of a pretraining, from a file if it is there; else it is written."""
+    if path is not None and path.is_file():
+        return torch.load(path, weights_only=True)
+    started = time.time()
+    made = (*train(), time.time() - started)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            torch.save(made, temporary)
+    return made
 
 
 def finetuned_dice(
@@ -150,6 +168,7 @@ def main() -> None:
     running.add_argument("arm", choices=ARMS)
     for command in (preparing, running):
         command.add_argument("--prepared", type=Path, required=True, help="folder of the prepared sets")
+    running.add_argument("--weights", type=Path, help="folder that keeps pretrained weights, for other labels later")
     running.add_argument("--log", type=Path, required=True, help="CSV of all trials")
     running.add_argument("--steps", type=int, default=1000, help="of the pretraining [1000]")
     running.add_argument("--finetuning_steps", type=int, default=400, help="[400]")

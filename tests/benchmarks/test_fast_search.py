@@ -1,13 +1,14 @@
-"""Rates of the search: the best of the grid, by cases that are neither trained nor tested on."""
+"""The search: rates by cases that are neither trained nor tested on, and pretrainings that are done once."""
 
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[2]))  # last, so that the installed package is taken
 
-from benchmarks.fast.search import TUNING_CASES, tuned_rate
+from benchmarks.fast.search import TUNING_CASES, pretrained, tuned_rate
 
 
 @pytest.mark.parametrize(("labels", "expected"), [(1, 1), (3, 3), (12, 9)])
@@ -27,3 +28,17 @@ def test_a_rate_is_chosen_by_training_cases_that_this_training_does_not_see(labe
 
 def test_a_single_rate_costs_nothing():
     assert tuned_rate(lambda *_: pytest.fail("measured"), (0.01,), ["case"], 1, 0) == (0.01, {})
+
+
+def test_a_pretraining_is_done_once_and_its_weights_are_taken_again(tmp_path):
+    runs = []
+
+    def train():
+        runs.append(1)
+        return {"weight": torch.arange(3.0)}, {"reconstruction": 0.5}
+
+    path = tmp_path / "kept" / "weights.pt"
+    made, again = (pretrained(path, train) for _ in range(2))
+    assert len(runs) == 1 and again[1:] == made[1:] and torch.equal(again[0]["weight"], made[0]["weight"])
+    pretrained(None, train)
+    assert len(runs) == 2

@@ -11,18 +11,20 @@ from nnunet_alice.demo.sources import Phantoms
 from nnunet_alice.demo.workflow import Demo
 from nnunet_alice.errors import AliceError
 
-#: stock nnU-Net, ten steps long: its own 250 are minutes that would show nothing more
+#: stock nnU-Net, four steps long: its own 250 are minutes that would show nothing more
 SHORT = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 class ShortStockTrainer(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 10, 2
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 4, 2
 """
 #: a demo of the smallest size: two epochs of two iterations, one epoch of stock nnU-Net from the weights
 PHANTOMS = Phantoms(unlabelled=5, training=2, test=1, spacing_mm=16.0)
-SMALLEST = Budget("AliceTrainer_smoke", "ShortStockTrainer", "FineTuneTrainer_scratch_1epoch_10iterations")
+SMALLEST = Budget(
+    "AliceTrainer_smoke", "ShortStockTrainer", "FineTuneTrainer_scratch_1epoch_4iterations_noTTA", pairs=6
+)
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_checkpoints_are_described_and_strange_files_named(workplace, capsys):
 def test_python_pretrains_from_a_folder_of_scans(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     monkeypatch.setenv("nnUNet_extTrainer", "")
-    write_dataset(tmp_path, range(3), spacing_mm=12.0, images_folder="scans", labels_folder=None)
+    write_dataset(tmp_path, range(3), spacing_mm=24.0, images_folder="scans", labels_folder=None)
     checkpoint = example("pretrain").main(str(tmp_path / "scans"), 901, "AliceTrainer_smoke", "cpu", processes=1)
     assert nnunet_alice.describe_checkpoint(checkpoint)["epochs"].startswith("2 of 2")
 

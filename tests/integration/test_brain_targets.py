@@ -20,7 +20,7 @@ def test_age_and_sex_of_real_brains(tmp_path, monkeypatch, real_data):
     set_folders(monkeypatch, tmp_path)
     monkeypatch.setenv("nnUNet_extTrainer", str(package_folder("nnunet_alice.trainers")))
     source = real_data / "Dataset062_BrainT1"
-    subjects = pd.read_csv(source / "subjects.csv").groupby("sex").head(4)
+    subjects = pd.read_csv(source / "subjects.csv").groupby("sex").head(2)
     (tmp_path / "scans").mkdir()
     for case in subjects["case"]:
         shutil.copy(source / "images" / f"{case}_0000.nii.gz", tmp_path / "scans")
@@ -35,7 +35,7 @@ def test_age_and_sex_of_real_brains(tmp_path, monkeypatch, real_data):
         run_training("902", CONFIGURATION, 0, trainer, PLANS, device=torch.device("cpu"))
         model = tmp_path / "results" / "Dataset902_Brains" / f"{trainer}__{PLANS}__{CONFIGURATION}"
         validated = pd.read_csv(model / "fold_0" / "validation" / "predictions.csv", index_col="case")
-        assert len(validated) == 4 and validated[column].nunique() > 1
+        assert len(validated) == 2 and validated[column].nunique() > 1
         out = tmp_path / f"{family}.csv"
         run("predict_targets", "-i", tmp_path / "scans", "-o", out, "-m", model, "-device", "cpu")
         again = pd.read_csv(out, index_col="case")

@@ -21,7 +21,7 @@ PRETRAINING = "AliceTrainer_4epochs_2iterations"
 #: not stock nnU-Net's trainer (test_workflow.py has that): 250 steps of its SGD often end at background
 FINETUNING = "FineTuneTrainer_1epoch_150iterations_AdamW_lr1e-2_noTTA"
 #: of the 200 cases
-CASES = 40
+CASES = 16
 TIMEOUT_S = 600
 
 
@@ -71,8 +71,8 @@ def chain(tmp_path, real_data) -> Chain:
     """Hippocampi converted, planned and preprocessed."""
     chain, task = Chain(tmp_path), "Task04_Hippocampus"
     write_part(real_data / task, tmp_path / "part" / task)
-    chain.run("nnUNetv2_convert_MSD_dataset", "-i", str(tmp_path / "part" / task), "-np", "2")
-    chain.run("nnunet_alice", "plan", "-d", NUMBER, "-pl", "AlicePlannerSmall", "-np", "2")
+    chain.run("nnUNetv2_convert_MSD_dataset", "-i", str(tmp_path / "part" / task), "-np", "1")
+    chain.run("nnunet_alice", "plan", "-d", NUMBER, "-pl", "AlicePlannerSmall", "-np", "1")
     return chain
 
 
@@ -92,7 +92,7 @@ def kill_when_saved(chain: Chain, folder: Path, *words: str) -> None:
 @pytest.mark.slow
 def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain, capsys):
     """convert, plan, anatomy, AliceTrainer killed and continued, inspect, fine-tuning from its weights."""
-    chain.run("nnunet_alice", "anatomy", "-d", NUMBER, "-p", PLANS, "-c", CONFIGURATION, "-np", "2")
+    chain.run("nnunet_alice", "anatomy", "-d", NUMBER, "-p", PLANS, "-c", CONFIGURATION, "-np", "1")
     dataset = chain.preprocessed / "Dataset004_Hippocampus"
     assert next(dataset.rglob("atlas.png")).is_file()
 
@@ -114,7 +114,7 @@ def test_from_the_decathlons_archive_to_a_fine_tuned_model(chain, capsys):
 
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "gt_segmentations").glob("*.nii.gz"))
     assert len(cases) == CASES
-    write_json(dataset / "splits_final.json", [{"train": cases[:20], "val": cases[20:22]}])
+    write_json(dataset / "splits_final.json", [{"train": cases[:12], "val": cases[12:14]}])
     weights = ["-pretrained_weights", str(final)]
     chain.run("nnUNetv2_train", NUMBER, CONFIGURATION, "0", "-tr", FINETUNING, *model, *weights)
     assert "Starts from pretrained weights" in chain.log.read_text()

@@ -19,7 +19,7 @@ from nnunet_alice.planning.preprocessing import preprocess_cases
 
 PLANS, CONFIGURATION = "AliceSmallPlans", "3d_fullres"
 ALICE = "AliceTrainer_1epoch_4iterations_seed1"
-#: modality -> images, of which three go into the pool, and the labels of those that have some
+#: modality -> images, of which two go into the pool, and the labels of those that have some
 SETS = {
     "CT": ("Dataset061_ChestCT/imagesTr", "*_0000.nii.gz", "Dataset061_ChestCT/labelsTr"),
     "T1": ("Dataset062_BrainT1/images", "*.nii.gz", None),
@@ -28,25 +28,25 @@ SETS = {
 
 
 def link_pool(real_data: Path, folder: Path) -> None:
-    """Three scans of each set, each set in a folder of its own."""
+    """Two scans of each set, each set in a folder of its own."""
     for modality, (images, pattern, _) in SETS.items():
         (folder / modality).mkdir(parents=True)
-        for path in sorted((real_data / images).glob(pattern))[:3]:
+        for path in sorted((real_data / images).glob(pattern))[:2]:
             shutil.copy(path, folder / modality / path.name)
 
 
 def write_target(real_data: Path, raw: Path, modality: str) -> str:
-    """A labelled raw dataset of three scans of a set; its full name."""
+    """A labelled raw dataset of two scans of a set; its full name."""
     images, pattern, labels = SETS[modality]
     assert labels is not None, "only labelled sets are targets"
     files = {}
-    for path in sorted((real_data / images).glob(pattern))[:3]:
+    for path in sorted((real_data / images).glob(pattern))[:2]:
         case = path.name.removesuffix(".nii.gz").removesuffix("_0000")
         files[case] = {"images": [str(path)], "label": str(real_data / labels / f"{case}.nii.gz")}
     number = 11 if modality == "CT" else 12
     names = ("background", "one", "two", "three", "four")[: 5 if modality == "CT" else 3]
     content = {"channel_names": {"0": modality}, "labels": {name: value for value, name in enumerate(names)}}
-    more = {"numTraining": 3, "file_ending": ".nii.gz", "dataset": files}
+    more = {"numTraining": 2, "file_ending": ".nii.gz", "dataset": files}
     write_json(raw / f"Dataset{number:03d}_{modality}" / "dataset.json", content | more)
     return f"Dataset{number:03d}_{modality}"
 
@@ -61,7 +61,7 @@ def finetune(dataset: str, modality: str, weights: Path, folder: Path) -> str:
     move_plans_between_datasets(900, number, f"{PLANS}_{modality}", moved)
     assert preprocess_cases(dataset, moved, CONFIGURATION, 1).failed == {}
     cases = PreprocessedDataset(dataset, moved, CONFIGURATION).cases()
-    write_json(preprocessed / "splits_final.json", [{"train": cases[:2], "val": cases[2:]}])
+    write_json(preprocessed / "splits_final.json", [{"train": cases[:1], "val": cases[1:]}])
     trainer = "FineTuneTrainer_1epoch_2iterations_seed1_noTTA"
     run_training(dataset, CONFIGURATION, 0, trainer, moved, str(weights), device=torch.device("cpu"))
     output = folder / "results" / dataset / f"{trainer}__{moved}__{CONFIGURATION}" / "fold_0"
@@ -84,7 +84,7 @@ def test_ct_and_mr_of_three_bodies_pretrain_together_and_both_are_fine_tuned(tmp
     run_training("900", CONFIGURATION, "all", ALICE, PLANS, device=torch.device("cpu"))
     final = tmp_path / "results" / pool.name / f"{ALICE}__{PLANS}__{CONFIGURATION}" / "fold_all/checkpoint_final.pth"
     described = describe_checkpoint(final)
-    assert described["modalities"] == "3 CT, 3 T1, 3 T1small"
+    assert described["modalities"] == "2 CT, 2 T1, 2 T1small"
     assert described["normalisation"].startswith("CT by CTNormalization, T1 by ZScoreNormalization")
     for modality in ("CT", "T1small"):
         dataset = write_target(real_data, tmp_path / "raw", modality)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nnunetv2.run.run_training import find_free_network_port
-from support.gloo_ranks import needs_distributed
+from nnunetv2.run.run_training import find_free_network_port, get_trainer_from_args
+from support.gloo_ranks import needs_distributed, on_ranks
 from support.labelled_runs import DATASET as LABELLED
 from support.labelled_runs import PLANS as LABELLED_PLANS
 from support.labelled_runs import make_finetuner, write_labelled, write_splits
@@ -28,6 +28,7 @@ from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
+from nnunet_alice.training.devices import place
 
 pytestmark = [needs_distributed, pytest.mark.slow]
 
@@ -37,7 +38,6 @@ import time
 from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import distributed as dist
 
 from nnunet_alice.trainers.alice import AliceTrainer
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
@@ -47,11 +47,11 @@ LENGTH = {"run.epochs": 2, "run.iterations": 2}
 
 
 class Killed:
-    """The second rank ends its own process in the second epoch, unless that has happened before."""
+    """The last rank ends its own process in the second epoch, unless that has happened before."""
 
     def on_train_epoch_start(self):
-        marker = Path(os.environ["MARKER"])
-        if dist.get_rank() == 1 and self.current_epoch == 1 and not marker.exists():
+        marker, last = Path(os.environ["MARKER"]), int(os.environ["RANK"]) + 1 == int(os.environ["WORLD_SIZE"])
+        if last and self.current_epoch == 1 and not marker.exists():
             while not Path(self.output_folder, "checkpoint_latest.pth").exists():  # the first rank writes it
                 time.sleep(0.1)
             marker.touch()
@@ -92,7 +92,18 @@ ALICE = ["900", "3d_fullres", "all", "-tr", "AliceTrainer_killed", "-p", PLANS]
 
 def start(folder: Path, marker: Path, arguments: list[str], *torchrun: str) -> subprocess.Popen:
     """A torchrun in the folders of ``folder``; its results go to a folder named as the marker."""
-    environment = os.environ | {
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun, "-m", "nnunet_alice.train"]
+    log = (folder / f"{marker.name}.log").open("a")
+    return subprocess.Popen(
+        [*command, *arguments, "-device", "cpu"],
+        env=os.environ | environment(folder, marker),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def environment(folder: Path, marker: Path) -> dict[str, str]:
+    return {
         "nnUNet_results": str(results(folder, marker)),
         "nnUNet_extTrainer": str(folder / "trainers"),
         "nnUNet_n_proc_DA": "0",
@@ -100,11 +111,6 @@ def start(folder: Path, marker: Path, arguments: list[str], *torchrun: str) -> s
         "LOGLEVEL": "INFO",  # torchrun then says why it starts processes again
         "MARKER": str(marker),
     }
-    command = [sys.executable, "-m", "torch.distributed.run", *torchrun, "-m", "nnunet_alice.train"]
-    log = (folder / f"{marker.name}.log").open("a")
-    return subprocess.Popen(
-        [*command, *arguments, "-device", "cpu"], env=environment, stdout=log, stderr=subprocess.STDOUT
-    )
 
 
 def results(folder: Path, marker: Path) -> Path:
@@ -140,6 +146,17 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
+def uninterrupted(rank: int, folder: Path) -> str:
+    """The pretraining by two ranks of this test, without torchrun and without a kill; the run's folder."""
+    os.environ |= environment(folder, folder / "whole") | {"RANK": str(rank), "WORLD_SIZE": "2"}
+    dataset, configuration, fold, _, trainer, _, plans = ALICE
+    device = torch.device("cpu")
+    made = get_trainer_from_args(dataset, configuration, fold, trainer, plans, device)
+    place(made, device)
+    made.run_training()
+    return made.output_folder
+
+
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_happened(folders):
     write_run(folders / "preprocessed", phantom_images(3), batch_size=2)
     prepare_atlas(PreprocessedDataset.find(DATASET, PLANS, "3d_fullres"), 1)
@@ -149,8 +166,9 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_ha
     endpoint = f"--rdzv-endpoint=localhost:{find_free_network_port()}"
     both = [start(folders, killed, ALICE, *machines, endpoint) for _ in range(2)]
     weights, rows = outcome(finished(folders, killed, *both))
-    alone = start(folders, whole, ALICE, "--standalone", "--nproc-per-node=2")
-    expected, expected_rows = outcome(finished(folders, whole, alone))
+    (folders / "ranks").mkdir()
+    run = on_ranks(uninterrupted, folders / "ranks", folders)[0]
+    expected, expected_rows = outcome(Path(run))
     assert killed.exists()
     assert rows == expected_rows and len(rows) == 2
     assert same_content(weights, expected)
@@ -162,14 +180,14 @@ def test_stock_training_and_fine_tuning_go_on_after_a_killed_process_and_validat
     pretrained = make_finetuner(FineTuneTrainer, dataset)
     pretrained.initialize()
     save_checkpoint({"network_weights": pretrained.network.state_dict()}, folders / "weights.pth")
-    given = {
-        "nnUNetTrainer_killed": [],
-        "FineTuneTrainer_killed": ["-pretrained_weights", str(folders / "weights.pth")],
+    given = {  # processes and weights
+        "nnUNetTrainer_killed": (1, []),
+        "FineTuneTrainer_killed": (2, ["-pretrained_weights", str(folders / "weights.pth")]),
     }
     started = {}
-    for trainer, weights in given.items():
+    for trainer, (processes, weights) in given.items():
         arguments = [LABELLED, "3d_fullres", "0", "-tr", trainer, "-p", LABELLED_PLANS, *weights]
-        machine = ("--standalone", "--nproc-per-node=2", "--max-restarts=1")
+        machine = ("--standalone", f"--nproc-per-node={processes}", "--max-restarts=1")
         started[trainer] = start(folders, folders / trainer, arguments, *machine)
     for trainer, torchrun in started.items():
         run = finished(folders, folders / trainer, torchrun)

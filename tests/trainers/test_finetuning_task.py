@@ -59,10 +59,10 @@ def test_classes_weigh_by_the_rarity_of_the_training_cases(dataset):
 
 
 def test_regions_cannot_be_weighted(dataset, monkeypatch):
-    trainer = start(make_finetuner(short(endings="_weightedClasses_seed1"), dataset))
+    trainer = make_finetuner(short(endings="_weightedClasses_seed1"), dataset)
     monkeypatch.setattr(type(trainer.label_manager), "has_regions", True)
     with refused(InputError, option="_weightedClasses"):
-        trainer._weigh_classes()
+        trainer.initialize()
 
 
 def test_a_run_of_weighted_classes_is_recorded_and_continued(dataset):
