@@ -1,4 +1,4 @@
-"""How old may DrasCLR's negatives be? Trains on made-up subjects with four orders and queues, and compares.
+"""How old may DrasCLR's negatives be, and what of the reference's details matters? Trains on made-up subjects.
 
     python benchmarks/drasclr_negatives.py -o TABLE.csv [--seeds 0 1 2]
 
@@ -8,19 +8,27 @@
 - ``kept, one batch a landmark``: every batch goes to another landmark, whose queue holds the keys of its last visits;
 - ``kept, whole visits``: the reference's loop, which stays until all subjects were shown, with a queue a landmark;
 - ``whole visits``: the same order, keys of this visit alone count (what DrasCLRTrainer does);
-- ``the batch alone``: every batch goes to another landmark, only its own keys are negatives.
+- ``the batch alone``: every batch goes to another landmark, only its own keys are negatives;
+- ``whole visits, the reference's gamma``: (0.5, 4.5), which changes the mean and deviation of a crop;
+- ``whole visits, the reference's experts``: they start an eighth as large.
 
 For each: mean age of the negatives, the local loss in each eighth of the run, and retrieval. That is how often the
-second view of a subject is found among all 64 at a landmark, by the final encoders' keys (chance: 0.016). Rows are
-added to the table one by one; run again, it does only what is missing.
+second view of a subject is found among all 64 at a landmark, by the final encoders' keys (chance: 0.016), under the
+same augmentation for all forms. Rows are added to the table one by one; run again, it does only what is missing.
 """
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
 from scipy import ndimage
 from torch import nn
@@ -28,7 +36,7 @@ from tqdm import tqdm
 
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
-from nnunet_alice.methods.drasclr.conditional import LocationGroups
+from nnunet_alice.methods.drasclr.conditional import ConditionalConv3d, LocationGroups
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
@@ -38,12 +46,31 @@ from nnunet_alice.views.landmark_crops import LandmarkCrops, noise_and_gamma
 SHAPE, CROP, UNIT_MM = (36, 48, 60), (16, 16, 16), (1.0, 1.0, 1.0)
 GRID = np.stack(np.meshgrid([11, 24], [11, 23, 36], [11, 23, 36, 48], indexing="ij"), axis=-1).reshape(-1, 3)
 SUBJECTS, BATCH, STEPS, RATE = 64, 8, 1536, 0.03
-#: name -> (slots of the queue, batches of a visit at most)
+
+
+class Form(NamedTuple):
+    """What is tried.
+
+    Attributes:
+        slots: of the queue.
+        max_stay: batches of a visit at most.
+        gamma: intensities are changed as the reference does it.
+        shrink: divisor of the experts' first weights.
+    """
+
+    slots: int = SUBJECTS
+    max_stay: int | None = None
+    gamma: bool = False
+    shrink: float = 1.0
+
+
 FORMS = {
-    "kept, one batch a landmark": (len(GRID) * SUBJECTS, 1),
-    "kept, whole visits": (len(GRID) * SUBJECTS, None),
-    "whole visits": (SUBJECTS, None),
-    "the batch alone": (1, 1),
+    "kept, one batch a landmark": Form(len(GRID) * SUBJECTS, 1),
+    "kept, whole visits": Form(len(GRID) * SUBJECTS),
+    "whole visits": Form(),
+    "the batch alone": Form(1, 1),
+    "whole visits, the reference's gamma": Form(gamma=True),
+    "whole visits, the reference's experts": Form(shrink=8.0),
 }
 
 
@@ -60,7 +87,7 @@ def main() -> None:
         for form in args.forms:
             if args.o.is_file() and (pd.read_csv(args.o)[["form", "seed"]] == [form, seed]).all(axis=1).any():
                 continue
-            row = pd.DataFrame([{"form": form, "seed": seed} | train(images, *FORMS[form], seed, args.steps)])
+            row = pd.DataFrame([{"form": form, "seed": seed} | train(images, FORMS[form], seed, args.steps)])
             row.to_csv(args.o, mode="a", header=not args.o.is_file(), index=False)
             print(row.to_string(index=False), flush=True)
 
@@ -82,15 +109,20 @@ def make_image(number: int) -> np.ndarray:
     return (anatomy + structure + texture + density + 0.15 * rng.normal(size=SHAPE))[None].astype(np.float32)
 
 
-def train(images: dict[str, np.ndarray], slots: int, max_stay: int | None, seed: int, steps: int) -> dict:
+def train(images: dict[str, np.ndarray], form: Form, seed: int, steps: int) -> dict:
     """Train once, and return figures of the run."""
     torch.manual_seed(seed)
     norm = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
     plain = PlainConvEncoder(1, 3, (8, 16, 32), nn.Conv3d, 3, (2, 2, 1), (1, 1, 1), True, **norm, return_skips=True)
     encoder = to_conditional(plain, 8, location_gain=1, generator=torch.Generator().manual_seed(seed))
-    model = DrasCLRModel(PatchEmbedder(encoder, 32, dim=64), KeyQueue(slots, 64))
+    with torch.no_grad():
+        for layer in encoder.modules():
+            if isinstance(layer, ConditionalConv3d):
+                layer.experts /= form.shrink
+    model = DrasCLRModel(PatchEmbedder(encoder, 32, dim=64), KeyQueue(form.slots, 64))
     optimizer = torch.optim.SGD(model.query.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
-    crops = make_crops(images, BATCH, seed, max_stay)
+    transform = reference_intensities() if form.gamma else noise_and_gamma()
+    crops = make_crops(images, BATCH, seed, form.max_stay, transform)
     losses, ages = [], []
     for step in tqdm(range(steps), disable=None):
         batch = crops(step, np.random.default_rng([seed, 0, step]))
@@ -116,13 +148,24 @@ def train(images: dict[str, np.ndarray], slots: int, max_stay: int | None, seed:
     }
 
 
-def make_crops(images: dict[str, np.ndarray], batch_size: int, seed: int, max_stay: int | None) -> LandmarkCrops:
+def reference_intensities(probability: float = 0.25) -> BasicTransform:
+    """Return the reference's noise and gamma, which restores nothing."""
+    gamma = GammaTransform(
+        gamma=(0.5, 4.5), p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0
+    )
+    noise = GaussianNoiseTransform(noise_variance=(0, 0.1))
+    return ComposeTransforms([RandomTransform(one, apply_probability=probability) for one in (noise, gamma)])
+
+
+def make_crops(
+    images: dict[str, np.ndarray], batch_size: int, seed: int, max_stay: int | None, transform: BasicTransform
+) -> LandmarkCrops:
     landmarks = Landmarks(GRID.astype(float), SHAPE, UNIT_MM, CROP[0], 12.0)
     count = len(images)
     places = LandmarkPlaces(landmarks, list(images), [np.eye(4)] * count, [SHAPE] * count, UNIT_MM)
     return LandmarkCrops(
         places, list(images), images.__getitem__, CROP, UNIT_MM, batch_size,
-        seed=seed, max_stay=max_stay, transform=noise_and_gamma(),
+        seed=seed, max_stay=max_stay, transform=transform,
     )  # fmt: skip
 
 
@@ -130,7 +173,7 @@ def make_crops(images: dict[str, np.ndarray], batch_size: int, seed: int, max_st
 def retrieval(model: DrasCLRModel, images: dict[str, np.ndarray], seed: int) -> float:
     """Return the share of first views whose own second view is nearest among all subjects, over all landmarks."""
     model.eval()
-    everybody, hits = make_crops(images, SUBJECTS, seed, 1), []
+    everybody, hits = make_crops(images, SUBJECTS, seed, 1, noise_and_gamma()), []
     for number in range(len(GRID)):
         batch = everybody(number, np.random.default_rng([seed, 1, number]))
         views = batch.views.unflatten(0, (-1, SUBJECTS))
