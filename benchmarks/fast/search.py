@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     objective, classes = ARMS[args.arm], len(SETS[args.set].labels) + 1
     before = Length(args.steps, size=size)
     steps = args.finetuning_steps * (2 if args.arm == TWICE else 1)
+    arm = args.arm + "_encoder" * args.encoder_only
     for fold in args.folds:
         inside, outside = folds(len(cases))[fold]
         training, test = [cases[i] for i in inside], [cases[i] for i in outside]
@@ -68,13 +69,15 @@ def run(args: argparse.Namespace) -> None:
                     args.weights and args.weights / name,
                     functools.partial(pretrain, training, atlas, objective, before, seed),
                 )
+            if weights is not None and args.encoder_only:
+                weights = {name: value for name, value in weights.items() if "encoder." in name}
             dice = functools.partial(finetuned_dice, weights, classes, Length(steps, size=size, views=2), seed)
             for labels in args.labels:
                 rate, tried = tuned_rate(dice, args.rates, training, labels, fold)
                 for draw in range(1 if labels >= len(training) else args.draws):
                     drawn = np.random.default_rng([11, fold, draw]).permutation(len(training))[:labels]
                     row = {
-                        "set": args.set, "arm": args.arm, "fold": fold, "seed": seed, "labels": labels, "draw": draw,
+                        "set": args.set, "arm": arm, "fold": fold, "seed": seed, "labels": labels, "draw": draw,
                         "dice": round(dice([training[i] for i in drawn], test, rate, draw), 4), "rate": rate,
                         "steps": 0 if objective is None else args.steps, "finetuning_steps": steps,
                         "pretraining_seconds": round(seconds),
@@ -168,6 +171,7 @@ def main() -> None:
     running.add_argument("arm", choices=ARMS)
     for command in (preparing, running):
         command.add_argument("--prepared", type=Path, required=True, help="folder of the prepared sets")
+    running.add_argument("--encoder_only", action="store_true", help="carry only the encoder on; the decoder is fresh")
     running.add_argument("--weights", type=Path, help="folder that keeps pretrained weights, for other labels later")
     running.add_argument("--log", type=Path, required=True, help="CSV of all trials")
     running.add_argument("--steps", type=int, default=1000, help="of the pretraining [1000]")
