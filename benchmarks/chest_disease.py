@@ -11,7 +11,8 @@ of emphysema from features of single patches. Three seeds of pretraining; interv
 
 Beside DrasCLR, its ablations and masked image modelling stand untrained encoders and histograms of intensities. Every
 prediction is added to DIR/predictions_seed*.csv as soon as it is made, and running it again does only what is missing.
-``--arms`` chooses; ``python benchmarks/drasclr_ablations.py`` is the same for the paper's ablations.
+``--versions`` and ``--own_subjects`` need a folder of their own. ``--arms`` chooses;
+``python benchmarks/drasclr_ablations.py`` is the same for the paper's ablations.
 """
 
 import argparse
@@ -81,6 +82,9 @@ def main(arms: Sequence[str] = ARMS, description: str | None = __doc__) -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2))
     parser.add_argument("--all", action="store_true", help="also pretrain on all patients, those to be predicted too")
     parser.add_argument("--versions", type=int, default=2, help="scans made of each CT (default: %(default)s)")
+    parser.add_argument(
+        "--own_subjects", action="store_true", help="scans made of one CT are contrasted, too: they differ in disease"
+    )
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--prepare", action="store_true", help="stop when all scans are registered")
     parser.add_argument("--iterations", type=int, default=75, help="an epoch")
@@ -111,7 +115,8 @@ def prepare(args: argparse.Namespace) -> PreprocessedDataset:
         command("plan", "-d", str(DATASET), "-pl", "AlicePlannerSmall", "--window", "lungs", "-np", "1")
     if not (args.o / "registered").is_file():
         command(
-            "anatomy", "-d", str(DATASET), "-p", PLANS, "-np", "1", "--subjects", r"(chest_\d+)_", "--roi", "lungs",
+            "anatomy", "-d", str(DATASET), "-p", PLANS, "-np", "1", "--roi", "lungs",
+            "--subjects", r"(chest_\d+_.)" if args.own_subjects else r"(chest_\d+)_",
             "--register_by", "lungs", "--landmark_patch_mm", "32", "--landmark_step_mm", "32",
         )  # fmt: skip
         (args.o / "registered").touch()
