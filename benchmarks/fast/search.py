@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     objective, classes = ARMS[args.arm], len(SETS[args.set].labels) + 1
     before = Length(args.steps, size=size)
     steps = args.finetuning_steps * (2 if args.arm == TWICE else 1)
-    arm = args.arm + "_encoder" * args.encoder_only
+    after = Length(steps, size=size, views=2, mirrored=args.mirrored)
+    arm = args.arm + "_encoder" * args.encoder_only + "_mirrored" * args.mirrored
     for fold in args.folds:
         inside, outside = folds(len(cases))[fold]
         training, test = [cases[i] for i in inside], [cases[i] for i in outside]
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
                 )
             if weights is not None and args.encoder_only:
                 weights = {name: value for name, value in weights.items() if "encoder." in name}
-            dice = functools.partial(finetuned_dice, weights, classes, Length(steps, size=size, views=2), seed)
+            dice = functools.partial(finetuned_dice, weights, classes, after, seed)
             for labels in args.labels:
                 rate, tried = tuned_rate(dice, args.rates, training, labels, fold)
                 for draw in range(1 if labels >= len(training) else args.draws):
@@ -172,6 +173,7 @@ def main() -> None:
     for command in (preparing, running):
         command.add_argument("--prepared", type=Path, required=True, help="folder of the prepared sets")
     running.add_argument("--encoder_only", action="store_true", help="carry only the encoder on; the decoder is fresh")
+    running.add_argument("--mirrored", action="store_true", help="mirror the labelled crops as nnU-Net does")
     running.add_argument("--weights", type=Path, help="folder that keeps pretrained weights, for other labels later")
     running.add_argument("--log", type=Path, required=True, help="CSV of all trials")
     running.add_argument("--steps", type=int, default=1000, help="of the pretraining [1000]")

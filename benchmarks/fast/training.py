@@ -58,12 +58,14 @@ class Length:
         rate: highest learning rate.
         size: (3,) voxels of a crop.
         views: crops a step.
+        mirrored: half of all crops are mirrored along each axis, as in nnU-Net; on labels alone.
     """
 
     steps: int
     rate: float = 3e-3
     size: tuple[int, int, int] = (40, 40, 40)
     views: int = 4
+    mirrored: bool = False
 
 
 def network(outputs: int) -> nn.Module:
@@ -171,7 +173,10 @@ def finetune(
                 centre = voxels[rng.integers(len(voxels))] + rng.uniform(-8, 8, 3)
             else:
                 centre = case.geometry.body_points(1, rng)[0]
-            points = points_of(centre, random_map(rng, 0.3), length.size)
+            matrix = random_map(rng, 0.3)
+            if length.mirrored:
+                matrix = matrix * rng.choice([-1.0, 1.0], 3)
+            points = points_of(centre, matrix, length.size)
             views.append(random_intensities(sample(case.image, points), rng))
             labels.append(sample(case.label, points, "nearest", "zeros")[0].long())
         with _autocast():
