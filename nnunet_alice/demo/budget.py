@@ -59,7 +59,7 @@ def own_budget(epochs: int, finetuning_epochs: int, seed: int, device: str, embe
         device: for nnU-Net.
         embedding: see :class:`Budget`.
     """
-    ending = f"{finetuning_epochs}epochs_AdamW_lr3e-3_noTTA_seed{seed}"
+    ending = f"{finetuning_epochs}epochs_AdamW_lr3e-3_noMirroring_seed{seed}"
     # small networks learn at a higher rate
     rate = "_lr3e-3" if device == "cpu" else ""
     return Budget(
