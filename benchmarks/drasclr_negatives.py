@@ -118,7 +118,7 @@ def train(images: dict[str, np.ndarray], form: Form, seed: int, steps: int) -> d
     with torch.no_grad():
         for layer in encoder.modules():
             if isinstance(layer, ConditionalConv3d):
-                layer.experts /= form.shrink
+                layer.experts.div_(form.shrink)
     model = DrasCLRModel(PatchEmbedder(encoder, 32, dim=64), KeyQueue(form.slots, 64))
     optimizer = torch.optim.SGD(model.query.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
     transform = reference_intensities() if form.gamma else noise_and_gamma()

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> None:
         inside, outside = folds(len(cases))[fold]
         training, test = [cases[i] for i in inside], [cases[i] for i in outside]
         for seed in args.seeds:
-            weights, losses, seconds = None, {}, 0.0
+            weights: Mapping[str, Tensor] | None = None
+            losses: dict[str, float] = {}
+            seconds = 0.0
             if objective is not None:
                 name = f"{args.set}_{args.arm}_{args.steps}steps_fold{fold}_seed{seed}.pt"
                 weights, losses, seconds = pretrained(
