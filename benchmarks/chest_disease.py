@@ -53,6 +53,8 @@ AIR_HU, TISSUE_HU, FEWEST_VALUES = -1000.0, 40.0, 30
 MARGIN_MM = 36.0
 #: patches of a case with and without emphysema
 PATCHES = 6
+#: of a pretraining; arms of a different length say so
+STEPS = 300
 _BINS = np.linspace(-1, 1, 41)
 HISTOGRAM, UNTRAINED, CONDITIONAL = "histogram", "untrained", "untrained, conditional"
 DRASCLR = "DrasCLRTrainer"
@@ -89,6 +91,9 @@ def main(arms: Sequence[str] = ARMS, description: str | None = __doc__) -> None:
     parser.add_argument("--prepare", action="store_true", help="stop when all scans are registered")
     parser.add_argument("--iterations", type=int, default=75, help="an epoch")
     parser.add_argument("--learning_rate", default="3e-2", help="of DrasCLR, peak (default: %(default)s)")
+    parser.add_argument(
+        "--reference", default=DRASCLR, help="arm that is compared with all others (default: %(default)s)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     set_folders(args.o)
@@ -102,7 +107,7 @@ def main(arms: Sequence[str] = ARMS, description: str | None = __doc__) -> None:
         for arm in args.arms:
             for fold in (*range(FOLDS), *(["all"] if args.all and "Trainer" in arm else [])):
                 probes.run(arm, seed, fold, args)
-        write_report(args.o, DRASCLR)
+        write_report(args.o, args.reference)
 
 
 def prepare(args: argparse.Namespace) -> PreprocessedDataset:
@@ -247,7 +252,9 @@ class Probes:
 
     def run(self, arm: str, seed: int, fold: int | str, args: argparse.Namespace) -> None:
         """Fit and predict one arm, seed and fold (``all``: all folds, of one pretraining on all patients)."""
-        key = (arm if fold != "all" else f"{arm}, all patients", seed)
+        steps = args.epochs * args.iterations
+        longer = f", {steps:,} steps" if "Trainer" in arm and steps != STEPS else ""
+        key = (arm + longer + (", all patients" if fold == "all" else ""), seed)
         folds = range(FOLDS) if fold == "all" else [int(fold)]
         file = self.folder / f"predictions_seed{seed}.csv"  # several processes may share the seeds
         if file.is_file():
