@@ -13,8 +13,8 @@
 - ``whole visits, the reference's experts``: they start an eighth as large.
 
 For each: mean age of the negatives, the local loss in each eighth of the run, and retrieval. That is how often the
-second view of a subject is found among all 64 at a landmark, by the final encoders' keys (chance: 0.016), under the
-same augmentation for all forms. Rows are added to the table one by one; run again, it does only what is missing.
+second view of a subject is found among all 64 at a landmark, by the final encoders' keys (chance: 0.016). All forms
+are asked under the same augmentation. Rows are added to the table one by one; run again, it does only what is missing.
 """
 
 import argparse

@@ -28,7 +28,7 @@ from pathlib import Path
 
 SIZES = {  # patch, features, convolutions a stage, voxel size of the phantoms in mm
     "full": ((128, 128, 128), (32, 64, 128, 256, 320, 320), 2, 3.0),
-    "tiny": ((24, 24, 24), (4, 6, 8, 10), 1, 10.0),
+    "tiny": ((32, 32, 32), (4, 6, 8, 10), 1, 10.0),
 }
 PLAIN, LOCATED = "Dataset900_Check", "Dataset901_CheckLocated"
 PLANS, CONFIGURATION = "nnUNetPlans", "3d_fullres"

@@ -19,7 +19,7 @@ from nnunet_alice.planning.preprocessing import preprocess_cases
 
 PLANS, CONFIGURATION = "AliceSmallPlans", "3d_fullres"
 ALICE = "AliceTrainer_1epoch_4iterations_seed1"
-#: modality -> images, of which two go into the pool, and the labels of those that have some
+#: modality -> images, of which three go into the pool, and the labels of those that have some
 SETS = {
     "CT": ("Dataset061_ChestCT/imagesTr", "*_0000.nii.gz", "Dataset061_ChestCT/labelsTr"),
     "T1": ("Dataset062_BrainT1/images", "*.nii.gz", None),
@@ -28,10 +28,10 @@ SETS = {
 
 
 def link_pool(real_data: Path, folder: Path) -> None:
-    """Two scans of each set, each set in a folder of its own."""
+    """Three scans of each set, each set in a folder of its own."""
     for modality, (images, pattern, _) in SETS.items():
         (folder / modality).mkdir(parents=True)
-        for path in sorted((real_data / images).glob(pattern))[:2]:
+        for path in sorted((real_data / images).glob(pattern))[:3]:
             shutil.copy(path, folder / modality / path.name)
 
 
@@ -84,7 +84,7 @@ def test_ct_and_mr_of_three_bodies_pretrain_together_and_both_are_fine_tuned(tmp
     run_training("900", CONFIGURATION, "all", ALICE, PLANS, device=torch.device("cpu"))
     final = tmp_path / "results" / pool.name / f"{ALICE}__{PLANS}__{CONFIGURATION}" / "fold_all/checkpoint_final.pth"
     described = describe_checkpoint(final)
-    assert described["modalities"] == "2 CT, 2 T1, 2 T1small"
+    assert described["modalities"] == "3 CT, 3 T1, 3 T1small"
     assert described["normalisation"].startswith("CT by CTNormalization, T1 by ZScoreNormalization")
     for modality in ("CT", "T1small"):
         dataset = write_target(real_data, tmp_path / "raw", modality)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nnunetv2.run.run_training import find_free_network_port, get_trainer_from_args
-from support.gloo_ranks import needs_distributed, on_ranks
+from nnunetv2.run.run_training import find_free_network_port
+from support.gloo_ranks import needs_distributed
 from support.labelled_runs import DATASET as LABELLED
 from support.labelled_runs import PLANS as LABELLED_PLANS
 from support.labelled_runs import make_finetuner, write_labelled, write_splits
@@ -28,7 +28,6 @@ from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.trainers.finetuning import FineTuneTrainer
-from nnunet_alice.training.devices import place
 
 pytestmark = [needs_distributed, pytest.mark.slow]
 
@@ -92,18 +91,7 @@ ALICE = ["900", "3d_fullres", "all", "-tr", "AliceTrainer_killed", "-p", PLANS]
 
 def start(folder: Path, marker: Path, arguments: list[str], *torchrun: str) -> subprocess.Popen:
     """A torchrun in the folders of ``folder``; its results go to a folder named as the marker."""
-    command = [sys.executable, "-m", "torch.distributed.run", *torchrun, "-m", "nnunet_alice.train"]
-    log = (folder / f"{marker.name}.log").open("a")
-    return subprocess.Popen(
-        [*command, *arguments, "-device", "cpu"],
-        env=os.environ | environment(folder, marker),
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def environment(folder: Path, marker: Path) -> dict[str, str]:
-    return {
+    environment = os.environ | {
         "nnUNet_results": str(results(folder, marker)),
         "nnUNet_extTrainer": str(folder / "trainers"),
         "nnUNet_n_proc_DA": "0",
@@ -111,6 +99,11 @@ def environment(folder: Path, marker: Path) -> dict[str, str]:
         "LOGLEVEL": "INFO",  # torchrun then says why it starts processes again
         "MARKER": str(marker),
     }
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun, "-m", "nnunet_alice.train"]
+    log = (folder / f"{marker.name}.log").open("a")
+    return subprocess.Popen(
+        [*command, *arguments, "-device", "cpu"], env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
 
 
 def results(folder: Path, marker: Path) -> Path:
@@ -146,17 +139,6 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
-def uninterrupted(rank: int, folder: Path) -> str:
-    """The pretraining by two ranks of this test, without torchrun and without a kill; the run's folder."""
-    os.environ |= environment(folder, folder / "whole") | {"RANK": str(rank), "WORLD_SIZE": "2"}
-    dataset, configuration, fold, _, trainer, _, plans = ALICE
-    device = torch.device("cpu")
-    made = get_trainer_from_args(dataset, configuration, fold, trainer, plans, device)
-    place(made, device)
-    made.run_training()
-    return made.output_folder
-
-
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_happened(folders):
     write_run(folders / "preprocessed", phantom_images(3), batch_size=2)
     prepare_atlas(PreprocessedDataset.find(DATASET, PLANS, "3d_fullres"), 1)
@@ -166,9 +148,8 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_ha
     endpoint = f"--rdzv-endpoint=localhost:{find_free_network_port()}"
     both = [start(folders, killed, ALICE, *machines, endpoint) for _ in range(2)]
     weights, rows = outcome(finished(folders, killed, *both))
-    (folders / "ranks").mkdir()
-    run = on_ranks(uninterrupted, folders / "ranks", folders)[0]
-    expected, expected_rows = outcome(Path(run))
+    alone = start(folders, whole, ALICE, "--standalone", "--nproc-per-node=2")
+    expected, expected_rows = outcome(finished(folders, whole, alone))
     assert killed.exists()
     assert rows == expected_rows and len(rows) == 2
     assert same_content(weights, expected)
