@@ -36,17 +36,17 @@ def link_pool(real_data: Path, folder: Path) -> None:
 
 
 def write_target(real_data: Path, raw: Path, modality: str) -> str:
-    """A labelled raw dataset of two scans of a set; its full name."""
+    """A labelled raw dataset of three scans of a set; its full name."""
     images, pattern, labels = SETS[modality]
     assert labels is not None, "only labelled sets are targets"
     files = {}
-    for path in sorted((real_data / images).glob(pattern))[:2]:
+    for path in sorted((real_data / images).glob(pattern))[:3]:
         case = path.name.removesuffix(".nii.gz").removesuffix("_0000")
         files[case] = {"images": [str(path)], "label": str(real_data / labels / f"{case}.nii.gz")}
     number = 11 if modality == "CT" else 12
     names = ("background", "one", "two", "three", "four")[: 5 if modality == "CT" else 3]
     content = {"channel_names": {"0": modality}, "labels": {name: value for value, name in enumerate(names)}}
-    more = {"numTraining": 2, "file_ending": ".nii.gz", "dataset": files}
+    more = {"numTraining": 3, "file_ending": ".nii.gz", "dataset": files}
     write_json(raw / f"Dataset{number:03d}_{modality}" / "dataset.json", content | more)
     return f"Dataset{number:03d}_{modality}"
 
@@ -61,7 +61,7 @@ def finetune(dataset: str, modality: str, weights: Path, folder: Path) -> str:
     move_plans_between_datasets(900, number, f"{PLANS}_{modality}", moved)
     assert preprocess_cases(dataset, moved, CONFIGURATION, 1).failed == {}
     cases = PreprocessedDataset(dataset, moved, CONFIGURATION).cases()
-    write_json(preprocessed / "splits_final.json", [{"train": cases[:1], "val": cases[1:]}])
+    write_json(preprocessed / "splits_final.json", [{"train": cases[:2], "val": cases[2:]}])
     trainer = "FineTuneTrainer_1epoch_2iterations_seed1_noTTA"
     run_training(dataset, CONFIGURATION, 0, trainer, moved, str(weights), device=torch.device("cpu"))
     output = folder / "results" / dataset / f"{trainer}__{moved}__{CONFIGURATION}" / "fold_0"
