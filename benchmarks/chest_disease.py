@@ -54,7 +54,7 @@ MARGIN_MM = 36.0
 #: patches of a case with and without emphysema
 PATCHES = 6
 #: of a pretraining; arms of a different length say so
-STEPS = 300
+EPOCHS, ITERATIONS = 4, 75
 _BINS = np.linspace(-1, 1, 41)
 HISTOGRAM, UNTRAINED, CONDITIONAL = "histogram", "untrained", "untrained, conditional"
 DRASCLR = "DrasCLRTrainer"
@@ -87,9 +87,9 @@ def main(arms: Sequence[str] = ARMS, description: str | None = __doc__) -> None:
     parser.add_argument(
         "--own_subjects", action="store_true", help="scans made of one CT are contrasted, too: they differ in disease"
     )
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--prepare", action="store_true", help="stop when all scans are registered")
-    parser.add_argument("--iterations", type=int, default=75, help="an epoch")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="an epoch")
     parser.add_argument("--learning_rate", default="3e-2", help="of DrasCLR, peak (default: %(default)s)")
     parser.add_argument(
         "--reference", default=DRASCLR, help="arm that is compared with all others (default: %(default)s)"
@@ -253,7 +253,7 @@ class Probes:
     def run(self, arm: str, seed: int, fold: int | str, args: argparse.Namespace) -> None:
         """Fit and predict one arm, seed and fold (``all``: all folds, of one pretraining on all patients)."""
         steps = args.epochs * args.iterations
-        longer = f", {steps:,} steps" if "Trainer" in arm and steps != STEPS else ""
+        longer = f", {steps:,} steps" if "Trainer" in arm and steps != EPOCHS * ITERATIONS else ""
         key = (arm + longer + (", all patients" if fold == "all" else ""), seed)
         folds = range(FOLDS) if fold == "all" else [int(fold)]
         file = self.folder / f"predictions_seed{seed}.csv"  # several processes may share the seeds

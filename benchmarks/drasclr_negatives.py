@@ -25,10 +25,6 @@ import numpy as np
 import pandas as pd
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
-from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
 from scipy import ndimage
 from torch import nn
@@ -121,7 +117,7 @@ def train(images: dict[str, np.ndarray], form: Form, seed: int, steps: int) -> d
                 layer.experts.div_(form.shrink)
     model = DrasCLRModel(PatchEmbedder(encoder, 32, dim=64), KeyQueue(form.slots, 64))
     optimizer = torch.optim.SGD(model.query.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
-    transform = reference_intensities() if form.gamma else noise_and_gamma()
+    transform = noise_and_gamma(gamma=(0.5, 4.5), restored=False) if form.gamma else noise_and_gamma()
     crops = make_crops(images, BATCH, seed, form.max_stay, transform)
     losses, ages = [], []
     for step in tqdm(range(steps), disable=None):
@@ -146,15 +142,6 @@ def train(images: dict[str, np.ndarray], form: Form, seed: int, steps: int) -> d
         "end above lowest": round(eighths[-1] - min(eighths), 2),
         "retrieval": round(retrieval(model, images, seed), 3),
     }
-
-
-def reference_intensities(probability: float = 0.25) -> BasicTransform:
-    """Return the reference's noise and gamma, which restores nothing."""
-    gamma = GammaTransform(
-        gamma=(0.5, 4.5), p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0
-    )
-    noise = GaussianNoiseTransform(noise_variance=(0, 0.1))
-    return ComposeTransforms([RandomTransform(one, apply_probability=probability) for one in (noise, gamma)])
 
 
 def make_crops(

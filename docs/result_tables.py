@@ -77,7 +77,7 @@ def overview(folder: Path, file: str) -> str:
     return "\n".join(lines)
 
 
-def arms(folder: Path, file: str, baseline: str = "scratch", folds: str = "") -> str:
+def arms(folder: Path, file: str, baseline: str = "scratch", folds: str = "", only: str = "") -> str:
     """Return mean Dice of every arm by number of labels, and how it compares with the baseline on the same draws.
 
     Intervals (95 %) are Student's, over the differences of all draws.
@@ -87,8 +87,11 @@ def arms(folder: Path, file: str, baseline: str = "scratch", folds: str = "") ->
         file: log of ``benchmarks/fast/search.py``: a row a run.
         baseline: the arm that the others are compared with.
         folds: to show, with commas; all where empty.
+        only: arms beside the baseline to show, with commas; all where empty.
     """
     table = pd.read_csv(folder / file)
+    if only:
+        table = table[table["arm"].isin([baseline, *only.split(",")])]
     if folds:
         table = table[table["fold"].isin([int(fold) for fold in folds.split(",")])]
     lines = table_head(["labels", "arm", "Dice", "points above", "better in"])

@@ -44,19 +44,26 @@ class AffineRange:
     scale: float = 0.1
 
 
-def noise_and_gamma(probability: float = 0.25) -> BasicTransform:
+def noise_and_gamma(
+    probability: float = 0.25, *, gamma: tuple[float, float] = (0.7, 1.5), restored: bool = True
+) -> BasicTransform:
     """Return Gaussian noise and contrast (gamma), each with ``probability`` (DrasCLR, Section 4.2).
 
     The reference adds up to 50 HU, 4 % of its range of intensities. Ours are nnU-Net's normalised ones (about zero
     mean, unit variance): the noise has a standard deviation of up to 0.1 of theirs.
+
+    Args:
+        probability: of each.
+        gamma: range of the exponent; the reference's is (0.5, 4.5).
+        restored: gamma leaves mean and deviation as they are; the reference restores nothing.
     """
-    gamma = GammaTransform(
-        gamma=(0.7, 1.5), p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=1
+    contrast = GammaTransform(
+        gamma=gamma, p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=int(restored)
     )
     return ComposeTransforms(
         [
             RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1)), apply_probability=probability),
-            RandomTransform(gamma, apply_probability=probability),
+            RandomTransform(contrast, apply_probability=probability),
         ]
     )
 

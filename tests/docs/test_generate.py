@@ -66,9 +66,9 @@ def test_arms_are_compared_on_the_same_draws_of_the_chosen_folds(tmp_path):
     rows = ["set,arm,fold,seed,labels,draw,dice"]
     rows += [f"x,scratch,0,0,1,{draw},{dice}" for draw, dice in enumerate((0.1, 0.3, 0.5))]
     rows += [f"x,mine,0,0,1,{draw},{dice}" for draw, dice in enumerate((0.2, 0.5))]
-    rows += ["x,scratch,1,0,1,0,0.9", "x,mine,1,0,1,0,0.0"]
+    rows += ["x,scratch,1,0,1,0,0.9", "x,mine,1,0,1,0,0.0", "x,other,0,0,1,0,0.7"]
     (tmp_path / "log.csv").write_text("\n".join(rows))
-    *_, scratch, mine = result_tables.arms(tmp_path, "log.csv", folds="0").splitlines()
+    *_, scratch, mine = result_tables.arms(tmp_path, "log.csv", folds="0", only="mine").splitlines()
     assert [cell.strip() for cell in scratch.strip("|").split("|")] == ["1", "scratch", "0.300", "", ""]
     assert [cell.strip() for cell in mine.strip("|").split("|")] == [
         "1",
