@@ -42,7 +42,7 @@ from nnunet_alice.features.images import DatasetImages
 from nnunet_alice.features.patch_labels import read_patch_table
 from nnunet_alice.features.probe import fit_classifier, fit_ridge
 from nnunet_alice.files import atomic_write, write_json
-from nnunet_alice.views.landmark_crops import crop_with_border
+from nnunet_alice.views.border_crops import crop_with_border
 
 DATASET, NAME, PLANS = 961, "PlantedChest", "AliceSmallPlans"
 SPACING_MM, FOLDS = 4.0, 3

@@ -134,7 +134,7 @@ def train(images: dict[str, np.ndarray], form: Form, seed: int, steps: int) -> d
         model.update_key_encoder(min(0.999, 1 - 20 / steps))
         losses.append(float(parts.local))
         ages.append(float(parts.negative_age))
-    eighths = [float(part.mean()) for part in np.array_split(losses, 8)]
+    eighths = [float(part.mean()) for part in np.array_split(losses, min(8, steps))]
     return {
         "steps": steps,
         "age of negatives": round(float(np.mean(ages)), 1),

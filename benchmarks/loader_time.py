@@ -20,15 +20,10 @@ from bytes_a_view import body_points, volume
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from torch.nn import functional
 
+from nnunet_alice.views.affine_crops import AffineRange, apply_affine_to_crops, draw_affine
 from nnunet_alice.views.augmentation import augment
-from nnunet_alice.views.landmark_crops import (
-    AffineRange,
-    apply_affine_to_crops,
-    crop_with_border,
-    crops_with_border,
-    draw_affine,
-    noise_and_gamma,
-)
+from nnunet_alice.views.border_crops import crop_with_border, crops_with_border
+from nnunet_alice.views.landmark_crops import noise_and_gamma
 
 #: distance of landmarks, as they are laid by default
 _STEP_MM = 26.0

@@ -6,12 +6,10 @@ scratch. All exist as ``<Trainer>_<N>epochs``, and with the other endings of
 """
 
 import os
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -35,7 +33,8 @@ from nnunet_alice.finetuning.parts import (
     kept_epoch,
     layer_groups,
     load_all_but_segmentation,
-    short_momentum,
+    make_optimizer,
+    seed_generators,
     transfer_hint,
     without_timing,
 )
@@ -107,11 +106,7 @@ class FineTuneTrainer(nnUNetTrainer):
     @property
     def decoder_epochs(self) -> int:
         """Epochs at the start in which only the decoder learns."""
-        share = self.settings.optimisation.decoder_first_share
-        if self.settings.optimisation.freeze_encoder or share == 0:
-            return 0
-        # each phase gets at least one epoch, where there are two
-        return min(self.num_epochs - 1, max(1, round(share * self.num_epochs)))
+        return self.settings.optimisation.decoder_epochs(self.num_epochs)
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does; ``-pretrained_weights`` then calls ``load_pretrained_weights``.
@@ -168,18 +163,7 @@ class FineTuneTrainer(nnUNetTrainer):
         if stands:
             self._encoder_learns(False)  # before DDP looks which parameters will have gradients
         total = self.num_epochs * self.num_iterations_per_epoch
-        groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
-        optimizer: torch.optim.Optimizer
-        if settings.optimizer_name == "AdamW":
-            optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
-        else:
-            optimizer = torch.optim.SGD(
-                groups,
-                lr=settings.learning_rate,
-                weight_decay=self.weight_decay,
-                momentum=short_momentum(total),
-                nesterov=True,
-            )
+        optimizer = make_optimizer(groups, settings, total, self.weight_decay)
         schedule = FineTuneSchedule(
             total=total,
             warmup=round(settings.warmup_share * total),
@@ -210,9 +194,7 @@ class FineTuneTrainer(nnUNetTrainer):
     def _seed(self, number: int) -> None:
         if self.settings.run.seed is not None:
             value = 1_000_003 * self.settings.run.seed + 1009 * number + self.local_rank
-            torch.manual_seed(value)
-            np.random.seed(value % 2**32)  # noqa: NPY002  nnU-Net's loader draws from the global generator
-            random.seed(value)
+            seed_generators(value)
 
     # --------------------------------------------------------------------------------------------- training
 

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
                     functools.partial(pretrain, training, atlas, objective, before, seed),
                 )
             if weights is not None and args.encoder_only:
-                weights = {name: value for name, value in weights.items() if "encoder." in name}
+                weights = encoder_weights(weights)
             dice = functools.partial(finetuned_dice, weights, classes, after, seed)
             for labels in args.labels:
                 rate, tried = tuned_rate(dice, args.rates, training, labels, fold)
@@ -93,6 +93,11 @@ def run(args: argparse.Namespace) -> None:
                         {name: row[name] for name in ("arm", "fold", "seed", "labels", "draw", "dice", "rate")},
                         flush=True,
                     )
+
+
+def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the encoder's tensors, under both names: nnU-Net's decoder lists the encoder as a part of its own."""
+    return {name: value for name, value in weights.items() if "encoder." in name}
 
 
 def pretrained(

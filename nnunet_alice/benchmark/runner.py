@@ -16,8 +16,9 @@ import numpy as np
 from nnunet_alice.benchmark import plan
 from nnunet_alice.benchmark.commands import Command, run_command
 from nnunet_alice.benchmark.leakage import leakage
+from nnunet_alice.benchmark.parsing import parse_settings
 from nnunet_alice.benchmark.plan import Cell
-from nnunet_alice.benchmark.settings import Arm, Settings, parse_settings
+from nnunet_alice.benchmark.settings import Arm, Settings
 from nnunet_alice.benchmark.splits import Partition
 from nnunet_alice.benchmark.weights import Weights
 from nnunet_alice.benchmark.workspace import Workspace

@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, or print the commands."""
+    from nnunet_alice.benchmark.parsing import absolute_paths, parse_settings, read_settings
     from nnunet_alice.benchmark.runner import Runner
-    from nnunet_alice.benchmark.settings import absolute_paths, parse_settings, read_settings
 
     content = read_settings(args.settings) if args.settings else {}
     runner = Runner(parse_settings(content | absolute_paths(_flags(args), Path.cwd())), args.folder)

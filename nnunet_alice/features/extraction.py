@@ -21,7 +21,7 @@ from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.images import DatasetImages, OpenedImage, RawImages
 from nnunet_alice.files import atomic_write
 from nnunet_alice.parallel import Outcomes, for_each_case
-from nnunet_alice.views.landmark_crops import crop_with_border
+from nnunet_alice.views.border_crops import crop_with_border
 from nnunet_alice.words import counted
 
 #: patches encoded at once

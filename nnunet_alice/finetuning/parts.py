@@ -1,10 +1,12 @@
 """Parts of fine-tuning: learning rates over the run and over the network, and whether weights were loaded at all."""
 
 import os
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
@@ -14,6 +16,7 @@ from torch import nn
 
 from nnunet_alice.checkpoints.loading import first_misfit
 from nnunet_alice.errors import CheckpointError, InputError
+from nnunet_alice.finetuning.settings import FineTuneOptimisation
 from nnunet_alice.methods.schedules import linear
 from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.words import pasteable
@@ -109,6 +112,32 @@ def short_momentum(iterations: int) -> float:
         iterations: of the run.
     """
     return min(0.99, max(0.9, 1 - 20 / iterations))
+
+
+def make_optimizer(
+    groups: Iterable[dict], settings: FineTuneOptimisation, iterations: int, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return AdamW, or nnU-Net's SGD with a momentum that suits the length of the run.
+
+    Args:
+        groups: of ``layer_groups``.
+        settings: name and learning rate.
+        iterations: of the run.
+        weight_decay: of SGD; AdamW has its own.
+    """
+    groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+    rate = settings.learning_rate
+    if settings.optimizer_name == "AdamW":
+        return torch.optim.AdamW(groups, lr=rate)
+    momentum = short_momentum(iterations)
+    return torch.optim.SGD(groups, lr=rate, weight_decay=weight_decay, momentum=momentum, nesterov=True)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators that nnU-Net's loader and augmentation draw from: torch's, numpy's and Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
 
 
 def is_encoder(name: str) -> bool:

@@ -46,6 +46,12 @@ class FineTuneOptimisation:
     encoder_decay: float = 1.0
     freeze_encoder: bool = False
 
+    def decoder_epochs(self, epochs: int) -> int:
+        """Return the epochs at the start of a run in which only the decoder learns; each phase gets one, of two."""
+        if self.freeze_encoder or self.decoder_first_share == 0:
+            return 0
+        return min(epochs - 1, max(1, round(self.decoder_first_share * epochs)))
+
 
 @dataclass(frozen=True)
 class FineTuneTask:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.targets.network import PooledEncoder
-from nnunet_alice.views.landmark_crops import crop_with_border
+from nnunet_alice.views.border_crops import crop_with_border
 
 #: three numbers, (z, y, x)
 Triple = Sequence[int] | np.ndarray

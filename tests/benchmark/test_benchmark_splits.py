@@ -9,7 +9,7 @@ from support.labelled_runs import DATASET
 from support.refused import refused
 
 from nnunet_alice.benchmark import plan
-from nnunet_alice.benchmark.settings import parse_settings
+from nnunet_alice.benchmark.parsing import parse_settings
 from nnunet_alice.benchmark.splits import labelled, labelled_number, partitions, tuning_split
 from nnunet_alice.benchmark.workspace import Workspace
 from nnunet_alice.errors import InputError, OccupiedError

@@ -11,9 +11,9 @@ from support.benchmark_runs import CASES, write_dataset
 from support.labelled_runs import DATASET
 from support.refused import refused
 
+from nnunet_alice.benchmark.parsing import parse_settings
 from nnunet_alice.benchmark.report import write_report
 from nnunet_alice.benchmark.runner import Runner
-from nnunet_alice.benchmark.settings import parse_settings
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import InputError, OccupiedError
 from nnunet_alice.files import read_json

@@ -8,7 +8,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2]))  # last, so that the installed package is taken
 
-from benchmarks.fast.search import TUNING_CASES, pretrained, tuned_rate
+from benchmarks.fast.search import TUNING_CASES, encoder_weights, pretrained, tuned_rate
+from benchmarks.fast.training import network
 
 
 @pytest.mark.parametrize(("labels", "expected"), [(1, 1), (3, 3), (12, 9)])
@@ -42,3 +43,14 @@ def test_a_pretraining_is_done_once_and_its_weights_are_taken_again(tmp_path):
     assert len(runs) == 1 and again[1:] == made[1:] and torch.equal(again[0]["weight"], made[0]["weight"])
     pretrained(None, train)
     assert len(runs) == 2
+
+
+def test_the_encoder_alone_is_carried_on():
+    """Not the decoder; nor is the encoder overwritten by its second name in the decoder."""
+    given, taking = (network(outputs) for outputs in (1, 3))
+    fresh = {name: value.clone() for name, value in taking.state_dict().items()}
+    taking.load_state_dict(taking.state_dict() | encoder_weights(given.state_dict()))
+    for name, value in taking.encoder.state_dict().items():
+        assert torch.equal(value, given.encoder.state_dict()[name]), name
+    for name, value in taking.decoder.state_dict().items():
+        assert name.startswith("encoder.") or torch.equal(value, fresh["decoder." + name]), name

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nnunet_alice.benchmark.settings import parse_settings
+from nnunet_alice.benchmark.parsing import parse_settings
 from nnunet_alice.cli.main import COMMANDS, build_parser
 
 TOP = Path(__file__).resolve().parents[2]

@@ -30,7 +30,7 @@ from nnunet_alice.publishing.card import CardText
 from nnunet_alice.publishing.publish import publish
 from nnunet_alice.trainers.alice import AliceTrainer
 from nnunet_alice.trainers.drasclr import DrasCLRTrainer
-from nnunet_alice.views.landmark_crops import crop_with_border
+from nnunet_alice.views.border_crops import crop_with_border
 
 
 @pytest.fixture(scope="module")

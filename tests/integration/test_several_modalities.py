@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.run.run_training import run_training
@@ -36,13 +37,21 @@ def link_pool(real_data: Path, folder: Path) -> None:
 
 
 def write_target(real_data: Path, raw: Path, modality: str) -> str:
-    """A labelled raw dataset of three scans of a set; its full name."""
+    """A labelled raw dataset of three scans of a set; its full name. Of a CT the middle alone, to save windows."""
     images, pattern, labels = SETS[modality]
     assert labels is not None, "only labelled sets are targets"
     files = {}
     for path in sorted((real_data / images).glob(pattern))[:3]:
         case = path.name.removesuffix(".nii.gz").removesuffix("_0000")
-        files[case] = {"images": [str(path)], "label": str(real_data / labels / f"{case}.nii.gz")}
+        parts = {"image": path, "label": real_data / labels / f"{case}.nii.gz"}
+        for part, source in parts.items():
+            image = sitk.ReadImage(str(source))
+            if modality == "CT":
+                margin = [size // 4 for size in image.GetSize()]
+                image = sitk.Crop(image, margin, margin)
+            parts[part] = raw / f"{case}_{part}.nii.gz"
+            sitk.WriteImage(image, str(parts[part]))
+        files[case] = {"images": [str(parts["image"])], "label": str(parts["label"])}
     number = 11 if modality == "CT" else 12
     names = ("background", "one", "two", "three", "four")[: 5 if modality == "CT" else 3]
     content = {"channel_names": {"0": modality}, "labels": {name: value for value, name in enumerate(names)}}

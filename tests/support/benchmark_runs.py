@@ -10,8 +10,8 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_alice.benchmark.commands import Command
+from nnunet_alice.benchmark.parsing import parse_settings
 from nnunet_alice.benchmark.runner import Runner
-from nnunet_alice.benchmark.settings import parse_settings
 from support.labelled_runs import DATASET, write_labelled
 
 CASES = 8

@@ -9,7 +9,7 @@ from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.subjects import case_table, read_subjects
-from nnunet_alice.benchmark.settings import parse_settings
+from nnunet_alice.benchmark.parsing import parse_settings
 from nnunet_alice.benchmark.splits import partitions
 from nnunet_alice.checkpoints.exporting import find_trainer
 from nnunet_alice.checkpoints.inspection import describe_checkpoint

@@ -5,24 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from support.refused import refused
 
 from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.methods.drasclr.queue import KeyQueue
-from nnunet_alice.views.landmark_crops import (
-    AffineRange,
-    LandmarkCrops,
-    apply_affine_to_crops,
-    crop_size,
-    crop_with_border,
-    crops_with_border,
-    draw_affine,
-    noise_and_gamma,
-    size_of_batch,
-)
+from nnunet_alice.views.affine_crops import AffineRange
+from nnunet_alice.views.landmark_crops import LandmarkCrops, crop_size, noise_and_gamma, size_of_batch
 
 SPACING = (4.0, 2.0, 2.0)
 SHAPES = {"a": (20, 40, 40), "b": (24, 36, 40), "c": (20, 40, 44), "short": (8, 40, 40)}
@@ -244,74 +234,6 @@ def test_too_few_cases_or_landmarks_get_one_sentence(world):
     crops(world, cases=["a"], min_subjects=1)
     with refused(InputError, option="step", value=18):
         crops(world, neighbours=18)
-
-
-def test_border_is_repeated_beyond_the_volume():
-    image = np.random.default_rng(0).normal(size=(2, 6, 7, 5)).astype(np.float32)
-    padded = np.pad(image, [(0, 0)] + [(20, 20)] * 3, mode="edge")
-    for centre in ((3, 3, 2), (0, 0, 0), (5.4, -0.5, 4.4), (-9, 3, 14), (2.5, 12, 1.5)):
-        for size in ((4, 4, 4), (8, 9, 3), (3, 12, 12)):
-            lower = np.floor(np.asarray(centre) + 0.5).astype(int) - np.asarray(size) // 2 + 20
-            expected = padded[(slice(None), *(slice(a, a + n) for a, n in zip(lower, size, strict=True)))]
-            np.testing.assert_array_equal(crop_with_border(image, centre, size), expected)
-
-
-def test_several_crops_are_those_read_one_by_one_and_near_ones_are_read_at_once():
-    class Counted:
-        """An image that counts the voxels read of it."""
-
-        def __init__(self, image):
-            self.image, self.shape, self.read = image, image.shape, 0
-
-        def __getitem__(self, key):
-            self.read += self.image[key].size
-            return self.image[key]
-
-    rng = np.random.default_rng(0)
-    image = rng.normal(size=(2, 30, 31, 29)).astype(np.float32)
-    saved = 0
-    for _ in range(200):
-        near = rng.uniform(-12, 42, 3) + rng.normal(0, rng.choice([1, 12]), (3, 3))
-        size = tuple(rng.integers(3, 14, 3).tolist())
-        once, single = Counted(image), Counted(image)
-        found = crops_with_border(once, list(near), size)
-        for crop, point in zip(found, near, strict=True):
-            np.testing.assert_array_equal(crop, crop_with_border(single, point, size))
-        assert once.read <= single.read
-        saved += once.read < single.read
-    assert 50 < saved < 150
-
-
-def test_resampling_agrees_with_scipy():
-    rng = np.random.default_rng(0)
-    size = (8, 12, 10)
-    crops_ = rng.normal(size=(5, 2, *size)).astype(np.float32)
-    affines = np.stack([draw_affine(AffineRange(), size, SPACING, rng) for _ in range(5)])
-    found = apply_affine_to_crops(torch.from_numpy(crops_), affines).numpy()
-    middle = (np.asarray(size) - 1) / 2
-    for crop, affine, result in zip(crops_, affines, found, strict=True):
-        offset = middle - affine[:, :3] @ middle + affine[:, 3]
-        for channel, expected in zip(crop, result, strict=True):
-            by_scipy = ndimage.affine_transform(channel, affine[:, :3], offset, order=1, mode="nearest")
-            np.testing.assert_allclose(expected, by_scipy, atol=1e-4)
-
-
-def test_affine_stays_within_its_limits_and_does_not_shear():
-    rng = np.random.default_rng(0)
-    size = np.array((8, 32, 16))
-    drawn = np.stack([draw_affine(AffineRange(), size, SPACING, rng) for _ in range(300)])
-    share = drawn[:, :, 3] / size
-    assert np.abs(share).max() <= 0.375 and np.abs(share).max(axis=0).min() > 0.35
-    in_mm = drawn[:, :, :3] * np.asarray(SPACING)[:, None] / np.asarray(SPACING)
-    scale = np.linalg.norm(in_mm, axis=1)  # of each axis, before it is turned
-    assert 0.9 <= scale.min() < 0.905 and 1.095 < scale.max() <= 1.1
-    assert np.abs(np.corrcoef(scale.T)[np.triu_indices(3, 1)]).max() < 0.2  # each axis has a factor of its own
-    rotation = in_mm / scale[:, None, :]
-    np.testing.assert_allclose(
-        rotation @ rotation.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (300, 3, 3)), atol=1e-9
-    )
-    angle = np.degrees(np.arccos((np.trace(rotation, axis1=1, axis2=2) - 1) / 2))
-    assert 10 < angle.max() < 10 * np.sqrt(3) + 1
 
 
 def test_noise_and_gamma_come_a_quarter_of_the_time():

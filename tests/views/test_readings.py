@@ -12,8 +12,9 @@ from nnunet_alice.anatomy.landmarks import Landmarks
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.matching.interface import Matches
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
+from nnunet_alice.views.affine_crops import AffineRange
 from nnunet_alice.views.batch import Batch
-from nnunet_alice.views.landmark_crops import AffineRange, LandmarkCrops
+from nnunet_alice.views.landmark_crops import LandmarkCrops
 from nnunet_alice.views.loader import NumberedBatches
 from nnunet_alice.views.matched_views import MatchedViews
 from nnunet_alice.views.overlap import OverlapSampler

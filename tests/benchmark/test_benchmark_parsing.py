@@ -5,7 +5,7 @@ import json
 import pytest
 from support.refused import refused
 
-from nnunet_alice.benchmark.settings import parse_settings, read_settings
+from nnunet_alice.benchmark.parsing import parse_settings, read_settings
 from nnunet_alice.errors import InputError, MissingFileError
 
 GOOD = {
