@@ -14,6 +14,12 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 
 
+def pytest_configure(config):
+    """Keep the order of files: pytest-xdist would take those of one long test last, each on one core."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture
 def real_figures():
     """A test that asks for this draws its figures."""

@@ -107,9 +107,8 @@ def _print_report(demo: "Demo", report: "DemoReport") -> None:
         f"for pretraining; {demo.budget.finetuning}, from scratch {demo.budget.scratch})"
     )
     print(f"  {'class':22}" + "".join(f"{run:>14}" for run in RUNS))
-    for name in report.dice[RUNS[0]]:
-        print(f"  {name:22}" + "".join(f"{report.dice[run][name]:14.3f}" for run in RUNS))
-    print(f"  {'mean':22}" + "".join(f"{report.mean(run):14.3f}" for run in RUNS))
+    for name, row in report.table.iterrows():
+        print(f"  {name:22}" + "".join(f"{row[run]:14.3f}" for run in RUNS))
     if len(report.matching):
         print(f"\nError of matching in mm, random body points of {demo.budget.pairs} pairs of unlabelled phantoms")
         print(report.matching.to_string(index=False, float_format="{:.2f}".format))

@@ -48,9 +48,16 @@ class DemoReport:
     matching: pd.DataFrame = field(default_factory=pd.DataFrame)
     pictures: dict[str, Path] = field(default_factory=dict)
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """Mean Dice over the test cases: a row a class and one for their mean, a column a run."""
+        table = pd.DataFrame(self.dice).rename_axis("class")
+        table.loc["mean"] = table.mean()
+        return table
+
     def mean(self, run: str) -> float:
         """Return mean Dice of a run over all classes."""
-        return float(np.nanmean(list(self.dice[run].values())))
+        return float(self.table.loc["mean", run])
 
     @property
     def gain(self) -> float:
@@ -248,8 +255,9 @@ class Demo:
         return read_json(self._predicted(run) / "summary.json")
 
     def _draw(self, pretrained: Path) -> None:
-        """Draw the result, and name all pictures."""
+        """Write the table, draw the result, and name all pictures."""
         picture = self.folder / "demo.png"
+        self.report.table.round(4).to_csv(self.folder / "dice.csv")
         draw_demo(self._median_case(), {run: self._curve(run) for run in RUNS}, picture)
         preprocessed = self.folder / "nnUNet_preprocessed" / self.unlabelled.name
         self.report.pictures = {

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import pandas as pd
 import pytest
 
 from nnunet_alice.demo.budget import Budget
@@ -35,6 +36,9 @@ def test_demo_on_a_dataset_of_two_channels_leaves_it_as_it_is(tmp_path, monkeypa
     demo = Demo(tmp_path / "demo", data, Budget(**small), steps.append, foretell=True)
     report = demo.run()
     assert list(report.dice["pretrained"]) == ["abdomen", "stomach"] and len(report.cases["pretrained"]) == 2
+    written = pd.read_csv(demo.folder / "dice.csv", index_col="class")
+    assert list(written.index) == ["abdomen", "stomach", "mean"]
+    assert written["pretrained"]["mean"] == pytest.approx(report.mean("pretrained"), abs=1e-4)
     assert (report.labelled, report.pool) == (2, 4) and 0 <= report.won <= 2
     seen = json.loads((demo.unlabelled / "dataset.json").read_text())["dataset"]
     assert set(seen) == set(data.pool) and not set(seen) & set(data.test)
