@@ -194,13 +194,18 @@ def transfer_checkpoint(
             "orientation": pretrained_orientation(loaded),
         },
     }
+    _write(output, content, result)
+    return result
+
+
+def _write(output: Path, content: dict, result: Transfer) -> None:
+    """Write the checkpoint, and its table beside it."""
     table = output.with_suffix(".csv")
     with refusals_told(table):  # no table beside weights that it does not tell of, whenever this is killed
         table.unlink(missing_ok=True)
     save_checkpoint(content, output)
     with refusals_told(table), atomic_write(table) as temporary:
         result.table.to_csv(temporary, index=False)
-    return result
 
 
 def build_network(

@@ -133,15 +133,8 @@ def load_table(
     table = table.iloc[[row_of[case] for case in cases[known]]]
     values = table[target].to_numpy(dtype=str) if task == "classification" else numbers(table[target], path)
     events = None
-    if task == "survival":
-        events = numbers(table[event], path)
-        if not np.isin(events, (0, 1)).all():
-            raise InputError(f"Column '{event}' of {path} must hold 0 and 1 only.").about(path=path, column=event)
-        if (values <= 0).any():
-            raise InputError(f"Times in column '{target}' of {path} must be positive; {values.min():g} is not.").about(
-                path=path, column=target, value=f"{values.min():g}"
-            )
-        events = events.astype(bool)
+    if event is not None and task == "survival":
+        events = _events(table[event], target, values, path)
     if len(np.unique(values)) < 2:
         raise InputError(
             f"All {len(values)} cases have the same '{target}' in {path} ({values[0]}); there is nothing to predict."
@@ -150,6 +143,20 @@ def load_table(
     if groups is None:
         _warn_of_repeats(cases[known])
     return ProbeData(cases[known], features[known], values, events, groups)
+
+
+def _events(column: pd.Series, target: str, times: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """Return which cases had the event, bool; check that it is 0 or 1, and that times are above 0."""
+    events = numbers(column, path)
+    if not np.isin(events, (0, 1)).all():
+        raise InputError(f"Column '{column.name}' of {path} must hold 0 and 1 only.").about(
+            path=path, column=column.name
+        )
+    if (times <= 0).any():
+        raise InputError(f"Times in column '{target}' of {path} must be positive; {times.min():g} is not.").about(
+            path=path, column=target, value=f"{times.min():g}"
+        )
+    return events.astype(bool)
 
 
 def _warn_of_repeats(cases: np.ndarray) -> None:
