@@ -20,7 +20,7 @@ from benchmarks.fast.search import append
 from benchmarks.fast.sets import SETS, read_case
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.medoid import find_medoid
-from nnunet_alice.anatomy.registration import Registration, cell_map, register, warp_atlas
+from nnunet_alice.anatomy.registration import Registration, cell_map, edge_agreement, register, warp_atlas
 
 _BINS = 32
 #: grid cells of a window of the local correlation, on every axis
@@ -41,7 +41,7 @@ def figures(result: Registration, case: CaseGeometry, atlas: CaseGeometry) -> di
             np.where(case.body, image, -8)[either], np.where(warped_body, warped, -8)[either]
         ),
         "local_correlation": local_correlation(image, warped, both),
-        "gradient_correlation": float(np.corrcoef(slopes(image)[both], slopes(warped)[both])[0, 1]),
+        "gradient_correlation": edge_agreement(result.affine, case, atlas) / result.overlap if result.overlap else 0.0,
     }
 
 
@@ -59,11 +59,6 @@ def local_correlation(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
     variances = (aa - mean_a**2) * (bb - mean_b**2)
     squared = np.divide((ab - mean_a * mean_b) ** 2, variances, out=np.zeros_like(a), where=variances > 1e-3)
     return float(squared[where].mean())
-
-
-def slopes(image: np.ndarray) -> np.ndarray:
-    """Return the magnitude of the gradient at the scale of two cells."""
-    return ndimage.gaussian_gradient_magnitude(image.astype(np.float32), 2.0)
 
 
 def label_dice(

@@ -163,7 +163,8 @@ def registrations(folder: Path, file: str, *thresholds: str) -> str:
     Args:
         folder: of the page.
         file: CSV of ``benchmarks/registration_quality.py``.
-        thresholds: ``FIGURE: VALUE`` each; a product of figures is written ``FIGURE*FIGURE``.
+        thresholds: ``FIGURE: VALUE`` each; a product of figures is written ``FIGURE*FIGURE``. Of two that are joined
+            by ``and`` both have to be reached; the rank correlation is the first one's.
     """
     table = pd.read_csv(folder / file)
     lines = table_head(
@@ -171,12 +172,14 @@ def registrations(folder: Path, file: str, *thresholds: str) -> str:
         + ["upside down: kept"]
     )
     for text in thresholds:
-        figure, _, threshold = text.partition(": ")
+        bounds = dict(part.split(": ") for part in text.split(" and "))
         for name, rows in table.groupby("set", sort=False):
-            values = rows[figure.split("*")].prod(axis=1)
-            kept, dice = values >= float(threshold), rows["dice"]
+            figures = [rows[figure.split("*")].prod(axis=1) for figure in bounds]
+            kept = pd.concat(figures, axis=1).ge([float(bound) for bound in bounds.values()]).all(axis=1)
+            values, dice = figures[0], rows["dice"]
             right, wrong = rows["upside_down"] == 0, rows["upside_down"] == 1
-            cells = [figure.replace("_", " ").replace("*", " x "), threshold, name]
+            figure = ", ".join(bounds).replace("_", " ").replace("*", " x ")
+            cells = [figure, ", ".join(bounds.values()), name]
             cells += [f"{values[right].corr(dice[right], method='spearman'):.2f}"]
             cells += [f"{(kept & right).sum()} of {right.sum()}"]
             cells += _texts([dice[kept & right].mean(), dice[~kept & right].mean()])

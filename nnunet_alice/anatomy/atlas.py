@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_checksum, load_
 from nnunet_alice.anatomy.landmarks import Landmarks, to_locations
 from nnunet_alice.anatomy.lungs import lung_geometry
 from nnunet_alice.anatomy.medoid import find_medoid
-from nnunet_alice.anatomy.registration import BODY, LUNGS, MIN_QUALITY, Registration, register
+from nnunet_alice.anatomy.registration import BODY, LUNGS, Registration, edge_agreement, register
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.parallel import for_each_case
@@ -68,12 +68,16 @@ class Atlas:
     def register(self, case: CaseGeometry) -> Registration:
         """Register a case, or a new image, to the atlas: by all of the body, or by the shape of the lungs on CT.
 
+        How well edges agree is measured in all of the body.
+
         Raises:
             InputError: no lungs are found in one of them.
         """
         if self.registered_by == LUNGS:
-            return register(lung_geometry(case), lung_geometry(self.geometry))
-        return register(case, self.geometry)
+            found = register(lung_geometry(case), lung_geometry(self.geometry))
+        else:
+            found = register(case, self.geometry)
+        return replace(found, edges=edge_agreement(found.affine, case, self.geometry))
 
     def locations(self, points_mm: np.ndarray) -> np.ndarray:
         """Return coordinates for networks of points (N, 3) of the atlas, see `to_locations`."""
@@ -246,11 +250,10 @@ def _register_one(atlas: PreparedAtlas, overwrite: bool, case: str) -> AtlasReco
         geometry = load_geometry(atlas.dataset, case, overwrite)
     checksum = geometry_checksum(atlas.dataset, case)
     result = atlas.register(geometry)
-    good = result.quality >= MIN_QUALITY
     record = AtlasRecord(
         case,
-        OK if good else POOR,
-        "" if good else f"quality {result.quality:.2f} is below {MIN_QUALITY}",
+        POOR if result.problem else OK,
+        result.problem,
         result.quality,
         time.perf_counter() - started,
         result.affine.tolist(),

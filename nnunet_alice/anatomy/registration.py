@@ -20,9 +20,14 @@ from nnunet_alice.anatomy.geometry import CaseGeometry
 
 #: Starts whose refinement is tried, best first, until one is good enough.
 MAX_REFINEMENTS = 3
-#: Registrations below it are poor and are not used. Right ones reach 0.26 to 0.8; hippocampi and a torso turned upside
-#: down stay below 0.2 (docs/results/registrations.md). A mirrored body looks like a right one.
+#: Registrations below it are poor and are not used. A mirrored body looks like a right one.
 MIN_QUALITY = 0.25
+#: Where edges agree less, they are poor, too: a chest turned upside down has lungs where lungs are, and qualities up to
+#: 0.43. Of real hippocampi, abdomens and chests both bounds keep 84 of 85, and none of 39 that were turned
+#: (docs/results/registrations.md).
+MIN_EDGE_AGREEMENT = 0.23
+#: Edges are seen at this share of the cube root of the body's volume, 9 mm in a torso: the same on any grid.
+_EDGE_SHARE = 0.03
 #: No further start is refined once a result is as good as this.
 _GOOD_ENOUGH = 0.4
 #: Body proportions may explain stretching by this factor, not more.
@@ -46,11 +51,13 @@ class Registration:
         affine: (4, 4) float64, homogeneous case mm (z, y, x, 1) -> atlas mm.
         correlation: correlation coefficient of case and atlas where their bodies overlap, in [-1, 1].
         overlap: overlap of the two bodies as a share of the smaller one, in [0, 1].
+        edges: see :func:`edge_agreement`; None where nobody measured it.
     """
 
     affine: np.ndarray
     correlation: float
     overlap: float
+    edges: float | None = None
 
     @property
     def quality(self) -> float:
@@ -58,6 +65,15 @@ class Registration:
         if self.stretch > MAX_STRETCH or np.linalg.det(Affine(self.affine).linear) <= 0:
             return 0.0
         return max(0.0, self.correlation) * self.overlap
+
+    @property
+    def problem(self) -> str:
+        """Why the registration is poor; empty for a good one."""
+        if self.quality < MIN_QUALITY:
+            return f"quality {self.quality:.2f} is below {MIN_QUALITY}"
+        if self.edges is not None and self.edges < MIN_EDGE_AGREEMENT:
+            return f"edges agree by {self.edges:.2f}, below {MIN_EDGE_AGREEMENT}; does it lie upside down?"
+        return ""
 
     @property
     def stretch(self) -> float:
@@ -112,14 +128,40 @@ def assess(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry, thin: in
     cells = int(both.sum())
     if cells < _MIN_CELLS:
         return Registration(affine, 0.0, 0.0)
-    a, b = image[both].astype(np.float64), warped[both].astype(np.float64)
-    a, b = a - a.mean(), b - b.mean()
-    norm = np.sqrt((a @ a) * (b @ b))
     cell_mm3 = np.prod(case.grid_spacing_mm)
     atlas_body_mm3 = atlas.body_cells * np.prod(atlas.grid_spacing_mm) / abs(np.linalg.det(Affine(affine).linear))
     smaller_mm3 = min(case.body_cells * cell_mm3, atlas_body_mm3)
     overlap = min(1.0, cells * thin**3 * cell_mm3 / smaller_mm3)
-    return Registration(affine, float(a @ b / norm) if norm > 0 else 0.0, float(overlap))
+    return Registration(affine, _correlation(image[both], warped[both]), float(overlap))
+
+
+def edge_agreement(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> float:
+    """Return how well edges lie on each other: the correlation of gradient magnitudes, times the bodies' overlap.
+
+    Args:
+        affine: (4, 4), case mm -> atlas mm, (z, y, x).
+        case: geometry of the case, all of its body.
+        atlas: geometry of the atlas.
+
+    Returns:
+        in [-1, 1]; 0 where the bodies hardly overlap.
+    """
+    image, warped, warped_body = warp_atlas(affine, case, atlas)
+    both = case.body & warped_body
+    cell_mm = np.asarray(case.grid_spacing_mm)
+    sigma = _EDGE_SHARE * (case.body_cells * cell_mm.prod()) ** (1 / 3) / cell_mm
+    slopes = (ndimage.gaussian_gradient_magnitude(array.astype(np.float32), sigma) for array in (image, warped))
+    return _correlation(*(slope[both] for slope in slopes)) * assess(affine, case, atlas).overlap
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the correlation coefficient of two lists of numbers; 0 of few, and where one of them is constant."""
+    if len(a) < _MIN_CELLS:
+        return 0.0
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    norm = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / norm) if norm > 0 else 0.0
 
 
 def warp_atlas(

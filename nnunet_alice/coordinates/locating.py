@@ -30,7 +30,6 @@ from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, orientation
-from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.anatomy.world import world_affine
 from nnunet_alice.coordinates.atlas_file import PortableAtlas
 from nnunet_alice.errors import AliceError, InputError
@@ -245,8 +244,8 @@ def case_to_locations(atlas: PortableAtlas, files: Sequence[Path]) -> tuple[np.n
         found = atlas.register(geometry)
     except AliceError as error:
         return None, 0.0, str(error)
-    if found.quality < MIN_QUALITY:
-        return None, found.quality, f"registration quality {found.quality:.2f} is below {MIN_QUALITY}"
+    if found.problem:
+        return None, found.quality, f"registration: {found.problem}"
     file_to_array = world_affine(properties, forward, shape).inverse() @ _file_to_world(files[0])
     to_atlas_mm = Affine(found.affine) @ Affine.scaling(configuration.spacing) @ file_to_array
     return _location_map(to_atlas_mm, atlas), found.quality, ""

@@ -14,7 +14,6 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_alice.affine import Affine
-from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.anatomy.world import sitk_place
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
@@ -56,10 +55,9 @@ def case_to_atlas(encoder: TrainedEncoder, opened: OpenedImage) -> np.ndarray:
     if known is not None:
         return known
     result = encoder.needed_atlas.register(opened.geometry)
-    if result.quality < MIN_QUALITY:
+    if result.problem:
         raise InputError(
-            f"Case {opened.geometry.case}: its registration to the atlas is poor ({result.quality:.2f}, at least "
-            f"{MIN_QUALITY} is needed)."
+            f"Case {opened.geometry.case}: its registration to the atlas is poor ({result.problem})."
         ).about(case=opened.geometry.case)
     return result.affine
 

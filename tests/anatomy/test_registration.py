@@ -9,8 +9,16 @@ from scipy import ndimage
 from support.atlas_phantoms import SPACING, Phantoms
 
 from nnunet_alice.anatomy import registration
+from nnunet_alice.anatomy.atlas import Atlas
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
-from nnunet_alice.anatomy.registration import MIN_QUALITY, Registration, assess, register
+from nnunet_alice.anatomy.registration import (
+    MIN_EDGE_AGREEMENT,
+    MIN_QUALITY,
+    Registration,
+    assess,
+    edge_agreement,
+    register,
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +111,30 @@ def test_anatomy_upside_down_and_noise_score_as_poor(torso, atlas):
     noise = np.random.default_rng(0).normal(size=torso.shape).astype(np.float32)
     assert register(upside_down, atlas).quality < MIN_QUALITY
     assert register(compute_geometry("noise", noise[None], SPACING), atlas).quality < MIN_QUALITY
+
+
+@pytest.mark.slow
+def test_a_real_chest_upside_down_is_poor_though_its_lungs_lie_well(real_data):
+    paths = [real_data / "Dataset061_ChestCT" / "imagesTr" / f"chest_{number}_0000.nii.gz" for number in (27, 10)]
+    volumes = [sitk.Shrink(sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS"), [2] * 3) for path in paths]
+    images = [sitk.GetArrayFromImage(volume).astype(np.float32) for volume in volumes]
+    first, second, turned = (
+        compute_geometry(name, np.ascontiguousarray(image)[None], volumes[number].GetSpacing()[::-1])
+        for name, image, number in (("first", images[0], 0), ("second", images[1], 1), ("turned", images[1][::-1], 1))
+    )
+    atlas = Atlas(first)
+    assert atlas.register(second).problem == ""
+    found = atlas.register(turned)
+    assert found.quality > MIN_QUALITY and found.edges < MIN_EDGE_AGREEMENT and "upside down" in found.problem
+
+
+def test_edges_agree_where_images_do_and_less_where_they_are_shifted(atlas):
+    assert edge_agreement(np.eye(4), atlas, atlas) == pytest.approx(1)
+    shifted = np.eye(4)
+    shifted[0, 3] = 40.0
+    assert edge_agreement(shifted, atlas, atlas) < 0.6
+    shifted[0, 3] = 1e5
+    assert edge_agreement(shifted, atlas, atlas) == 0
 
 
 def test_the_truth_assesses_as_perfect_and_shifts_as_worse(atlas):
