@@ -101,8 +101,10 @@ def arms(folder: Path, file: str, baseline: str = "scratch", folds: str = "", on
             gain = (dice[arm] - dice[baseline]).dropna()
             compared = ["", ""]
             if arm != baseline:
-                low, high = 100 * np.array(ttest_1samp(gain, 0).confidence_interval())
-                mean = f"{100 * gain.mean():+.1f} ({low:.1f} to {high:.1f})"
+                mean = f"{100 * gain.mean():+.1f}"
+                if len(gain) > 1:
+                    low, high = 100 * np.array(ttest_1samp(gain, 0).confidence_interval())
+                    mean += f" ({low:.1f} to {high:.1f})"
                 compared = [mean, f"{(gain > 0).sum()} of {len(gain)}"]
             lines.append(table_line([str(labels), arm, f"{dice[arm].mean():.3f}", *compared]))
     return "\n".join(lines)

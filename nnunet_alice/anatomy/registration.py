@@ -23,7 +23,7 @@ MAX_REFINEMENTS = 3
 #: Registrations below it are poor and are not used. A mirrored body looks like a right one.
 MIN_QUALITY = 0.25
 #: Where edges agree less, they are poor, too: a chest turned upside down has lungs where lungs are, and qualities up to
-#: 0.43. Of real hippocampi, abdomens and chests both bounds keep 84 of 85, and none of 39 that were turned
+#: 0.43. Of real hippocampi, abdomens and chests both bounds keep 84 of 85, and none of 37 that were turned
 #: (docs/results/registrations.md).
 MIN_EDGE_AGREEMENT = 0.23
 #: Edges are seen at this share of the cube root of the body's volume, 9 mm in a torso: the same on any grid.
