@@ -279,6 +279,16 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
         return estimate
 
 
+class AlicePlannerCoarse(AlicePlannerSmall):
+    """Plans for short runs on large volumes without a GPU: the median volume has at most 64^3 voxels.
+
+    A patch then shows a third of it along each axis; small organs are lost.
+    """
+
+    standard_plans_name = "AliceCoarsePlans"
+    max_volume_vox = 64**3
+
+
 class AlicePlannerResEncM(PairPlanning, nnUNetPlannerResEncM):
     """Plans for Alice with a residual encoder, for GPUs of 9 to 11 GB."""
 

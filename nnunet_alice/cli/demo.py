@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(
                 f"{args.o} lies in {args.data}, which stays as it is; name a folder elsewhere with -o."
             ).about(path=args.o, option="-o")
-        budget = own_budget(args.epochs, args.finetuning_epochs, args.seed, args.device or _device(), embedding)
+        device = args.device or _device()
+        budget = own_budget(args.epochs, args.finetuning_epochs, args.seed, device, embedding, data.has_regions)
         demo = Demo(args.o, data, budget, announce, foretell=True)
         print(
             f"{len(data.cases)} cases: {', '.join(data.labelled)} with labels, {len(data.test)} to test on (their "

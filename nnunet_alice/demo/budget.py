@@ -29,6 +29,7 @@ class Budget:
         pairs: ordered pairs of unlabelled phantoms on which matching is measured.
         device: for nnU-Net.
         processes: for planning, preprocessing and prediction.
+        small: which of our planners plans on a CPU, ``Small`` or ``Coarse``.
     """
 
     pretraining: str = "AliceTrainer_regionsOnly_4epochs_200iterations_lr3e-3"
@@ -38,6 +39,7 @@ class Budget:
     pairs: int = 100
     device: str = "cpu"
     processes: int = 1  # phantoms are small: starting a different process takes longer than the work
+    small: str = "Small"
 
     def trainer(self, run: str) -> str:
         """Return the trainer of one of the two runs on labels."""
@@ -46,11 +48,15 @@ class Budget:
     @property
     def plans(self) -> str:
         """Plans of the labelled dataset: nnU-Net's own on a GPU, small ones on a CPU."""
-        return "AliceSmallPlans" if self.device == "cpu" else "nnUNetPlans"
+        return f"Alice{self.small}Plans" if self.device == "cpu" else "nnUNetPlans"
 
 
-def own_budget(epochs: int, finetuning_epochs: int, seed: int, device: str, embedding: str | None = None) -> Budget:
+def own_budget(
+    epochs: int, finetuning_epochs: int, seed: int, device: str, embedding: str | None = None, regions: bool = False
+) -> Budget:
     """Return the budget for a user's own data.
+
+    On a CPU time is short: voxels are coarse, the contrast between people is left out, and rare classes weigh more.
 
     Args:
         epochs: of the pretraining, of nnU-Net's 250 iterations.
@@ -58,16 +64,20 @@ def own_budget(epochs: int, finetuning_epochs: int, seed: int, device: str, embe
         seed: of all runs.
         device: for nnU-Net.
         embedding: see :class:`Budget`.
+        regions: whether labels are regions, whose classes cannot be weighted.
     """
-    ending = f"{finetuning_epochs}epochs_AdamW_lr3e-3_noMirroring_seed{seed}"
+    on_cpu = device == "cpu"
+    weighted = "_weightedClasses" if on_cpu and not regions else ""
+    ending = f"{finetuning_epochs}epochs_AdamW_lr3e-3_noMirroring{weighted}_seed{seed}"
     # small networks learn at a higher rate
-    rate = "_lr3e-3" if device == "cpu" else ""
+    trainer, rate = ("AliceTrainer_regionsOnly", "_lr3e-3") if on_cpu else ("AliceTrainer", "")
     return Budget(
-        f"AliceTrainer_{epochs}epochs{rate}_seed{seed}",
+        f"{trainer}_{epochs}epochs{rate}_seed{seed}",
         *both_starts(ending),
         embedding,
         device=device,
         processes=min(8, os.cpu_count() or 1),
+        small="Coarse",
     )
 
 

@@ -60,6 +60,11 @@ class OwnData:
         return _channels(self.content)
 
     @property
+    def has_regions(self) -> bool:
+        """Whether a label is a region of several values, which nnU-Net learns one by one."""
+        return any(isinstance(value, list) for value in self.content["labels"].values())
+
+    @property
     def pool(self) -> tuple[str, ...]:
         """Cases that pretraining sees, without their labels: all but the test cases."""
         return tuple(case for case in self.cases if case not in self.test)
