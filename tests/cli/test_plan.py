@@ -255,7 +255,7 @@ def test_order_of_channels(folder, capsys, swapped):
 
 def test_wrong_names_are_said(datasets, capsys):
     assert plan("-pl", "Nobody") == 1
-    assert "-pl takes: AlicePlanner, AlicePlannerSmall, AlicePlannerResEncM" in capsys.readouterr().err
+    assert "-pl takes: AlicePlanner, AlicePlannerSmall, AlicePlannerCoarse," in capsys.readouterr().err
     assert plan("--target", "77") == 1
     assert "No dataset with number 77" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -7,8 +7,12 @@ import pytest
 from nnunet_alice.demo.budget import Budget, length, own_budget
 from nnunet_alice.trainers import alice, finetuning
 
+OWN = own_budget(6, 5, seed=2, device="cpu")
+ON_REGIONS = own_budget(6, 5, seed=2, device="cpu", regions=True)
+ON_A_GPU = own_budget(6, 5, seed=2, device="cuda")
 
-@pytest.mark.parametrize("budget", [Budget(), own_budget(6, 5, seed=2, device="cpu")], ids=["phantoms", "own data"])
+
+@pytest.mark.parametrize("budget", [Budget(), OWN, ON_REGIONS, ON_A_GPU], ids=["phantoms", "own", "regions", "GPU"])
 def test_both_networks_train_alike_but_for_their_start(budget):
     pretrained, scratch = (getattr(finetuning, name).settings for name in (budget.finetuning, budget.scratch))
     assert pretrained.expects_weights and not scratch.expects_weights
@@ -17,3 +21,8 @@ def test_both_networks_train_alike_but_for_their_start(budget):
     for name, module in ((budget.pretraining, alice), (budget.finetuning, finetuning), (budget.scratch, finetuning)):
         run = getattr(module, name).settings.run
         assert length(name) == (run.epochs, run.iterations)
+
+
+def test_classes_are_weighted_in_short_runs_unless_they_are_regions():
+    settings = [getattr(finetuning, budget.finetuning).settings.task for budget in (OWN, ON_REGIONS, ON_A_GPU)]
+    assert [task.weighted_classes for task in settings] == [True, False, False]

@@ -16,6 +16,7 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.planners.alice import (
     AlicePlanner,
+    AlicePlannerCoarse,
     AlicePlannerResEncL,
     AlicePlannerResEncM,
     AlicePlannerResEncXL,
@@ -120,18 +121,19 @@ def test_the_small_planner_is_small_whatever_the_data(tmp_path, monkeypatch, kin
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("planner", "edge"), [(AlicePlannerSmall, 100), (AlicePlannerCoarse, 64)])
 @pytest.mark.parametrize("kind", DATA)
-def test_the_small_planner_takes_coarser_voxels_of_large_volumes_alone(tmp_path, monkeypatch, kind):
+def test_the_small_planners_take_coarser_voxels_of_large_volumes_alone(tmp_path, monkeypatch, kind, planner, edge):
     name = make_dataset(tmp_path, monkeypatch, kind)
     stock = ExperimentPlanner(name).plan_experiment()["configurations"]["3d_fullres"]
-    small = plan(AlicePlannerSmall, name).content
+    small = plan(planner, name).content
     voxels = np.prod(stock["median_image_size_in_voxels"])
-    if voxels <= 100**3:
+    if voxels <= edge**3:
         assert small["spacing"] == stock["spacing"] and small["data_identifier"] == "AlicePlans_3d_fullres"
         return
-    assert small["data_identifier"] == "AliceSmallPlans_3d_fullres"
+    assert small["data_identifier"] == f"{planner.standard_plans_name}_3d_fullres"
     # as many as fit: the step of the search is 3 % an axis
-    assert 0.9 * 100**3 < np.prod(small["median_image_size_in_voxels"]) < 1.02 * 100**3
+    assert 0.85 * edge**3 < np.prod(small["median_image_size_in_voxels"]) < 1.05 * edge**3
     coarser = np.array(small["spacing"]) > np.array(stock["spacing"])
     assert coarser.any() and len(set(np.array(small["spacing"])[coarser])) == 1
     assert max(small["spacing"]) == max(np.array(small["spacing"])[coarser].max(), *stock["spacing"])
