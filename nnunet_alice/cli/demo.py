@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--labelled", type=positive(int), default=2, metavar="N", help="cases with labels [%(default)s]")
     own.add_argument("--test", type=positive(int), metavar="N", help="test cases [a third of those with labels]")
     own.add_argument(
-        "--epochs", type=positive(int), default=20, metavar="N", help="of pretraining, 250 steps each [%(default)s]"
+        "--epochs", type=positive(int), default=10, metavar="N", help="of pretraining, 250 steps each [%(default)s]"
     )
     own.add_argument(
-        "--finetuning_epochs", type=positive(int), default=10, metavar="N", help="of training on labels [%(default)s]"
+        "--finetuning_epochs", type=positive(int), default=6, metavar="N", help="of training on labels [%(default)s]"
     )
     own.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps [a GPU if there is one]")
 
