@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.stats import ttest_1samp
 
 from benchmarks.fast.sets import SETS, read_case
 from benchmarks.registration_quality import label_dice, on_grid
@@ -66,8 +66,8 @@ def summary(cases: pd.DataFrame) -> pd.DataFrame:
     difference: dict = {"registered by": f"{LUNGS} minus {BODY}", "cases": len(wide)}
     for name in MEASURES:
         values = wide[name][LUNGS] - wide[name][BODY]
-        half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
-        difference[name] = f"{values.mean():+.3f} ({values.mean() - half:+.3f} to {values.mean() + half:+.3f})"
+        low, high = ttest_1samp(values, 0).confidence_interval()
+        difference[name] = f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
     return pd.DataFrame([*rows, difference])
 
 

@@ -128,11 +128,8 @@ def assess(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry, thin: in
     cells = int(both.sum())
     if cells < _MIN_CELLS:
         return Registration(affine, 0.0, 0.0)
-    cell_mm3 = np.prod(case.grid_spacing_mm)
-    atlas_body_mm3 = atlas.body_cells * np.prod(atlas.grid_spacing_mm) / abs(np.linalg.det(Affine(affine).linear))
-    smaller_mm3 = min(case.body_cells * cell_mm3, atlas_body_mm3)
-    overlap = min(1.0, cells * thin**3 * cell_mm3 / smaller_mm3)
-    return Registration(affine, _correlation(image[both], warped[both]), float(overlap))
+    overlap = _overlap(cells * thin**3, affine, case, atlas)
+    return Registration(affine, _correlation(image[both], warped[both]), overlap)
 
 
 def edge_agreement(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> float:
@@ -151,7 +148,14 @@ def edge_agreement(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) 
     cell_mm = np.asarray(case.grid_spacing_mm)
     sigma = _EDGE_SHARE * (case.body_cells * cell_mm.prod()) ** (1 / 3) / cell_mm
     slopes = (ndimage.gaussian_gradient_magnitude(array.astype(np.float32), sigma) for array in (image, warped))
-    return _correlation(*(slope[both] for slope in slopes)) * assess(affine, case, atlas).overlap
+    return _correlation(*(slope[both] for slope in slopes)) * _overlap(int(both.sum()), affine, case, atlas)
+
+
+def _overlap(cells: int, affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> float:
+    """Return how much of the smaller body so many common cells of the case are, in [0, 1]."""
+    cell_mm3 = np.prod(case.grid_spacing_mm)
+    atlas_body_mm3 = atlas.body_cells * np.prod(atlas.grid_spacing_mm) / abs(np.linalg.det(Affine(affine).linear))
+    return float(min(1.0, cells * cell_mm3 / min(case.body_cells * cell_mm3, atlas_body_mm3)))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -245,7 +245,7 @@ def case_to_locations(atlas: PortableAtlas, files: Sequence[Path]) -> tuple[np.n
     except AliceError as error:
         return None, 0.0, str(error)
     if found.problem:
-        return None, found.quality, f"registration: {found.problem}"
+        return None, found.quality, f"registration {found.problem}"
     file_to_array = world_affine(properties, forward, shape).inverse() @ _file_to_world(files[0])
     to_atlas_mm = Affine(found.affine) @ Affine.scaling(configuration.spacing) @ file_to_array
     return _location_map(to_atlas_mm, atlas), found.quality, ""

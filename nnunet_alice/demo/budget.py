@@ -29,7 +29,7 @@ class Budget:
         pairs: ordered pairs of unlabelled phantoms on which matching is measured.
         device: for nnU-Net.
         processes: for planning, preprocessing and prediction.
-        small: which of our planners plans on a CPU, ``Small`` or ``Coarse``.
+        planner: of ours, on a CPU.
     """
 
     pretraining: str = "AliceTrainer_regionsOnly_4epochs_200iterations_lr3e-3"
@@ -39,7 +39,7 @@ class Budget:
     pairs: int = 100
     device: str = "cpu"
     processes: int = 1  # phantoms are small: starting a different process takes longer than the work
-    small: str = "Small"
+    planner: str = "AlicePlannerSmall"
 
     def trainer(self, run: str) -> str:
         """Return the trainer of one of the two runs on labels."""
@@ -48,7 +48,7 @@ class Budget:
     @property
     def plans(self) -> str:
         """Plans of the labelled dataset: nnU-Net's own on a GPU, small ones on a CPU."""
-        return f"Alice{self.small}Plans" if self.device == "cpu" else "nnUNetPlans"
+        return f"{self.planner.replace('Planner', '')}Plans" if self.device == "cpu" else "nnUNetPlans"
 
 
 def own_budget(
@@ -77,7 +77,7 @@ def own_budget(
         embedding,
         device=device,
         processes=min(8, os.cpu_count() or 1),
-        small="Coarse",
+        planner="AlicePlannerCoarse",
     )
 
 

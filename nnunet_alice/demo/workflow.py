@@ -142,7 +142,7 @@ class Demo:
             [*alice, "import", "-i", str(self.folder / "unlabelled"), "-d", str(UNLABELLED)]
             + ["-n", self.unlabelled.name.partition("_")[2], "--channel", *self.source.channels, *processes],
         )
-        plan = [*alice, "plan", "-d", str(LABELLED), "-pl", f"AlicePlanner{self.budget.small}", *processes]
+        plan = [*alice, "plan", "-d", str(LABELLED), "-pl", self.budget.planner, *processes]
         if self.budget.device != "cpu":
             plan = ["nnUNetv2_plan_and_preprocess", "-c", "3d_fullres", "--verify_dataset_integrity"]
             plan += ["-d", str(LABELLED)]

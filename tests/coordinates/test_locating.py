@@ -100,7 +100,7 @@ def test_a_poor_registration_gives_the_middle_and_unreadable_files_are_left_out(
     broken = tmp_path / "in" / "broken_0000.nii.gz"
     broken.write_bytes(good.read_bytes()[:2000])
     report = locate_folder(tmp_path / "in", tmp_path / "out", atlas)
-    assert report.named("poor") == {"good": "registration: quality 0.15 is below 0.25"}
+    assert report.named("poor") == {"good": "registration quality 0.15 is below 0.25"}
     assert list(report.named("failed")) == ["broken"] and "truncated" in report.named("failed")["broken"]
     values = {int(v) for p in report.coordinates("good") for v in np.unique(sitk.GetArrayFromImage(sitk.ReadImage(p)))}
     assert values == {0, WEIGHT, HEAVY_WEIGHT, LIGHT_WEIGHT}
