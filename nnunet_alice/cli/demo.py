@@ -104,7 +104,7 @@ def _print_report(demo: "Demo", report: "DemoReport") -> None:
     print(f"  {sum(report.seconds.values()):7.0f}  in all")
     tested = len(report.cases[RUNS[0]])
     print(
-        f"\nDice on {tested} test cases that no training saw ({report.labelled} labelled cases, {report.pool} images "
+        f"\nDice on {tested} test cases that no training saw ({counted(report.labelled, 'labelled case')}, {report.pool} images "
         f"for pretraining; {demo.budget.finetuning}, from scratch {demo.budget.scratch})"
     )
     print(f"  {'class':22}" + "".join(f"{run:>14}" for run in RUNS))
