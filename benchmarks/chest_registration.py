@@ -56,16 +56,16 @@ def measure(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summary(cases: pd.DataFrame) -> pd.DataFrame:
-    """Return means of each way, and of the lungs' way minus the body's with a 95 % interval over cases."""
+def summary(cases: pd.DataFrame, measures: list[str], first: str, second: str) -> pd.DataFrame:
+    """Return means of two ways to register, and of the second minus the first with a 95 % interval over cases."""
     rows = [
-        {"registered by": way, "cases": len(part)} | {name: f"{part[name].mean():.3f}" for name in MEASURES}
+        {"registered by": way, "cases": len(part)} | {name: f"{part[name].mean():.3f}" for name in measures}
         for way, part in cases.groupby("registered by")
     ]
-    wide = cases.pivot_table(index="case", columns="registered by", values=MEASURES)
-    difference: dict = {"registered by": f"{LUNGS} minus {BODY}", "cases": len(wide)}
-    for name in MEASURES:
-        values = wide[name][LUNGS] - wide[name][BODY]
+    wide = cases.pivot_table(index="case", columns="registered by", values=measures)
+    difference: dict = {"registered by": f"{second} minus {first}", "cases": len(wide)}
+    for name in measures:
+        values = wide[name][second] - wide[name][first]
         low, high = ttest_1samp(values, 0).confidence_interval()
         difference[name] = f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
     return pd.DataFrame([*rows, difference])
@@ -80,7 +80,7 @@ def main() -> None:
     args.o.mkdir(parents=True, exist_ok=True)
     cases = measure(args.data)
     cases.round(4).to_csv(args.o / "cases.csv", index=False)
-    table = summary(cases)
+    table = summary(cases, MEASURES, BODY, LUNGS)
     table.to_csv(args.o / "table.csv", index=False)
     print(table.to_string(index=False))
 

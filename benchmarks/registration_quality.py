@@ -10,6 +10,7 @@ registered again upside down: a map that looks plausible and is wrong. Run again
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +68,26 @@ def label_dice(
     """Return mean Dice and distance of centroids of the organs that both show, on the grid of the case."""
     matrix, offset = cell_map(result.affine, case, atlas)
     brought = ndimage.affine_transform(other, matrix, offset, own.shape, order=0)
-    organs = sorted({*np.unique(own).tolist()} & {*np.unique(other).tolist()} - {0})
+    return organ_overlap(own, brought, case.grid_spacing_mm, np.unique(other))
+
+
+def organ_overlap(
+    own: np.ndarray, brought: np.ndarray, spacing: Sequence[float] | np.ndarray, shown: np.ndarray
+) -> dict[str, float]:
+    """Return mean Dice and distance of centroids of the organs of a case against those brought onto it.
+
+    Args:
+        own: (z, y, x) labels of the case.
+        brought: the same of the atlas, on the voxels of the case.
+        spacing: of the voxels, mm.
+        shown: labels that the atlas shows.
+    """
     dice, distances = [], []
-    for organ in organs:
+    for organ in sorted({*np.unique(own).tolist()} & {*shown.tolist()} - {0}):
         here, there = own == organ, brought == organ
         dice.append(2 * (here & there).sum() / (here.sum() + there.sum()))
         if there.any():
-            step = np.asarray(case.grid_spacing_mm)
-            centres = [np.argwhere(mask).mean(axis=0) * step for mask in (here, there)]
+            centres = [np.argwhere(mask).mean(axis=0) * spacing for mask in (here, there)]
             distances.append(np.linalg.norm(centres[0] - centres[1]))
     return {"dice": float(np.mean(dice)), "centroid_mm": float(np.mean(distances)) if distances else np.nan}
 

@@ -46,7 +46,7 @@ class Affine:
         return self.matrix[:3, 3]
 
     def points(self, points: np.ndarray | Sequence[float]) -> np.ndarray:
-        """Map points (N, 3), or one (3,)."""
+        """Map points (..., 3)."""
         return np.asarray(points, dtype=np.float64) @ self.linear.T + self.shift
 
     def points_back(self, points: np.ndarray) -> np.ndarray:

@@ -53,12 +53,14 @@ PHANTOM_ORGANS = ("heart", "liver", "stomach", "spine", "pelvis")
 def run(args: argparse.Namespace) -> None:
     """Pretrain one arm on each fold and seed, fine-tune every draw of labelled cases, and append a row for each."""
     cases, atlas = load(args.set, args.prepared)
-    size = SIZES.get(args.set, (40, 40, 40))
+    size = tuple(args.crop or SIZES.get(args.set, (40, 40, 40)))
     objective, classes = ARMS[args.arm], len(SETS[args.set].labels) + 1
-    before = Length(args.steps, size=size)
+    before = Length(args.steps, size=size, stages=args.stages)
     steps = args.finetuning_steps * (2 if args.arm == TWICE else 1)
-    after = Length(steps, size=size, views=2, mirrored=args.mirrored)
-    arm = args.arm + "_encoder" * args.encoder_only + "_mirrored" * args.mirrored
+    after = Length(steps, size=size, views=args.crops, mirrored=args.mirrored, deep=args.deep, stages=args.stages)
+    shape = "".join(f"_{n}" for n in args.crop or ()) + f"_{args.stages}stages" * (args.stages != Length.stages)
+    arm = args.arm + "_encoder" * args.encoder_only + "_mirrored" * args.mirrored + "_deep" * args.deep
+    arm += shape + f"_{args.crops}crops" * (args.crops != 2)
     for fold in args.folds:
         inside, outside = folds(len(cases))[fold]
         training, test = [cases[i] for i in inside], [cases[i] for i in outside]
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
             losses: dict[str, float] = {}
             seconds = 0.0
             if objective is not None:
-                name = f"{args.set}_{args.arm}_{args.steps}steps_fold{fold}_seed{seed}.pt"
+                name = f"{args.set}_{args.arm}{shape}_{args.steps}steps_fold{fold}_seed{seed}.pt"
                 weights, losses, seconds = pretrained(
                     args.weights and args.weights / name,
                     functools.partial(pretrain, training, atlas, objective, before, seed),
@@ -176,11 +178,16 @@ def main() -> None:
     for command in (preparing, running):
         command.add_argument("set", choices=SETS)
     preparing.add_argument("--data", type=Path, required=True, help="folder of the labelled sets; phantoms go there")
+    preparing.add_argument("--cases", type=int, help="the first so many of the set [all]")
     running.add_argument("arm", choices=ARMS)
     for command in (preparing, running):
         command.add_argument("--prepared", type=Path, required=True, help="folder of the prepared sets")
     running.add_argument("--encoder_only", action="store_true", help="carry only the encoder on; the decoder is fresh")
     running.add_argument("--mirrored", action="store_true", help="mirror the labelled crops as nnU-Net does")
+    running.add_argument("--deep", action="store_true", help="deep supervision on labels")
+    running.add_argument("--crop", type=int, nargs=3, help="voxels of a crop, z y x [by set]")
+    running.add_argument("--crops", type=int, default=2, help="a step on labels [2]")
+    running.add_argument("--stages", type=int, default=Length.stages, help="of the network [4]")
     running.add_argument("--weights", type=Path, help="folder that keeps pretrained weights, for other labels later")
     running.add_argument("--log", type=Path, required=True, help="CSV of all trials")
     running.add_argument("--steps", type=int, default=1000, help="of the pretraining [1000]")
@@ -201,7 +208,7 @@ def main() -> None:
             phantoms, range(36), cut_share=0.1, spacing_mm=8.0, organs=PHANTOM_ORGANS,
             images_folder="imagesTr", labels_folder="labelsTr", image_suffix="_0000",
         )  # fmt: skip
-    prepare(args.set, args.data, args.prepared)
+    prepare(args.set, args.data, args.prepared, args.cases)
 
 
 if __name__ == "__main__":

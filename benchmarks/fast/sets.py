@@ -1,7 +1,7 @@
 """Labelled sets for the search: resampled once, registered to an atlas case, kept as one npz a case."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
+from nnunet_alice.anatomy.deformation import Deformation, deform
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry
 from nnunet_alice.anatomy.medoid import find_medoid
 from nnunet_alice.anatomy.registration import register
@@ -46,13 +47,20 @@ SETS = {
 }
 
 
-def prepare(name: str, data: Path, out: Path) -> None:
-    """Write every case of a set as ``OUT/NAME/CASE.npz``: image, label, affine map to the atlas; and ``set.json``."""
+def prepare(name: str, data: Path, out: Path, first: int | None = None) -> None:
+    """Write every case of a set as ``OUT/NAME/CASE.npz``: image, label, map to the atlas; and ``set.json``.
+
+    Args:
+        name: of the set.
+        data: folder of the labelled sets.
+        out: folder of the prepared sets.
+        first: so many cases, in the order of their names; None for all.
+    """
     settings, folder = SETS[name], out / name
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[str, np.ndarray] = {}
     labels: dict[str, np.ndarray] = {}
-    for path in sorted((data / settings.folder / "labelsTr").glob("*.nii.gz")):
+    for path in sorted((data / settings.folder / "labelsTr").glob("*.nii.gz"))[:first]:
         case = path.name.removesuffix(".nii.gz")
         images[case], labels[case] = read_case(path, settings)
     inside = np.concatenate([image[image > np.percentile(image, 30)][::50] for image in images.values()])
@@ -67,7 +75,11 @@ def prepare(name: str, data: Path, out: Path) -> None:
         if case != atlas:
             result = register(geometry, geometries[atlas])
             affine, quality = result.affine, result.quality
-        np.savez(folder / f"{case}.npz", image=images[case], label=labels[case], affine=affine, quality=quality)
+        deformation = deform(affine, geometry, geometries[atlas])
+        np.savez(
+            folder / f"{case}.npz", image=images[case], label=labels[case], affine=affine, quality=quality,
+            **asdict(deformation),
+        )  # fmt: skip
     (folder / "set.json").write_text(json.dumps({"atlas": atlas, "spacing_mm": settings.spacing_mm}))
 
 
@@ -106,6 +118,7 @@ class Case:
         image: (1, 1, z, y, x) float32.
         label: (1, 1, z, y, x) float32, 0 for background.
         affine: (4, 4), mm of the case -> mm of the atlas.
+        deformation: what the affine map leaves over.
         geometry: body and coarse image.
     """
 
@@ -113,6 +126,7 @@ class Case:
     image: torch.Tensor
     label: torch.Tensor
     affine: np.ndarray
+    deformation: Deformation
     geometry: CaseGeometry
 
     @cached_property
@@ -130,7 +144,8 @@ def load(name: str, prepared: Path) -> tuple[list[Case], CaseGeometry]:
         with np.load(path) as file:
             geometry = compute_geometry(path.stem, file["image"][None], (facts["spacing_mm"],) * 3)
             image, label = (torch.from_numpy(file[key].astype(np.float32))[None, None] for key in ("image", "label"))
-            cases.append(Case(path.stem, image, label, file["affine"], geometry))
+            displacement = Deformation(*(file[field.name] for field in fields(Deformation)))
+            cases.append(Case(path.stem, image, label, file["affine"], displacement, geometry))
     return cases, next(case.geometry for case in cases if case.name == facts["atlas"])
 
 

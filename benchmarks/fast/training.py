@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor, nn
 
 from benchmarks.fast.dense import LEVELS, DenseTerm, Frame, shared_points
 from benchmarks.fast.sets import Case
 from benchmarks.fast.views import points_of, random_intensities, random_map, sample
-from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.regions import lay_regions
 from nnunet_alice.finetuning.class_weights import count_voxels, rarity
@@ -59,6 +59,8 @@ class Length:
         size: (3,) voxels of a crop.
         views: crops a step.
         mirrored: half of all crops are mirrored along each axis, as in nnU-Net; on labels alone.
+        deep: deep supervision with nnU-Net's weights; on labels alone.
+        stages: of the network, at most four.
     """
 
     steps: int
@@ -66,13 +68,14 @@ class Length:
     size: tuple[int, int, int] = (40, 40, 40)
     views: int = 4
     mirrored: bool = False
+    deep: bool = False
+    stages: int = len(FEATURES)
 
 
-def network(outputs: int) -> nn.Module:
+def network(outputs: int, stages: int = len(FEATURES)) -> nn.Module:
     """Return a PlainConvUNet of 8 to 64 features, as nnU-Net's plans for small images build it."""
-    stages = len(FEATURES)
     return PlainConvUNet(
-        1, stages, FEATURES, nn.Conv3d, 3, [1] + [2] * (stages - 1), 2, outputs, 2,
+        1, stages, FEATURES[:stages], nn.Conv3d, 3, [1] + [2] * (stages - 1), 2, outputs, 2,
         conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=False,
     ).to(memory_format=_CHANNELS_LAST)  # fmt: skip
@@ -84,12 +87,13 @@ def pretrain(
     """Return the weights of a pretrained network, and the means of its losses over the last tenth of the run."""
     torch.manual_seed(1000 + seed)
     rng = np.random.default_rng([3, seed])
-    net, regions = network(1), lay_regions(atlas, objective.num_regions)
-    backbone, head = IntermediateFeatures(net), RegionHead(FEATURES[-2::-1], objective.num_regions)
+    net, regions = network(1, length.stages), lay_regions(atlas, objective.num_regions)
+    widths = FEATURES[: length.stages - 1][::-1]
+    backbone, head = IntermediateFeatures(net), RegionHead(widths, objective.num_regions)
     trained = nn.ModuleList([net, head])
     dense, places_rng = None, np.random.default_rng([5, seed])
     if objective.dense:
-        dense = DenseTerm(backbone, FEATURES[-2::-1][-LEVELS:])
+        dense = DenseTerm(backbone, widths[-LEVELS:])
         trained.extend([dense.projections, dense.predictions])
     optimizer = torch.optim.AdamW(trained.parameters(), length.rate, weight_decay=0.02)
     block = (max(2, length.size[0] // 5),) * 3
@@ -97,6 +101,10 @@ def pretrain(
     for step in range(length.steps):
         _set_rate(optimizer, step, length)
         first = rng.integers(GRID_STEP, size=3)
+        asked = tuple(
+            slice(start, start + GRID_STEP * n, GRID_STEP)
+            for start, n in zip(first, grid_size(length.size), strict=True)
+        )
         seen, clean, masks, labels, anchors, pairs = [], [], [], [], [], []
         for _ in range(length.views // 2):
             case = cases[int(rng.integers(len(cases)))]
@@ -112,10 +120,8 @@ def pretrain(
                 frames.append(Frame(centre, matrix))
                 clean.append(view)
                 masks.append(ratio > 0)
-                # the grid of labels as an affine map of its own: the crop's, thinned
-                corner_mm = (centre - matrix @ ((np.array(length.size) - 1) / 2)) * case.geometry.spacing[0]
-                turned = (Affine(case.affine) @ Affine.of_parts(matrix, corner_mm)).matrix
-                found = regions.on_grid(turned, case.geometry, first, (GRID_STEP,) * 3, grid_size(length.size))
+                places_mm = points[asked].double().numpy() * case.geometry.spacing
+                found = regions.at(places_mm, case.affine, case.deformation, case.geometry)
                 labels.append(torch.from_numpy(found))
             anchors.append(whole)
             pairs.append((case.geometry, frames[0], frames[1]))
@@ -157,11 +163,14 @@ def finetune(
     for every arm.
     """
     torch.manual_seed(seed)
-    rng, net = np.random.default_rng([7, seed]), network(classes)
+    rng, net = np.random.default_rng([7, seed]), network(classes, length.stages)
     if weights is not None:
         own = {name: value for name, value in weights.items() if "seg_layers" not in name}
         net.load_state_dict(net.state_dict() | own)
     weight = torch.from_numpy(rarity(count_voxels((case.label.numpy() for case in training), classes)))
+    decoder = net.get_submodule("decoder")
+    assert isinstance(decoder, UNetDecoder), "of PlainConvUNet"
+    decoder.deep_supervision = length.deep
     optimizer = torch.optim.AdamW(net.parameters(), length.rate, weight_decay=0.01)
     for step in range(length.steps):
         _set_rate(optimizer, step, length)
@@ -180,9 +189,14 @@ def finetune(
             views.append(random_intensities(sample(case.image, points), rng))
             labels.append(sample(case.label, points, "nearest", "zeros")[0].long())
         with _autocast():
-            output = net(torch.stack(views).contiguous(memory_format=_CHANNELS_LAST))
-        output, truth = output.float(), torch.stack(labels)
-        _step(optimizer, net, F.cross_entropy(output, truth, weight=weight) - _soft_dice(output, truth, classes))
+            outputs = net(torch.stack(views).contiguous(memory_format=_CHANNELS_LAST))
+        loss, truth = torch.zeros(()), torch.stack(labels)
+        for stage, output in enumerate(outputs[:-1] if length.deep else [outputs]):  # the lowest does not count
+            coarse = truth[:, :: 2**stage, :: 2**stage, :: 2**stage]
+            dice = _soft_dice(output.float(), coarse, classes)
+            loss = loss + 0.5**stage * (F.cross_entropy(output.float(), coarse, weight=weight) - dice)
+        _step(optimizer, net, loss)
+    decoder.deep_supervision = False
     return net
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
+from nnunet_alice.anatomy.deformation import Deformation, deform
 from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_checksum, load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks, to_locations
 from nnunet_alice.anatomy.lungs import lung_geometry
@@ -141,6 +142,14 @@ class PreparedAtlas(Atlas):
             ).about(case=case, path=file)
         return known
 
+    def deformation(self, case: str) -> Deformation:
+        """Return what the affine map of a case leaves over, see :func:`nnunet_alice.anatomy.deformation.deform`.
+
+        Raises:
+            NotPreparedError: its file is missing or damaged.
+        """
+        return self.files.read_deformation(case)
+
     def landmarks(self) -> Landmarks:
         """Return the landmarks that were laid on this atlas.
 
@@ -250,6 +259,8 @@ def _register_one(atlas: PreparedAtlas, overwrite: bool, case: str) -> AtlasReco
         geometry = load_geometry(atlas.dataset, case, overwrite)
     checksum = geometry_checksum(atlas.dataset, case)
     result = atlas.register(geometry)
+    if not result.problem:
+        atlas.files.write_deformation(case, deform(result.affine, geometry, atlas.geometry))
     record = AtlasRecord(
         case,
         POOR if result.problem else OK,

@@ -1,10 +1,12 @@
 """What an atlas leaves on disk, beside the preprocessed cases: who is the atlas, one file a case, one report.
 
-``<data_identifier>_anatomy/atlas/atlas.json`` names the atlas case and what it was made from (the fingerprint),
-``atlas/cases/<case>.json`` holds one registration and ``atlas/report.json`` the outcome of all. Every file carries the
-fingerprint: what does not fit is of a different atlas and is made again. A registration carries the checksum of
-its case's image, too (``PreprocessedDataset.image_checksum``), and the fingerprint that of the atlas: an image that was
-preprocessed again is a different image.
+``<data_identifier>_anatomy/atlas/atlas.json`` names the atlas case and what it was made from (the fingerprint).
+``atlas/cases/<case>.json`` holds one affine registration, ``atlas/deformations/<case>.npz`` what it leaves over.
+``atlas/report.json`` holds the outcome of all.
+
+Every JSON file carries the fingerprint: what does not fit is of a different atlas and is made again. A registration
+carries the checksum of its case's image, too (``PreprocessedDataset.image_checksum``), and the fingerprint that of the
+atlas: an image that was preprocessed again is a different image. It answers for the deformation, too.
 """
 
 import logging
@@ -13,17 +15,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunet_alice.anatomy.geometry import geometry_checksum
+import numpy as np
+
+from nnunet_alice.anatomy.deformation import Deformation
+from nnunet_alice.anatomy.geometry import UNREADABLE, geometry_checksum
 from nnunet_alice.anatomy.registration import BODY
 from nnunet_alice.dataset import TOGETHER, PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import read_json, write_json
+from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.parallel import Outcomes
 
 logger = logging.getLogger(__name__)
 
 #: Raised when the registration or its stored form changes: older registrations are made again.
-VERSION = 2
+VERSION = 3
 #: Outcomes of a case: used for matching; registered but not to be trusted; not registered at all.
 OK, POOR, FAILED = "ok", "poor", "failed"
 
@@ -188,6 +193,31 @@ class AtlasFiles:
         """Return the registration of one case."""
         return self.folder / "cases" / f"{case}.json"
 
+    def deformation_file(self, case: str) -> Path:
+        """Return the deformation of one case that is registered well."""
+        return self.folder / "deformations" / f"{case}.npz"
+
+    def write_deformation(self, case: str, deformation: Deformation) -> None:
+        """Store the deformation of a case; its record is written afterwards, and answers for it."""
+        with atomic_write(self.deformation_file(case)) as temporary:
+            np.savez_compressed(temporary, **asdict(deformation))
+
+    def read_deformation(self, case: str) -> Deformation:
+        """Return the deformation of a case.
+
+        Raises:
+            NotPreparedError: its file is missing or damaged.
+        """
+        path = self.deformation_file(case)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                origin_mm, step_mm = (tuple(file[name].tolist()) for name in ("origin_mm", "step_mm"))
+                return Deformation(file["displacement_mm"], origin_mm, step_mm)
+        except UNREADABLE as error:
+            raise NotPreparedError(
+                f"{path} is missing or damaged ({error}); delete it and run nnunet_alice anatomy again."
+            ).about(case=case, path=path) from None
+
     def read_record(self, case: str, fingerprint: dict) -> AtlasRecord | None:
         """Return a case's registration to this atlas; None if missing, damaged, or of different images."""
         path = self.case_file(case)
@@ -198,7 +228,8 @@ class AtlasFiles:
             stale = content.pop("image", None) != geometry_checksum(self.dataset, case)
             if content.pop("fingerprint") != fingerprint or stale:
                 return None
-            return AtlasRecord(**content)
+            record = AtlasRecord(**content)
+            return None if record.status == OK and not self.deformation_file(case).is_file() else record
         except (InputError, KeyError, TypeError, AttributeError, OSError):  # OSError: the image cannot be opened
             return None
 

@@ -1,11 +1,10 @@
 """Regions of the atlas: supervoxels that stand for pieces of anatomy, and which of them a registered case shows where.
 
-A registration says roughly where in the atlas every voxel of a case lies. With the atlas cut into regions, that gives
-every voxel a label without a reader: wrong near borders, right on average over people. ``L_reg`` of Alice learns from
-these labels.
+A registration, affine and then deformed, says where in the atlas every voxel of a case lies. With the atlas cut into
+regions, that gives every voxel a label without a reader: wrong near borders, right on average over people. ``L_reg`` of
+Alice learns from these labels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +12,11 @@ from scipy import ndimage
 from skimage.segmentation import slic
 
 from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy.deformation import Deformation
 from nnunet_alice.anatomy.geometry import CaseGeometry
 
 #: Weight of distance against intensity in SLIC: regions follow strong borders and stay compact.
-_COMPACTNESS = 0.3
+_COMPACTNESS = 0.1
 #: Standard deviation to which intensities are brought (uint8 of the geometry divided by it).
 _GREY_LEVELS = 64
 _ITERATIONS = 5
@@ -38,36 +38,23 @@ class AtlasRegions:
     grid_spacing_mm: tuple[float, ...]
     grid_origin_mm: tuple[float, ...]
 
-    def on_grid(
-        self,
-        affine: np.ndarray,
-        case: CaseGeometry,
-        first_vox: Sequence[float] | np.ndarray,
-        step_vox: Sequence[float],
-        size: Sequence[int],
-    ) -> np.ndarray:
-        """Return the regions at a regular grid of points of a registered case.
+    def at(self, points_mm: np.ndarray, affine: np.ndarray, deformation: Deformation, case: CaseGeometry) -> np.ndarray:
+        """Return the regions at points of a registered case.
 
         Args:
+            points_mm: (..., 3) in the case, (z, y, x); may lie outside.
             affine: (4, 4), mm of the case -> mm of the atlas.
+            deformation: what the affine map leaves over.
             case: geometry of the case.
-            first_vox: (3,) first point, voxels of the case's array; may lie outside.
-            step_vox: (3,) voxels between two points.
-            size: (3,) number of points on every axis.
 
         Returns:
-            int64 ``size``; 0 outside of the case's body and outside of the atlas's.
+            int64 (...); 0 outside of the case's body and outside of the atlas's.
         """
-        first, step = np.asarray(first_vox, dtype=float), np.asarray(step_vox, dtype=float)
-        shape, cell_mm = tuple(int(n) for n in size), np.asarray(self.grid_spacing_mm)
-        to_atlas = Affine(affine)
-        matrix = to_atlas.linear * (step * case.spacing) / cell_mm[:, None]
-        offset = (to_atlas.points(first * case.spacing) - self.grid_origin_mm) / cell_mm
-        found = ndimage.affine_transform(self.labels, matrix, offset, shape, order=0)
-        factors = np.asarray(case.factors)
-        first_cell = (first + 0.5) / factors - 0.5
-        body = ndimage.affine_transform(case.body.view(np.uint8), step / factors, first_cell, shape, order=0)
-        return np.where(body > 0, found, 0).astype(np.int64)
+        atlas_mm = Affine(affine).points(deformation.at(points_mm))
+        cells = (atlas_mm - self.grid_origin_mm) / self.grid_spacing_mm
+        found = ndimage.map_coordinates(self.labels, np.moveaxis(cells, -1, 0), order=0)
+        inside = case.in_body((points_mm / case.spacing).reshape(-1, 3), tolerance_cells=0)
+        return np.where(inside.reshape(found.shape), found, 0).astype(np.int64)
 
 
 def lay_regions(atlas: CaseGeometry, count: int) -> AtlasRegions:

@@ -99,12 +99,12 @@ def register(case: CaseGeometry, atlas: CaseGeometry) -> Registration:
     Returns:
         the best registration found, which may still be bad: look at its ``quality``.
     """
-    with _one_thread():
+    with on_one_thread():
         starts = [assess(affine, case, atlas, thin=2) for affine in _starts(case, atlas)]
         starts.sort(key=lambda start: start.quality, reverse=True)
-        case_image, atlas_image = _to_sitk(case, case.image), _to_sitk(atlas, atlas.image)
+        case_image, atlas_image = to_sitk(case, case.image), to_sitk(atlas, atlas.image)
         # A margin of air around the body, so that its outline counts too.
-        case_mask = _to_sitk(case, ndimage.binary_dilation(case.body, iterations=2))
+        case_mask = to_sitk(case, ndimage.binary_dilation(case.body, iterations=2))
         best = assess(starts[0].affine, case, atlas)
         for start in starts[:MAX_REFINEMENTS]:
             refined = assess(_refine(case_image, case_mask, atlas_image, start.affine), case, atlas)
@@ -281,7 +281,7 @@ def _refine(case_image: sitk.Image, case_mask: sitk.Image, atlas_image: sitk.Ima
     return Affine.of_parts(matrix[::-1, ::-1], shift[::-1]).matrix
 
 
-def _to_sitk(geometry: CaseGeometry, array: np.ndarray) -> sitk.Image:
+def to_sitk(geometry: CaseGeometry, array: np.ndarray) -> sitk.Image:
     """Return the array on the grid of a case as an image in mm: float32, or uint8 for a mask."""
     image = sitk.GetImageFromArray(array.astype(np.uint8 if array.dtype == bool else np.float32))
     image.SetSpacing([float(v) for v in geometry.grid_spacing_mm[::-1]])
@@ -290,7 +290,7 @@ def _to_sitk(geometry: CaseGeometry, array: np.ndarray) -> sitk.Image:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def on_one_thread() -> Iterator[None]:
     """Give ITK one thread: cases run in parallel, and sums must not change from run to run."""
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -7,6 +7,7 @@ import numpy as np
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas import PreparedAtlas
 from nnunet_alice.anatomy.atlas_files import OK, AtlasFiles
+from nnunet_alice.anatomy.deformation import Deformation
 from nnunet_alice.anatomy.registration import MIN_QUALITY
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import NotPreparedError
@@ -64,15 +65,24 @@ class AtlasMatcher(GeometryMatcher):
         """Return `PreparedAtlas.affine` of a case."""
         return self._recent(("affine", case), lambda: self.atlas.affine(case))
 
+    def deformation(self, case: str) -> Deformation:
+        """Return `PreparedAtlas.deformation` of a case."""
+        return self._recent(("deformation", case), lambda: self.atlas.deformation(case))
+
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """Return counterparts in ``case_b`` of ``points_vox`` (N, 3), voxels of ``case_a``: ``p_B = A_B^-1 A_A p``."""
+        """Return counterparts in ``case_b`` of points (N, 3), voxels of ``case_a``.
+
+        With the affine map A and the deformation D of each case: ``p_B = D_B^-1 A_B^-1 A_A D_A p``.
+        """
         points_mm = np.asarray(points_vox, dtype=np.float64) * self.dataset.spacing
         to_b = Affine(np.linalg.solve(self.affine(case_b), self.affine(case_a)))
-        found = to_b.points(points_mm) / self.dataset.spacing
+        undeformed_mm = to_b.points(self.deformation(case_a).at(points_mm))
+        found = self.deformation(case_b).back(undeformed_mm) / self.dataset.spacing
         score = min(self._quality[case_a], self._quality[case_b])
         return Matches(found, np.where(self.geometry(case_b).in_body(found), score, -np.inf))
 
     def open(self, case: str) -> None:
-        """Read geometry and registration of a case."""
+        """Read geometry and registration of a case, its deformation too: whoever crops it may ask for its regions."""
         super().open(case)
         self.affine(case)
+        self.deformation(case)

@@ -12,7 +12,8 @@ def invalidate_case(dataset: PreprocessedDataset, case: str) -> None:
     for atlas in _atlases(dataset):
         if atlas.named_case() == case:
             atlas.atlas_file.unlink(missing_ok=True)
-        atlas.case_file(case).unlink(missing_ok=True)
+        for path in (atlas.case_file(case), atlas.deformation_file(case)):
+            path.unlink(missing_ok=True)
     for path in (geometry_file(dataset, case), IndexStore(dataset).file(case)):
         path.unlink(missing_ok=True)
 
@@ -24,7 +25,7 @@ def invalidate_all(dataset: PreprocessedDataset) -> None:
     whole = [file for atlas in atlases for file in (atlas.atlas_file, atlas.report_file)]
     for path in (*whole, store.description_file, store.calibration_file, evidence):
         path.unlink(missing_ok=True)
-    for pattern in ("cases/*.npz", "atlas*/cases/*.json", "embedding/*.npz"):
+    for pattern in ("cases/*.npz", "atlas*/cases/*.json", "atlas*/deformations/*.npz", "embedding/*.npz"):
         for path in dataset.anatomy_folder.glob(pattern):
             path.unlink(missing_ok=True)
 

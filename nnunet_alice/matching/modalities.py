@@ -75,10 +75,24 @@ class RegionLabels:
     def on_grid(
         self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]
     ) -> np.ndarray:
-        """Return the regions at a regular grid of points, see :meth:`AtlasRegions.on_grid`; 0 for "not known"."""
+        """Return the regions at a regular grid of points; 0 for "not known".
+
+        Args:
+            case: name of the case.
+            first_vox: (3,) first point, voxels of the case's array; may lie outside.
+            step_vox: (3,) voxels between two points.
+            size: (3,) number of points on every axis.
+
+        Returns:
+            int64 ``size``.
+        """
         if case not in self._registered:
             return np.zeros(tuple(size), dtype=np.int64)
-        return self.regions.on_grid(self.atlas.affine(case), self.atlas.geometry(case), first_vox, step_vox, size)
+        points_vox = np.moveaxis(np.indices(tuple(size)), 0, -1) * np.asarray(step_vox) + first_vox
+        atlas = self.atlas
+        return self.regions.at(
+            points_vox * atlas.dataset.spacing, atlas.affine(case), atlas.deformation(case), atlas.geometry(case)
+        )
 
 
 class ModalityRegions:
@@ -99,7 +113,7 @@ class ModalityRegions:
     def on_grid(
         self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]
     ) -> np.ndarray:
-        """Return the regions at a regular grid of points, see :meth:`AtlasRegions.on_grid`; 0 for "not known"."""
+        """Return the regions at a regular grid of points, see :meth:`RegionLabels.on_grid`; 0 for "not known"."""
         modality = self.modality_of[case]
         if modality not in self.labels:
             return np.zeros(tuple(size), dtype=np.int64)

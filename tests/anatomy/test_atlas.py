@@ -7,8 +7,9 @@ import pytest
 from support.refused import refused
 from support.small_datasets import ball, replace_image, write_preprocessed
 
-from nnunet_alice.anatomy.atlas import prepare_atlas
+from nnunet_alice.anatomy.atlas import PreparedAtlas, prepare_atlas
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
+from nnunet_alice.anatomy.deformation import deform
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.anatomy.registration import assess
 from nnunet_alice.dataset import PreprocessedDataset
@@ -52,6 +53,24 @@ def test_running_again_does_only_what_is_missing(balls, registered):
     files.case_file("c").write_text("{")
     assert prepare_atlas(balls, 1).atlas_case == "b"
     assert registered == ["a", "c"]
+    registered.clear()
+    files.deformation_file("a").unlink()
+    prepare_atlas(balls, 1)
+    assert registered == ["a"]
+
+
+def test_a_deformation_is_read_as_it_was_written(balls, registered):
+    prepare_atlas(balls, 1, atlas_case="b")
+    atlas, matcher = PreparedAtlas.open(balls), AtlasMatcher(balls)
+    expected = deform(atlas.affine("a"), load_geometry(balls, "a"), atlas.geometry)
+    for found in (atlas.deformation("a"), matcher.deformation("a")):
+        np.testing.assert_array_equal(found.displacement_mm, expected.displacement_mm)
+        assert (found.origin_mm, found.step_mm) == (expected.origin_mm, expected.step_mm)
+    file = atlas.files.deformation_file("a")
+    file.write_bytes(file.read_bytes()[:100])
+    for read in (atlas.deformation, AtlasMatcher(balls).open):  # the matcher, so that views leave the case out
+        with refused(NotPreparedError, path=file, case="a"):
+            read("a")
 
 
 def test_plans_that_share_preprocessed_cases_share_the_registrations(balls, registered):

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from nnunet_alice.anatomy.deformation import Deformation
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.regions import lay_regions
 
 SPACING = (4.0, 4.0, 4.0)
+#: points move by as much, wherever they are: 3.25 mm along y
+SHIFT = Deformation(np.array([0, 3.25, 0], np.float16)[:, None, None, None], (0.0, 0.0, 0.0), SPACING)
 
 
 def body(shape=(40, 36, 32), seed=0, spacing=SPACING):
@@ -51,10 +54,11 @@ def test_a_point_has_the_region_of_its_place_in_the_atlas(step):
     affine = np.eye(4)
     affine[:3, 3] = (1.0, 1.0, 1.0)
     first, size = (10, 12, 8), (15, 12, 14)
-    found = regions.on_grid(affine, case, first, (step,) * 3, size)
+    voxels = np.moveaxis(np.indices(size), 0, -1) * step + first
+    found = regions.at(voxels * 2.0, affine, SHIFT, case)
     for index in np.ndindex(*size):
-        voxel = np.asarray(first) + step * np.asarray(index)
-        cell = np.round((voxel * 2.0 + 1.0 - regions.grid_origin_mm) / regions.grid_spacing_mm).astype(int)
+        voxel = voxels[index]
+        cell = np.round((voxel * 2.0 + (1, 4.25, 1) - regions.grid_origin_mm) / regions.grid_spacing_mm).astype(int)
         inside = ((cell >= 0) & (cell < regions.labels.shape)).all()
         expected = regions.labels[tuple(cell)] if inside and case.in_body(voxel[None], 0)[0] else 0
         assert found[index] == expected
@@ -62,5 +66,5 @@ def test_a_point_has_the_region_of_its_place_in_the_atlas(step):
 
 def test_outside_of_the_case_nothing_is_known():
     atlas = body()
-    found = lay_regions(atlas, 20).on_grid(np.eye(4), atlas, (-30, -30, -30), (3, 3, 3), (8, 8, 8))
-    assert not found.any()
+    points_mm = np.moveaxis(np.indices((8, 8, 8)), 0, -1) * 12.0 - 120
+    assert not lay_regions(atlas, 20).at(points_mm, np.eye(4), SHIFT, atlas).any()

@@ -75,17 +75,29 @@ def test_atlas_matching_beats_the_same_relative_position(prepared, phantoms, mat
                 if {phantoms.subjects[c].field_of_view for c in (case_a, case_b)} == {"torso"}:
                     same_field[name].append(error)
     median = {name: np.median(np.concatenate(all_errors)) for name, all_errors in errors.items()}
-    assert median["atlas"] < 0.5 * median["relative"]
+    assert median["atlas"] < 0.25 * median["relative"]
     median = {name: np.median(np.concatenate(all_errors)) for name, all_errors in same_field.items()}
-    assert median["atlas"] < median["relative"]
+    assert median["atlas"] < 0.5 * median["relative"]
+
+
+def test_deformations_halve_the_errors_of_affine_maps(phantoms, matcher):
+    errors, rng = {"affine": [], "deformed": []}, np.random.default_rng(0)
+    for case_a in ("p0", "p2"):
+        points = matcher.body_points(case_a, 100, rng)
+        truth = phantoms.truth(case_a, ATLAS, points)
+        affine = Affine(matcher.affine(case_a)).points(points * SPACING) / SPACING
+        for name, found in (("affine", affine), ("deformed", matcher.match(case_a, ATLAS, points).points_vox)):
+            errors[name].append(np.linalg.norm((found - truth) * SPACING, axis=1))
+    median = {name: np.median(np.concatenate(found)) for name, found in errors.items()}
+    assert median["deformed"] < 0.6 * median["affine"]
 
 
 def test_there_and_back_is_the_same_point_and_a_detour_changes_nothing(matcher):
     points = matcher.body_points("p0", 50, np.random.default_rng(0))
     there = matcher.match("p0", "p3", points).points_vox
-    np.testing.assert_allclose(matcher.match("p3", "p0", there).points_vox, points, atol=1e-8)
+    np.testing.assert_allclose(matcher.match("p3", "p0", there).points_vox, points, atol=1e-4)
     detour = matcher.match("p0", "p2", points).points_vox
-    np.testing.assert_allclose(matcher.match("p2", "p3", detour).points_vox, there, atol=1e-8)
+    np.testing.assert_allclose(matcher.match("p2", "p3", detour).points_vox, there, atol=1e-4)
 
 
 def test_a_match_is_the_formula_by_hand(prepared, matcher):
@@ -95,10 +107,10 @@ def test_a_match_is_the_formula_by_hand(prepared, matcher):
     chest = matcher.geometry("p4")
     in_chest = []
     for point, found in zip(points, matches.points_vox, strict=True):
-        atlas_mm = np.array(report.records["p0"].affine) @ [*(point * SPACING), 1]
-        expected = (np.linalg.inv(report.records["p4"].affine) @ atlas_mm)[:3] / SPACING
-        np.testing.assert_allclose(found, expected, atol=1e-8)
-        in_chest.append(bool(chest.in_body(expected[None])[0]))
+        atlas_mm = np.array(report.records["p0"].affine) @ [*matcher.deformation("p0").at(point[None] * SPACING)[0], 1]
+        undeformed_mm = (np.linalg.inv(report.records["p4"].affine) @ atlas_mm)[:3]
+        np.testing.assert_allclose(matcher.deformation("p4").at(found[None] * SPACING)[0], undeformed_mm, atol=1e-3)
+        in_chest.append(bool(chest.in_body(found[None])[0]))
     score = min(report.records["p0"].quality, report.records["p4"].quality)
     np.testing.assert_array_equal(matches.scores, np.where(in_chest, score, -np.inf))
     # A torso shows more than a chest: some points have no counterpart, some have one to be trusted.
@@ -107,7 +119,8 @@ def test_a_match_is_the_formula_by_hand(prepared, matcher):
 
 
 def location(matcher, case: str, points_vox: np.ndarray) -> np.ndarray:
-    return matcher.atlas.locations(Affine(matcher.affine(case)).points(points_vox * matcher.dataset.spacing))
+    deformed_mm = matcher.deformation(case).at(points_vox * matcher.dataset.spacing)
+    return matcher.atlas.locations(Affine(matcher.affine(case)).points(deformed_mm))
 
 
 def test_locations_span_the_atlas(matcher):
@@ -117,7 +130,7 @@ def test_locations_span_the_atlas(matcher):
     points = matcher.body_points("p0", 50, np.random.default_rng(0))
     # Same anatomy, same location.
     there = matcher.match("p0", "p3", points).points_vox
-    np.testing.assert_allclose(location(matcher, "p3", there), location(matcher, "p0", points), atol=1e-9)
+    np.testing.assert_allclose(location(matcher, "p3", there), location(matcher, "p0", points), atol=1e-4)
 
 
 def test_a_pickled_matcher_answers_the_same(matcher):

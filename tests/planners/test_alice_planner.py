@@ -121,6 +121,18 @@ def test_the_small_planner_is_small_whatever_the_data(tmp_path, monkeypatch, kin
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "patch"), [("torso CT", (24, 24, 24)), ("three slices", (4, 80, 80))])
+def test_the_coarse_planner_takes_cubes_where_the_volume_lets_it(tmp_path, monkeypatch, kind, patch):
+    planned = plan(AlicePlannerCoarse, make_dataset(tmp_path, monkeypatch, kind))
+    assert planned.content["patch_size"] == patch
+    strides = total_stride(planned.content)
+    assert all(n / s >= 3 or s == 1 for n, s in zip(patch, strides, strict=True)) and max(strides) >= 8
+    spacing, shape = (np.array(values) for values in DATA[kind])
+    sizes_mm = np.multiply(planned.content["median_image_size_in_voxels"], planned.content["spacing"])
+    np.testing.assert_allclose(sizes_mm, spacing * shape, rtol=0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("planner", "edge"), [(AlicePlannerSmall, 100), (AlicePlannerCoarse, 64)])
 @pytest.mark.parametrize("kind", DATA)
 def test_the_small_planners_take_coarser_voxels_of_large_volumes_alone(tmp_path, monkeypatch, kind, planner, edge):

@@ -1,0 +1,75 @@
+"""Do deformations lay organs on organs? Labelled sets, their labels looked at afterwards.
+
+    python -m benchmarks.fast.search prepare abdomen_6mm --data ../shared/data --prepared DIR
+    python -m benchmarks.deformation_evidence abdomen_6mm hippocampus --prepared DIR -o table.csv
+
+Labels of the atlas are brought onto each case, by the affine map alone and by the deformation, too. Measured are Dice
+and distance of centroids of the organs that both show.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from benchmarks.chest_registration import summary
+from benchmarks.fast.sets import SETS, Case, load
+from benchmarks.registration_quality import organ_overlap
+from nnunet_alice.affine import Affine
+from nnunet_alice.anatomy import deformation
+from nnunet_alice.anatomy.geometry import CaseGeometry
+
+AFFINE, DEFORMED = "affine", "deformed"
+MEASURES = ["dice", "centroid_mm", "seconds"]
+
+
+def measure(cases: list[Case], atlas: CaseGeometry) -> pd.DataFrame:
+    """Return a row for each case and way of registration."""
+    labels = {case.name: case.label[0, 0].numpy() for case in cases}
+    rows = []
+    for case in cases:
+        if case.name == atlas.case:
+            continue
+        started = time.process_time()
+        found = deformation.deform(case.affine, case.geometry, atlas)
+        seconds = {AFFINE: 0.0, DEFORMED: time.process_time() - started}
+        spacing = np.asarray(case.geometry.spacing)
+        own = labels[case.name]
+        points_mm = np.moveaxis(np.indices(own.shape), 0, -1) * spacing
+        for way, moved_mm in ((AFFINE, points_mm), (DEFORMED, found.at(points_mm))):
+            voxels = Affine(case.affine).points(moved_mm) / atlas.spacing
+            brought = ndimage.map_coordinates(labels[atlas.case], np.moveaxis(voxels, -1, 0), order=0)
+            overlap = organ_overlap(own, brought, spacing, np.unique(labels[atlas.case]))
+            rows.append({"case": case.name, "registered by": way, "seconds": seconds[way]} | overlap)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Measure every set with every smoothing, write a table, print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", choices=SETS)
+    parser.add_argument("--prepared", type=Path, required=True, help="folder of the prepared sets")
+    parser.add_argument("--smoothing", type=float, nargs="+", default=[deformation.SMOOTHING_CELLS], help="cells [1]")
+    parser.add_argument("-o", type=Path, required=True, help="CSV")
+    args = parser.parse_args()
+    tables = []
+    for name in args.sets:
+        cases, atlas = load(name, args.prepared)
+        for smoothing in args.smoothing:
+            deformation.SMOOTHING_CELLS = smoothing
+            found = measure(cases, atlas)
+            wide = found.pivot_table(index="case", columns="registered by", values="dice")
+            table = summary(found, MEASURES, AFFINE, DEFORMED)
+            table.insert(0, "set", name)
+            table.insert(1, "smoothing", smoothing)
+            table["worse in"] = ["", "", int((wide[DEFORMED] < wide[AFFINE]).sum())]
+            tables.append(table)
+            print(table.to_string(index=False), flush=True)
+    pd.concat(tables).to_csv(args.o, index=False)
+
+
+if __name__ == "__main__":
+    main()

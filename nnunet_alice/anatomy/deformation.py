@@ -1,0 +1,98 @@
+"""What an affine map leaves over: a smooth displacement of every point of a case, found by SimpleITK's demons.
+
+An affine map lays bodies on each other, and organs only roughly. On 17 abdominal CTs, labels of the atlas overlap with
+those of a case by a Dice of 0.34 after it. After the demons it is 0.48 (docs/results/registrations.md).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from nnunet_alice.anatomy.geometry import CaseGeometry
+from nnunet_alice.anatomy.registration import on_one_thread, to_sitk, warp_atlas
+
+#: Levels: thinning of the grid, and iterations there.
+_LEVELS = ((4, 30), (2, 30), (1, 20))
+#: Levels on which an axis would have fewer cells are left out.
+_MIN_EDGE = 8
+#: Smoothing of the displacement after every iteration, cells.
+SMOOTHING_CELLS = 1.0
+#: Of the fixed point; errors of matches on phantoms stay the same from five on.
+_ITERATIONS_BACK = 10
+#: Every so many cells of the grid a displacement is kept.
+_STEP_CELLS = 2
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """Smooth displacement of points of a case, to be added before its affine map to the atlas.
+
+    Attributes:
+        displacement_mm: (3, z, y, x) float16, components (z, y, x), on a regular grid of the case.
+        origin_mm: (3,) first point of that grid in the case.
+        step_mm: (3,) distance of two of its points.
+    """
+
+    displacement_mm: np.ndarray
+    origin_mm: tuple[float, ...]
+    step_mm: tuple[float, ...]
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:
+        """Return displaced points (..., 3), mm (z, y, x); outside of the grid the nearest displacement counts."""
+        places = np.moveaxis((points_mm - np.asarray(self.origin_mm)) / self.step_mm, -1, 0)
+        moved = [
+            ndimage.map_coordinates(component.astype(np.float32), places, order=1, mode="nearest")
+            for component in self.displacement_mm
+        ]
+        return points_mm + np.stack(moved, axis=-1)
+
+    def back(self, points_mm: np.ndarray) -> np.ndarray:
+        """Return the points (..., 3) that :meth:`at` displaces to these, by fixed-point iteration."""
+        found = np.array(points_mm, dtype=np.float64)
+        for _ in range(_ITERATIONS_BACK):
+            found += points_mm - self.at(found)
+        return found
+
+
+def deform(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> Deformation:
+    """Return the displacement that lays the structures of a case on those of the atlas. Deterministic, one thread.
+
+    Args:
+        affine: (4, 4), case mm -> atlas mm, (z, y, x).
+        case: geometry of the case.
+        atlas: geometry of the atlas.
+    """
+    _, warped, _ = warp_atlas(affine, case, atlas)
+    with on_one_thread():
+        fixed, moving = to_sitk(case, case.image / np.float32(255)), to_sitk(case, warped / np.float32(255))
+        field = None
+        for thinning, iterations in _LEVELS:
+            if thinning > 1 and min(case.grid_shape) < _MIN_EDGE * thinning:
+                continue
+            seen = [_thinned(image, thinning) for image in (fixed, moving)]
+            demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
+            demons.SetNumberOfIterations(iterations)
+            demons.SetStandardDeviations(SMOOTHING_CELLS)
+            demons.SetSmoothDisplacementField(True)
+            field = demons.Execute(*seen) if field is None else demons.Execute(*seen, _onto(field, seen[0]))
+    assert field is not None, "the finest level is never left out"
+    vectors = sitk.GetArrayFromImage(field)[::_STEP_CELLS, ::_STEP_CELLS, ::_STEP_CELLS, ::-1]
+    return Deformation(
+        np.moveaxis(vectors, -1, 0).astype(np.float16),
+        field.GetOrigin()[::-1],
+        tuple(_STEP_CELLS * length for length in field.GetSpacing()[::-1]),
+    )
+
+
+def _thinned(image: sitk.Image, thinning: int) -> sitk.Image:
+    if thinning == 1:
+        return image
+    smooth = sitk.SmoothingRecursiveGaussian(image, [thinning / 2 * length for length in image.GetSpacing()])
+    return sitk.Shrink(smooth, [thinning] * 3)
+
+
+def _onto(field: sitk.Image, image: sitk.Image) -> sitk.Image:
+    """Return the displacements at the voxels of an image."""
+    return sitk.Resample(field, image, sitk.Transform(), sitk.sitkLinear, 0.0, field.GetPixelID())

@@ -1,0 +1,64 @@
+"""Deformations: known displacements are found, and points move as the grid says."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.interpolate import RegularGridInterpolator
+from support.atlas_phantoms import SPACING, Phantoms
+
+from nnunet_alice.anatomy.deformation import Deformation, deform
+from nnunet_alice.anatomy.geometry import compute_geometry
+
+
+@pytest.fixture(scope="module")
+def torso() -> np.ndarray:
+    """(z, y, x) of a phantom in normalised intensities."""
+    return Phantoms({"p0": "torso"}).images["p0"][0]
+
+
+def bent(torso: np.ndarray, amplitude_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """A torso whose every point p shows what the straight one shows at p + displacement; and that displacement, mm."""
+    voxels = np.indices(torso.shape).astype(float)
+    waves = [np.sin(2 * np.pi * voxels[(axis + 1) % 3] / torso.shape[(axis + 1) % 3]) for axis in range(3)]
+    displacement_mm = amplitude_mm * np.stack(waves)
+    places = voxels + displacement_mm / np.asarray(SPACING)[:, None, None, None]
+    return ndimage.map_coordinates(torso, places, order=1, mode="nearest"), displacement_mm
+
+
+def test_a_known_bend_is_found(torso):
+    image, truth_mm = bent(torso, 10.0)
+    case, atlas = (compute_geometry(name, array[None], SPACING) for name, array in (("case", image), ("atlas", torso)))
+    found = deform(np.eye(4), case, atlas)
+    points = case.body_points(500, np.random.default_rng(0))
+    wanted = np.stack([ndimage.map_coordinates(part, points.T, order=1) for part in truth_mm], axis=-1)
+    points_mm = points * SPACING
+    left = np.linalg.norm(found.at(points_mm) - points_mm - wanted, axis=1)
+    # flat organs do not tell where inside of them a point lies
+    assert left.mean() < 0.5 * np.linalg.norm(wanted, axis=1).mean()
+    again = deform(np.eye(4), case, atlas)
+    np.testing.assert_array_equal(again.displacement_mm, found.displacement_mm)
+
+
+def test_an_image_does_not_move_onto_itself(torso):
+    atlas = compute_geometry("atlas", torso[None], SPACING)
+    assert not deform(np.eye(4), atlas, atlas).displacement_mm.any()
+
+
+def test_few_slices_are_deformed_too():
+    image = np.random.default_rng(0).normal(size=(1, 3, 40, 40)).astype(np.float32)
+    case, atlas = (compute_geometry(name, image * gain, (8.0, 2.0, 2.0)) for name, gain in (("a", 1), ("b", -1)))
+    assert np.isfinite(deform(np.eye(4), case, atlas).displacement_mm).all()
+
+
+def test_points_move_by_the_interpolated_displacement():
+    rng = np.random.default_rng(0)
+    field = rng.normal(size=(3, 5, 6, 7)).astype(np.float16)
+    origin, step = np.array([2.0, -1.0, 0.5]), np.array([4.0, 2.0, 3.0])
+    points = origin + rng.uniform(0, 1, (2, 50, 3)) * step * (np.array(field.shape[1:]) - 1)
+    axes = [o + s * np.arange(n) for o, s, n in zip(origin, step, field.shape[1:], strict=True)]
+    moved = Deformation(field, tuple(origin), tuple(step)).at(points)
+    for component in range(3):
+        naive = RegularGridInterpolator(axes, field[component].astype(float))(points)
+        np.testing.assert_allclose(moved[..., component], points[..., component] + naive, atol=1e-4)
+    far = Deformation(field, tuple(origin), tuple(step)).at(origin[None] - 100.0)
+    np.testing.assert_allclose(far[0], origin - 100.0 + field[:, 0, 0, 0], atol=1e-3)
