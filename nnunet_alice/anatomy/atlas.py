@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR, AtlasFiles, AtlasRecord, AtlasReport
-from nnunet_alice.anatomy.deformation import Deformation, deform
+from nnunet_alice.anatomy.deformation import NO_DEFORMATION, Deformation, deform
 from nnunet_alice.anatomy.geometry import CaseGeometry, geometry_checksum, load_geometry
 from nnunet_alice.anatomy.landmarks import Landmarks, to_locations
 from nnunet_alice.anatomy.lungs import lung_geometry
 from nnunet_alice.anatomy.medoid import find_medoid
 from nnunet_alice.anatomy.registration import BODY, LUNGS, Registration, edge_agreement, register
-from nnunet_alice.dataset import PreprocessedDataset
+from nnunet_alice.dataset import TOGETHER, PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.parallel import for_each_case
 from nnunet_alice.parts import Part
@@ -142,6 +142,14 @@ class PreparedAtlas(Atlas):
             ).about(case=case, path=file)
         return known
 
+    def deform(self, affine: np.ndarray, case: CaseGeometry) -> Deformation:
+        """Return the deformation that the affine map of a case leaves over; none where modalities are mixed.
+
+        Demons compare intensities, which mean something different in every modality.
+        """
+        mixed = self.dataset.modality in (None, TOGETHER) and len(set(self.dataset.modalities.values())) > 1
+        return NO_DEFORMATION if mixed else deform(affine, case, self.geometry)
+
     def deformation(self, case: str) -> Deformation:
         """Return what the affine map of a case leaves over, see :func:`nnunet_alice.anatomy.deformation.deform`.
 
@@ -260,7 +268,7 @@ def _register_one(atlas: PreparedAtlas, overwrite: bool, case: str) -> AtlasReco
     checksum = geometry_checksum(atlas.dataset, case)
     result = atlas.register(geometry)
     if not result.problem:
-        atlas.files.write_deformation(case, deform(result.affine, geometry, atlas.geometry))
+        atlas.files.write_deformation(case, atlas.deform(result.affine, geometry))
     record = AtlasRecord(
         case,
         POOR if result.problem else OK,

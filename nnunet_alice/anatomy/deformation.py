@@ -56,6 +56,10 @@ class Deformation:
         return found
 
 
+#: moves no point
+NO_DEFORMATION = Deformation(np.zeros((3, 1, 1, 1), np.float16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 def deform(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> Deformation:
     """Return the displacement that lays the structures of a case on those of the atlas. Deterministic, one thread.
 

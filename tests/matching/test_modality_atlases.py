@@ -53,6 +53,11 @@ def test_pairs_stay_within_a_modality_unless_asked(pool):
     run(*ANATOMY, "--across_modalities")
     together = open_matcher(pool.together())
     assert isinstance(together, AtlasMatcher) and AtlasFiles(pool.together()).folder.name == "atlas"
+    # demons compare intensities
+    assert not any(together.deformation(case).displacement_mm.any() for case in together.cases)
+    for atlas in matcher.atlases.values():
+        moving = [case for case in atlas.cases if case != atlas.atlas.geometry.case]
+        assert all(atlas.deformation(case).displacement_mm.any() for case in moving)
     across = MatchedPairs(together, pool.cases(), (8, 8, 8), pool.shape)
     drawn = [across.draw(rng) for _ in range(60)]
     assert any(pool.modalities[pair.case_a] != pool.modalities[pair.case_b] for pair in drawn if pair.accepted)
