@@ -183,6 +183,10 @@ class PairPlanning:
         target = reference.elements * self.UNet_vram_target_GB / reference.gigabytes
         return target * needed / max(available, 1.0)
 
+    def shape_for_patch(self, spacing: Sequence[float], median_shape: Sequence[float]) -> Sequence[float]:
+        """Return the shape, voxels, whose aspect the patch keeps while it shrinks; in nnU-Net the median volume's."""
+        return median_shape
+
     def get_plans_for_configuration(
         self,
         spacing: Sequence[float],
@@ -192,10 +196,13 @@ class PairPlanning:
         _cache: dict,
     ) -> dict:
         """Return nnU-Net's configuration, in 3D with a patch for block masks and pairs of views for a batch."""
+        is_3d = len(spacing) == 3
+        shape = self.shape_for_patch(spacing, median_shape) if is_3d else median_shape
         plan = super().get_plans_for_configuration(  # type: ignore[misc]  # mixed in before nnU-Net's planner
-            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+            spacing, shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
-        if len(spacing) == 3:
+        if is_3d:
+            plan["median_image_size_in_voxels"] = median_shape
             architecture = plan["architecture"]
             plan["patch_size"] = maskable_patch(
                 plan["patch_size"], architecture["arch_kwargs"]["strides"], self.UNet_featuremap_min_edge_length
@@ -294,25 +301,14 @@ class AlicePlannerCoarse(AlicePlannerSmall):
         super().__init__(*args, **kwargs)
         self.UNet_featuremap_min_edge_length = 3
 
-    def get_plans_for_configuration(
-        self,
-        spacing: Sequence[float],
-        median_shape: Sequence[float],
-        data_identifier: str,
-        approximate_n_voxels_dataset: float,
-        _cache: dict,
-    ) -> dict:
-        """Return the configuration; its patch keeps the aspect of a cube that the median volume is cut to."""
-        seen = np.asarray(median_shape, dtype=float)
-        if len(spacing) == 3:
-            edge = (seen * spacing).max()
-            while np.prod(seen) > 8 * self.max_patch_vox:
-                edge *= 0.97
-                seen = np.minimum(seen, edge / np.asarray(spacing))
-        plan = super().get_plans_for_configuration(
-            spacing, seen.tolist(), data_identifier, approximate_n_voxels_dataset, _cache
-        )
-        return plan | {"median_image_size_in_voxels": median_shape}
+    def shape_for_patch(self, spacing: Sequence[float], median_shape: Sequence[float]) -> Sequence[float]:
+        """Return the median volume cut to a cube of eight patches, as far as it reaches."""
+        shape = np.asarray(median_shape, dtype=float)
+        edge_mm = (shape * spacing).max()
+        while np.prod(shape) > 8 * self.max_patch_vox:
+            edge_mm *= 0.97
+            shape = np.minimum(shape, edge_mm / np.asarray(spacing))
+        return shape.tolist()
 
 
 class AlicePlannerResEncM(PairPlanning, nnUNetPlannerResEncM):

@@ -95,9 +95,9 @@ def test_deformations_halve_the_errors_of_affine_maps(phantoms, matcher):
 def test_there_and_back_is_the_same_point_and_a_detour_changes_nothing(matcher):
     points = matcher.body_points("p0", 50, np.random.default_rng(0))
     there = matcher.match("p0", "p3", points).points_vox
-    np.testing.assert_allclose(matcher.match("p3", "p0", there).points_vox, points, atol=1e-4)
+    np.testing.assert_allclose(matcher.match("p3", "p0", there).points_vox, points, atol=1e-8)
     detour = matcher.match("p0", "p2", points).points_vox
-    np.testing.assert_allclose(matcher.match("p2", "p3", detour).points_vox, there, atol=1e-4)
+    np.testing.assert_allclose(matcher.match("p2", "p3", detour).points_vox, there, atol=1e-8)
 
 
 def test_a_match_is_the_formula_by_hand(prepared, matcher):
@@ -109,7 +109,7 @@ def test_a_match_is_the_formula_by_hand(prepared, matcher):
     for point, found in zip(points, matches.points_vox, strict=True):
         atlas_mm = np.array(report.records["p0"].affine) @ [*matcher.deformation("p0").at(point[None] * SPACING)[0], 1]
         undeformed_mm = (np.linalg.inv(report.records["p4"].affine) @ atlas_mm)[:3]
-        np.testing.assert_allclose(matcher.deformation("p4").at(found[None] * SPACING)[0], undeformed_mm, atol=1e-3)
+        np.testing.assert_allclose(matcher.deformation("p4").at(found[None] * SPACING)[0], undeformed_mm, atol=1e-8)
         in_chest.append(bool(chest.in_body(found[None])[0]))
     score = min(report.records["p0"].quality, report.records["p4"].quality)
     np.testing.assert_array_equal(matches.scores, np.where(in_chest, score, -np.inf))
@@ -130,7 +130,7 @@ def test_locations_span_the_atlas(matcher):
     points = matcher.body_points("p0", 50, np.random.default_rng(0))
     # Same anatomy, same location.
     there = matcher.match("p0", "p3", points).points_vox
-    np.testing.assert_allclose(location(matcher, "p3", there), location(matcher, "p0", points), atol=1e-4)
+    np.testing.assert_allclose(location(matcher, "p3", there), location(matcher, "p0", points), atol=1e-9)
 
 
 def test_a_pickled_matcher_answers_the_same(matcher):
