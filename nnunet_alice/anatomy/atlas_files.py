@@ -28,7 +28,7 @@ from nnunet_alice.parallel import Outcomes
 logger = logging.getLogger(__name__)
 
 #: Raised when the registration or its stored form changes: older registrations are made again.
-VERSION = 3
+VERSION = 4
 #: Outcomes of a case: used for matching; registered but not to be trusted; not registered at all.
 OK, POOR, FAILED = "ok", "poor", "failed"
 

@@ -145,10 +145,27 @@ def edge_agreement(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) 
     """
     image, warped, warped_body = warp_atlas(affine, case, atlas)
     both = case.body & warped_body
-    cell_mm = np.asarray(case.grid_spacing_mm)
-    sigma = _EDGE_SHARE * (case.body_cells * cell_mm.prod()) ** (1 / 3) / cell_mm
+    return correlate_edges(case, image, warped, both) * _overlap(int(both.sum()), affine, case, atlas)
+
+
+def correlate_edges(case: CaseGeometry, image: np.ndarray, warped: np.ndarray, where: np.ndarray) -> float:
+    """Return the correlation of gradient magnitudes of two images on the grid of a case.
+
+    Args:
+        case: says how long its cells are, and how large its body.
+        image: of the case.
+        warped: the other one.
+        where: bool, the cells that count.
+    """
+    sigma = body_share_cells(case, _EDGE_SHARE)
     slopes = (ndimage.gaussian_gradient_magnitude(array.astype(np.float32), sigma) for array in (image, warped))
-    return _correlation(*(slope[both] for slope in slopes)) * _overlap(int(both.sum()), affine, case, atlas)
+    return _correlation(*(slope[where] for slope in slopes))
+
+
+def body_share_cells(case: CaseGeometry, share: float) -> np.ndarray:
+    """Return a share of the cube root of the body's volume, in grid cells along each axis: the same mm on any grid."""
+    cell_mm = np.asarray(case.grid_spacing_mm)
+    return share * (case.body_cells * cell_mm.prod()) ** (1 / 3) / cell_mm
 
 
 def _overlap(cells: int, affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> float:
