@@ -35,6 +35,9 @@ CONTRASTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "inverted": lambda values: 255 - values,
 }
 
+#: how demons compare intensities
+INTENSITIES = {"values": True, "normalised": False}
+
 
 def measure(cases: list[Case], atlas: CaseGeometry, same_scale: bool, contrast: str = "as scanned") -> pd.DataFrame:
     """Return a row for each case and way of registration."""
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--prepared", type=Path, required=True, help="folder of the prepared sets")
     parser.add_argument("--smoothing", type=float, nargs="+", default=[deformation.SMOOTHING_CELLS], help="cells [1]")
     parser.add_argument("--contrast", choices=CONTRASTS, nargs="+", default=["as scanned"], help="[as scanned]")
+    parser.add_argument("--intensities", choices=INTENSITIES, nargs="+", help="[values of CT, all others normalised]")
     parser.add_argument("--first", type=int, help="measure only the first so many cases of a set [all]")
     parser.add_argument("-o", type=Path, required=True, help="CSV")
     args = parser.parse_args()
@@ -75,14 +79,16 @@ def main() -> None:
         cases, atlas = load(name, args.prepared)
         measured = [case for number, case in enumerate(cases) if number < (args.first or len(cases))]
         measured += [case for case in cases if case.name == atlas.case and case not in measured]
-        for smoothing, contrast in itertools.product(args.smoothing, args.contrast):
+        usual = "normalised" if SETS[name].scale_by_case else "values"
+        for smoothing, compared, contrast in itertools.product(
+            args.smoothing, args.intensities or [usual], args.contrast
+        ):
             deformation.SMOOTHING_CELLS = smoothing
-            found = measure(measured, atlas, not SETS[name].scale_by_case, contrast)
+            found = measure(measured, atlas, INTENSITIES[compared], contrast)
             wide = found.pivot_table(index="case", columns="registered by", values="dice")
             table = summary(found, MEASURES, AFFINE, DEFORMED)
-            for place, (column, value) in enumerate(
-                {"set": name, "contrast": contrast, "smoothing": smoothing}.items()
-            ):
+            settings = {"set": name, "intensities": compared, "contrast": contrast, "smoothing": smoothing}
+            for place, (column, value) in enumerate(settings.items()):
                 table.insert(place, column, value)
             table["worse in"] = ["", "", int((wide[DEFORMED] < wide[AFFINE]).sum())]
             table["kept"] = ["", int(found["kept"].sum()) // 2, ""]

@@ -32,7 +32,7 @@ class AliceTrainer_noRegions(AliceTrainer):
 
 
 class AliceTrainer_regionsOnly(AliceTrainer):
-    """Ablation: reconstruction and regions of the atlas; views of different people are not compared."""
+    """Reconstruction and regions of the atlas, for short runs; views of different people are not compared."""
 
     settings = changed(AliceTrainer.settings, {"method.contrast": False, "method.alignment": False})
 
@@ -93,7 +93,7 @@ class AliceTrainer_weakContrast(AliceTrainer):
 
 
 class AliceTrainer_paper(AliceTrainer):
-    """The paper's literal pooling, normalisation and temperatures; collapses on InstanceNorm U-Nets."""
+    """The paper's terms, masks, pooling, targets, weights and temperatures; collapses on InstanceNorm U-Nets."""
 
     settings = changed(AliceTrainer.settings, {"method": AliceTrainer.settings.method.paper()})
 

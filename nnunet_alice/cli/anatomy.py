@@ -1,6 +1,6 @@
 """Find out where in the body every preprocessed case lies, so that views of different cases can be matched.
 
---method atlas (default) registers every case to one atlas case (affine, on a coarse grid).
+--method atlas (default) registers every case to one atlas case: an affine map, then a deformation, on a coarse grid.
 Cases whose registration fails or is poor are named and left out of matching. Run again, it does what is missing.
 Landmarks are laid on the atlas too, for DrasCLR; those that are there are kept unless other ones are asked for.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_alice.cli.common import positive
+from nnunet_alice.demo.budget import EMBEDDING, RUNS, TRAINERS, Budget, own_budget
 from nnunet_alice.errors import InputError
 from nnunet_alice.words import counted
 
@@ -36,19 +37,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FOLDER", help="your DatasetXXX_NAME: dataset.json, imagesTr, labelsTr")
     own = parser.add_argument_group("with --data")
     own.add_argument("--labelled", type=positive(int), default=2, metavar="N", help="cases with labels [%(default)s]")
-    own.add_argument("--test", type=positive(int), metavar="N", help="test cases [a third of those with labels]")
+    own.add_argument(
+        "--test", type=positive(int), metavar="N", help="test cases [a third of those with labels, at most 20]"
+    )
     own.add_argument(
         "--epochs", type=positive(int), default=10, metavar="N", help="of pretraining, 250 steps each [%(default)s]"
     )
     own.add_argument(
         "--finetuning_epochs", type=positive(int), default=6, metavar="N", help="of training on labels [%(default)s]"
     )
+    own.add_argument(
+        "-tr",
+        choices=TRAINERS,
+        help="trainer of the pretraining [AliceTrainer_regionsOnly on a CPU, else AliceTrainer]",
+    )
     own.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps [a GPU if there is one]")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the demo and print its table."""
-    from nnunet_alice.demo.budget import EMBEDDING, Budget, own_budget
     from nnunet_alice.demo.sources import Phantoms
     from nnunet_alice.demo.workflow import Demo
 
@@ -68,7 +75,9 @@ def run(args: argparse.Namespace) -> None:
                 f"{args.o} lies in {args.data}, which stays as it is; name a folder elsewhere with -o."
             ).about(path=args.o, option="-o")
         device = args.device or _device()
-        budget = own_budget(args.epochs, args.finetuning_epochs, args.seed, device, embedding, data.has_regions)
+        budget = own_budget(
+            args.epochs, args.finetuning_epochs, args.seed, device, embedding, data.has_regions, args.tr
+        )
         demo = Demo(args.o, data, budget, announce, foretell=True)
         print(
             f"{len(data.cases)} cases: {', '.join(data.labelled)} with labels, {len(data.test)} to test on (their "
@@ -93,8 +102,6 @@ def _device() -> str:
 
 def _print_report(demo: "Demo", report: "DemoReport") -> None:
     """Print what ran, how long it took, the table of Dice, and where the pictures lie."""
-    from nnunet_alice.demo.budget import RUNS
-
     print("\nCommands that ran (environment and logs in the folder):")
     for command in report.commands:
         print(f"  {command}")
@@ -120,8 +127,6 @@ def _print_report(demo: "Demo", report: "DemoReport") -> None:
 
 def _conclusion(report: "DemoReport", own: bool) -> str:
     """Return the sentences that say what was shown, and what was not."""
-    from nnunet_alice.demo.budget import RUNS
-
     points, tested = 100 * report.gain, len(report.cases[RUNS[0]])
     shown = (
         f"Shown: with {counted(report.labelled, 'labelled case')} and the same short training, the network pretrained "

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-pl",
         metavar="PLANNER",
-        help="without --target: AlicePlanner [default], AlicePlannerResEncM, ...ResEncL, ...ResEncXL, ...Small",
+        help="without --target: AlicePlanner [default], AlicePlannerResEncM, ...ResEncL, ...ResEncXL, ...Small, "
+        "...Coarse",
     )
     parser.add_argument(
         "-gpu_memory_target",
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive(int),
         default=1,
         metavar="N",
-        help="GPUs that will train together: as many pairs of views on each, at least one [%(default)s]",
+        help="GPUs that will train together: the same number of pairs of views on each, at least one [%(default)s]",
     )
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="3D configuration [%(default)s]")
     parser.add_argument(

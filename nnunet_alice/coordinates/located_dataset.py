@@ -1,6 +1,6 @@
 """Datasets and folders with coordinate channels, for DrasCLRFineTuneTrainer.
 
-`locate_dataset` leaves the dataset it is given as it is and writes a new one beside it, in which each case has three
+`locate_dataset` leaves the dataset it is given as it is and writes a new one beside it, in which each case has four
 more channels: ``dataset.json`` names the original images and labels where they lie, only coordinates are new files.
 The plans are those that the pretrained encoder fits: the dataset's own, where the pretraining used them (``plan
 --target``), otherwise the pretraining's. They are written with the coordinate channels as ``NoNormalization`` and

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 RUNS = ("pretrained", "from scratch")
 #: how both train on labels: briefly, as pretraining pays off early; never mirrored, as in pretraining
 ON_LABELS = "8epochs_20iterations_AdamW_lr1e-2_noMirroring_seed1"
+#: what a user's own data can be pretrained with: everything, without the contrast between people, or the baseline
+TRAINERS = ("AliceTrainer", "AliceTrainer_regionsOnly", "MIMTrainer")
 #: trainer of the embedding, where the demo is asked for it
 EMBEDDING = "AnatomicalEmbeddingTrainer_6epochs_50iterations"
 
@@ -52,7 +54,13 @@ class Budget:
 
 
 def own_budget(
-    epochs: int, finetuning_epochs: int, seed: int, device: str, embedding: str | None = None, regions: bool = False
+    epochs: int,
+    finetuning_epochs: int,
+    seed: int,
+    device: str,
+    embedding: str | None = None,
+    regions: bool = False,
+    trainer: str | None = None,
 ) -> Budget:
     """Return the budget for a user's own data.
 
@@ -65,12 +73,13 @@ def own_budget(
         device: for nnU-Net.
         embedding: see :class:`Budget`.
         regions: whether labels are regions, whose classes cannot be weighted.
+        trainer: of the pretraining, one of ``TRAINERS``; None chooses by the device.
     """
     on_cpu = device == "cpu"
     weighted = "_weightedClasses" if on_cpu and not regions else ""
     ending = f"{finetuning_epochs}epochs_AdamW_lr3e-3_noMirroring{weighted}_seed{seed}"
-    # small networks learn at a higher rate
-    trainer, rate = ("AliceTrainer_regionsOnly", "_lr3e-3") if on_cpu else ("AliceTrainer", "")
+    trainer = trainer or ("AliceTrainer_regionsOnly" if on_cpu else "AliceTrainer")
+    rate = "_lr3e-3" if on_cpu else ""  # small networks learn at a higher rate
     return Budget(
         f"{trainer}_{epochs}epochs{rate}_seed{seed}",
         *both_starts(ending),

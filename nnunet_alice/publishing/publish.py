@@ -107,7 +107,7 @@ def _check_licence(text: CardText, licence_file: Any) -> None:
             value=text.licence
         )
     if text.licence == "other" and licence_file is None:
-        raise InputError("Licence 'other' needs its text: --license_file FILE.").about(option="--license_file")
+        raise InputError("Licence 'other' needs its text: --licence_file FILE.").about(option="--licence_file")
 
 
 def _check_free(output: Path) -> None:
@@ -138,7 +138,7 @@ def _companions(checkpoint: Path, licence_file: Any, report: Any) -> dict[str, P
     if licence_file is not None:
         if not Path(licence_file).is_file():
             raise MissingFileError(
-                f"{licence_file} does not exist; give the text of the licence with --license_file."
-            ).about(path=licence_file, option="--license_file")
+                f"{licence_file} does not exist; give the text of the licence with --licence_file."
+            ).about(path=licence_file, option="--licence_file")
         found["LICENSE"] = Path(licence_file)
     return found

@@ -112,7 +112,9 @@ ENDINGS = (
         "classification, regression: one of several targets",
     ),
     Ending("_mirror", "(mirror)", "target.mirror", lambda _: True, "classification, regression: mirror crops"),
-    Ending("_<N>pictures", r"(\d+)pictures?", "target.pictures", int, "classification, regression: what decided", 0),
+    Ending(
+        "_<N>pictures", r"(\d+)pictures?", "target.pictures", int, "classification, regression: occlusion pictures", 0
+    ),
     Ending(
         "_acrossModalities",
         "(acrossModalities)",

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from nnunet_alice.demo.budget import Budget, length, own_budget
+from nnunet_alice.demo.budget import TRAINERS, Budget, length, own_budget
 from nnunet_alice.trainers import alice, finetuning
 
 OWN = own_budget(6, 5, seed=2, device="cpu")
@@ -26,3 +26,10 @@ def test_both_networks_train_alike_but_for_their_start(budget):
 def test_classes_are_weighted_in_short_runs_unless_they_are_regions():
     settings = [getattr(finetuning, budget.finetuning).settings.task for budget in (OWN, ON_REGIONS, ON_A_GPU)]
     assert [task.weighted_classes for task in settings] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_pretraining_that_is_asked_for_runs(name, device):
+    trainer = getattr(alice, own_budget(6, 5, seed=2, device=device, trainer=name).pretraining)
+    assert issubclass(trainer, getattr(alice, name)) and trainer.settings.run.epochs == 6

@@ -112,7 +112,7 @@ def test_only_a_publication_is_replaced(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("licence", "fields"), [("Apache 2.0!", {"value": "Apache 2.0!"}), ("other", {"option": "--license_file"})]
+    ("licence", "fields"), [("Apache 2.0!", {"value": "Apache 2.0!"}), ("other", {"option": "--licence_file"})]
 )
 def test_licences_that_nobody_can_look_up_are_refused(checkpoint, tmp_path, licence, fields):
     with refused(InputError, **fields):
