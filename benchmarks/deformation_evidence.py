@@ -35,11 +35,11 @@ CONTRASTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "inverted": lambda values: 255 - values,
 }
 
-#: how demons compare intensities
-INTENSITIES = {"values": True, "normalised": False}
+#: how demons may see intensities: in one way, or in both, of which the better is kept
+INTENSITIES = {**{way: {way: seen} for way, seen in deformation.WAYS.items()}, "both": dict(deformation.WAYS)}
 
 
-def measure(cases: list[Case], atlas: CaseGeometry, same_scale: bool, contrast: str = "as scanned") -> pd.DataFrame:
+def measure(cases: list[Case], atlas: CaseGeometry, contrast: str = "as scanned") -> pd.DataFrame:
     """Return a row for each case and way of registration."""
     labels = {case.name: case.label[0, 0].numpy() for case in cases}
     rows = []
@@ -49,7 +49,7 @@ def measure(cases: list[Case], atlas: CaseGeometry, same_scale: bool, contrast: 
         image, body = case.geometry.image, case.geometry.body
         seen = np.where(body, CONTRASTS[contrast](image.astype(np.float32)).round().astype(np.uint8), image)
         started = time.process_time()
-        found = deformation.deform(case.affine, replace(case.geometry, image=seen), atlas, same_scale)
+        found = deformation.deform(case.affine, replace(case.geometry, image=seen), atlas)
         seconds = {AFFINE: 0.0, DEFORMED: time.process_time() - started}
         kept = found is not deformation.NO_DEFORMATION
         spacing = np.asarray(case.geometry.spacing)
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--prepared", type=Path, required=True, help="folder of the prepared sets")
     parser.add_argument("--smoothing", type=float, nargs="+", default=[deformation.SMOOTHING_CELLS], help="cells [1]")
     parser.add_argument("--contrast", choices=CONTRASTS, nargs="+", default=["as scanned"], help="[as scanned]")
-    parser.add_argument("--intensities", choices=INTENSITIES, nargs="+", help="[values of CT, all others normalised]")
+    parser.add_argument("--intensities", choices=INTENSITIES, nargs="+", default=["both"], help="[both]")
     parser.add_argument("--first", type=int, help="measure only the first so many cases of a set [all]")
     parser.add_argument("-o", type=Path, required=True, help="CSV")
     args = parser.parse_args()
@@ -79,15 +79,12 @@ def main() -> None:
         cases, atlas = load(name, args.prepared)
         measured = [case for number, case in enumerate(cases) if number < (args.first or len(cases))]
         measured += [case for case in cases if case.name == atlas.case and case not in measured]
-        usual = "normalised" if SETS[name].scale_by_case else "values"
-        for smoothing, compared, contrast in itertools.product(
-            args.smoothing, args.intensities or [usual], args.contrast
-        ):
-            deformation.SMOOTHING_CELLS = smoothing
-            found = measure(measured, atlas, INTENSITIES[compared], contrast)
+        for smoothing, seen, contrast in itertools.product(args.smoothing, args.intensities, args.contrast):
+            deformation.SMOOTHING_CELLS, deformation.WAYS = smoothing, INTENSITIES[seen]
+            found = measure(measured, atlas, contrast)
             wide = found.pivot_table(index="case", columns="registered by", values="dice")
             table = summary(found, MEASURES, AFFINE, DEFORMED)
-            settings = {"set": name, "intensities": compared, "contrast": contrast, "smoothing": smoothing}
+            settings = {"set": name, "intensities": seen, "contrast": contrast, "smoothing": smoothing}
             for place, (column, value) in enumerate(settings.items()):
                 table.insert(place, column, value)
             table["worse in"] = ["", "", int((wide[DEFORMED] < wide[AFFINE]).sum())]

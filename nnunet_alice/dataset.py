@@ -35,8 +35,6 @@ SELF_CONTAINED = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normaliz
 _GPUS = "num_gpus"
 #: Key of plans that says how the cases of each modality are normalised, where a dataset holds several.
 MODALITIES = "modalities"
-#: Key there of nnU-Net's normalisation of one modality.
-SCHEME = "normalization_scheme"
 #: Which case is of which modality, beside the plans.
 MODALITIES_FILE = "modalities.json"
 #: Describes the labelled crops of the online probe, beside them.
@@ -203,13 +201,6 @@ class PreprocessedDataset:
     def patch_size(self) -> tuple[int, ...]:
         """Patch size of the plans in voxels, (z, y, x)."""
         return tuple(int(p) for p in self.configuration_manager.patch_size)
-
-    @property
-    def has_one_scale(self) -> bool:
-        """Whether intensities of the first channel mean the same in all cases, as nnU-Net takes it of CT."""
-        if self.modality not in (None, TOGETHER):
-            return self.plans[MODALITIES][self.modality][SCHEME] not in SELF_CONTAINED
-        return self.configuration_manager.normalization_schemes[0] not in SELF_CONTAINED
 
     @cached_property
     def _dataset(self) -> "nnUNetBaseDataset":

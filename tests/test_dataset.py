@@ -1,14 +1,13 @@
 """A preprocessed dataset: what is missing is said with what would mend it."""
 
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.refused import refused
 from support.small_datasets import write_preprocessed
 
-from nnunet_alice.dataset import MODALITIES, SCHEME, TOGETHER, PreprocessedDataset
+from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.planning.moved_plans import rename_plans
@@ -60,16 +59,3 @@ def test_a_folder_without_a_whole_case_and_one_with_foreign_files_are_told(datas
     (dataset.folder / ".DS_Store").touch()
     with refused(InputError, path=dataset.folder):
         PreprocessedDataset.find(dataset.name, dataset.plans_name, dataset.configuration)
-
-
-def test_intensities_have_one_scale_where_the_normalisation_knows_the_whole_dataset(dataset):
-    assert dataset.has_one_scale
-    path = dataset.base / f"{dataset.plans_name}.json"
-    plans = read_json(path)
-    plans["configurations"][dataset.configuration]["normalization_schemes"] = ["ZScoreNormalization"]
-    plans[MODALITIES] = {"CT": {SCHEME: "CTNormalization"}, "T1": {SCHEME: "ZScoreNormalization"}}
-    write_json(path, plans)
-    again = PreprocessedDataset(dataset.name, dataset.plans_name, dataset.configuration)
-    assert [replace(again, modality=kind).has_one_scale for kind in (None, TOGETHER, "CT", "T1")] == [
-        False, False, True, False
-    ]  # fmt: skip

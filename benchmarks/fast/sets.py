@@ -75,7 +75,7 @@ def prepare(name: str, data: Path, out: Path, first: int | None = None) -> None:
         if case != atlas:
             result = register(geometry, geometries[atlas])
             affine, quality = result.affine, result.quality
-        deformation = deform(affine, geometry, geometries[atlas], same_scale=not settings.scale_by_case)
+        deformation = deform(affine, geometry, geometries[atlas])
         np.savez(
             folder / f"{case}.npz", image=images[case], label=labels[case], affine=affine, quality=quality,
             **asdict(deformation),

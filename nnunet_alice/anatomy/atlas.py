@@ -148,7 +148,7 @@ class PreparedAtlas(Atlas):
         Demons compare intensities, which mean something different in every modality.
         """
         mixed = self.dataset.modality in (None, TOGETHER) and len(set(self.dataset.modalities.values())) > 1
-        return NO_DEFORMATION if mixed else deform(affine, case, self.geometry, self.dataset.has_one_scale)
+        return NO_DEFORMATION if mixed else deform(affine, case, self.geometry)
 
     def deformation(self, case: str) -> Deformation:
         """Return what the affine map of a case leaves over, see :func:`nnunet_alice.anatomy.deformation.deform`.

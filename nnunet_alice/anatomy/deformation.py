@@ -3,8 +3,8 @@
 An affine map lays bodies on each other, and organs only roughly. On 17 abdominal CTs, labels of the atlas overlap with
 those of a case by a Dice of 0.34 after it. After the demons it is 0.48 (docs/results/registrations.md).
 
-Demons compare intensities. Those of CT mean the same in every case. All others are normalised locally first: without
-it, demons do harm where contrast differs. In the end edges have to agree better than before.
+Demons compare intensities, and do harm where contrast differs. So they run twice: on the intensities as they are, and
+on intensities that were normalised locally. The way whose edges agree better is kept, if they agree better than before.
 """
 
 from dataclasses import dataclass
@@ -83,31 +83,52 @@ class Deformation:
 NO_DEFORMATION = Deformation(np.zeros((3, 1, 1, 1), np.float16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def deform(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry, same_scale: bool) -> Deformation:
+def _values(image: np.ndarray, _body: np.ndarray, _case: CaseGeometry) -> np.ndarray:
+    """Return the coarse image in [0, 1]."""
+    return image / np.float32(255)
+
+
+def _normalised(image: np.ndarray, body: np.ndarray, case: CaseGeometry) -> np.ndarray:
+    """Return the image less its mean around every cell of a body, over its deviation there; 0 outside of the body."""
+    values, weight = image.astype(np.float32), body.astype(np.float32)
+    sigma = body_share_cells(case, _NEIGHBOURHOOD_SHARE)
+    share = ndimage.gaussian_filter(weight, sigma) + np.float32(1e-3)
+    values = values - ndimage.gaussian_filter(values * weight, sigma) / share
+    variance = ndimage.gaussian_filter(values**2 * weight, sigma) / share
+    return weight * values / np.sqrt(np.maximum(variance, np.float32(_MIN_DEVIATION**2)))
+
+
+#: how demons see intensities
+WAYS = {"values": _values, "normalised": _normalised}
+
+
+def deform(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> Deformation:
     """Return the displacement that lays the structures of a case on those of the atlas. Deterministic, one thread.
 
     Args:
         affine: (4, 4), case mm -> atlas mm, (z, y, x).
         case: geometry of the case.
         atlas: geometry of the atlas.
-        same_scale: whether intensities mean the same in both, as Hounsfield units do. Otherwise they are compared
-            after local normalisation.
 
     Returns:
         ``NO_DEFORMATION`` where edges do not agree better than by the affine map alone.
     """
     image, warped, warped_body = warp_atlas(affine, case, atlas)
-    seen = [image / np.float32(255), warped / np.float32(255)]
-    if not same_scale:
-        seen = [_normalised(*one, case) for one in ((image, case.body), (warped, warped_body))]
-    with on_one_thread():
-        field = _demons(*(to_sitk(case, array) for array in seen))
-        moved = sitk.DisplacementFieldTransform(sitk.Image(field))  # of a copy, as it empties its image
-        deformed = sitk.GetArrayFromImage(sitk.Resample(to_sitk(case, warped), moved))
     both = case.body & warped_body
-    before, after = (correlate_edges(case, image, array, both) for array in (warped, deformed))
-    if not after > before:
-        return NO_DEFORMATION
+    best, found = correlate_edges(case, image, warped, both), NO_DEFORMATION
+    for seen_by_demons in WAYS.values():
+        seen = [seen_by_demons(*one, case) for one in ((image, case.body), (warped, warped_body))]
+        with on_one_thread():
+            field = _demons(*(to_sitk(case, array) for array in seen))
+            moved = sitk.DisplacementFieldTransform(sitk.Image(field))  # of a copy, as it empties its image
+            deformed = sitk.GetArrayFromImage(sitk.Resample(to_sitk(case, warped), moved))
+        agreement = correlate_edges(case, image, deformed, both)
+        if agreement > best:
+            best, found = agreement, _stored(field)
+    return found
+
+
+def _stored(field: sitk.Image) -> Deformation:
     vectors = sitk.GetArrayFromImage(field)[::_STEP_CELLS, ::_STEP_CELLS, ::_STEP_CELLS, ::-1]
     return Deformation(
         np.moveaxis(vectors, -1, 0).astype(np.float16),
@@ -130,16 +151,6 @@ def _demons(fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
         field = demons.Execute(*seen) if field is None else demons.Execute(*seen, _onto(field, seen[0]))
     assert field is not None, "the finest level is never left out"
     return field
-
-
-def _normalised(image: np.ndarray, body: np.ndarray, case: CaseGeometry) -> np.ndarray:
-    """Return the image less its mean around every cell of a body, over its deviation there; 0 outside of the body."""
-    values, weight = image.astype(np.float32), body.astype(np.float32)
-    sigma = body_share_cells(case, _NEIGHBOURHOOD_SHARE)
-    share = ndimage.gaussian_filter(weight, sigma) + np.float32(1e-3)
-    values = values - ndimage.gaussian_filter(values * weight, sigma) / share
-    variance = ndimage.gaussian_filter(values**2 * weight, sigma) / share
-    return weight * values / np.sqrt(np.maximum(variance, np.float32(_MIN_DEVIATION**2)))
 
 
 def _thinned(image: sitk.Image, thinning: int) -> sitk.Image:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test", type=positive(int), metavar="N", help="test cases [a third of those with labels, at most 20]"
     )
     own.add_argument(
-        "--epochs", type=positive(int), default=10, metavar="N", help="of pretraining, 250 steps each [%(default)s]"
+        "--epochs", type=positive(int), default=20, metavar="N", help="of pretraining, 250 steps each [%(default)s]"
     )
     own.add_argument(
         "--finetuning_epochs", type=positive(int), default=6, metavar="N", help="of training on labels [%(default)s]"

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from nnunet_alice.anatomy.subjects import case_table
-from nnunet_alice.dataset import MODALITIES, MODALITIES_FILE, SCHEME, SELF_CONTAINED
+from nnunet_alice.dataset import MODALITIES, MODALITIES_FILE, SELF_CONTAINED
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.importing.report import REPORT_FILE
@@ -24,6 +24,7 @@ from nnunet_alice.planning.window import Window
 #: in place of a table: the first folder below the imported one says it
 FOLDERS = "folders"
 STATISTICS = "foreground_intensity_properties_per_channel"
+SCHEME = "normalization_scheme"
 _SCHEMES = "normalization_schemes"
 Z_SCORE = "ZScoreNormalization"
 

@@ -62,7 +62,7 @@ def test_running_again_does_only_what_is_missing(balls, registered):
 def test_a_deformation_is_read_as_it_was_written(balls, registered):
     prepare_atlas(balls, 1, atlas_case="b")
     atlas, matcher = PreparedAtlas.open(balls), AtlasMatcher(balls)
-    expected = deform(atlas.affine("a"), load_geometry(balls, "a"), atlas.geometry, balls.has_one_scale)
+    expected = deform(atlas.affine("a"), load_geometry(balls, "a"), atlas.geometry)
     for found in (atlas.deformation("a"), matcher.deformation("a")):
         np.testing.assert_array_equal(found.displacement_mm, expected.displacement_mm)
         assert (found.origin_mm, found.step_mm) == (expected.origin_mm, expected.step_mm)

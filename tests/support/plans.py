@@ -46,7 +46,6 @@ def configuration(spacing: Sequence[float], patch_size: Sequence[int] = (16, 16,
         "spacing": list(spacing),
         "batch_dice": False,
         "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
-        **normalised_by("CTNormalization"),
     } | entries
 
 
