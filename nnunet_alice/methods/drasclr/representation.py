@@ -66,9 +66,6 @@ class PatchRepresentation:
             statistics = self._taken.moments
         finally:
             self._taken.moments = None
-        if locations.order is not None:  # norms see the batch sorted by location
-            inverse = torch.argsort(locations.order)
-            statistics = [moment[inverse] for moment in statistics]
         bottleneck = maps if isinstance(maps, Tensor) else maps[-1]
         return torch.cat([functional.adaptive_avg_pool3d(_wide(bottleneck), cells).flatten(1), *statistics], dim=1)
 
@@ -111,13 +108,11 @@ class LandmarkStandardisation(nn.Module):
 
     def forward(self, x: Tensor, locations: LocationGroups) -> Tensor:
         """Standardise rows (B, width) of the locations' samples."""
-        order = locations.order
-        parts = (x if order is None else x[order]).split(locations.counts)
+        parts = x.split(locations.counts)
         x = torch.cat([part - part.mean(dim=0) if len(part) > 1 else part for part in parts])
         if self.training and torch.is_grad_enabled():
             self._update(gather_rows(x))
-        x = x / (self.variance + _EPS).sqrt()
-        return x if order is None else x[torch.argsort(order)]
+        return x / (self.variance + _EPS).sqrt()
 
     @torch.no_grad()
     def _update(self, rows: Tensor) -> None:
