@@ -104,12 +104,3 @@ def datasets_by_number() -> dict[int, set[str]]:
                 if entry.is_dir():
                     found.setdefault(dataset_number(entry.name), set()).add(entry.name)
     return found
-
-
-def __getattr__(name: str) -> type:
-    """Find ``PreprocessedDataset`` where it lay before it got a module of its own; scripts of users import it here."""
-    if name == "PreprocessedDataset":
-        from nnunet_alice.dataset import PreprocessedDataset
-
-        return PreprocessedDataset
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -46,7 +46,6 @@ class Planned:
         spacing: mm, (z, y, x).
         pairs: pairs of views per step (``batch_size`` of the configuration), on all GPUs together.
         gigabytes: memory that a step is estimated to take on a GPU, GB.
-        target_gigabytes: the memory target, GB.
         target_patch: patch of the target's plans where views had to be smaller.
     """
 
@@ -55,7 +54,6 @@ class Planned:
     spacing: tuple[float, ...]
     pairs: int
     gigabytes: float
-    target_gigabytes: float
     target_patch: tuple[int, ...] | None = None
 
 
@@ -83,7 +81,9 @@ def plan_from_data(
     if plans_name is not None:
         plans_identifier(plans_name, "-overwrite_plans_name")
     planner = planner_class(dataset, gpu_memory_target_in_gb=gpu_memory_gb, plans_name=plans_name, num_gpus=num_gpus)
-    plans = _quietly(planner.plan_experiment)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:  # progress bars stay
+        plans = planner.plan_experiment()
+    logger.debug("%s", printed.getvalue())
     check_configuration(plans, configuration, f"{dataset}/{planner.plans_identifier}.json")
     return _summary(planner, plans, configuration, planner.UNet_vram_target_GB)
 
@@ -305,27 +305,17 @@ def _summary(planner: Any, plans: dict, configuration: str, target_gigabytes: fl
         tuple(float(s) for s in content["spacing"]),
         int(content["batch_size"]),
         gigabytes_of_pairs(cost, planner.memory_reference, planner.share(content["batch_size"])),
-        float(target_gigabytes),
     )
-    if planned.gigabytes > planned.target_gigabytes:
+    if planned.gigabytes > target_gigabytes:
         logger.warning(
             "A step of %d pair(s) on a GPU at patch %s is estimated to take %.1f GB, more than the target of %.1f GB; "
             "fewer pairs would leave the heads without statistics.",
             planner.share(planned.pairs),
             "x".join(map(str, planned.patch_size)),
             planned.gigabytes,
-            planned.target_gigabytes,
+            target_gigabytes,
         )
     return planned
-
-
-def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function of nnU-Net that prints; what it prints goes to the log at level debug, progress bars stay."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        result = function(*args, **kwargs)
-    logger.debug("%s", printed.getvalue())
-    return result
 
 
 def default_processes() -> int:

@@ -27,14 +27,12 @@ class GivenPlans:
     Attributes:
         dataset: its full name.
         plans_name: of the plans.
-        configuration: the one that was pretrained.
         file: where the plans lie.
         note: what a user has to know about how the dataset's images lie; empty if nothing.
     """
 
     dataset: str
     plans_name: str
-    configuration: str
     file: Path
     note: str
 
@@ -75,4 +73,4 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
     file = nnunet_folder("nnUNet_preprocessed") / name / f"{plans['plans_name']}.json"
     write_json(file, plans)
     note = unlike_pretraining(trained, name, plans["image_reader_writer"])
-    return GivenPlans(name, plans["plans_name"], configuration, file, note)
+    return GivenPlans(name, plans["plans_name"], file, note)

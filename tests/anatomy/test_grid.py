@@ -75,19 +75,6 @@ def test_corners_and_weights_against_a_loop():
     assert some_missing > 10
 
 
-def test_neighbours_against_a_loop():
-    grid = body_grid(geometry(ellipsoid((12, 20, 20))), 500)
-    cells = {tuple(cell): row for row, cell in enumerate(grid.cells.tolist())}
-    neighbours = grid.axis_neighbours(np.arange(len(grid.cells)))
-    for row, cell in enumerate(grid.cells.tolist()):
-        for axis in range(3):
-            for side, move in enumerate((-1, 1)):
-                other = list(cell)
-                other[axis] += move
-                assert neighbours[row, axis, side] == cells.get(tuple(other), -1)
-    assert (neighbours == -1).any()
-
-
 def test_any_neighbours_against_a_loop():
     grid = body_grid(geometry(ellipsoid((12, 20, 20))), 500)
     offsets = np.array([[0, 0, 0], [1, 0, 0], [-1, 1, 0], [2, -2, 1], [0, 0, 9], [-40, 0, 0]])
