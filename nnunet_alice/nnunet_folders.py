@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunet_alice.errors import InputError
 
@@ -104,3 +106,9 @@ def datasets_by_number() -> dict[int, set[str]]:
                 if entry.is_dir():
                     found.setdefault(dataset_number(entry.name), set()).add(entry.name)
     return found
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Return names of a dataset's channels, in the order of their numbers."""
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    return [channels[key] for key in sorted(channels, key=int)]

@@ -17,7 +17,7 @@ from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import note_gpus
 from nnunet_alice.errors import InputError, NotPreparedError, OccupiedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder, plans_identifier
+from nnunet_alice.nnunet_folders import channel_names, dataset_number, nnunet_folder, plans_identifier
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
 from nnunet_alice.planning.modalities import modalities_of, scheme_of
 from nnunet_alice.planning.moved_plans import rename_plans
@@ -273,9 +273,7 @@ def _check_channels(dataset: str, target: str) -> None:
 
 def _channel_names(variable: str, dataset: str) -> list[str]:
     """Return channel names in the order of their numbers."""
-    content: dict[str, Any] = read_json(nnunet_folder(variable) / dataset / "dataset.json")
-    channels = content.get("channel_names", content.get("modality", {}))
-    return [channels[key].casefold() for key in sorted(channels, key=int)]
+    return [name.casefold() for name in channel_names(read_json(nnunet_folder(variable) / dataset / "dataset.json"))]
 
 
 def _planner_of(plans: dict, configuration: str, planner_classes: Iterable[type]) -> type:

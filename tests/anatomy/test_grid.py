@@ -1,19 +1,16 @@
 """Body grids: within budget, isotropic in mm, all in the body, and right about corners and neighbours."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy.spatial import KDTree
+from support.small_datasets import geometry_of
 
-from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.grid import body_grid
 
-
-def geometry(body: np.ndarray, spacing=(5.0, 1.0, 0.8), factors=(1, 2, 2), shape=None) -> CaseGeometry:
-    shape = shape or tuple(n * f for n, f in zip(body.shape, factors, strict=True))
-    image = np.zeros(body.shape, dtype=np.uint8)
-    return CaseGeometry("case", shape, spacing, factors, body.shape, image, np.packbits(body))
+geometry = partial(geometry_of, factors=(1, 2, 2), spacing=(5.0, 1.0, 0.8))
 
 
 def ellipsoid(shape) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunet_alice.methods.distributed import gather_rows
 from nnunet_alice.methods.drasclr.conditional import LocatedEncoder, LocationGroups
+from nnunet_alice.methods.precision import at_least_float32
 
 _EPS = 1e-5
 
@@ -67,7 +68,9 @@ class PatchRepresentation:
         finally:
             self._taken.moments = None
         bottleneck = maps if isinstance(maps, Tensor) else maps[-1]
-        return torch.cat([functional.adaptive_avg_pool3d(_wide(bottleneck), cells).flatten(1), *statistics], dim=1)
+        return torch.cat(
+            [functional.adaptive_avg_pool3d(at_least_float32(bottleneck), cells).flatten(1), *statistics], dim=1
+        )
 
 
 class _Taken:
@@ -79,7 +82,7 @@ class _Taken:
     def see(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Note what enters a norm."""
         if self.moments is not None:
-            x = _wide(inputs[0])
+            x = at_least_float32(inputs[0])
             variance, mean = torch.var_mean(x, dim=(2, 3, 4), correction=0)
             self.moments += [mean, (variance + _EPS).sqrt(), x.relu().mean(dim=(2, 3, 4))]
 
@@ -128,11 +131,6 @@ def _first_norms(encoder: nn.Module) -> Iterator[_InstanceNorm]:
     for part in parts:
         norms = [module for module in part.modules() if isinstance(module, _InstanceNorm)] if part is not None else []
         yield from norms[:1]
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return a tensor in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def feature_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
