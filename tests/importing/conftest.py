@@ -7,8 +7,7 @@ from support.small_datasets import set_named_folders
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
-    set_named_folders(monkeypatch, tmp_path)
-    (tmp_path / "nnUNet_raw").mkdir()
+    set_named_folders(monkeypatch, tmp_path, made=True)
     return tmp_path / "nnUNet_raw"
 
 

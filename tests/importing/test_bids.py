@@ -82,7 +82,7 @@ def test_what_is_bids(tmp_path, names, expected):
 
 
 def test_import_takes_it(bids, tmp_path, monkeypatch):
-    set_named_folders(monkeypatch, tmp_path / "nnunet")
+    set_named_folders(monkeypatch, tmp_path / "nnunet", made=True)
     array = np.random.default_rng(0).normal(size=(16, 20, 18)).astype(np.float32)
     array[3:-3, 4:-4, 4:-4] += 100
     for path in bids.glob("sub-*/**/*_T1w.nii.gz"):

@@ -51,10 +51,12 @@ def set_folders(patch: pytest.MonkeyPatch, base: Path) -> None:
     patch.setenv("nnUNet_n_proc_DA", "0")
 
 
-def set_named_folders(patch: pytest.MonkeyPatch, base: Path) -> None:
-    """nnU-Net's folders below ``base``, under the names of their variables; whoever writes makes them."""
+def set_named_folders(patch: pytest.MonkeyPatch, base: Path, made: bool = False) -> None:
+    """nnU-Net's folders below ``base``, under the names of their variables; not ``made``, whoever writes makes them."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         patch.setenv(name, str(base / name))
+        if made:
+            (base / name).mkdir(parents=True)
 
 
 def geometry_of(body: np.ndarray, factors=(1, 1, 1), shape=None, spacing=(1.0, 1.0, 1.0)) -> CaseGeometry:
