@@ -5,11 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
-from nnunet_alice.targets.metrics import (
-    classification_metrics,
-    concordance,
-    regression_metrics,
-)
+from nnunet_alice.targets.metrics import classification_metrics, concordance, regression_metrics
 
 ALL = np.arange
 
