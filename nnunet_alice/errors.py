@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 #: Exit status of a command that did its work, but not for all cases; the others are named.
 SOME_FAILED = 3
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
 #: names of cases that a message gives
 _NAMED = 3
 Told = TypeVar("Told", bound="AliceError")

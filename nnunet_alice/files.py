@@ -121,6 +121,12 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def write_csv(path: str | os.PathLike, table: "pd.DataFrame", float_format: str | None = None) -> None:
+    """Write a table without its index, whole or not at all."""
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False, float_format=float_format)
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
 

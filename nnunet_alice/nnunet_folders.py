@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunet_alice.errors import InputError
 
@@ -106,10 +108,7 @@ def datasets_by_number() -> dict[int, set[str]]:
     return found
 
 
-def __getattr__(name: str) -> type:
-    """Find ``PreprocessedDataset`` where it lay before it got a module of its own; scripts of users import it here."""
-    if name == "PreprocessedDataset":
-        from nnunet_alice.dataset import PreprocessedDataset
-
-        return PreprocessedDataset
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Return names of a dataset's channels, in the order of their numbers."""
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    return [channels[key] for key in sorted(channels, key=int)]

@@ -141,7 +141,7 @@ class PretrainingTrainer(nnUNetTrainer):
             self.print_to_log_file("Using torch.compile...")
             torch._dynamo.config.recompile_limit = max(_RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
             for module in self.method.modules_to_compile:  # in place, so that the weights keep their names
-                module.compile(dynamic=False if self.method.static_shapes else None)
+                module.compile(dynamic=False)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self._take_step = TrainingStep(
             self.method, self.optimizer, self.settings.optimisation, self.grad_scaler, self.autocast
@@ -374,7 +374,7 @@ class PretrainingTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         settings, weights = self.hyper_parameters(), self.network.state_dict()
-        checkpoint = read_for_resume(filename_or_checkpoint, self.method.name, settings, weights, self.rank_batch_sizes)
+        checkpoint = read_for_resume(filename_or_checkpoint, self.method.name, settings, weights)
         restore(self, checkpoint)
         self.history = MetricsHistory(checkpoint["history"])
         self.current_epoch = checkpoint["current_epoch"]

@@ -74,17 +74,6 @@ class BodyGrid:
         cells = np.clip(cells, 0, np.asarray(self.shape) + 1)
         return self.lookup[tuple(np.moveaxis(cells, 2, 0))]
 
-    def axis_neighbours(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows of the neighbours before and behind on each axis: (Q, 3, 2), -1 where there is none."""
-        cells = self.cells[rows].astype(np.intp) + 1
-        found = np.empty((len(rows), 3, 2), dtype=np.int32)
-        for axis in range(3):
-            for side, move in enumerate((-1, 1)):
-                at = cells.copy()
-                at[:, axis] += move
-                found[:, axis, side] = self.lookup[tuple(at.T)]
-        return found
-
 
 def body_grid(geometry: CaseGeometry, max_points: int, finest_mm: float = 0.0) -> BodyGrid:
     """Return the finest grid that needs at most ``max_points`` points to cover the body of a case.

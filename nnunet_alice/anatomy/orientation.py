@@ -3,7 +3,7 @@
 The letters are those of DICOM and ITK: ``LPS`` says that x runs to the patient's left, y to the back, z to the head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,12 @@ def is_orientation(letters: str) -> bool:
 
 def orientation(image: sitk.Image | sitk.ImageFileReader) -> str:
     """Return the letters of x, y and z of an image, or of a header that was read, e.g. ``LPS``."""
-    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    return direction_letters(image.GetDirection())
+
+
+def direction_letters(direction: Iterable[float]) -> str:
+    """Return the letters of x, y and z of nine direction cosines, row by row."""
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(value) for value in direction])
 
 
 def file_orientation(path: str | Path) -> str | None:

@@ -11,11 +11,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_alice.affine import Affine
-from nnunet_alice.anatomy.orientation import MIXED, ORIENTATION, UNKNOWN
+from nnunet_alice.anatomy.orientation import MIXED, ORIENTATION, UNKNOWN, direction_letters
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError
 from nnunet_alice.words import telling
@@ -80,7 +79,7 @@ class PreparedCases:
         """
         properties = self.properties(case)
         try:
-            return world_affine(properties, self.dataset.plans["transpose_forward"], self.shape(case))
+            return world_affine(properties, self.dataset.plans["transpose_forward"], self.dataset.shape(case))
         except KeyError as error:
             raise NoWorldError(
                 f"Case {case}: its properties hold no {error}, so voxels cannot be told in world mm."
@@ -99,10 +98,6 @@ class PreparedCases:
                 case=case, value=str(error)
             ) from None
 
-    def shape(self, case: str) -> tuple[int, ...]:
-        """Return (3,) shape of the preprocessed array."""
-        return tuple(int(n) for n in self.dataset.image(case).shape[1:])
-
 
 def array_orientation(properties: Mapping) -> str:
     """Return how the array lay that nnU-Net's reader gave, before it was transposed: letters of x, y and z.
@@ -117,7 +112,7 @@ def array_orientation(properties: Mapping) -> str:
         _, direction, _ = sitk_place(_file_affine(properties))
     except KeyError:
         return ""
-    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)
+    return direction_letters(direction)
 
 
 def dataset_orientation(dataset: PreprocessedDataset) -> str:

@@ -18,7 +18,7 @@ from nnunet_alice.benchmark.segmentation_metrics import METRICS
 from nnunet_alice.benchmark.statistics import bootstrap_mean, holm, paired_wilcoxon
 from nnunet_alice.benchmark.target_results import collect_predictions, summarise_predictions
 from nnunet_alice.errors import NotPreparedError
-from nnunet_alice.files import atomic_write
+from nnunet_alice.files import atomic_write, write_csv
 from nnunet_alice.pictures.benchmark import draw_examples, draw_label_efficiency
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline:
         raise NotPreparedError(f"No run in {runner.workspace.folder} has predicted all test cases yet.").about(
             path=runner.workspace.folder
         )
-    _write_csv(cases, folder / "cases.csv")
-    _write_csv(summary, folder / "summary.csv")
+    write_csv(folder / "cases.csv", cases, "%.6g")
+    write_csv(folder / "summary.csv", summary, "%.6g")
     metric = predictions.task.score if predictions else "dice"
     title = predictions.title if predictions else "Dice, mean over classes"
     draw_label_efficiency(summary, folder / "label_efficiency.png", metric, title)
@@ -99,7 +99,7 @@ def write_report(benchmark: str | os.PathLike, num_processes: int = 4, baseline:
     return report
 
 
-def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 2000) -> pd.DataFrame:
+def summarise(cases: pd.DataFrame, baseline: str, seed: int) -> pd.DataFrame:
     """Return means, intervals and tests of every arm, number of labels, share of the run, class and metric.
 
     Fine-tuning seeds of the same draw and checkpoint are averaged first. Intervals draw checkpoints (pretraining
@@ -111,7 +111,6 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
         cases: from ``collect``.
         baseline: arm to compare with.
         seed: of the bootstrap.
-        resamples: bootstrap samples.
 
     Returns:
         rows ``labels``, ``percent``, ``class``, ``metric``, ``arm``, ``mean``, ``low``, ``high``, ``draws``, ``runs``,
@@ -128,7 +127,7 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
                 rng = np.random.default_rng([seed, int(labels), int(percent)])
                 values = _array(tables[arm], *_draws_and_cases(tables[arm]))
                 values = values[..., np.isfinite(values).any(axis=(0, 1))]  # cases that have the class
-                interval = bootstrap_mean(values, rng, resamples)
+                interval = bootstrap_mean(values, rng)
                 row = {"labels": labels, "percent": percent, "class": name, "metric": metric, "arm": arm}
                 row |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "draws": values.shape[1]}
                 row |= {
@@ -136,7 +135,7 @@ def summarise(cases: pd.DataFrame, baseline: str, seed: int, resamples: int = 20
                     "cases": values.shape[2],
                 }
                 if arm != baseline and baseline in tables:
-                    row |= _comparison(own, by_arm[baseline], metric, rng, resamples)
+                    row |= _comparison(own, by_arm[baseline], metric, rng)
                 rows.append(row)
     return _in_order(rows, list(METRICS), [MEAN, *[c for c in cases["class"].unique() if c != MEAN]])
 
@@ -173,9 +172,7 @@ def _array(table: pd.DataFrame, draws: Sequence[int], cases: Sequence[str]) -> n
     return table.reindex(index=index, columns=cases).to_numpy().reshape(-1, len(draws), len(cases))
 
 
-def _comparison(
-    own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng: np.random.Generator, resamples: int
-) -> dict:
+def _comparison(own: pd.DataFrame, reference: pd.DataFrame, metric: str, rng: np.random.Generator) -> dict:
     """Return an arm's runs against the baseline's, in the draws and cases that both have.
 
     Of a class that the truth lacks, a run that does not invent it has no value. Against one that does it counts as
@@ -191,7 +188,7 @@ def _comparison(
     difference = ours[:, None] - theirs[None]  # our checkpoints, theirs, draws, cases
     difference = np.ma.masked_invalid(np.where(silent[0][:, None] & silent[1][None], np.nan, difference))
     difference = difference[..., difference.count(axis=(0, 1, 2)) > 0]
-    interval = bootstrap_mean(difference.filled(np.nan), rng, resamples)
+    interval = bootstrap_mean(difference.filled(np.nan), rng)
     sign = -1 if metric == "hd95_mm" else 1
     return {
         "difference": interval.mean,
@@ -201,8 +198,3 @@ def _comparison(
         "draws_better": int((sign * difference.mean(axis=(0, 1, 3)) > 0).filled(False).sum()),
         "draws_paired": len(draws),
     }
-
-
-def _write_csv(table: pd.DataFrame, path: str | os.PathLike) -> None:
-    with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")

@@ -13,7 +13,7 @@ from nnunet_alice.benchmark.segmentation_metrics import METRICS, agreement
 from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.splits import labelled_number
 from nnunet_alice.errors import InputError, MissingFileError
-from nnunet_alice.files import atomic_write, read_json
+from nnunet_alice.files import read_json, write_csv
 from nnunet_alice.parallel import for_each_case
 
 #: the row of a case that holds the mean of its classes
@@ -129,8 +129,7 @@ def evaluate(truth: Truth, job: Job) -> pd.DataFrame:
         if sorted(table["case"].unique()) == sorted(job.cases):
             return table
     table = pd.concat([_evaluate_case(truth, job.predictions, case) for case in job.cases], ignore_index=True)
-    with atomic_write(kept) as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(kept, table)
     return table
 
 

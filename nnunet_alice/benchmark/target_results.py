@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _RUN = ["checkpoint", "draw", "seed"]
 #: metrics that are better when lower
 LOWER = ("mae", "brier")
+_BOOTSTRAPS = 2000
 
 
 def collect_predictions(runner: Runner, measure: Predictions) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -46,9 +47,7 @@ def collect_predictions(runner: Runner, measure: Predictions) -> tuple[pd.DataFr
     return sorted_by_arms(pd.concat(tables, ignore_index=True), runner.settings), unusable
 
 
-def summarise_predictions(
-    cases: pd.DataFrame, measure: Predictions, baseline: str, seed: int, resamples: int = 2000
-) -> list[dict]:
+def summarise_predictions(cases: pd.DataFrame, measure: Predictions, baseline: str, seed: int) -> list[dict]:
     """Return rows of ``summary.csv`` but for Holm's correction, as ``report.summarise`` has them for segmentations.
 
     Seeds of the same draw and checkpoint are averaged, metric by metric. Intervals draw checkpoints, labelled draws
@@ -60,14 +59,13 @@ def summarise_predictions(
         measure: of the benchmark.
         baseline: arm to compare with.
         seed: of the bootstrap.
-        resamples: bootstrap samples.
     """
     arms = [baseline, *[arm for arm in cases["arm"].unique() if arm != baseline]]
     tests = sorted(cases["case"].unique())
     rows = []
     for (labels, percent), group in cases.groupby(["labels", "percent"], sort=True):
         rng = np.random.default_rng([seed, int(labels), int(percent)])
-        samples = [np.arange(len(tests)), *bootstrap_samples(len(tests), _numbers(measure, tests), resamples, rng)]
+        samples = [np.arange(len(tests)), *bootstrap_samples(len(tests), _numbers(measure, tests), _BOOTSTRAPS, rng)]
         whole = {arm: _whole_runs(group[group["arm"] == arm], len(tests)) for arm in arms}
         whole = {arm: own for arm, own in whole.items() if own}
         scores = {arm: _scores(own, measure, tests, samples) for arm, own in whole.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_alice.anatomy.orientation import direction_letters, orientation
 from nnunet_alice.anatomy.world import PreparedCases, file_grid
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, named
@@ -51,10 +52,11 @@ def check_truth(dataset: PreprocessedDataset, folder: Path, ending: str, cases: 
         columns = affine.matrix[:3, 2::-1]  # of x, y and z
         directions = columns / np.linalg.norm(columns, axis=0)
         if not np.allclose(truth.GetDirection(), directions.ravel(), atol=1e-3):
+            lies = orientation(truth)
             raise InputError(
-                f"{path} lies {_letters(truth.GetDirection())} and its image {_letters(directions.ravel())}: voxel by "
-                "voxel they are not the same anatomy; write the labels in the image's orientation and preprocess again."
-            ).about(path=path, value=_letters(truth.GetDirection()))
+                f"{path} lies {lies} and its image {direction_letters(directions.ravel())}: voxel by voxel they are "
+                "not the same anatomy; write the labels in the image's orientation and preprocess again."
+            ).about(path=path, value=lies)
         if truth.GetSize()[::-1] != shape:
             raise InputError(
                 f"{path} has {'x'.join(map(str, truth.GetSize()[::-1]))} voxels (z, y, x) and its image "
@@ -67,7 +69,3 @@ def _is_turned(properties: Mapping) -> bool:
     return "original_orientation" in properties.get("sitk_stuff", {}) or "reoriented_affine" in properties.get(
         "nibabel_stuff", {}
     )
-
-
-def _letters(direction: Iterable[float]) -> str:
-    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(value) for value in direction])

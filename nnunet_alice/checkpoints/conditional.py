@@ -22,14 +22,12 @@ class ConditionalWeights:
     Attributes:
         state: of a `ConditionalEncoder`.
         num_experts: E.
-        image_channels: input channels.
         own: what DrasCLRTrainer put beside it (``drasclr``): settings, landmarks, atlas.
         run: what the checkpoint says about itself (``pretraining``).
     """
 
     state: dict[str, torch.Tensor]
     num_experts: int
-    image_channels: int
     own: Mapping[str, Any]
     run: Mapping[str, Any]
 
@@ -63,7 +61,7 @@ def conditional_weights(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
         ).about(path=path, value=run.get("trainer"))
     state = query_encoder_state(checkpoint)
     check_finite(state, path)
-    return ConditionalWeights(state, own["settings"]["num_experts"], run["num_input_channels"], own, run)
+    return ConditionalWeights(state, own["settings"]["num_experts"], own, run)
 
 
 def load_conditional_encoder(encoder: nn.Module, weights: ConditionalWeights, path: str | os.PathLike) -> None:

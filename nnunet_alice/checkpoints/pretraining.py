@@ -1,7 +1,7 @@
 """What our pretraining checkpoints say about themselves, and what is checked before a run continues from one."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,6 @@ def read_for_resume(
     method: str,
     hyper_parameters: Mapping[str, Any],
     own_weights: Mapping[str, torch.Tensor],
-    rank_batch_sizes: Sequence[int],
 ) -> dict[str, Any]:
     """Read a checkpoint that the same run wrote, and make sure that it did.
 
@@ -114,7 +113,6 @@ def read_for_resume(
         method: of the trainer that continues.
         hyper_parameters: of the trainer that continues.
         own_weights: of the trainer that continues, for their names and shapes.
-        rank_batch_sizes: of the trainer that continues; ``hyper_parameters`` hold their sum as ``batch_size``.
 
     Raises:
         CheckpointError: the file is damaged, or comes from a different method, network or other settings.
@@ -127,8 +125,6 @@ def read_for_resume(
             path=path, option="--c", value=run["method"]
         )
     _check_network(path, checkpoint, own_weights)
-    if "ranks" not in run:  # older ones recorded the batch of the rank that wrote them
-        hyper_parameters = {**hyper_parameters, "batch_size": rank_batch_sizes[0]}
     changed = [
         f"{name} was {run['hyper_parameters'].get(name)!r} and is {value!r}"
         for name, value in hyper_parameters.items()

@@ -25,7 +25,7 @@ from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.checkpoints.saving import save_checkpoint
 from nnunet_alice.checkpoints.teacher import STUDENT, TEACHER, teacher_weights
 from nnunet_alice.errors import CheckpointError, InputError, NotPreparedError
-from nnunet_alice.files import atomic_write, read_json, refusals_told
+from nnunet_alice.files import read_json, refusals_told, write_csv
 from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name
 
 logger = logging.getLogger(__name__)
@@ -204,8 +204,8 @@ def _write(output: Path, content: dict, result: Transfer) -> None:
     with refusals_told(table):  # no table beside weights that it does not tell of, whenever this is killed
         table.unlink(missing_ok=True)
     save_checkpoint(content, output)
-    with refusals_told(table), atomic_write(table) as temporary:
-        result.table.to_csv(temporary, index=False)
+    with refusals_told(table):
+        write_csv(table, result.table)
 
 
 def build_network(

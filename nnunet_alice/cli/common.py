@@ -7,8 +7,8 @@ from nnunet_alice.errors import SOME_FAILED
 from nnunet_alice.parallel import Outcomes
 from nnunet_alice.parts import Part
 
-#: Exit status after Ctrl-C, and of a command whose reader went away (``| head``), as shells have them.
-INTERRUPTED, NO_READER = 130, 141
+#: Exit status of a command whose reader went away (``| head``), as shells have it.
+NO_READER = 141
 #: Cases that are named on screen; the report has all.
 _NAMED = 20
 

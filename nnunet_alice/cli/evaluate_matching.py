@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.matching.error import CentroidQuestions, PhantomQuestions
     from nnunet_alice.matching.interface import Matcher
@@ -45,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write, draw."""
+    import pandas as pd
+
     from nnunet_alice.dataset import PreprocessedDataset
-    from nnunet_alice.files import atomic_write
+    from nnunet_alice.files import write_csv
     from nnunet_alice.matching.error import SKIPPED, matching_errors, ordered_pairs, summarise
     from nnunet_alice.matching.interface import shared_cases
     from nnunet_alice.matching.registry import open_matchers
@@ -67,18 +67,11 @@ def run(args: argparse.Namespace) -> int:
     if errors["point"].nunique() > 1:
         print(detailed.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
     overall.insert(0, "point", "all")
-    for name, table in (("errors.csv", errors), ("summary.csv", _joined(overall, detailed))):
-        with atomic_write(folder / name) as temporary:
-            table.to_csv(temporary, index=False)
+    write_csv(folder / "errors.csv", errors)
+    write_csv(folder / "summary.csv", pd.concat([overall, detailed], ignore_index=True))
     draw_cumulative_error(errors, folder / "cumulative_error.png", title=dataset.name)
     print(f"Tables and plot: {folder}")
     return SOME_FAILED if errors.attrs[SKIPPED] else 0
-
-
-def _joined(overall: "pd.DataFrame", detailed: "pd.DataFrame") -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.concat([overall, detailed], ignore_index=True)
 
 
 def _questions(

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_alice import __version__
-from nnunet_alice.cli.common import INTERRUPTED, NO_READER
-from nnunet_alice.errors import AliceError
+from nnunet_alice.cli.common import NO_READER
+from nnunet_alice.errors import INTERRUPTED, AliceError
 from nnunet_alice.parallel import end_processes
 from nnunet_alice.words import mend, telling
 

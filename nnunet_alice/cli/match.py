@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.anatomy.world import PreparedCases
     from nnunet_alice.dataset import PreprocessedDataset
     from nnunet_alice.errors import InputError
-    from nnunet_alice.files import atomic_write
+    from nnunet_alice.files import write_csv
     from nnunet_alice.matching.match_table import match_point
     from nnunet_alice.pictures.matching import draw_matches
 
@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"Counterparts of voxel ({voxel}) of {args.source}, by {matcher.name} ({trusted}):")
     print(table.to_string(index=False, max_rows=40, float_format=lambda value: f"{value:.2f}"))
     if args.csv:
-        with atomic_write(args.csv) as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(args.csv, table)
         print(f"Table: {args.csv}")
     shown = table[table["z_vox"].notna()].head(args.show)
     slices = []

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunet_alice.cli.common import say_outcomes
     from nnunet_alice.features.images import RawImages
-    from nnunet_alice.files import atomic_write
+    from nnunet_alice.files import write_csv
     from nnunet_alice.targets.prediction import TargetModel, predict_images
     from nnunet_alice.words import counted
 
@@ -44,6 +44,5 @@ def run(args: argparse.Namespace) -> int:
     outcomes.check_some("predicted")
     table = pd.concat(outcomes.results.values(), ignore_index=True)
     table.insert(0, "case", list(outcomes.results))
-    with atomic_write(args.o) as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(args.o, table)
     return say_outcomes(f"Mean of {counted(len(model.folds), 'fold')}", outcomes, "predicted", args.o)

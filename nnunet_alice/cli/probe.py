@@ -151,7 +151,7 @@ def _write_maps(
 
 def _report(args: argparse.Namespace, data: "ProbeData", result: "ProbeResult", what: str) -> None:
     """Print the metrics, write tables and plot."""
-    from nnunet_alice.files import atomic_write
+    from nnunet_alice.files import write_csv
     from nnunet_alice.pictures.probe import draw_probe
 
     sizes = result.predictions["fold"].value_counts().sort_index().tolist()
@@ -167,9 +167,8 @@ def _report(args: argparse.Namespace, data: "ProbeData", result: "ProbeResult", 
     for row in result.metrics.itertuples():
         print(f"  {row.metric}: {row.value:.3f} (95 % interval {row.low:.3f} to {row.high:.3f})")
     prefix = args.o or "probe_" + re.sub(r"[^\w.-]+", "_", args.target)  # a column may be called anything
-    for name, table in (("metrics", result.metrics), ("predictions", result.predictions)):
-        with atomic_write(f"{prefix}_{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+    write_csv(f"{prefix}_metrics.csv", result.metrics)
+    write_csv(f"{prefix}_predictions.csv", result.predictions)
     title = ", ".join(f"{row.metric} {row.value:.2f}" for row in result.metrics.itertuples())
     draw_probe(result.predictions, args.task, f"{prefix}.png", f"{args.target}: {title}")
     print(f"Written: {prefix}_metrics.csv, {prefix}_predictions.csv, {prefix}.png")

@@ -32,6 +32,7 @@ from nnunet_alice.checkpoints.pretraining import pretrained_orientation
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import CheckpointError, InputError, MissingFileError, NotPreparedError, StaleError
 from nnunet_alice.files import atomic_write, read_json
+from nnunet_alice.nnunet_folders import channel_names
 
 #: Raised when the stored form changes.
 VERSION = 1
@@ -143,12 +144,6 @@ def atlas_of_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) 
         ).about(path=path)
     plans = {**run["plans"], ORIENTATION: pretrained_orientation(checkpoint)}
     return _portable(Atlas.of_stored(own), plans, run["configuration"], run["dataset_json"])
-
-
-def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
-    """Return names of a dataset's channels, in the order of their numbers."""
-    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    return [channels[key] for key in sorted(channels, key=int)]
 
 
 def _portable(atlas: Atlas, plans: dict, configuration: str, dataset_json: dict) -> PortableAtlas:

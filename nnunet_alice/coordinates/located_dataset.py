@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.anatomy.orientation import ORIENTATION, reader_that_gives
-from nnunet_alice.coordinates.atlas_file import PortableAtlas, channel_names
+from nnunet_alice.coordinates.atlas_file import PortableAtlas
 from nnunet_alice.coordinates.locating import REPORT_FILE, LocationReport, RawCase, locate_cases
 from nnunet_alice.errors import InputError, MissingFileError, OccupiedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
@@ -28,6 +28,7 @@ from nnunet_alice.importing.endings import ENDINGS, ENDINGS_OF_IMPORT, volume_en
 from nnunet_alice.importing.scan import passed_over, scan_folder
 from nnunet_alice.methods.drasclr.located import COORDINATE_CHANNELS
 from nnunet_alice.nnunet_folders import (
+    channel_names,
     dataset_name,
     dataset_number,
     dataset_title,

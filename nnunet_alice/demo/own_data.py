@@ -13,6 +13,7 @@ import numpy as np
 from nnunet_alice.errors import InputError, MissingFileError, named
 from nnunet_alice.files import link_file, write_json
 from nnunet_alice.importing.endings import ENDINGS
+from nnunet_alice.nnunet_folders import channel_names
 from nnunet_alice.words import counted
 
 #: most test cases where their number is not asked for
@@ -57,7 +58,7 @@ class OwnData:
     @property
     def channels(self) -> tuple[str, ...]:
         """A name a channel."""
-        return _channels(self.content)
+        return tuple(channel_names(self.content))
 
     @property
     def has_regions(self) -> bool:
@@ -167,11 +168,6 @@ def _dataset_json(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _channels(content: Mapping[str, Any]) -> tuple[str, ...]:
-    names = content["channel_names"]
-    return tuple(names[key] for key in sorted(names, key=int))
-
-
 def _listed(folder: Path, content: Mapping[str, Any]) -> dict[str, Case]:
     """Return cases that ``dataset.json`` lists with their files."""
 
@@ -216,7 +212,7 @@ def _found(folder: Path, content: Mapping[str, Any]) -> dict[str, Case]:
 
 
 def _check_files(folder: Path, content: Mapping[str, Any], cases: Mapping[str, Case]) -> None:
-    channels: Sequence[str] = _channels(content)
+    channels: Sequence[str] = channel_names(content)
     for case, files in sorted(cases.items()):
         if len(files.images) != len(channels):
             raise InputError(

@@ -4,16 +4,21 @@ Scans of one person, or patches of one scan, resemble each other whatever the la
 knows more of the others than of a new person. Groups are never split, neither by the outer nor by the inner folds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+from tqdm import tqdm
 
 from nnunet_alice.errors import InputError
 
 #: Folds of the search for the strength of a penalty, inside each training fold.
 INNER_FOLDS = 3
 Split = tuple[np.ndarray, np.ndarray]
+#: metric of a sample of cases, given as (n,) indices that may repeat; NaN where the sample does not define it
+Metric = Callable[[np.ndarray], float]
+_BOOTSTRAPS = 1000
 
 
 def make_folds(count: int, groups: np.ndarray | None, strata: np.ndarray | None, folds: int, seed: int) -> list[Split]:
@@ -64,3 +69,28 @@ def bootstrap_samples(
     members = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
     for _ in range(samples):
         yield np.concatenate([members[number] for number in rng.integers(len(members), size=len(members))])
+
+
+def with_intervals(
+    metrics: Mapping[str, Metric], count: int, groups: np.ndarray | None, seed: int, *, progress: bool = False
+) -> pd.DataFrame:
+    """Return value and 95 % interval of every metric: columns ``metric``, ``value``, ``low``, ``high``.
+
+    The bootstrap draws groups, not cases: two scans of one patient are no two samples.
+
+    Args:
+        metrics: name -> metric.
+        count: N, number of cases.
+        groups: (N,) group of each case; None where every case is one of its own.
+        seed: of the bootstrap.
+        progress: show a bar for each metric.
+    """
+    samples = list(bootstrap_samples(count, groups, _BOOTSTRAPS, np.random.default_rng(seed)))
+    rows = []
+    for name, metric in metrics.items():
+        shown = tqdm(samples, desc=f"Interval of {name}", disable=None if progress else True)
+        spread = np.array([metric(sample) for sample in shown])
+        defined = spread[np.isfinite(spread)]
+        low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
+        rows.append({"metric": name, "value": metric(np.arange(count)), "low": low, "high": high})
+    return pd.DataFrame(rows)

@@ -3,9 +3,10 @@
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,38 +25,23 @@ from nnunet_alice.importing.turning import read_turned
 logger = logging.getLogger(__name__)
 
 
-class OpenedImage(Protocol):
-    """One preprocessed image."""
+@dataclass(frozen=True)
+class OpenedImage:
+    """One preprocessed image with its geometry; the rest is asked for when needed.
+
+    Attributes:
+        image: (C, z, y, x), numpy array or blosc2 array.
+        geometry: of the image.
+        world_affine: returns the map from (z, y, x) voxels of the array to (x, y, z) world mm.
+        file_grid: returns the map from the file's voxels to world mm, and their number on each axis.
+        known_affine: returns the stored (4, 4) map from mm to mm of an atlas; None without one.
+    """
 
     image: Any
     geometry: CaseGeometry
-
-    def world_affine(self) -> Affine:
-        """Return the map from (z, y, x) voxels of the array to (x, y, z) world mm."""
-        ...
-
-    def file_grid(self) -> tuple[Affine, tuple[int, ...]]:
-        """Return the map from the file's voxels to world mm, and their number on each axis."""
-        ...
-
-    def known_affine(self, atlas: Atlas) -> np.ndarray | None:
-        """Return the stored (4, 4) map from mm to mm of an atlas; None without one."""
-        ...
-
-
-class _Opened:
-    """An image with its geometry; the rest is asked for when needed."""
-
-    def __init__(
-        self,
-        image: Any,
-        geometry: CaseGeometry,
-        world: Callable[[], Affine],
-        grid: Callable[[], tuple[Affine, tuple[int, ...]]],
-        known: Callable[[Atlas], np.ndarray | None],
-    ) -> None:
-        self.image, self.geometry = image, geometry
-        self.world_affine, self.file_grid, self.known_affine = world, grid, known
+    world_affine: Callable[[], Affine]
+    file_grid: Callable[[], tuple[Affine, tuple[int, ...]]]
+    known_affine: Callable[[Atlas], np.ndarray | None]
 
 
 def opened_array(name: str, image: np.ndarray, spacing: Sequence[float], axial_axis: int) -> OpenedImage:
@@ -75,7 +61,7 @@ def opened_array(name: str, image: np.ndarray, spacing: Sequence[float], axial_a
         raise NoWorldError(f"{name} is an array without a file, so its place in the world is unknown.")
 
     geometry = compute_geometry(name, image, spacing, axial_axis)
-    return _Opened(image, geometry, nowhere, nowhere, lambda _: None)
+    return OpenedImage(image, geometry, nowhere, nowhere, lambda _: None)
 
 
 class DatasetImages:
@@ -123,7 +109,7 @@ class DatasetImages:
 
         prepared = self._prepared
         world, grid = partial(prepared.world_affine, case), partial(prepared.file_grid, case)
-        return _Opened(self.dataset.image(case), load_geometry(self.dataset, case), world, grid, known)
+        return OpenedImage(self.dataset.image(case), load_geometry(self.dataset, case), world, grid, known)
 
 
 class RawImages:
@@ -188,4 +174,4 @@ class RawImages:
         forward, axial_axis = list(self._plans.transpose_forward), axial_axis_of_plans(self.run["plans"])
         geometry = compute_geometry(case, data, tuple(self._configuration.spacing), axial_axis)
         world = partial(world_affine, properties, forward, data.shape[1:])
-        return _Opened(data, geometry, world, partial(file_grid, properties, forward), lambda _: None)
+        return OpenedImage(data, geometry, world, partial(file_grid, properties, forward), lambda _: None)

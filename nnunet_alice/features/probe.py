@@ -7,7 +7,7 @@ staying as they are.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,9 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from nnunet_alice.errors import InputError
-from nnunet_alice.features.folds import INNER_FOLDS, bootstrap_samples, count_groups, make_folds
+from nnunet_alice.features.folds import INNER_FOLDS, Metric, count_groups, make_folds, with_intervals
 from nnunet_alice.features.probe_data import ProbeData
 
 logger = logging.getLogger(__name__)
@@ -35,9 +34,6 @@ MIN_EVENTS = 10
 RIDGE_ALPHAS = np.logspace(-2, 6, 17)
 LOGISTIC_C = np.logspace(-5, 1, 7)
 COX_ALPHAS = np.logspace(-1, 4, 6)
-_BOOTSTRAPS = 1000
-#: metric of a sample of cases, given as (n,) indices that may repeat; NaN where the sample does not define it
-Metric = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
     # Matrices are small: more threads would only wait for each other.
     with threadpool_limits(1):
         predicted, fold, penalties, models, metrics = _TASKS[task](data, folds, seed)
-        intervals = _with_intervals(metrics, data, seed)
+        intervals = with_intervals(metrics, len(data.cases), data.groups, seed, progress=True)
     table = pd.DataFrame({"case": data.cases, "fold": fold, "target": data.target})
     if data.groups is not None:
         table["group"] = data.groups
@@ -266,15 +262,3 @@ def _rotated(model: BaseEstimator) -> Pipeline:
     All axes are kept, so that a model with an L2 penalty is the same; but it has no more numbers than cases to fit.
     """
     return Pipeline([("scale", StandardScaler()), ("rotate", PCA(svd_solver="full")), ("model", model)])
-
-
-def _with_intervals(metrics: Mapping[str, Metric], data: ProbeData, seed: int) -> pd.DataFrame:
-    count = len(data.cases)
-    samples = list(bootstrap_samples(count, data.groups, _BOOTSTRAPS, np.random.default_rng(seed)))
-    rows = []
-    for name, metric in metrics.items():
-        spread = np.array([metric(sample) for sample in tqdm(samples, desc=f"Interval of {name}", disable=None)])
-        defined = spread[np.isfinite(spread)]
-        low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
-        rows.append({"metric": name, "value": metric(np.arange(count)), "low": low, "high": high})
-    return pd.DataFrame(rows)

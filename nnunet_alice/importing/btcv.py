@@ -23,6 +23,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from nnunet_alice.anatomy.orientation import orientation
 from nnunet_alice.errors import InputError, OccupiedError
 from nnunet_alice.files import atomic_write, read_json, refusals_told, write_json
 from nnunet_alice.importing.nifti import check_nifti
@@ -251,7 +252,7 @@ def _check_case(images: Path, labels: Path, case: str) -> _Case:
         raise InputError(f"image of {_shape(image)} voxels but label of {_shape(label)}")
     if not np.allclose(image.GetSpacing(), label.GetSpacing(), rtol=1e-3):
         raise InputError(f"image spacing {image.GetSpacing()} mm but label spacing {label.GetSpacing()} mm")
-    codes = [sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(i.GetDirection()) for i in (image, label)]
+    codes = [orientation(image), orientation(label)]
     if not np.allclose(image.GetDirection(), label.GetDirection(), atol=1e-3):  # headers keep them rounded
         raise InputError(f"its header turns the label ({codes[1]}) a different way than the image ({codes[0]})")
     found = np.unique(sitk.GetArrayViewFromImage(label))

@@ -34,14 +34,12 @@ class Stack:
         spacing_mm: (x, y, z).
         origin_mm: centre of the first voxel.
         direction: nine numbers, row by row; its columns are the directions of x, y and z.
-        copies: files that were left out because they are the same slice again.
     """
 
     files: tuple[Path, ...]
     spacing_mm: tuple[float, ...]
     origin_mm: tuple[float, ...]
     direction: tuple[float, ...]
-    copies: int
 
 
 def stack(slices: Sequence[Slice], derived: bool = False) -> Stack:
@@ -74,7 +72,6 @@ def stack(slices: Sequence[Slice], derived: bool = False) -> Stack:
         (across, down, between),
         tuple(positions[0].tolist()),
         tuple(np.stack([row, column, normal], axis=1).ravel().tolist()),
-        len(slices) - len(single),
     )
 
 

@@ -165,7 +165,7 @@ def _mask_from_file(dataset: PreprocessedDataset, atlas_case: str, path: Path) -
     spacing, direction, origin = sitk_place(cases.world_affine(atlas_case))
     inside = sitk.Resample(
         sitk.Cast(image != 0, sitk.sitkUInt8),
-        cases.shape(atlas_case)[::-1],
+        dataset.shape(atlas_case)[::-1],
         sitk.Transform(),
         sitk.sitkNearestNeighbor,
         origin,

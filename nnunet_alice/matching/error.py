@@ -115,7 +115,7 @@ class PhantomQuestions:
         rng = np.random.default_rng([self.seed, self._order[case_a], self._order[case_b]])
         points = self.body_points(case_a, self.count, rng)
         truth = self.truth(case_a, case_b, points)
-        shape = np.asarray(self.cases.shape(case_b))
+        shape = np.asarray(self.cases.dataset.shape(case_b))
         shown = ((truth >= 0) & (truth <= shape - 1)).all(axis=1)
         same = self.subjects[case_a].field_of_view == self.subjects[case_b].field_of_view
         name = "same field of view" if same else "other field of view"

@@ -44,7 +44,7 @@ def match_point(
     point_vox = np.asarray(point, dtype=float)
     if world:
         point_vox = cases.world_affine(case_a).points_back(point_vox[None])[0]
-    shape = cases.shape(case_a)
+    shape = cases.dataset.shape(case_a)
     if not ((point_vox >= -0.5) & (point_vox <= np.asarray(shape) - 0.5)).all():
         raise InputError(
             f"The point lies at voxel ({', '.join(f'{v:.1f}' for v in point_vox)}) of case {case_a}, outside its "

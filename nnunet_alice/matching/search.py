@@ -33,6 +33,8 @@ THRESHOLD = 0.7
 #: similarities held at once: 64 MB
 _BLOCK_SIMILARITIES = 16_000_000
 _NEIGHBOURS = neighbour_offsets()
+#: columns of these that are the neighbours before and behind on each axis
+_ON_AXES = np.array([[4, 22], [10, 16], [12, 14]])
 
 
 class IndexSearch:
@@ -104,14 +106,13 @@ class IndexSearch:
         similarity = descriptors @ self._table.T
         best = similarity.argmax(axis=1)
         peak = similarity[np.arange(len(best)), best].astype(float)
-        neighbours = self.index.grid.axis_neighbours(best)
-        around = similarity[np.arange(len(best))[:, None, None], neighbours].astype(float)
-        _, gain = _parabola_peak(around[..., 0], peak[:, None], around[..., 1])
-        # At the rim of the body one side is missing: no gain and no step along that axis.
-        whole = (neighbours >= 0).all(axis=2)
-        scores = np.minimum(peak + np.where(whole, gain, 0).sum(axis=1), 1.0)
         near = self.index.grid.neighbours(best, _NEIGHBOURS)
         values = np.take_along_axis(similarity, np.maximum(near, 0), axis=1).astype(float)
+        around = values[:, _ON_AXES]
+        _, gain = _parabola_peak(around[..., 0], peak[:, None], around[..., 1])
+        # At the rim of the body one side is missing: no gain and no step along that axis.
+        whole = (near[:, _ON_AXES] >= 0).all(axis=2)
+        scores = np.minimum(peak + np.where(whole, gain, 0).sum(axis=1), 1.0)
         moved = np.where(whole, quadratic_peaks(values, near >= 0, _NEIGHBOURS), 0)
         return self.index.grid.points_vox[best] + moved * np.asarray(self.index.grid.step_vox), scores
 

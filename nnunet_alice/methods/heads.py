@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_alice.methods.precision import at_least_float32
+
 # Bounds the gradient of the normalisation at a zero vector; far below any norm that a living head produces.
 NORM_EPS = 1e-6
 INIT_STD = 0.02
@@ -33,7 +35,7 @@ class UnitRowLinear(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return products of ``z`` (..., in_dim) with the unit rows: (..., out_dim), at least float32."""
         with torch.autocast(z.device.type, enabled=False):
-            weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+            weight = at_least_float32(self.weight)
             return F.linear(z.to(weight.dtype), F.normalize(weight, dim=-1, eps=NORM_EPS))
 
 
@@ -94,7 +96,7 @@ class PrototypeHead(nn.Module):
         """
         z = self.mlp(x)
         with torch.autocast(x.device.type, enabled=False):
-            return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=NORM_EPS)
+            return F.normalize(at_least_float32(z), dim=-1, eps=NORM_EPS)
 
     def cls_logits(self, z: Tensor) -> Tensor:
         """Return cosines of global embeddings ``z`` (..., bottleneck_dim) to their prototypes: (..., K)."""

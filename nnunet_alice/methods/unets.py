@@ -42,10 +42,6 @@ class UNet(nn.Module):
     encoder: UNetEncoder
     decoder: UNetDecoder
 
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
-        """Return the number of elements of all feature maps at an input size, voxels."""
-        raise NotImplementedError
-
 
 def encoder_of(network: nn.Module) -> UNetEncoder:
     """Return the encoder of one of nnU-Net's U-Nets."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_alice.files import atomic_write
+from nnunet_alice.files import write_csv
 
 DISEASES = ("none", "lesions", "emphysema", "fatty_liver")
 
@@ -98,5 +98,4 @@ def disease_table(diseases: Mapping[str, Disease]) -> pd.DataFrame:
 
 def write_disease_table(path: str | os.PathLike, diseases: Mapping[str, Disease]) -> None:
     """Write `disease_table` as CSV, for ``nnunet_alice probe``."""
-    with atomic_write(path) as temporary:
-        disease_table(diseases).to_csv(temporary, index=False)
+    write_csv(path, disease_table(diseases))

@@ -34,24 +34,24 @@ def draw_predictions(
         path: PNG to write.
     """
     if task == "survival":
-        figure, axes = _figure(1, 1)
+        figure, axes = _figure(1)
         named = {f"true_{columns[0]}": "target", f"true_{columns[1]}": "event"}
-        draw_survival(axes[0, 0], table.rename(columns=named))
+        draw_survival(axes[0], table.rename(columns=named))
     elif task == "regression":
-        figure, axes = _figure(1, min(len(columns), _PANELS))
-        for panel, name in zip(axes[0], columns, strict=False):
+        figure, axes = _figure(min(len(columns), _PANELS))
+        for panel, name in zip(axes, columns, strict=False):
             draw_scatter(panel, table.rename(columns={f"true_{name}": "target", f"predicted_{name}": "predicted"}))
             panel.set_title(name, fontsize=9)
     else:
-        figure, axes = _figure(1, 2)
+        figure, axes = _figure(2)
         truth = {name: table[f"true_{name}"].to_numpy() for name in columns}
         if task == "classification":
             shown = classes[1:] if len(classes) == 2 else classes
             truth = {name: (truth[columns[0]] == name).astype(float) for name in shown}
         for name in list(truth)[:_PANELS]:
             known = pd.notna(truth[name])
-            _operating(axes[0], truth[name][known], table[f"probability_{name}"].to_numpy()[known], name)
-    _save(figure, path)
+            _operating(axes, truth[name][known], table[f"probability_{name}"].to_numpy()[known], name)
+    save_figure(figure, Path(path))
 
 
 def draw_occlusion(
@@ -66,7 +66,7 @@ def draw_occlusion(
         path: PNG to write.
         title: above the picture.
     """
-    figure, axes = _figure(1, 3)
+    figure, axes = _figure(3)
     known = np.nan_to_num(change)
     middle = (np.array(np.unravel_index(np.abs(known).argmax(), known.shape)) + 0.5) * block
     middle = np.minimum(middle.astype(int), np.array(image.shape) - 1)
@@ -76,23 +76,19 @@ def draw_occlusion(
     full = full[tuple(map(slice, image.shape))]
     low, high = np.percentile(image, [1, 99])
     most = max(float(np.abs(known).max()), float(np.finfo(np.float32).tiny))
-    for axis, panel in enumerate(axes[0]):
+    for axis, panel in enumerate(axes):
         panel.imshow(image.take(middle[axis], axis), cmap="gray", vmin=low, vmax=high)
         shown = panel.imshow(full.take(middle[axis], axis), cmap="seismic", vmin=-most, vmax=most, alpha=0.35)
         panel.set_title(f"{'zyx'[axis]} = {middle[axis]}", fontsize=8)
         panel.set_axis_off()
-    figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="fall of the prediction")
+    figure.colorbar(shown, ax=axes, shrink=0.7, label="fall of the prediction")
     figure.suptitle(title, fontsize=9)
-    _save(figure, path)
-
-
-def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(4.6 * columns, 4.2 * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
     save_figure(figure, Path(path))
+
+
+def _figure(columns: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.6 * columns, 4.2), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0].tolist()
 
 
 def _operating(axes: Sequence[Axes], truth: np.ndarray, probability: np.ndarray, name: str) -> None:

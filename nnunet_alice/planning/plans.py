@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -17,7 +17,7 @@ from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.dataset import note_gpus
 from nnunet_alice.errors import InputError, NotPreparedError, OccupiedError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder, plans_identifier
+from nnunet_alice.nnunet_folders import channel_names, dataset_number, nnunet_folder, plans_identifier
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
 from nnunet_alice.planning.modalities import modalities_of, scheme_of
 from nnunet_alice.planning.moved_plans import rename_plans
@@ -46,7 +46,6 @@ class Planned:
         spacing: mm, (z, y, x).
         pairs: pairs of views per step (``batch_size`` of the configuration), on all GPUs together.
         gigabytes: memory that a step is estimated to take on a GPU, GB.
-        target_gigabytes: the memory target, GB.
         target_patch: patch of the target's plans where views had to be smaller.
     """
 
@@ -55,7 +54,6 @@ class Planned:
     spacing: tuple[float, ...]
     pairs: int
     gigabytes: float
-    target_gigabytes: float
     target_patch: tuple[int, ...] | None = None
 
 
@@ -83,7 +81,9 @@ def plan_from_data(
     if plans_name is not None:
         plans_identifier(plans_name, "-overwrite_plans_name")
     planner = planner_class(dataset, gpu_memory_target_in_gb=gpu_memory_gb, plans_name=plans_name, num_gpus=num_gpus)
-    plans = _quietly(planner.plan_experiment)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:  # progress bars stay
+        plans = planner.plan_experiment()
+    logger.debug("%s", printed.getvalue())
     check_configuration(plans, configuration, f"{dataset}/{planner.plans_identifier}.json")
     return _summary(planner, plans, configuration, planner.UNet_vram_target_GB)
 
@@ -273,9 +273,7 @@ def _check_channels(dataset: str, target: str) -> None:
 
 def _channel_names(variable: str, dataset: str) -> list[str]:
     """Return channel names in the order of their numbers."""
-    content: dict[str, Any] = read_json(nnunet_folder(variable) / dataset / "dataset.json")
-    channels = content.get("channel_names", content.get("modality", {}))
-    return [channels[key].casefold() for key in sorted(channels, key=int)]
+    return [name.casefold() for name in channel_names(read_json(nnunet_folder(variable) / dataset / "dataset.json"))]
 
 
 def _planner_of(plans: dict, configuration: str, planner_classes: Iterable[type]) -> type:
@@ -305,27 +303,17 @@ def _summary(planner: Any, plans: dict, configuration: str, target_gigabytes: fl
         tuple(float(s) for s in content["spacing"]),
         int(content["batch_size"]),
         gigabytes_of_pairs(cost, planner.memory_reference, planner.share(content["batch_size"])),
-        float(target_gigabytes),
     )
-    if planned.gigabytes > planned.target_gigabytes:
+    if planned.gigabytes > target_gigabytes:
         logger.warning(
             "A step of %d pair(s) on a GPU at patch %s is estimated to take %.1f GB, more than the target of %.1f GB; "
             "fewer pairs would leave the heads without statistics.",
             planner.share(planned.pairs),
             "x".join(map(str, planned.patch_size)),
             planned.gigabytes,
-            planned.target_gigabytes,
+            target_gigabytes,
         )
     return planned
-
-
-def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function of nnU-Net that prints; what it prints goes to the log at level debug, progress bars stay."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        result = function(*args, **kwargs)
-    logger.debug("%s", printed.getvalue())
-    return result
 
 
 def default_processes() -> int:

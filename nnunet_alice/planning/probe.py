@@ -11,7 +11,7 @@ from nnunet_alice.cropping import crop_centred
 from nnunet_alice.dataset import MODALITIES, PROBE_FILE, PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write, read_json, write_json
-from nnunet_alice.nnunet_folders import nnunet_folder
+from nnunet_alice.nnunet_folders import channel_names, nnunet_folder
 from nnunet_alice.planning.modalities import modality_of_channel, plans_of_modality
 from nnunet_alice.planning.moved_plans import reader_of
 from nnunet_alice.planning.preprocessing import raw_cases
@@ -82,14 +82,14 @@ def prepare_probe(dataset: PreprocessedDataset, labelled: str) -> PreparedProbe:
 def _plans_for(dataset: PreprocessedDataset, labelled: str, content: dict) -> dict:
     """Return the pool's plans for the images of a labelled dataset, as a published model's are given to one."""
     plans = dict(dataset.plans)
-    channels = content.get("channel_names", content.get("modality", {}))
+    channels = channel_names(content)
     wanted = len(dataset.configuration_manager.normalization_schemes)
     if len(channels) != wanted:
         raise InputError(
             f"{labelled} has {len(channels)} channels and the pool {wanted}; name another with --probe."
         ).about(option="--probe", value=labelled)
     if MODALITIES in plans:
-        plans = plans_of_modality(plans, modality_of_channel(plans, channels["0"]))
+        plans = plans_of_modality(plans, modality_of_channel(plans, channels[0]))
     plans["image_reader_writer"] = reader_that_gives(plans.get(ORIENTATION, ""), reader_of(labelled, content))
     return plans
 

@@ -52,7 +52,7 @@ def check_same_views(run: Mapping[str, Any], now: Mapping[str, Any], where: str,
     """Make sure that a continued run sees the views that it would have seen.
 
     Args:
-        run: entry ``pretraining`` of its checkpoint. Older ones know the matcher's name only.
+        run: entry ``pretraining`` of its checkpoint.
         now: from :func:`record_of_views`.
         where: folder of the run.
         log: takes the warning that the number of GPUs is not the same.
@@ -60,20 +60,20 @@ def check_same_views(run: Mapping[str, Any], now: Mapping[str, Any], where: str,
     Raises:
         CheckpointError: matcher, anatomy or cases are others.
     """
-    then = run.get("views") or {"matching": run["matching"]}
+    then = run["views"]
     changed = []
     if then["matching"] != now["matching"]:
         changed.append(f"were matched by the {then['matching']} and are by the {now['matching']}")
-    elif then.get("anatomy", now["anatomy"]) != now["anatomy"]:
+    elif then["anatomy"] != now["anatomy"]:
         changed.append(f"were matched by a different {now['matching']} than is prepared now")
-    if then.get("cases", now["cases"]) != now["cases"]:
+    if then["cases"] != now["cases"]:
         changed.append(f"came from {then['number']} cases and come from {now['number']}, not all of them the same")
     if changed:
         raise CheckpointError(
             f"The run in {where} cannot be continued, as its views {' and '.join(changed)}; "
             "bring that back, or start without --c."
         ).about(path=where, option="--c")
-    before = run.get("ranks", world_size())
+    before = run["ranks"]
     if before != world_size():
         log(
             f"WARNING: the run began on {before} GPUs and continues on {world_size()}: from here on its views are "

@@ -93,7 +93,6 @@ class Method(ABC, Generic[BatchT, SettingsT]):
 
     Attributes:
         name: in logs and checkpoints.
-        static_shapes: whether batches have one size, so that ``torch.compile`` need not expect others.
         batch_size: of this rank; :meth:`make_model` may change it.
         matcher: pairs views, if anything does.
         network: the network that is pretrained, once it was built.
@@ -102,7 +101,6 @@ class Method(ABC, Generic[BatchT, SettingsT]):
     """
 
     name: ClassVar[str]
-    static_shapes: ClassVar[bool] = True
     matcher: Matcher | None = None
     network: nn.Module
     model: nn.Module

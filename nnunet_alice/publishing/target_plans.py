@@ -10,7 +10,7 @@ from nnunet_alice.checkpoints.weights_folder import SUMS
 from nnunet_alice.dataset import MODALITIES
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, sha256_of, write_json
-from nnunet_alice.nnunet_folders import dataset_name, nnunet_folder
+from nnunet_alice.nnunet_folders import channel_names, dataset_name, nnunet_folder
 from nnunet_alice.planning.modalities import modality_of_channel, plans_of_modality
 from nnunet_alice.planning.moved_plans import reader_of, rename_plans
 from nnunet_alice.planning.orientations import unlike_pretraining
@@ -27,14 +27,12 @@ class GivenPlans:
     Attributes:
         dataset: its full name.
         plans_name: of the plans.
-        configuration: the one that was pretrained.
         file: where the plans lie.
         note: what a user has to know about how the dataset's images lie; empty if nothing.
     """
 
     dataset: str
     plans_name: str
-    configuration: str
     file: Path
     note: str
 
@@ -58,14 +56,14 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
     dataset_json, plans = read_json(raw), read_json(folder / "plans.json")
     settings = plans["configurations"][configuration]
     wanted = len(settings["normalization_schemes"])
-    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    channels = channel_names(dataset_json)
     if len(channels) != wanted:
         raise InputError(
             f"{name} has {len(channels)} channels and the model {wanted}; plan {name} with nnU-Net and fit the weights "
             f"to its plans with {pasteable('nnunet_alice', 'transfer', '-i', folder)} ..."
         ).about(value=len(channels), command="nnunet_alice transfer")
     if MODALITIES in plans:
-        plans = plans_of_modality(plans, modality_of_channel(plans, channels["0"]))
+        plans = plans_of_modality(plans, modality_of_channel(plans, channels[0]))
         settings = plans["configurations"][configuration]
     plans["dataset_name"] = name
     rename_plans(plans, f"fetched_{sha256_of(folder / SUMS)[:8]}")
@@ -75,4 +73,4 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
     file = nnunet_folder("nnUNet_preprocessed") / name / f"{plans['plans_name']}.json"
     write_json(file, plans)
     note = unlike_pretraining(trained, name, plans["image_reader_writer"])
-    return GivenPlans(name, plans["plans_name"], configuration, file, note)
+    return GivenPlans(name, plans["plans_name"], file, note)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_alice.errors import InputError, NotPreparedError
-from nnunet_alice.files import atomic_write, read_json, read_table, write_json
+from nnunet_alice.files import read_json, read_table, write_csv, write_json
 from nnunet_alice.nnunet_folders import dataset_number, nnunet_folder
 
 TABLE, DEFINITIONS = "targets.csv", "targets.json"
@@ -171,8 +171,7 @@ def store_targets(dataset: str, targets: DatasetTargets) -> list[Path]:
     written = []
     for folder in (parent / dataset for parent in _folders()):
         if folder.is_dir():
-            with atomic_write(folder / TABLE) as temporary:
-                targets.table.to_csv(temporary, index=False)
+            write_csv(folder / TABLE, targets.table)
             write_json(folder / DEFINITIONS, {name: asdict(target) for name, target in targets.definitions.items()})
             written.append(folder / TABLE)
     return written

@@ -5,11 +5,11 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from nnunet_alice.errors import InputError, named
 from nnunet_alice.features.case_names import check_spelling
+from nnunet_alice.features.probe_data import numbers
 from nnunet_alice.files import read_table
 from nnunet_alice.targets.definitions import CASE, GROUP, DatasetTargets, TargetDefinition, target_name
 
@@ -143,7 +143,7 @@ def _check_values(table: pd.DataFrame, target: TargetDefinition, path: str | os.
             ).about(path=path, column=target.columns[0], value=len(target.classes), option="--task")
         return
     for column in target.columns:
-        _check_numbers(table[column].dropna(), path)
+        numbers(table[column].dropna(), path)
     values = target.values(table)
     if not len(values):
         raise InputError(f"No case has all of {', '.join(target.columns)} in {path}.").about(path=path)
@@ -162,12 +162,3 @@ def _check_values(table: pd.DataFrame, target: TargetDefinition, path: str | os.
             raise InputError(f"All cases have the same '{column}' in {path}; there is nothing to learn.").about(
                 path=path, column=column
             )
-
-
-def _check_numbers(column: pd.Series, path: str | os.PathLike) -> None:
-    bad = ~np.isfinite(pd.to_numeric(column, errors="coerce").to_numpy(dtype=float))
-    if bad.any():
-        raise InputError(
-            f"Column '{column.name}' of {path} holds '{column.to_numpy()[bad][0]}', which is no number; for names of "
-            "classes use --task classification."
-        ).about(path=path, column=str(column.name), value=column.to_numpy()[bad][0], option="--task")

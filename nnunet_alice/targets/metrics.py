@@ -4,17 +4,11 @@ A bootstrap asks for each metric a thousand times, so these are a few numpy oper
 them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-
 import numpy as np
-import pandas as pd
 from scipy.stats import rankdata
 
+from nnunet_alice.features.folds import Metric
 from nnunet_alice.features.probe import area_under_curve
-
-_BOOTSTRAPS = 1000
-#: metric of a sample of cases, given as (n,) indices that may repeat; NaN where the sample does not define it
-Metric = Callable[[np.ndarray], float]
 
 
 def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> dict[str, Metric]:
@@ -99,28 +93,3 @@ def concordance(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> flo
         right += (risks[later] < risks[number]).sum() + 0.5 * (risks[later] == risks[number]).sum()
         pairs += int(later.sum())
     return float(right / pairs) if pairs else float("nan")
-
-
-def with_intervals(metrics: Mapping[str, Metric], groups: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """Return value and 95 % interval of every metric: columns ``metric``, ``value``, ``low``, ``high``.
-
-    The bootstrap draws patients, not cases: two scans of one patient are no two samples.
-
-    Args:
-        metrics: name -> metric.
-        groups: (N,) patient of every case.
-        seed: of the bootstrap.
-    """
-    rng = np.random.default_rng(seed)
-    members = list(pd.Series(np.arange(len(groups))).groupby(np.asarray(groups)).apply(np.asarray))
-    samples = [
-        np.concatenate([members[number] for number in rng.integers(len(members), size=len(members))])
-        for _ in range(_BOOTSTRAPS)
-    ]
-    rows = []
-    for name, metric in metrics.items():
-        spread = np.array([metric(sample) for sample in samples])
-        defined = spread[np.isfinite(spread)]
-        low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
-        rows.append({"metric": name, "value": metric(np.arange(len(groups))), "low": low, "high": high})
-    return pd.DataFrame(rows)

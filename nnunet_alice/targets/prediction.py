@@ -29,12 +29,10 @@ class FoldModel:
     """The network of one fold, and what its outputs mean.
 
     Attributes:
-        fold: e.g. ``fold_0``.
         predictor: of whole cases.
         task: of the fold; the statistics of its training cases belong to it.
     """
 
-    fold: str
     predictor: CasePredictor
     task: Task
 
@@ -83,7 +81,7 @@ class TargetModel:
         plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
         models, records = [], []
         for fold in found:
-            model, record = _open_fold(folder / fold / checkpoint, fold, plans, device)
+            model, record = _open_fold(folder / fold / checkpoint, plans, device)
             models.append(model)
             records.append(record)
         if len({model.task.definition for model in models}) > 1:
@@ -131,7 +129,7 @@ def predict_images(model: TargetModel, images: RawImages, pictures: Path | None 
     return for_each_case(predict, images.cases, doing="Predicting cases")
 
 
-def _open_fold(path: Path, fold: str, plans: dict, device: torch.device | str) -> tuple[FoldModel, Mapping[str, Any]]:
+def _open_fold(path: Path, plans: dict, device: torch.device | str) -> tuple[FoldModel, Mapping[str, Any]]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     checkpoint = load_checkpoint(path)
@@ -147,7 +145,7 @@ def _open_fold(path: Path, fold: str, plans: dict, device: torch.device | str) -
     predictor = CasePredictor(
         network.to(device).eval(), configuration.patch_size, settings["window_step"], tuple(mirror)
     )
-    return FoldModel(fold, predictor, task), record
+    return FoldModel(predictor, task), record
 
 
 def mean_of_folds(said: pd.DataFrame) -> pd.DataFrame:

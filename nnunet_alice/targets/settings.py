@@ -42,14 +42,6 @@ class TargetSettings:
             raise InputError(f"{self}: dropout is in [0, 1), window_step in (0, 1], huber_delta above 0.")
 
 
-def _run() -> FineTuneRun:
-    return FineTuneRun(epochs=100)
-
-
-def _optimisation() -> FineTuneOptimisation:
-    return FineTuneOptimisation(learning_rate=3e-4, optimizer_name="AdamW")
-
-
 @dataclass(frozen=True)
 class TargetTrainerSettings(FineTuneSettings):
     """All settings of a trainer that predicts something of a whole case.
@@ -58,6 +50,8 @@ class TargetTrainerSettings(FineTuneSettings):
         target: how a case becomes a prediction.
     """
 
-    run: FineTuneRun = field(default_factory=_run)
-    optimisation: FineTuneOptimisation = field(default_factory=_optimisation)
+    run: FineTuneRun = field(default_factory=lambda: FineTuneRun(epochs=100))
+    optimisation: FineTuneOptimisation = field(
+        default_factory=lambda: FineTuneOptimisation(learning_rate=3e-4, optimizer_name="AdamW")
+    )
     target: TargetSettings = field(default_factory=TargetSettings)

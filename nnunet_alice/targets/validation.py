@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from nnunet_alice.anatomy.geometry import UNREADABLE, load_geometry
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.files import atomic_write
+from nnunet_alice.features.folds import with_intervals
+from nnunet_alice.files import write_csv
 from nnunet_alice.pictures.targets import draw_predictions
-from nnunet_alice.targets.metrics import with_intervals
 from nnunet_alice.targets.tasks import Task
 from nnunet_alice.targets.windows import CasePredictor
 
@@ -79,12 +79,11 @@ def write_results(
     """
     folder = Path(folder)
     predictions = task.predictions(np.stack(found.outputs))
-    metrics = with_intervals(task.metrics(truth, predictions), groups)
+    metrics = with_intervals(task.metrics(truth, predictions), len(truth), np.asarray(groups), seed=0)
     table = pd.DataFrame({"case": found.cases, "windows": found.windows} | task.truth_columns(truth))
     table = pd.concat([table, predictions], axis=1)
-    for name, content in (("predictions.csv", table), ("metrics.csv", metrics)):
-        with atomic_write(folder / name) as temporary:
-            content.to_csv(temporary, index=False)
+    write_csv(folder / "predictions.csv", table)
+    write_csv(folder / "metrics.csv", metrics)
     draw_predictions(
         task.definition.task, task.definition.columns, task.definition.classes, table, folder / "predictions.png"
     )

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nnunet_alice.errors import INTERRUPTED
 from nnunet_alice.parallel import end_processes
 from nnunet_alice.words import pasteable
 
-#: Exit status after Ctrl-C, as shells have it.
-INTERRUPTED = 130
 #: endings of trainers' names that say how long a run is
 _LENGTH = re.compile(r"_\d+(?:epochs?|iterations?)(?=_|$)")
 

@@ -49,21 +49,6 @@ class Crop:
     affine: np.ndarray
     extent_mm: np.ndarray
 
-    def voxels(self, points_mm: np.ndarray) -> np.ndarray:
-        """Return points (N, 3) in voxels of the crop of positions (N, 3) mm in the volume."""
-        return Affine(self.affine).points_back(points_mm)
-
-    def shows(self, points_mm: np.ndarray) -> np.ndarray:
-        """Return which positions (N, 3) lie in the crop and in the volume, not in padding: bool (N,)."""
-        voxels = self.voxels(points_mm)
-        in_crop = ((voxels >= 0) & (voxels <= np.asarray(self.image.shape[1:]) - 1)).all(axis=1)
-        return in_crop & self.in_volume(points_mm)
-
-    def in_volume(self, points_mm: np.ndarray) -> np.ndarray:
-        """Return which positions (N, 3) lie between the first and the last voxel centre of the volume: bool (N,)."""
-        rounding_mm = _ROUNDING_VOX * np.abs(np.diag(self.affine)[:3])
-        return np.all((points_mm >= -rounding_mm) & (points_mm <= self.extent_mm + rounding_mm), axis=1)
-
 
 class OverlapSampler:
     """Draws two crops around a shared point, each with its own position and scale.

@@ -7,7 +7,7 @@ import blosc2
 import numpy as np
 import pytest
 from support.refused import refused
-from support.small_datasets import ball, replace_image, write_preprocessed
+from support.small_datasets import ball, geometry_of, replace_image, write_preprocessed
 
 from nnunet_alice.anatomy.geometry import (
     CaseGeometry,
@@ -20,12 +20,6 @@ from nnunet_alice.anatomy.geometry import (
 from nnunet_alice.errors import InputError
 
 SPACING = (4.0, 1.0, 1.5)
-
-
-def geometry_of(body: np.ndarray, factors=(1, 1, 1), shape=None, spacing=(1.0, 1.0, 1.0)) -> CaseGeometry:
-    image = np.zeros(body.shape, np.uint8)
-    shape = shape or tuple(n * f for n, f in zip(body.shape, factors, strict=True))
-    return CaseGeometry("case", shape, spacing, factors, body.shape, image, np.packbits(body))
 
 
 @pytest.mark.parametrize("factors", [(1, 1, 1), (2, 3, 4), (5, 2, 1), (7, 11, 9)])

@@ -1,19 +1,16 @@
 """Body grids: within budget, isotropic in mm, all in the body, and right about corners and neighbours."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy.spatial import KDTree
+from support.small_datasets import geometry_of
 
-from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.grid import body_grid
 
-
-def geometry(body: np.ndarray, spacing=(5.0, 1.0, 0.8), factors=(1, 2, 2), shape=None) -> CaseGeometry:
-    shape = shape or tuple(n * f for n, f in zip(body.shape, factors, strict=True))
-    image = np.zeros(body.shape, dtype=np.uint8)
-    return CaseGeometry("case", shape, spacing, factors, body.shape, image, np.packbits(body))
+geometry = partial(geometry_of, factors=(1, 2, 2), spacing=(5.0, 1.0, 0.8))
 
 
 def ellipsoid(shape) -> np.ndarray:
@@ -73,19 +70,6 @@ def test_corners_and_weights_against_a_loop():
             assert got[row] == pytest.approx(share / total)
         assert weight.sum() == pytest.approx(1 if expected else 0)
     assert some_missing > 10
-
-
-def test_neighbours_against_a_loop():
-    grid = body_grid(geometry(ellipsoid((12, 20, 20))), 500)
-    cells = {tuple(cell): row for row, cell in enumerate(grid.cells.tolist())}
-    neighbours = grid.axis_neighbours(np.arange(len(grid.cells)))
-    for row, cell in enumerate(grid.cells.tolist()):
-        for axis in range(3):
-            for side, move in enumerate((-1, 1)):
-                other = list(cell)
-                other[axis] += move
-                assert neighbours[row, axis, side] == cells.get(tuple(other), -1)
-    assert (neighbours == -1).any()
 
 
 def test_any_neighbours_against_a_loop():

@@ -6,6 +6,7 @@ from support.known_matches import write_known_matches
 from support.launched import asked
 from support.planned_datasets import TARGET, UNLABELLED, write_dataset
 from support.publications import checkpoint, home, published
+from support.small_datasets import set_named_folders
 from support.small_unets import make_network_fixture, make_plans_fixture, target_dataset
 
 __all__ = [
@@ -21,8 +22,7 @@ __all__ = [
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
+    set_named_folders(monkeypatch, tmp_path)
     return tmp_path
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.btcv import label_of, write, write_raw_data
+from support.small_datasets import set_named_folders
 
 from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.cli.main import main
@@ -14,8 +15,7 @@ from nnunet_alice.importing.btcv import convert
 
 @pytest.fixture
 def raw_data(tmp_path, monkeypatch) -> Path:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
+    set_named_folders(monkeypatch, tmp_path)
     return write_raw_data(tmp_path / "RawData")
 
 

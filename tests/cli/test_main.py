@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 from nnunet_alice.cli import main as entry
-from nnunet_alice.cli.common import INTERRUPTED, NO_READER, name_some
-from nnunet_alice.errors import InputError
+from nnunet_alice.cli.common import NO_READER, name_some
+from nnunet_alice.errors import INTERRUPTED, InputError
 
 #: a command that works on cases in two processes, each of which takes for ever
 SLOW = """

@@ -1,12 +1,13 @@
 """Folds that never split a group, and probes that two scans of one person do not mislead."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.refused import refused
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.features import probe as probes
-from nnunet_alice.features.folds import bootstrap_samples, count_groups, make_folds
+from nnunet_alice.features.folds import bootstrap_samples, count_groups, make_folds, with_intervals
 from nnunet_alice.features.probe import probe
 from nnunet_alice.features.probe_data import ProbeData, load_table
 
@@ -75,6 +76,35 @@ def test_intervals_come_from_whole_groups():
         assert counts[0] == counts[1] and counts[2] == counts[3] == counts[4]
         assert counts[0] + counts[2] + counts[5] == 3
     assert count_groups(groups, groups != "a") == 2 and count_groups(None, groups != "a") == 4
+
+
+def test_the_bootstrap_draws_patients_with_all_their_cases():
+    samples = []
+
+    def metric(at):
+        samples.append(at)
+        return float(at.mean())
+
+    groups = np.array(list("abacba"))
+    table = with_intervals({"m": metric}, 6, groups, seed=5)
+    members = {"a": [0, 2, 5], "b": [1, 4], "c": [3]}
+    for sample in samples[:-1]:
+        counts = np.bincount(sample, minlength=6)
+        assert all(len({counts[i] for i in own}) == 1 for own in members.values())
+        assert sum(counts[own[0]] for own in members.values()) == 3
+    assert np.array_equal(samples[-1], np.arange(6))
+    row = table.iloc[0]
+    assert row.low < row.value == 2.5 < row.high
+    pd.testing.assert_frame_equal(table, with_intervals({"m": metric}, 6, groups, seed=5))
+
+
+def test_cases_of_one_patient_widen_the_interval():
+    rng = np.random.default_rng(0)
+    errors = np.repeat(rng.normal(size=20), 10)  # ten scans each, all alike
+    metric = {"m": lambda at: float(errors[at].mean())}
+    of_patients = with_intervals(metric, 200, np.arange(200) // 10, seed=0).iloc[0]
+    of_cases = with_intervals(metric, 200, None, seed=0).iloc[0]
+    assert of_patients.high - of_patients.low > 2 * (of_cases.high - of_cases.low)
 
 
 def test_too_few_groups_are_refused():

@@ -2,13 +2,12 @@
 
 import pytest
 from support.raw_volumes import write
+from support.small_datasets import set_named_folders
 
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-        (tmp_path / name).mkdir()
+    set_named_folders(monkeypatch, tmp_path, made=True)
     return tmp_path / "nnUNet_raw"
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from support.refused import refused
+from support.small_datasets import set_named_folders
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.importing.bids import bids_cases, is_bids
@@ -81,9 +82,7 @@ def test_what_is_bids(tmp_path, names, expected):
 
 
 def test_import_takes_it(bids, tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / "nnunet" / name))
-        (tmp_path / "nnunet" / name).mkdir(parents=True)
+    set_named_folders(monkeypatch, tmp_path / "nnunet", made=True)
     array = np.random.default_rng(0).normal(size=(16, 20, 18)).astype(np.float32)
     array[3:-3, 4:-4, 4:-4] += 100
     for path in bids.glob("sub-*/**/*_T1w.nii.gz"):

@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 from support.btcv import SHAPE, label_of, write, write_raw_data
 from support.refused import refused
+from support.small_datasets import set_named_folders
 
 from nnunet_alice.errors import InputError, OccupiedError
 from nnunet_alice.importing.btcv import CASE_NUMBERS, ORGANS, SYNAPSE_ORGANS, case_name, convert, splits
@@ -15,8 +16,7 @@ from nnunet_alice.importing.btcv import CASE_NUMBERS, ORGANS, SYNAPSE_ORGANS, ca
 
 @pytest.fixture
 def raw_data(tmp_path, monkeypatch) -> Path:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
+    set_named_folders(monkeypatch, tmp_path)
     return write_raw_data(tmp_path / "RawData")
 
 

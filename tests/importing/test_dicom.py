@@ -24,14 +24,6 @@ DATASET = "Dataset900_Test"
 
 
 @pytest.fixture
-def raw(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-        (tmp_path / name).mkdir()
-    return tmp_path / "nnUNet_raw"
-
-
-@pytest.fixture
 def scans(tmp_path):
     """A good series, so that something can be imported."""
     write_series(tmp_path / "scans" / "Smith" / "good", volume(1))

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from support.modality_pools import POOL, planned_pool, run
+from support.small_datasets import set_named_folders
 
 from nnunet_alice.anatomy.atlas_files import AtlasFiles
 from nnunet_alice.dataset import PreprocessedDataset
@@ -22,8 +23,7 @@ def pool(tmp_path_factory):
     """A pool of two modalities, both registered."""
     folder = tmp_path_factory.mktemp("pool")
     with pytest.MonkeyPatch.context() as patch:
-        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            patch.setenv(variable, str(folder / variable))
+        set_named_folders(patch, folder)
         dataset = planned_pool(folder)
         run(*ANATOMY)
         yield dataset

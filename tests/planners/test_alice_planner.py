@@ -11,6 +11,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from support.refused import refused
+from support.small_datasets import set_named_folders
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
@@ -42,8 +43,7 @@ def make_dataset(folder, monkeypatch, kind, cases=60, channels=1):
     """Raw dataset and fingerprint as nnU-Net's planners want them; all cases share one small image."""
     spacing, shape = DATA[kind]
     name = "Dataset900_Planned"
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(variable, str(folder / variable))
+    set_named_folders(monkeypatch, folder)
     image = folder / "image.nii.gz"
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 4, 4), np.float32)), str(image))
     files = {"images": [str(image)] * channels, "label": str(image)}

@@ -1,10 +1,10 @@
 """nnU-Net's folders for tests of planning."""
 
 import pytest
+from support.small_datasets import set_named_folders
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_named_folders(monkeypatch, tmp_path)
     return tmp_path

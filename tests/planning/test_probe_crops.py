@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support.planned_datasets import TARGET, UNLABELLED, plan, write_dataset, write_image
+from support.small_datasets import set_named_folders
 
 from nnunet_alice.cropping import crop_centred
 from nnunet_alice.dataset import PROBE_FILE, PreprocessedDataset
@@ -12,8 +13,7 @@ from nnunet_alice.files import read_json
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
     """A pool, and a labelled dataset of ten cases with a bright box of label 1 to 3 each."""
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
+    set_named_folders(monkeypatch, tmp_path)
     write_dataset(tmp_path, UNLABELLED)
     cases = [f"t{number}" for number in range(10)]
     raw = write_dataset(tmp_path, TARGET, labels=("background", "liver", "spleen", "kidney"), cases=cases)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.dataset import PreprocessedDataset
 from support.plans import configuration, minimal_plans
 
@@ -48,6 +49,21 @@ def set_folders(patch: pytest.MonkeyPatch, base: Path) -> None:
         (base / name).mkdir(exist_ok=True)
         patch.setenv(f"nnUNet_{name}", str(base / name))
     patch.setenv("nnUNet_n_proc_DA", "0")
+
+
+def set_named_folders(patch: pytest.MonkeyPatch, base: Path, made: bool = False) -> None:
+    """nnU-Net's folders below ``base``, under the names of their variables; not ``made``, whoever writes makes them."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        patch.setenv(name, str(base / name))
+        if made:
+            (base / name).mkdir(parents=True)
+
+
+def geometry_of(body: np.ndarray, factors=(1, 1, 1), shape=None, spacing=(1.0, 1.0, 1.0)) -> CaseGeometry:
+    """Geometry of a body given by its coarse cells."""
+    image = np.zeros(body.shape, np.uint8)
+    shape = shape or tuple(n * f for n, f in zip(body.shape, factors, strict=True))
+    return CaseGeometry("case", shape, spacing, factors, body.shape, image, np.packbits(body))
 
 
 def replace_image(dataset: PreprocessedDataset, case: str, image: np.ndarray) -> None:

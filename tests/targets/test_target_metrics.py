@@ -1,17 +1,11 @@
-"""Metrics of whole cases against naive versions; intervals that draw patients."""
+"""Metrics of whole cases against naive versions."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
-from nnunet_alice.targets.metrics import (
-    classification_metrics,
-    concordance,
-    regression_metrics,
-    with_intervals,
-)
+from nnunet_alice.targets.metrics import classification_metrics, concordance, regression_metrics
 
 ALL = np.arange
 
@@ -78,32 +72,3 @@ def test_numbers_that_are_not_known_do_not_count():
     assert metrics["mae"](ALL(4)) == pytest.approx(1 / 3)
     assert metrics["r2"](ALL(4)) == pytest.approx(1 - 1 / ((truth[[0, 1, 3]] - 7 / 3) ** 2).sum())
     assert metrics["spearman"](ALL(4)) == pytest.approx(1)
-
-
-def test_the_bootstrap_draws_patients_with_all_their_cases():
-    samples = []
-
-    def metric(at):
-        samples.append(at)
-        return float(at.mean())
-
-    groups = ["a", "b", "a", "c", "b", "a"]
-    table = with_intervals({"m": metric}, groups, seed=5)
-    members = {"a": [0, 2, 5], "b": [1, 4], "c": [3]}
-    for sample in samples[:-1]:
-        counts = np.bincount(sample, minlength=6)
-        assert all(len({counts[i] for i in own}) == 1 for own in members.values())
-        assert sum(counts[own[0]] for own in members.values()) == 3
-    assert np.array_equal(samples[-1], ALL(6))
-    row = table.iloc[0]
-    assert row.low < row.value == 2.5 < row.high
-    pd.testing.assert_frame_equal(table, with_intervals({"m": metric}, groups, seed=5))
-
-
-def test_cases_of_one_patient_widen_the_interval():
-    rng = np.random.default_rng(0)
-    errors = np.repeat(rng.normal(size=20), 10)  # ten scans each, all alike
-    metric = {"m": lambda at: float(errors[at].mean())}
-    of_patients = with_intervals(metric, [f"p{i // 10}" for i in range(200)]).iloc[0]
-    of_cases = with_intervals(metric, [f"c{i}" for i in range(200)]).iloc[0]
-    assert of_patients.high - of_patients.low > 2 * (of_cases.high - of_cases.low)

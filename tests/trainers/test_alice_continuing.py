@@ -83,13 +83,8 @@ def continued(kind, base, path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("older", [False, True])
-def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch, older):
+def test_a_continued_run_keeps_its_matcher(small_run, monkeypatch):
     path = begun(variant(), small_run)
-    if older:
-        content = torch.load(path)
-        del content["pretraining"]["views"], content["pretraining"]["ranks"]
-        torch.save(content, path)
     embedding = Provider("embedding", lambda _: True, LaterMatcher)
     monkeypatch.setattr(registry, "PROVIDERS", [embedding, *registry.PROVIDERS])
     assert opened_matcher(make_trainer(variant(), small_run)).name == "embedding"

@@ -10,6 +10,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from support.finetuning_runs import changed, copy_of, log_of
 from support.labelled_runs import make_finetuner, stay_in_process, write_splits
 from support.pretraining_runs import with_settings
 from support.refused import refused
@@ -54,18 +55,6 @@ def weights_file(trainer, path: Path) -> Path:
     )
     save_checkpoint({"network_weights": network.state_dict()}, path)
     return path
-
-
-def copy_of(trainer) -> dict:
-    return {name: value.detach().clone() for name, value in trainer.bare_network.named_parameters()}
-
-
-def changed(trainer, before: dict) -> set[str]:
-    return {name for name, value in trainer.bare_network.named_parameters() if not torch.equal(value, before[name])}
-
-
-def log_of(trainer) -> str:
-    return Path(trainer.log_file).read_text()
 
 
 @pytest.mark.slow

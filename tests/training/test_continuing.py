@@ -2,7 +2,8 @@
 
 import pytest
 
-from nnunet_alice.training.continuing import INTERRUPTED, advice_without_checkpoint, told_when_interrupted
+from nnunet_alice.errors import INTERRUPTED
+from nnunet_alice.training.continuing import advice_without_checkpoint, told_when_interrupted
 from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 from nnunet_alice.methods.alice.norms import BatchNormBatchStatistics, TokenBatchNorm
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.heads import PrototypeHead
+from nnunet_alice.methods.precision import at_least_float32
 
 _HIDDEN_PER_CHANNEL = 8
 _MAX_HIDDEN = 2048
@@ -96,8 +97,7 @@ def pool_view(bottleneck: Tensor, grid: int) -> Tensor:
     Returns:
         (B, C * grid^3), at least float32.
     """
-    wide = bottleneck.to(torch.promote_types(bottleneck.dtype, torch.float32))
-    return functional.adaptive_avg_pool3d(wide, grid).flatten(1)
+    return functional.adaptive_avg_pool3d(at_least_float32(bottleneck), grid).flatten(1)
 
 
 def view_descriptors(bottleneck: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_alice.methods.distributed import max_over_ranks, mean_over_ranks
+from nnunet_alice.methods.precision import at_least_float32
 
 REFERENCE_WEIGHTS = (1.0, 1.0, 10.0, 0.0)
 
@@ -64,7 +65,7 @@ def centred_targets(teacher_logits: Tensor, centre: Tensor, temperature: float) 
     if centre.shape != teacher_logits.shape[-1:]:
         raise ValueError(f"A centre of shape {tuple(centre.shape)} does not fit logits {tuple(teacher_logits.shape)}.")
     _check_temperature(temperature)
-    return torch.softmax((_wide(teacher_logits.detach()) - centre.detach()) / temperature, dim=-1)
+    return torch.softmax((at_least_float32(teacher_logits.detach()) - centre.detach()) / temperature, dim=-1)
 
 
 @torch.no_grad()
@@ -91,7 +92,7 @@ def sinkhorn_targets(teacher_logits: Tensor, temperature: float, iterations: int
     if iterations < 1:
         raise ValueError(f"iterations must be positive, got {iterations}.")
     _check_temperature(temperature)
-    log_plan = _wide(teacher_logits) / temperature
+    log_plan = at_least_float32(teacher_logits) / temperature
     for _ in range(iterations):
         local = log_plan.logsumexp(dim=-2, keepdim=True)
         largest = max_over_ranks(local)
@@ -117,7 +118,7 @@ def soft_cross_entropy(targets: Tensor, student_logits: Tensor, student_temperat
             f"got {tuple(targets.shape)} and {tuple(student_logits.shape)}."
         )
     _check_temperature(student_temperature)
-    log_probabilities = torch.log_softmax(_wide(student_logits) / student_temperature, dim=-1)
+    log_probabilities = torch.log_softmax(at_least_float32(student_logits) / student_temperature, dim=-1)
     return -(targets.detach() * log_probabilities).sum(dim=-1).mean()
 
 
@@ -190,7 +191,7 @@ def reconstruction_loss(reconstruction: Tensor, image: Tensor, where: Tensor | N
             "Reconstruction and image must have the same shape, "
             f"got {tuple(reconstruction.shape)} and {tuple(image.shape)}."
         )
-    error = (_wide(reconstruction) - _wide(image)).square()
+    error = (at_least_float32(reconstruction) - at_least_float32(image)).square()
     if where is None:
         return 0.5 * error.mean()
     if where.shape != (image.shape[0], *image.shape[2:]):
@@ -242,15 +243,10 @@ class Centre(nn.Module):
             raise ValueError(
                 f"teacher_outputs must have shape (..., {self.value.shape[0]}), got {tuple(teacher_outputs.shape)}."
             )
-        rows = _wide(teacher_outputs).flatten(0, -2)
+        rows = at_least_float32(teacher_outputs).flatten(0, -2)
         # Sum and number of rows travel together: one collective, and right for unequal batches.
         sums = mean_over_ranks(torch.cat([rows.sum(dim=0), rows.new_full((1,), float(rows.shape[0]))]))
         self.value.lerp_((sums[:-1] / sums[-1]).to(self.value.dtype), 1.0 - self.momentum)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return ``x`` in at least float32; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_temperature(temperature: float) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_alice.methods.distributed import mean_over_ranks, world_size
+from nnunet_alice.methods.precision import at_least_float32
 
 #: added to the variance, as in ``nn.BatchNorm1d``
 EPS = 1e-5
@@ -60,7 +61,7 @@ def _normalise(x: Tensor) -> Tensor:
     if x.shape[0] * world_size() < 2:
         raise ValueError("Batch normalisation needs at least 2 rows in the batch, got 1.")
     with torch.autocast(x.device.type, enabled=False):
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        values = at_least_float32(x)
         # Rows of a rank's batch: a mean of per-rank means would be wrong where ranks hold unequal numbers of rows.
         rows = mean_over_ranks(values.new_full((), float(x.shape[0])))
         # Two passes: the mean of squares minus the squared mean loses all digits where the spread is small.

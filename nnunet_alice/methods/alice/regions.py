@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_alice.methods.precision import at_least_float32
+
 #: Decoder stages that are asked: the last ones, at highest resolution.
 MAX_STAGES = 3
 #: Voxels between two labels on every axis. With 100 regions the logits of all voxels would outgrow the network.
@@ -78,8 +80,7 @@ def region_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     for stage in logits:
         if stage.shape[:-1] != labels.shape:
             raise ValueError(f"Logits {tuple(stage.shape)} do not fit labels {tuple(labels.shape)}.")
-        wide = stage.to(torch.promote_types(stage.dtype, torch.float32))
-        each = F.cross_entropy(wide.movedim(-1, 1), (labels - 1).clamp_min(0), reduction="none")
+        each = F.cross_entropy(at_least_float32(stage).movedim(-1, 1), (labels - 1).clamp_min(0), reduction="none")
         losses.append((each * known).sum() / count)
     return torch.stack(losses).mean()
 

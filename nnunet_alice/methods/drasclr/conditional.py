@@ -22,41 +22,10 @@ class LocationGroups(NamedTuple):
         points: (G, 3) float, the distinct locations, atlas coordinates in [-1, 1], (z, y, x).
         counts: G positive integers that sum to the batch size B; the first ``counts[0]`` samples lie at ``points[0]``,
             and so on.
-        order: (B,) int64; sample ``order[i]`` of the batch is the i-th of the sorted batch. None when it is sorted.
     """
 
     points: Tensor
     counts: tuple[int, ...]
-    order: Tensor | None = None
-
-
-def group_locations(locations: Tensor) -> LocationGroups:
-    """Find the samples that share a location, bit for bit.
-
-    Call it where the batch is made, on CPU tensors; on a CUDA tensor it waits for the device.
-
-    Args:
-        locations: (B, 3) float, location of each sample.
-
-    Returns:
-        the groups, in order of their first sample, points on the device of ``locations``.
-
-    Raises:
-        ValueError: ``locations`` is not (B, 3) with B > 0.
-    """
-    _check_points(locations)
-    rows = [tuple(row) for row in locations.detach().cpu().tolist()]
-    samples_at: dict[tuple[float, ...], list[int]] = {}
-    for sample, row in enumerate(rows):
-        samples_at.setdefault(row, []).append(sample)
-    order = [sample for samples in samples_at.values() for sample in samples]
-    first = torch.tensor([samples[0] for samples in samples_at.values()], device=locations.device)
-    in_order = order == list(range(len(rows)))
-    return LocationGroups(
-        points=locations[first],
-        counts=tuple(len(samples) for samples in samples_at.values()),
-        order=None if in_order else torch.tensor(order, device=locations.device),
-    )
 
 
 class LocationContext:
@@ -153,7 +122,7 @@ class ConditionalConv3d(nn.Module):
 
         Args:
             x: (B, in, z, y, x), sorted by location as in `LocationGroups`.
-            locations: groups of the sorted batch (``order`` is not looked at); None reads them from the context.
+            locations: groups of the batch; None reads them from the context.
 
         Returns:
             (B, out, z', y', x').
@@ -225,31 +194,23 @@ class ConditionalEncoder(nn.Module):
 
         Args:
             x: (B, C, z, y, x).
-            locations: groups of samples that share a location (see `group_locations`), or (B, 3): every sample has its
-                own kernel then, which is right for any batch, needs no answer from the device, and costs more.
+            locations: groups of samples that share a location, or (B, 3): every sample has its own kernel then, which
+                is right for any batch, needs no answer from the device, and costs more.
 
         Returns:
-            what the wrapped encoder returns, in the order of ``x``.
+            what the wrapped encoder returns.
 
         Raises:
             ValueError: ``locations`` does not fit the batch.
         """
         if not isinstance(locations, LocationGroups):
-            _check_points(locations)
             locations = LocationGroups(locations, (1,) * x.shape[0])
         _check_points(locations.points)
-        order = locations.order
-        if order is not None:
-            x = x[order]
         self.context.locations = locations
         try:
-            out = self.encoder(x)
+            return self.encoder(x)
         finally:
             self.context.locations = None
-        if order is None:
-            return out
-        inverse = torch.argsort(order)
-        return out[inverse] if isinstance(out, Tensor) else [level[inverse] for level in out]
 
 
 class UnconditionedEncoder(nn.Module):

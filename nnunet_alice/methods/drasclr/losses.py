@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunet_alice.methods.diagnostics import embedding_spread
+from nnunet_alice.methods.precision import at_least_float32
 
 
 class Contrast(NamedTuple):
@@ -54,7 +55,7 @@ def local_loss(
     """Return local contrast: ``-log softmax_0([q . k, q . n_1, ..., q . n_N] / t)``.
 
     Args:
-        query: (B, D) embeddings of the first views.
+        query: (B, D) embeddings of the first views; they need not be of unit length.
         key: (B, D) embeddings of the second views; row i is the positive of query i. No gradient flows into it.
         negatives: (N, D) keys of other subjects at the same landmark, any floating dtype; N may be 0.
         temperature: t, positive.
@@ -67,7 +68,27 @@ def local_loss(
     Raises:
         ValueError: shapes do not fit or the temperature is not positive.
     """
-    return _info_nce(query, key, negatives, temperature, ignore)
+    if query.ndim != 2 or key.shape != query.shape or query.shape[0] == 0:
+        raise ValueError(f"Queries and keys must be (B, D) of one shape, got {tuple(query.shape)}, {tuple(key.shape)}.")
+    if negatives.ndim != 2 or negatives.shape[1] != query.shape[1]:
+        raise ValueError(f"negatives must be (N, {query.shape[1]}), got {tuple(negatives.shape)}.")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    if ignore is not None and ignore.shape != (query.shape[0], negatives.shape[0]):
+        raise ValueError(f"ignore must be {(query.shape[0], negatives.shape[0])}, got {tuple(ignore.shape)}.")
+    with torch.autocast(query.device.type, enabled=False):
+        query = at_least_float32(query)
+        key, negatives = key.detach().to(query), negatives.detach().to(query)
+        positive = (query * key).sum(dim=1, keepdim=True) / temperature
+        others = query @ negatives.t() / temperature
+        if ignore is not None:
+            others = others.masked_fill(ignore, float("-inf"))
+        loss = (torch.logsumexp(torch.cat([positive, others], dim=1), dim=1) - positive.squeeze(1)).mean()
+    with torch.no_grad():
+        compared = torch.isfinite(others).any(dim=1)
+        hits = compared & (positive > others).all(dim=1)
+        accuracy = hits.sum() / compared.sum()
+    return Contrast(loss, accuracy.to(loss.dtype))
 
 
 def regional_loss(
@@ -88,8 +109,8 @@ def regional_loss(
     """
     if neighbours.ndim != 3 or neighbours.shape[0] == 0:
         raise ValueError(f"neighbours must be (k, B, D) with k > 0, got {tuple(neighbours.shape)}.")
-    summed = _at_least_float32(neighbours).sum(dim=0)
-    return _info_nce(summed, key, negatives, temperature, ignore)
+    summed = at_least_float32(neighbours).sum(dim=0)
+    return local_loss(summed, key, negatives, temperature=temperature, ignore=ignore)
 
 
 def drasclr_loss(
@@ -130,7 +151,7 @@ def drasclr_loss(
         regional_accuracy=regional.accuracy,
         negatives=count,
         negative_age=age,
-        key_spread=_spread(_at_least_float32(key.detach())),
+        key_spread=_spread(at_least_float32(key.detach())),
     )
 
 
@@ -146,36 +167,7 @@ def _number_and_age(
     return used.sum() / query.shape[0], age
 
 
-def _info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float, ignore: Tensor | None) -> Contrast:
-    """Return InfoNCE of ``query`` (B, D), which need not be of unit length, see `local_loss`."""
-    if query.ndim != 2 or key.shape != query.shape or query.shape[0] == 0:
-        raise ValueError(f"Queries and keys must be (B, D) of one shape, got {tuple(query.shape)}, {tuple(key.shape)}.")
-    if negatives.ndim != 2 or negatives.shape[1] != query.shape[1]:
-        raise ValueError(f"negatives must be (N, {query.shape[1]}), got {tuple(negatives.shape)}.")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}.")
-    if ignore is not None and ignore.shape != (query.shape[0], negatives.shape[0]):
-        raise ValueError(f"ignore must be {(query.shape[0], negatives.shape[0])}, got {tuple(ignore.shape)}.")
-    with torch.autocast(query.device.type, enabled=False):
-        query = _at_least_float32(query)
-        key, negatives = key.detach().to(query), negatives.detach().to(query)
-        positive = (query * key).sum(dim=1, keepdim=True) / temperature
-        others = query @ negatives.t() / temperature
-        if ignore is not None:
-            others = others.masked_fill(ignore, float("-inf"))
-        loss = (torch.logsumexp(torch.cat([positive, others], dim=1), dim=1) - positive.squeeze(1)).mean()
-    with torch.no_grad():
-        compared = torch.isfinite(others).any(dim=1)
-        hits = compared & (positive > others).all(dim=1)
-        accuracy = hits.sum() / compared.sum()
-    return Contrast(loss, accuracy.to(loss.dtype))
-
-
 def _spread(keys: Tensor) -> Tensor:
     if keys.shape[0] < 2:
         return keys.new_full((), float("nan"))
     return embedding_spread(keys).to(keys.dtype)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -12,6 +12,7 @@ from nnunet_alice.methods.drasclr.losses import DrasCLRLoss, drasclr_loss
 from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.methods.drasclr.representation import LandmarkStandardisation, PatchRepresentation
 from nnunet_alice.methods.ema import frozen_copy, update_ema
+from nnunet_alice.methods.precision import at_least_float32
 
 
 class PatchEmbedder(nn.Module):
@@ -48,7 +49,7 @@ class PatchEmbedder(nn.Module):
         They compare the subjects that the batch shows at a landmark, and depend on all of them.
         """
         embedding = self.head(self.standardise(self.represent(x, locations), locations))
-        return functional.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
+        return functional.normalize(at_least_float32(embedding), dim=1)
 
 
 class DrasCLRModel(nn.Module):

@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunet_alice.methods.distributed import gather_rows
 from nnunet_alice.methods.drasclr.conditional import LocatedEncoder, LocationGroups
+from nnunet_alice.methods.precision import at_least_float32
 
 _EPS = 1e-5
 
@@ -66,11 +67,10 @@ class PatchRepresentation:
             statistics = self._taken.moments
         finally:
             self._taken.moments = None
-        if locations.order is not None:  # norms see the batch sorted by location
-            inverse = torch.argsort(locations.order)
-            statistics = [moment[inverse] for moment in statistics]
         bottleneck = maps if isinstance(maps, Tensor) else maps[-1]
-        return torch.cat([functional.adaptive_avg_pool3d(_wide(bottleneck), cells).flatten(1), *statistics], dim=1)
+        return torch.cat(
+            [functional.adaptive_avg_pool3d(at_least_float32(bottleneck), cells).flatten(1), *statistics], dim=1
+        )
 
 
 class _Taken:
@@ -82,7 +82,7 @@ class _Taken:
     def see(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Note what enters a norm."""
         if self.moments is not None:
-            x = _wide(inputs[0])
+            x = at_least_float32(inputs[0])
             variance, mean = torch.var_mean(x, dim=(2, 3, 4), correction=0)
             self.moments += [mean, (variance + _EPS).sqrt(), x.relu().mean(dim=(2, 3, 4))]
 
@@ -111,13 +111,11 @@ class LandmarkStandardisation(nn.Module):
 
     def forward(self, x: Tensor, locations: LocationGroups) -> Tensor:
         """Standardise rows (B, width) of the locations' samples."""
-        order = locations.order
-        parts = (x if order is None else x[order]).split(locations.counts)
+        parts = x.split(locations.counts)
         x = torch.cat([part - part.mean(dim=0) if len(part) > 1 else part for part in parts])
         if self.training and torch.is_grad_enabled():
             self._update(gather_rows(x))
-        x = x / (self.variance + _EPS).sqrt()
-        return x if order is None else x[torch.argsort(order)]
+        return x / (self.variance + _EPS).sqrt()
 
     @torch.no_grad()
     def _update(self, rows: Tensor) -> None:
@@ -133,11 +131,6 @@ def _first_norms(encoder: nn.Module) -> Iterator[_InstanceNorm]:
     for part in parts:
         norms = [module for module in part.modules() if isinstance(module, _InstanceNorm)] if part is not None else []
         yield from norms[:1]
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return a tensor in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def feature_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:

@@ -12,7 +12,6 @@ from nnunet_alice.methods.drasclr.conditional import (
     ConditionalEncoder,
     LocationGroups,
     UnconditionedEncoder,
-    group_locations,
 )
 
 # Kernels and strides of nnU-Net plans, isotropic and anisotropic, and the 1 x 1 x 1 of residual skips.
@@ -125,15 +124,6 @@ def test_same_seed_same_layer():
         assert torch.equal(a, b)
 
 
-def test_grouping_finds_the_samples_of_a_location():
-    a, b, c = [0.1, 0.2, 0.3], [0.1, 0.2, 0.4], [-1.0, 0.0, 1.0]
-    groups = group_locations(torch.tensor([b, a, b, c, a]))
-    assert groups.counts == (2, 2, 1)
-    torch.testing.assert_close(groups.points, torch.tensor([b, a, c]))
-    assert groups.order.tolist() == [0, 2, 1, 4, 3]
-    assert group_locations(torch.tensor([a, a, c])).order is None
-
-
 class TwoLevels(nn.Module):
     """A small encoder that returns skips, like nnU-Net's; blocks call ``conv(x)``."""
 
@@ -150,13 +140,13 @@ class TwoLevels(nn.Module):
         return [skip, self.second(skip)]
 
 
-@pytest.mark.parametrize("kind", ["grouped", "each", "shuffled"])
+@pytest.mark.parametrize("kind", ["grouped", "each"])
 def test_encoder_gives_every_sample_its_location(kind):
     encoder = ConditionalEncoder(TwoLevels().double())
     points = torch.rand(3, 3, dtype=torch.float64) * 2 - 1
-    sample_points = points[[0, 1, 2, 0, 1, 0]] if kind == "shuffled" else points[[0, 0, 0, 1, 1, 2]]
+    sample_points = points[[0, 0, 0, 1, 1, 2]]
     x = torch.randn(6, 1, 6, 6, 6, dtype=torch.float64)
-    batch = encoder(x, sample_points if kind == "each" else group_locations(sample_points))
+    batch = encoder(x, sample_points if kind == "each" else LocationGroups(points, (3, 2, 1)))
     for sample in range(6):
         alone = encoder(x[sample : sample + 1], sample_points[sample : sample + 1])
         for level, expected in zip(batch, alone, strict=True):
@@ -215,7 +205,7 @@ def test_bad_input():
     with pytest.raises(ValueError):
         make_layer()(x)
     with pytest.raises(ValueError, match=r"\(2, 2\)"):
-        group_locations(torch.zeros(2, 2))
+        ConditionalEncoder(TwoLevels())(torch.randn(2, 1, 4, 4, 4), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="num_experts"):
         ConditionalConv3d(1, 1, 3, num_experts=0)
     with pytest.raises(ValueError, match="ConditionalConv3d"):

@@ -7,7 +7,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunet_alice.methods.drasclr.conditional import ConditionalConv3d, ConditionalEncoder, group_locations
+from nnunet_alice.methods.drasclr.conditional import ConditionalConv3d, ConditionalEncoder, LocationGroups
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 
 
@@ -76,7 +76,7 @@ def test_conversion_keeps_the_outputs_at_every_location(encoder, batch, num_expe
     x, points = batch
     conditional = to_conditional(encoder, num_experts, spread=spread, generator=seeded())
     assert_same(conditional(x, points), encoder(x))
-    assert_same(conditional(x, group_locations(points[[0, 1, 0, 1]])), encoder(x))
+    assert_same(conditional(x, LocationGroups(points[:2], (2, 2))), encoder(x))
 
 
 def test_every_convolution_is_converted_and_the_plain_encoder_left_alone(encoder):

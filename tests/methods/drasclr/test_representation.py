@@ -7,7 +7,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunet_alice.methods.drasclr.conditional import LocationGroups, UnconditionedEncoder, group_locations
+from nnunet_alice.methods.drasclr.conditional import LocationGroups, UnconditionedEncoder
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 from nnunet_alice.methods.drasclr.representation import LandmarkStandardisation, PatchRepresentation
 
@@ -60,11 +60,11 @@ def test_it_tells_intensities_that_the_bottleneck_does_not(kind):
 def test_rows_keep_the_order_of_the_batch():
     encoder = to_conditional(make_encoder(), 3, location_gain=1.0)
     represent = PatchRepresentation(encoder, FEATURES[-1], 2)
-    points = torch.tensor([[0.5, 0, 0], [-0.5, 0, 0], [0.5, 0, 0]])
+    points = torch.tensor([[0.5, 0, 0], [-0.5, 0, 0]])
     x = patches(3)
-    together = represent(x, group_locations(points))
-    for row in range(3):
-        alone = represent(x[row : row + 1], LocationGroups(points[row : row + 1], (1,)))
+    together = represent(x, LocationGroups(points, (2, 1)))
+    for row, point in enumerate(points[[0, 0, 1]]):
+        alone = represent(x[row : row + 1], LocationGroups(point[None], (1,)))
         torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-4)
 
 
@@ -102,19 +102,18 @@ def test_it_compiles_and_runs_under_autocast():
 
 def test_standardisation_centres_each_landmark_and_averages_variances():
     layer, rows = LandmarkStandardisation(3, momentum=0.75), torch.randn(6, 5, 3) * 2 + 7
-    points = torch.tensor([[0.1, 0, 0], [0.2, 0, 0], [0.1, 0, 0], [0.2, 0, 0], [0.1, 0, 0]])
-    here, there = [0, 2, 4], [1, 3]
+    groups = LocationGroups(torch.tensor([[0.1, 0, 0], [0.2, 0, 0]]), (3, 2))
     with torch.no_grad():
-        layer(rows[0], group_locations(points))
+        layer(rows[0], groups)
     assert layer.batches == 0, "the key encoder's passes must not move it"
     variance = torch.ones(3)
     for number, batch in enumerate(rows):
         centred = batch.clone()
-        for group in (here, there):
+        for group in ([0, 1, 2], [3, 4]):
             centred[group] -= batch[group].mean(dim=0)
         old = min(0.75, number / (number + 1))
         variance = old * variance + (1 - old) * centred.square().mean(dim=0)
-        torch.testing.assert_close(layer(batch, group_locations(points)), centred / (variance + 1e-5).sqrt())
+        torch.testing.assert_close(layer(batch, groups), centred / (variance + 1e-5).sqrt())
     twin = LandmarkStandardisation(3, momentum=0.75)
     twin.load_state_dict(layer.state_dict())
     one, two = (each.eval()(rows[0], at_middle(5)) for each in (layer, twin))
