@@ -25,6 +25,7 @@ from benchmarks.registration_quality import organ_overlap
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy import deformation
 from nnunet_alice.anatomy.geometry import CaseGeometry
+from nnunet_alice.files import write_csv
 
 AFFINE, DEFORMED = "affine", "deformed"
 MEASURES = ["dice", "centroid_mm", "seconds"]
@@ -91,7 +92,7 @@ def main() -> None:
             table["kept"] = ["", int(found["kept"].sum()) // 2, ""]
             tables.append(table)
             print(table.to_string(index=False), flush=True)
-    pd.concat(tables).to_csv(args.o, index=False)
+            write_csv(args.o, pd.concat(tables))
 
 
 if __name__ == "__main__":
