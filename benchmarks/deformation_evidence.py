@@ -78,8 +78,8 @@ def main() -> None:
     tables = []
     for name in args.sets:
         cases, atlas = load(name, args.prepared)
-        measured = [case for number, case in enumerate(cases) if number < (args.first or len(cases))]
-        measured += [case for case in cases if case.name == atlas.case and case not in measured]
+        measured = cases[: args.first]
+        measured += [case for case in cases[len(measured) :] if case.name == atlas.case]
         for smoothing, seen, contrast in itertools.product(args.smoothing, args.intensities, args.contrast):
             deformation.SMOOTHING_CELLS, deformation.WAYS = smoothing, INTENSITIES[seen]
             found = measure(measured, atlas, contrast)

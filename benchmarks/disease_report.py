@@ -10,7 +10,7 @@ from planted_lungs import KINDS
 
 from nnunet_alice.features.folds import bootstrap_samples
 from nnunet_alice.features.probe import area_under_curve, rank_within
-from nnunet_alice.files import atomic_write
+from nnunet_alice.files import write_csv
 
 BOOTSTRAPS = 1000
 
@@ -59,8 +59,7 @@ def write_report(folder: Path, reference: str) -> None:
             row[question.title] = with_interval(one - two, ones - twos, "+.2f")
         differences.append(row)
     for name, made in (("table", rows), ("differences", differences)):
-        with atomic_write(folder / f"{name}.csv") as temporary:
-            pd.DataFrame(made).to_csv(temporary, index=False)
+        write_csv(folder / f"{name}.csv", pd.DataFrame(made))
     print(pd.DataFrame(rows).to_string(index=False), flush=True)
 
 

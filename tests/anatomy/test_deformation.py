@@ -27,6 +27,13 @@ def bent(torso: np.ndarray, amplitude_mm: float) -> tuple[np.ndarray, np.ndarray
     return ndimage.map_coordinates(torso, places, order=1, mode="nearest"), displacement_mm
 
 
+def bent_case(torso: np.ndarray) -> tuple[CaseGeometry, CaseGeometry, np.ndarray]:
+    """A torso bent by 10 mm, the straight one as its atlas, and the displacement, mm."""
+    image, truth_mm = bent(torso, 10.0)
+    case, atlas = (compute_geometry(name, array[None], SPACING) for name, array in (("case", image), ("atlas", torso)))
+    return case, atlas, truth_mm
+
+
 def residual(found: Deformation, case: CaseGeometry, truth_mm: np.ndarray) -> float:
     """Mean distance to the true places of points in the body, as a share of how far they have to move."""
     points = case.body_points(500, np.random.default_rng(0))
@@ -37,8 +44,7 @@ def residual(found: Deformation, case: CaseGeometry, truth_mm: np.ndarray) -> fl
 
 
 def test_a_known_bend_is_found(torso):
-    image, truth_mm = bent(torso, 10.0)
-    case, atlas = (compute_geometry(name, array[None], SPACING) for name, array in (("case", image), ("atlas", torso)))
+    case, atlas, truth_mm = bent_case(torso)
     found = deform(np.eye(4), case, atlas)
     # flat organs do not tell where inside of them a point lies
     assert residual(found, case, truth_mm) < 0.5
@@ -47,15 +53,13 @@ def test_a_known_bend_is_found(torso):
 
 
 def test_a_bend_is_found_in_a_scan_of_different_contrast(torso):
-    image, truth_mm = bent(torso, 10.0)
-    case, atlas = (compute_geometry(name, array[None], SPACING) for name, array in (("case", image), ("atlas", torso)))
+    case, atlas, truth_mm = bent_case(torso)
     squared = replace(case, image=np.round(case.image.astype(np.float32) ** 2 / 255).astype(np.uint8))
     assert residual(deform(np.eye(4), squared, atlas), case, truth_mm) < 0.6
 
 
 def test_where_edges_do_not_agree_better_nothing_moves(torso):
-    image, _ = bent(torso, 10.0)
-    case, atlas = (compute_geometry(name, array[None], SPACING) for name, array in (("case", image), ("atlas", torso)))
+    case, atlas, _ = bent_case(torso)
     negative = replace(case, image=np.where(case.body, 255 - case.image, case.image))
     assert deform(np.eye(4), negative, atlas) is NO_DEFORMATION
 
