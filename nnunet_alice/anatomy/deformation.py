@@ -17,7 +17,8 @@ from scipy import ndimage
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.registration import (
     body_share_cells,
-    correlate_edges,
+    correlation,
+    edges,
     on_one_thread,
     to_sitk,
     warp_atlas,
@@ -115,14 +116,15 @@ def deform(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> Defor
     """
     image, warped, warped_body = warp_atlas(affine, case, atlas)
     both = case.body & warped_body
-    best, found = correlate_edges(case, image, warped, both), NO_DEFORMATION
+    wanted = edges(case, image)[both]
+    best, found = correlation(wanted, edges(case, warped)[both]), NO_DEFORMATION
     for seen_by_demons in WAYS.values():
         seen = [seen_by_demons(*one, case) for one in ((image, case.body), (warped, warped_body))]
         with on_one_thread():
             field = _demons(*(to_sitk(case, array) for array in seen))
             moved = sitk.DisplacementFieldTransform(sitk.Image(field))  # of a copy, as it empties its image
             deformed = sitk.GetArrayFromImage(sitk.Resample(to_sitk(case, warped), moved))
-        agreement = correlate_edges(case, image, deformed, both)
+        agreement = correlation(wanted, edges(case, deformed)[both])
         if agreement > best:
             best, found = agreement, _stored(field)
     return found

@@ -129,7 +129,7 @@ def assess(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry, thin: in
     if cells < _MIN_CELLS:
         return Registration(affine, 0.0, 0.0)
     overlap = _overlap(cells * thin**3, affine, case, atlas)
-    return Registration(affine, _correlation(image[both], warped[both]), overlap)
+    return Registration(affine, correlation(image[both], warped[both]), overlap)
 
 
 def edge_agreement(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) -> float:
@@ -145,21 +145,14 @@ def edge_agreement(affine: np.ndarray, case: CaseGeometry, atlas: CaseGeometry) 
     """
     image, warped, warped_body = warp_atlas(affine, case, atlas)
     both = case.body & warped_body
-    return correlate_edges(case, image, warped, both) * _overlap(int(both.sum()), affine, case, atlas)
+    agreement = correlation(edges(case, image)[both], edges(case, warped)[both])
+    return agreement * _overlap(int(both.sum()), affine, case, atlas)
 
 
-def correlate_edges(case: CaseGeometry, image: np.ndarray, warped: np.ndarray, where: np.ndarray) -> float:
-    """Return the correlation of gradient magnitudes of two images on the grid of a case.
-
-    Args:
-        case: says how long its cells are, and how large its body.
-        image: of the case.
-        warped: the other one.
-        where: bool, the cells that count.
-    """
+def edges(case: CaseGeometry, image: np.ndarray) -> np.ndarray:
+    """Return gradient magnitudes (float32) of an image on the grid of a case, at the size of structures in its body."""
     sigma = body_share_cells(case, _EDGE_SHARE)
-    slopes = (ndimage.gaussian_gradient_magnitude(array.astype(np.float32), sigma) for array in (image, warped))
-    return _correlation(*(slope[where] for slope in slopes))
+    return ndimage.gaussian_gradient_magnitude(image.astype(np.float32), sigma)
 
 
 def body_share_cells(case: CaseGeometry, share: float) -> np.ndarray:
@@ -175,7 +168,7 @@ def _overlap(cells: int, affine: np.ndarray, case: CaseGeometry, atlas: CaseGeom
     return float(min(1.0, cells * cell_mm3 / min(case.body_cells * cell_mm3, atlas_body_mm3)))
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Return the correlation coefficient of two lists of numbers; 0 of few, and where one of them is constant."""
     if len(a) < _MIN_CELLS:
         return 0.0
