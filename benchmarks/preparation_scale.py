@@ -19,6 +19,7 @@ from folders import set_folders
 
 from nnunet_alice.phantoms import make_subject, render
 
+COMMANDS = ("import", "plan", "anatomy", "index")
 NUMBER, PLANS, PHANTOMS = 913, "AliceSmallPlans", 8
 TRAINER = "AnatomicalEmbeddingTrainer_1epoch_1iteration"
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("-o", required=True, type=Path, help="folder for everything; each number gets one in it")
     parser.add_argument("--volumes", type=int, nargs="+", default=(500, 2000), help="[%(default)s]")
     parser.add_argument("--spacing", type=float, default=14.0, help="mm [%(default)s]")
+    parser.add_argument("--commands", nargs="+", default=COMMANDS, choices=COMMANDS, help="after those before [all]")
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
     print("volumes,command,processor seconds,ms a volume,peak memory MB", flush=True)
@@ -44,10 +46,10 @@ def main() -> None:
             "anatomy": anatomy,
             "index": [*anatomy, "--method", "embedding", "-device", "cpu"],
         }
-        for name, command in commands.items():
+        for name in args.commands:
             if name == "index":  # needs a network, however bad
                 measured(training, base / "training.log")
-            seconds, memory = measured(["nnunet_alice", *command, "-np", "1"], base / f"{name}.log")
+            seconds, memory = measured(["nnunet_alice", *commands[name], "-np", "1"], base / f"{name}.log")
             print(f"{count},{name},{seconds:.1f},{1e3 * seconds / count:.1f},{memory:.0f}", flush=True)
 
 

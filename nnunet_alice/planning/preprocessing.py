@@ -194,10 +194,13 @@ def _remove_leftovers(folder: Path) -> None:
     partial = folder / _PARTIAL
     if not partial.is_dir():
         return
-    for case in {path.stem for path in partial.iterdir()}:
+    folders: dict[str, list[Path]] = {}
+    for path in partial.iterdir():  # listed once: a lock stays of every case
+        folders.setdefault(path.stem, []).extend([path] if path.is_dir() else [])
+    for case, left in folders.items():
         with held(partial / f"{case}.lock") as lock:
             if lock is not None and lock >= 0:
-                for path in [path for path in partial.iterdir() if path.is_dir() and path.stem == case]:
+                for path in left:
                     shutil.rmtree(path, ignore_errors=True)
                 (partial / f"{case}.lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # a different run is at something

@@ -280,3 +280,15 @@ def test_only_what_nobody_writes_is_removed(tmp_path):
         assert sorted(path.name for path in (tmp_path / ".partial").iterdir()) == ["alive.lock", "alive.y2"]
     preprocessing._remove_leftovers(tmp_path)
     assert not (tmp_path / ".partial").exists()
+
+
+def test_leftovers_of_many_cases_are_listed_once(tmp_path, monkeypatch):
+    partial, listed = tmp_path / ".partial", []
+    partial.mkdir()
+    for number in range(20):
+        (partial / f"case{number}.lock").touch()
+    list_folder = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or list_folder(path))
+    preprocessing._remove_leftovers(tmp_path)
+    assert not partial.exists()
+    assert listed == [partial]
