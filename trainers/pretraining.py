@@ -203,6 +203,8 @@ class PretrainingTrainer(nnUNetTrainer):
         self.views_record = record_of_views(self.method.matcher, training, self.dataset.modalities)
         if self.resumed_run is not None and self.current_epoch < self.num_epochs:
             check_same_views(self.resumed_run, self.views_record, self.output_folder, self.print_to_log_file)
+        elif self.resumed_run is not None:  # it is over, whatever cases there are today
+            self.views_record = self.resumed_run["views"]
         train = NumberedBatches(
             self.method.batches(training, training=True),
             seed=self.settings.run.seed,

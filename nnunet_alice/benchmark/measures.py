@@ -68,7 +68,7 @@ class Predictions:
 
     def read(self, path: Path) -> pd.DataFrame:
         """Return predictions of a run, indexed by case."""
-        return pd.read_csv(path, dtype={"case": str}).set_index("case")
+        return pd.read_csv(path, dtype={"case": str, "predicted": str}).set_index("case")  # classes may be digits
 
     def truth(self, cases: Sequence[str]) -> np.ndarray:
         """Return (N, columns) of cases."""

@@ -129,7 +129,7 @@ def _paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
 
 def _split_name(name: str, columns: Sequence[str]) -> tuple[str, str]:
     """Return metric and class of a name of ``Task.metrics``: ``r2_age`` is the R2 of the column ``age``."""
-    for column in columns:
+    for column in sorted(columns, key=len, reverse=True):  # a name may end like another one
         if name.endswith(f"_{column}"):
             return name.removesuffix(f"_{column}"), column
     return name, MEAN

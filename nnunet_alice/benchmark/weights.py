@@ -84,8 +84,9 @@ class Weights:
         return self.workspace.folder / "weights" / f"{arm}_{start}.pth"
 
     def missing(self) -> list[tuple[str, int]]:
-        """Return arms and numbers of the checkpoints that are still to be transferred."""
-        every = [(arm.name, number) for arm in self.settings.arms for number in range(len(arm.checkpoints))]
+        """Return arms and numbers of the checkpoints that are still to be transferred; none of arms with a dataset."""
+        transferred = [arm for arm in self.settings.arms if arm.dataset is None]
+        every = [(arm.name, number) for arm in transferred for number in range(len(arm.checkpoints))]
         return [(arm, number) for arm, number in every if not self.file(arm, number).is_file()]
 
     def transfer(self, arm: str, checkpoint: int) -> tuple[tuple[str, ...], Path]:

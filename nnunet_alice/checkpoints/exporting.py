@@ -144,6 +144,10 @@ def _stock_checkpoint(
         raise CheckpointError(
             f"{path} is a pretraining checkpoint and segments nothing; fine-tune from it first."
         ).about(path=path)
+    if "targets" in checkpoint:
+        raise CheckpointError(
+            f"{path} predicts targets of whole cases and segments nothing; predict with nnunet_alice predict_targets."
+        ).about(path=path)
     missing = [key for key in ("trainer_name", "init_args") if key not in checkpoint]
     if missing:
         raise CheckpointError(

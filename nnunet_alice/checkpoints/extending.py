@@ -77,6 +77,7 @@ def extend_run(run_folder: str | os.PathLike, epochs: int, learning_rate: float 
     changes = {"epochs": epochs, "restart": done}
     trainer = f"{_without(run['trainer'], _LENGTH)}_{epochs}epochs_restart{done}"
     if learning_rate is not None:
+        learning_rate = float(f"{learning_rate:g}")  # as its name says it
         trainer = f"{_without(trainer, _RATE)}_lr{learning_rate:g}"
         changes["learning_rate"] = learning_rate
     folder = run_folder.parent.with_name(f"{trainer}__{run['plans_name']}__{run['configuration']}") / run_folder.name

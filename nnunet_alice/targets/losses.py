@@ -124,9 +124,11 @@ class CoxLoss(nn.Module):
             return cox_loss(risks, truth[:, 0], truth[:, 1].bool())
         cases = truth[:, 2].long()
         seen_by_all = gather_rows(torch.stack([cases.float(), risks.detach()], dim=1))
+        seen_by_all = seen_by_all[seen_by_all[:, 1].isfinite()]  # else one bad step would spoil those after it
         self.risks[seen_by_all[:, 0].long()] = seen_by_all[:, 1]
         self.seen[seen_by_all[:, 0].long()] = True
         # index_put, and not assignment, as the batch's own risks keep their gradient
-        everybody = self.risks.clone().index_put((cases,), risks)
-        loss = cox_loss(everybody[self.seen], self.times[self.seen], self.events[self.seen])
-        return loss * self.seen.sum() / len(cases)
+        everybody, seen = self.risks.clone().index_put((cases,), risks), self.seen.clone()
+        seen[cases] = True
+        loss = cox_loss(everybody[seen], self.times[seen], self.events[seen])
+        return loss * seen.sum() / len(cases)

@@ -14,6 +14,7 @@ from support.refused import refused
 from nnunet_alice.benchmark.measures import validation_dice
 from nnunet_alice.benchmark.results import collect
 from nnunet_alice.benchmark.runner import Command, run_command
+from nnunet_alice.checkpoints.weights_folder import SUMS
 from nnunet_alice.errors import CheckpointError, InputError, MissingFileError, OccupiedError
 from nnunet_alice.files import write_json
 
@@ -62,14 +63,17 @@ def test_killed_at_any_cell_it_goes_on(base, how):
 
 def with_located_arm(base, **changes) -> dict:
     """A third arm, whose encoder knows the location, on a dataset of its own."""
-    located = {"trainer": "DrasCLRFineTuneTrainer", "dataset": 505, "checkpoints": str(base / "pretrained.pth")}
+    located = {"trainer": "DrasCLRFineTuneTrainer", "dataset": 505, "checkpoints": str(base / "located")}
     own = content(base)
     return own | {"arms": own["arms"] | {"drasclr": located | {"learning_rates": [2e-3]} | changes}}
 
 
 @pytest.mark.slow
 def test_an_arm_may_train_on_the_located_dataset(base):
+    """Its weights may be a folder, as fetch leaves it."""
     write_labelled(base / "preprocessed", CASES, "Dataset505_Located")
+    (base / "located").mkdir()
+    (base / "located" / SUMS).write_text("what is in it")
     runner, pretender = make_runner(base, with_located_arm(base))
     outcome = runner.run()
     assert len(outcome.done) == CELLS + CELLS // 2 and not outcome.failed
@@ -79,7 +83,7 @@ def test_an_arm_may_train_on_the_located_dataset(base):
         assert words[words.index("-tr") + 1].startswith(
             "DrasCLRFineTuneTrainer_4epochs_2iterations_lr0.002_keep50_seed"
         )
-        assert words[words.index("-pretrained_weights") + 1] == str(base / "pretrained.pth")  # nothing is transferred
+        assert words[words.index("-pretrained_weights") + 1] == str(base / "located")  # nothing is transferred
     splits = [
         json.loads((runner.workspace.preprocessed / name / "splits_final.json").read_text())
         for name in (DATASET, "Dataset505_Located")

@@ -13,7 +13,9 @@ from support.refused import refused
 
 from nnunet_alice.benchmark.parsing import parse_settings
 from nnunet_alice.benchmark.report import write_report
+from nnunet_alice.benchmark.results import MEAN
 from nnunet_alice.benchmark.runner import Runner
+from nnunet_alice.benchmark.target_results import _split_name
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import InputError, OccupiedError
 from nnunet_alice.files import read_json
@@ -35,7 +37,7 @@ def base(tmp_path, monkeypatch):
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     cases = sorted(path.stem for path in (tmp_path / "preprocessed" / DATASET).glob("nnUNetPlans_3d_fullres/*.pkl"))
-    kinds = np.where(np.arange(len(cases)) % 2, "old", "young")
+    kinds = np.arange(len(cases)) % 2  # classes whose names are digits
     table = pd.DataFrame({"case": cases, "age": TRUTH[: len(cases)], "kind": kinds})
     table.to_csv(tmp_path / "labels.csv", index=False)
     for column, task in (("age", "regression"), ("kind", "classification")):
@@ -128,8 +130,8 @@ def test_classes_are_reported_by_auc_and_draws_show_all_of_them(base, tmp_path):
     def kinds(cases, error, rng):
         kind = (numbers(cases) - TRUTH[0]) / (TRUTH[1] - TRUTH[0]) % 2  # 1 for old
         old = np.clip(0.5 + (kind - 0.5) * 0.6 + rng.normal(0, error / 40, len(cases)), 0, 1)
-        table = pd.DataFrame({"case": cases, "predicted": np.where(old > 0.5, "old", "young")})
-        return table.assign(probability_old=old, probability_young=1 - old)
+        table = pd.DataFrame({"case": cases, "predicted": np.where(old > 0.5, 1, 0)})
+        return table.assign(probability_1=old, probability_0=1 - old)
 
     runner = Runner(settings(base, "ClassificationTrainer"), tmp_path / "bench")
     run(runner, kinds)
@@ -142,9 +144,16 @@ def test_classes_are_reported_by_auc_and_draws_show_all_of_them(base, tmp_path):
     for draw, seed in ((0, 0), (0, 1), (1, 0), (1, 1)):
         own = [runner.summaries(c)[100] for c in cells if (c.draw, c.seed) == (draw, seed)]
         table = pd.concat(map(pd.read_csv, own))
-        scores.append(roc_auc_score(known[table["case"]] == 0, table["probability_old"]))
+        scores.append(roc_auc_score(known[table["case"]] == 1, table["probability_1"]))
     assert rows.loc["scratch", "mean"] == pytest.approx(np.mean(scores))
     assert {"auc", "balanced_accuracy", "brier"} <= set(report.summary["metric"])
+
+
+def test_a_column_may_end_like_another():
+    columns = ["age", "bone_age"]
+    assert [_split_name(name, columns) for name in ("r2_bone_age", "r2_age", "r2")] == [
+        ("r2", "bone_age"), ("r2", "age"), ("r2", MEAN)
+    ]  # fmt: skip
 
 
 def test_what_does_not_fit_is_refused(base, tmp_path):

@@ -84,6 +84,7 @@ def copied(model: Path, target: Path, **changes) -> Path:
     ("changes", "fields"),
     [
         ({"pretraining": {"method": "Alice"}}, {"path": "checkpoint_final.pth", "value": None}),
+        ({"targets": {}}, {"path": "checkpoint_final.pth", "value": None}),
         ({"init_args": None}, {"value": "init_args"}),
         ({"trainer_name": "NoSuchTrainer"}, {"value": "NoSuchTrainer", "command": "nnunet_alice trainers --list"}),
         ({"network_weights": {"encoder.x": torch.zeros(1)}}, {"path": "checkpoint_final.pth", "command": None}),

@@ -91,6 +91,13 @@ def test_a_lower_peak_and_other_endings(folders, tmp_path):
         extend_run(folder, 6, learning_rate=3e-4)
 
 
+def test_a_rate_is_what_its_name_says(folders):
+    extended = extend_run(folders[1], 8, learning_rate=1 / 3000)
+    saved = torch.load(extended.folder / "checkpoint_latest.pth", weights_only=True)
+    rate = trainer(extended.trainer).settings.optimisation.learning_rate
+    assert saved["pretraining"]["hyper_parameters"]["learning_rate"] == rate == extended.learning_rate == 0.000333333
+
+
 def test_what_cannot_be_extended(folders, tmp_path):
     _, folder = folders
     with refused(InputError, path=folder, option="--epochs", value=2):

@@ -70,6 +70,17 @@ def test_only_cases_that_were_seen_are_at_risk(patients):
     assert torch.equal(loss.risks, before)
 
 
+def test_a_risk_that_is_not_finite_spoils_its_own_step_alone(patients):
+    risks, times, events = (torch.tensor(part, dtype=torch.float32) for part in patients)
+    loss = CoxLoss(times.tolist(), events.bool().tolist())
+    truth = torch.stack([times, events, torch.arange(12.0)], dim=1)
+    bad = risks[:4].clone()
+    bad[0] = float("nan")
+    assert not loss(bad[:, None], truth[:4]).isfinite()
+    assert loss.seen.tolist() == [False] + [True] * 3 + [False] * 8
+    assert loss(risks[4:, None], truth[4:]).isfinite()
+
+
 def test_class_weights_count_cases_and_not_weights():
     outputs, truth = torch.randn(4, 3), torch.tensor([[0.0], [2.0], [2.0], [1.0]])
     weights = [0.5, 1.0, 4.0]

@@ -119,3 +119,15 @@ def test_a_run_whose_anatomy_or_cases_changed_is_not_continued(small_run, monkey
     monkeypatch.setattr(registry, "PROVIDERS", [Provider("atlas", lambda _: True, changed_matcher)])
     with refused(CheckpointError, option="--c"):
         continued(variant(), small_run, path)
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_saying_what_it_saw(small_run):
+    final = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"
+    content = torch.load(final, weights_only=True)
+    content["pretraining"]["views"]["cases"] = "of then"  # since then cases came or went
+    torch.save(content, final)
+    again = make_trainer(variant(), small_run, continue_training=True)
+    again.load_checkpoint(str(final))
+    run(again)
+    assert torch.load(final, weights_only=True)["pretraining"]["views"] == content["pretraining"]["views"]
