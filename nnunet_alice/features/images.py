@@ -41,8 +41,8 @@ class OpenedImage:
         image: (C, z, y, x), numpy array or blosc2 array.
         geometry: of the image.
         world_affine: returns the map from (z, y, x) voxels of the array to (x, y, z) world mm.
-        file_grid: returns the map from (z, y, x) voxels of the user's file, as it lies before it is turned, to
-            (x, y, z) world mm, and their number on each axis.
+        file_grid: returns the map from (z, y, x) voxels of the file to (x, y, z) world mm, and their number on each
+            axis. Of raw images it is the user's file, before it is turned.
         known_affine: returns the stored (4, 4) map from mm to mm of an atlas; None without one.
     """
 

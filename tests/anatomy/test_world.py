@@ -126,3 +126,5 @@ def test_a_damaged_case_is_named(tmp_path, monkeypatch):
     (dataset.folder / "a.pkl").write_bytes(b"no pickle")
     with refused(InputError, case="a", path=dataset.folder):
         PreparedCases(dataset).world_affine("a")
+    with refused(InputError, case="a", path=dataset.folder):
+        PreparedCases(dataset).file_grid("a")
