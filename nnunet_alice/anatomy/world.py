@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_alice.affine import Affine
@@ -21,6 +22,8 @@ from nnunet_alice.words import telling
 
 #: Cases whose properties are looked at for how a dataset lies.
 _LOOKED_AT = 20
+#: Voxels (z, y, x) -> (x, y, z).
+_TO_XYZ = np.eye(4)[[2, 1, 0, 3]]
 
 
 class NoWorldError(InputError):
@@ -89,10 +92,10 @@ class PreparedCases:
         """Return `file_grid` of a case.
 
         Raises:
-            InputError: nnU-Net's reader kept no geometry of the file.
+            InputError: its files are damaged, or nnU-Net's reader kept no geometry of the file.
         """
         try:
-            return file_grid(self._loader.load_case(case)[3], self.dataset.plans["transpose_forward"])
+            return file_grid(self.properties(case), self.dataset.plans["transpose_forward"])
         except KeyError as error:
             raise InputError(f"Case {case}: its properties hold no {error}, so its file's voxels are not known.").about(
                 case=case, value=str(error)
@@ -109,7 +112,7 @@ def array_orientation(properties: Mapping) -> str:
         e.g. ``LPS``; empty where the reader kept no geometry.
     """
     try:
-        _, direction, _ = sitk_place(_file_affine(properties))
+        _, direction, _ = sitk_place(_array_affine(properties))
     except KeyError:
         return ""
     return direction_letters(direction)
@@ -139,7 +142,8 @@ def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: S
 
     Args:
         properties: what nnU-Net stored beside the case.
-        transpose_forward: of the plans; axis i of the preprocessed array is axis ``transpose_forward[i]`` of the file.
+        transpose_forward: of the plans; axis i of the preprocessed array is axis ``transpose_forward[i]`` of the array
+            that nnU-Net's reader gave.
         shape: (3,) of the preprocessed array.
 
     Raises:
@@ -150,15 +154,15 @@ def world_affine(properties: Mapping, transpose_forward: Sequence[int], shape: S
     # Resampling keeps the outer faces of the first and last voxel in place: (i + 0.5) * ratio - 0.5.
     ratio = cropped / np.asarray(shape, dtype=float)
     to_transposed = Affine.scaling(ratio, 0.5 * ratio - 0.5 + lower)
-    to_file = np.zeros((4, 4))
-    to_file[3, 3] = 1
+    to_read = np.zeros((4, 4))
+    to_read[3, 3] = 1
     for axis, source in enumerate(transpose_forward):
-        to_file[source, axis] = 1
-    return _file_affine(properties) @ to_file @ to_transposed
+        to_read[source, axis] = 1
+    return _array_affine(properties) @ to_read @ to_transposed
 
 
 def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[Affine, tuple[int, ...]]:
-    """Return where the voxels of a case's file lie, as nnU-Net's reader gave them.
+    """Return where the voxels of the file lie that nnU-Net read, whether its reader turned them or not.
 
     Args:
         properties: what nnU-Net stored beside the case.
@@ -173,21 +177,41 @@ def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[Af
     shape = [0, 0, 0]
     for axis, source in enumerate(transpose_forward):
         shape[source] = int(properties["shape_before_cropping"][axis])
-    return _file_affine(properties), tuple(shape)
+    affine = _array_affine(properties)
+    if letters := properties.get("sitk_stuff", {}).get("original_orientation"):
+        image = sitk.Image(shape[::-1], sitk.sitkUInt8)
+        spacing, direction, origin = sitk_place(affine)
+        image.SetSpacing(spacing), image.SetDirection(direction), image.SetOrigin(origin)
+        return image_grid(sitk.DICOMOrient(image, letters))
+    if "reoriented_affine" in (stuff := properties.get("nibabel_stuff", {})):
+        original = _nibabel_affine(stuff["original_affine"])
+        axes = np.rint(np.abs((affine.inverse() @ original).linear)).astype(int)
+        return original, tuple((shape @ axes).tolist())
+    return affine, tuple(shape)
 
 
-def _file_affine(properties: Mapping) -> Affine:
+def image_grid(image: sitk.Image | sitk.ImageFileReader) -> tuple[Affine, tuple[int, ...]]:
+    """Return where the voxels of an image, or of a header that was read, lie; as `file_grid` returns it."""
+    return _sitk_affine(image.GetSpacing(), image.GetDirection(), image.GetOrigin()), image.GetSize()[::-1]
+
+
+def _array_affine(properties: Mapping) -> Affine:
     """Return the map from (z, y, x) voxels of the array that the reader gave to LPS (x, y, z)."""
     if "sitk_stuff" in properties:
         stuff = properties["sitk_stuff"]
-        linear = np.asarray(stuff["direction"]).reshape(3, 3) * np.asarray(stuff["spacing"])
-        affine = Affine.of_parts(linear, stuff["origin"])
-    else:
-        stuff = properties["nibabel_stuff"]
-        # nibabel speaks RAS.
-        ras = np.asarray(stuff["reoriented_affine"] if "reoriented_affine" in stuff else stuff["original_affine"])
-        affine = Affine.scaling((-1, -1, 1)) @ ras
-    return affine @ np.eye(4)[[2, 1, 0, 3]]
+        return _sitk_affine(stuff["spacing"], stuff["direction"], stuff["origin"])
+    stuff = properties["nibabel_stuff"]
+    return _nibabel_affine(stuff["reoriented_affine"] if "reoriented_affine" in stuff else stuff["original_affine"])
+
+
+def _nibabel_affine(ras: np.ndarray) -> Affine:
+    """Return (z, y, x) voxels -> LPS (x, y, z), of nibabel's (x, y, z) voxels -> RAS."""
+    return Affine.scaling((-1, -1, 1)) @ np.asarray(ras) @ _TO_XYZ
+
+
+def _sitk_affine(spacing: Sequence[float], direction: Sequence[float], origin: Sequence[float]) -> Affine:
+    """Return (z, y, x) voxels -> LPS (x, y, z), of what SimpleITK says of an image; `sitk_place` is the way back."""
+    return Affine.of_parts(np.reshape(direction, (3, 3)) * np.asarray(spacing), origin) @ _TO_XYZ
 
 
 def sitk_place(affine: Affine) -> tuple[list[float], list[float], list[float]]:

@@ -139,7 +139,8 @@ def _write_maps(
         write_maps(args.maps, opened, found, fitted.classes)
         geometry = opened.geometry
         to_voxels = Affine.scaling(geometry.factors, (np.asarray(geometry.factors) - 1) / 2)
-        coarse = [found.on(to_voxels, geometry.grid_shape, number) for number in range(len(fitted.classes))]
+        numbers = range(len(fitted.classes))
+        coarse = [found.on(to_voxels, geometry.grid_shape, number, outside=np.nan) for number in numbers]
         draw_maps(geometry, np.stack(coarse), fitted.classes, f"{args.maps}/{case}.png", f"{case}: {args.target}")
         return True
 

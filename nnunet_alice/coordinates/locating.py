@@ -30,7 +30,7 @@ from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas_files import FAILED, OK, POOR
 from nnunet_alice.anatomy.geometry import compute_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, orientation
-from nnunet_alice.anatomy.world import world_affine
+from nnunet_alice.anatomy.world import image_grid, world_affine
 from nnunet_alice.coordinates.atlas_file import PortableAtlas
 from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.files import read_json, write_json
@@ -328,18 +328,7 @@ def _file_to_world(path: Path) -> Affine:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    shape = reader.GetSize()[::-1]
-    # A preprocessed array that was neither cropped nor resampled is the file's.
-    properties = {
-        "sitk_stuff": {
-            "spacing": reader.GetSpacing(),
-            "origin": reader.GetOrigin(),
-            "direction": reader.GetDirection(),
-        },
-        "shape_after_cropping_and_before_resampling": shape,
-        "bbox_used_for_cropping": [[0, n] for n in shape],
-    }
-    return world_affine(properties, (0, 1, 2), shape)
+    return image_grid(reader)[0]
 
 
 def _location_map(to_atlas_mm: Affine, atlas: PortableAtlas) -> np.ndarray:

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import SimpleITK as sitk
 
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas import Atlas, PreparedAtlas
 from nnunet_alice.anatomy.geometry import CaseGeometry, compute_geometry, load_geometry
 from nnunet_alice.anatomy.orientation import TURNED, axial_axis_of_plans, differ, is_orientation, reader_that_gives
-from nnunet_alice.anatomy.world import NoWorldError, PreparedCases, array_orientation, file_grid, world_affine
+from nnunet_alice.anatomy.world import (
+    NoWorldError,
+    PreparedCases,
+    array_orientation,
+    file_grid,
+    image_grid,
+    world_affine,
+)
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.errors import InputError, MissingFileError
@@ -33,7 +41,8 @@ class OpenedImage:
         image: (C, z, y, x), numpy array or blosc2 array.
         geometry: of the image.
         world_affine: returns the map from (z, y, x) voxels of the array to (x, y, z) world mm.
-        file_grid: returns the map from the file's voxels to world mm, and their number on each axis.
+        file_grid: returns the map from (z, y, x) voxels of the file to (x, y, z) world mm, and their number on each
+            axis. Of raw images it is the user's file, before it is turned.
         known_affine: returns the stored (4, 4) map from mm to mm of an atlas; None without one.
     """
 
@@ -174,4 +183,6 @@ class RawImages:
         forward, axial_axis = list(self._plans.transpose_forward), axial_axis_of_plans(self.run["plans"])
         geometry = compute_geometry(case, data, tuple(self._configuration.spacing), axial_axis)
         world = partial(world_affine, properties, forward, data.shape[1:])
-        return OpenedImage(data, geometry, world, partial(file_grid, properties, forward), lambda _: None)
+        # of a copy, nnU-Net's reader says nothing of the user's file
+        before = image_grid(sitk.DICOMOrient(turned.images[0], turned.lay)) if turned.done else None
+        return OpenedImage(data, geometry, world, lambda: before or file_grid(properties, forward), lambda _: None)

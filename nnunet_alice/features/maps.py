@@ -5,6 +5,7 @@ model of the fold that held them out, others one of all labels.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +44,14 @@ class DenseMap:
     first_vox: np.ndarray
     step_vox: np.ndarray
 
-    def on(self, to_voxels: Affine, shape: Sequence[int], number: int) -> np.ndarray:
-        """Return one class' map on a different grid, linear in between, 0 outside of the region.
+    def on(self, to_voxels: Affine, shape: Sequence[int], number: int, outside: float = 0) -> np.ndarray:
+        """Return one class' map on a different grid, linear in between.
 
         Args:
             to_voxels: from voxels of that grid to voxels of the preprocessed array, both (z, y, x).
             shape: (3,) of that grid.
             number: of the class.
+            outside: value outside of the region.
 
         Returns:
             float32 (z, y, x). At grid points the very answers.
@@ -62,7 +64,7 @@ class DenseMap:
 
         weight = at(self.inside.astype(np.float32), 1)
         values = at(self.values[number], 1) / np.maximum(weight, 1e-6)
-        return np.where(at(self.inside.astype(np.float32), 0) > 0.5, values, np.float32(0))
+        return np.where(at(self.inside.astype(np.float32), 0) > 0.5, values, np.float32(outside))
 
 
 def dense_map(
@@ -119,7 +121,9 @@ def _in_region(
 def write_maps(
     folder: str | os.PathLike, opened: OpenedImage, found: DenseMap, classes: Sequence[str]
 ) -> dict[str, Path]:
-    """Write ``CASE_CLASS.nii.gz`` for each class, float32, on the grid of the case's file.
+    """Write ``CASE_CLASS.nii.gz`` for each class, float32, on the grid of the case's file; 0 outside of the region.
+
+    What file names may not hold becomes ``_``. Where two classes would share a file, all end in ``_NUMBER``, from 0.
 
     Returns:
         class -> its file.
@@ -129,10 +133,12 @@ def write_maps(
     """
     file_affine, shape = opened.file_grid()
     to_voxels = opened.world_affine().inverse() @ file_affine
+    safe = [re.sub(r"[^\w.-]", "_", name) for name in classes]
+    if len({name.casefold() for name in safe}) < len(safe):  # some disks hold no A beside a
+        safe = [f"{name}_{number}" for number, name in enumerate(safe)]
     paths = {}
     for number, name in enumerate(classes):
-        safe = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
-        paths[name] = Path(folder) / f"{opened.geometry.case}_{safe}.nii.gz"
+        paths[name] = Path(folder) / f"{opened.geometry.case}_{safe[number]}.nii.gz"
         image = image_in_world(found.on(to_voxels, shape, number), file_affine)
         with atomic_write(paths[name]) as temporary:
             sitk.WriteImage(image, str(temporary), useCompression=True)

@@ -11,7 +11,6 @@ from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.pictures.saving import save_figure
 
 _MAX_SUBJECTS = 4
-_PLANES = (("axial", 0, (1, 2)), ("coronal", 1, (0, 2)), ("sagittal", 2, (0, 1)))
 
 
 def draw_landmarks(
@@ -43,7 +42,8 @@ def draw_landmarks(
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     *panels, histogram = figure.subplots(1, 4)
-    for axes, (name, axis, (row, column)) in zip(panels, _PLANES, strict=True):
+    for axis, axes in enumerate(panels):
+        row, column = sorted({0, 1, 2} - {axis})
         box = (first_mm[column], first_mm[column] + extent_mm[column], first_mm[row] + extent_mm[row], first_mm[row])
         axes.imshow(atlas.image.take(atlas.grid_shape[axis] // 2, axis=axis), cmap="gray", extent=box)
         order = np.argsort(-share, kind="stable")  # rarely seen ones on top
@@ -53,9 +53,9 @@ def draw_landmarks(
         middle = points_mm[np.argmin(np.linalg.norm(points_mm - points_mm.mean(axis=0), axis=1))]
         corner = (middle[column] - patch_mm / 2, middle[row] - patch_mm / 2)
         axes.add_patch(Rectangle(corner, patch_mm, patch_mm, fill=False, edgecolor="white", linewidth=1.2))
-        if axis != 0:
+        if row == atlas.axial_axis:
             axes.invert_yaxis()  # the head up
-        axes.set_title(name, fontsize=9)
+        axes.set_title(f"along {'zyx'[axis]}", fontsize=9)
         axes.set_axis_off()
     figure.colorbar(points, ax=panels, label="share of cases that show the landmark", shrink=0.8)
     histogram.hist(seen, bins=min(30, cases + 1), range=(-0.5, cases + 0.5), color="tab:blue")

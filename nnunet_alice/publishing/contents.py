@@ -15,10 +15,14 @@ _DATASET = (
     *("channel_names", "modality", "labels", "regions_class_order", "numTraining", "file_ending"),
     "overwrite_image_reader_writer",
 )
-#: entries that nnU-Net's planning wrote: a case's name in there is a word that it happens to share
-_PLANNED = ("plans", "dataset_json", "nnssl_adaptation_plan")
-#: a path from the root of a disk or from a home folder; no address of the web, no fraction
-_PATH = re.compile(r"""(?<![^\s"'(=\[,])(?:[A-Za-z]:[\\/]|\\\\|/|~/)[^\s"'),\]]+""")
+#: entries that nnU-Net's planning, torch or an author wrote: a case's name in there is a word that it happens to share
+_SHARED = ("plans", "dataset_json", "nnssl_adaptation_plan", "network_weights", "model_state", "citations")
+#: an address of the web, which is no path
+_WEB = re.compile(r"""https?://[^\s"'<>|,;]+""")
+#: where a path begins: at the root of a disk, a home folder or the folder at hand; not in a fraction such as a/b
+_PATH = re.compile(
+    r"(?<!\w)[A-Za-z]:[\\/]|\\\\|(?<![\w./)\]<])/+[^\s/)-]|(?<!\w)~(?:[A-Za-z][\w.-]*)?[\\/]|(?<![\w.])\.\.?[\\/]"
+)
 REMOVED = "(left out)"
 
 
@@ -77,30 +81,41 @@ def contents(
 
 
 class _Cleaner:
-    """Takes paths, and strings that are a case's name, out of nested values.
+    """Takes paths and names of cases out of nested values.
+
+    Nobody can tell where a path with blanks ends, so a string that holds one goes as a whole. Of a name only the word
+    goes, and an entry whose key holds a path or a name goes with its key.
 
     Args:
         cases: names that may not stay.
 
     Attributes:
-        removed: number of strings that were replaced.
+        removed: number of strings that were replaced and entries that were dropped.
     """
 
     def __init__(self, cases: Iterable[str]) -> None:
-        self._cases = frozenset(cases)
+        self._cases = sorted(cases, key=len, reverse=True)  # p1-2 before p1
         self.removed = 0
 
-    def clean(self, value: Any, planned: bool = False) -> Any:
-        """Return a copy without them; of what was ``planned`` only paths are taken out."""
+    def clean(self, value: Any, shared: bool = False) -> Any:
+        """Return a copy without them; of what is ``shared`` only paths are taken out."""
         if isinstance(value, str):
-            return self._string(value, planned)
+            return self._string(value, shared)
         if isinstance(value, Mapping):
-            return {key: self.clean(entry, planned or key in _PLANNED) for key, entry in value.items()}
+            kept = {key: entry for key, entry in value.items() if key == self.clean(key, shared)}
+            return {key: self.clean(entry, shared or key in _SHARED) for key, entry in kept.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self.clean(entry, planned) for entry in value)
+            return type(value)(self.clean(entry, shared) for entry in value)
         return value
 
-    def _string(self, text: str, planned: bool) -> str:
-        cleaned = REMOVED if text in self._cases and not planned else _PATH.sub(REMOVED, text)
+    def _string(self, text: str, shared: bool) -> str:
+        cleaned = text
+        if _PATH.search(_WEB.sub("", text)):
+            cleaned = REMOVED
+        elif not shared:
+            for case in self._cases:
+                if case in cleaned:  # of 20,000 names few are; 1 is no part of 0.1.0
+                    name = rf"(?<!\w)(?<!\d\.){re.escape(case)}(?:_\d{{4}})?(?!\w|\.\d)"
+                    cleaned = re.sub(name, REMOVED, cleaned)
         self.removed += cleaned != text
         return cleaned

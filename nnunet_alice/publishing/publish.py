@@ -111,7 +111,11 @@ def _check_licence(text: CardText, licence_file: Any) -> None:
 
 
 def _check_free(output: Path) -> None:
-    """Refuse to replace anything but an earlier publication."""
+    """Refuse to replace anything but an earlier publication, and the folder that the user is in."""
+    if (here := output.resolve()) == Path.cwd():
+        raise InputError(f"{here} would be replaced while you are in it; name a folder in it with -o.").about(
+            path=here, option="-o"
+        )
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; name a folder with -o.").about(path=output, option="-o")
     strange: Sequence[str] = sorted(path.name for path in output.glob("*") if path.name not in FILES)

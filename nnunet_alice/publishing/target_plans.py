@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nnunet_alice.anatomy.orientation import reader_that_gives
 from nnunet_alice.checkpoints.loading import load_checkpoint
-from nnunet_alice.checkpoints.pretraining import pretrained_orientation
+from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
 from nnunet_alice.checkpoints.weights_folder import SUMS
 from nnunet_alice.dataset import MODALITIES
 from nnunet_alice.errors import InputError
@@ -54,8 +54,8 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
     name = dataset_name(dataset)
     raw = nnunet_folder("nnUNet_raw") / name / "dataset.json"
     dataset_json, plans = read_json(raw), read_json(folder / "plans.json")
-    settings = plans["configurations"][configuration]
-    wanted = len(settings["normalization_schemes"])
+    resolved = pretrained_configuration({"plans": plans, "configuration": configuration})
+    wanted = len(resolved["normalization_schemes"])
     channels = channel_names(dataset_json)
     if len(channels) != wanted:
         raise InputError(
@@ -64,12 +64,11 @@ def give_plans(folder: Path, dataset: int | str, configuration: str) -> GivenPla
         ).about(value=len(channels), command="nnunet_alice transfer")
     if MODALITIES in plans:
         plans = plans_of_modality(plans, modality_of_channel(plans, channels[0]))
-        settings = plans["configurations"][configuration]
     plans["dataset_name"] = name
     rename_plans(plans, f"fetched_{sha256_of(folder / SUMS)[:8]}")
     trained = pretrained_orientation(load_checkpoint(folder))
     plans["image_reader_writer"] = reader_that_gives(trained, reader_of(name, dataset_json))
-    settings["batch_size"] = max(MIN_BATCH, settings["batch_size"])
+    plans["configurations"][configuration]["batch_size"] = max(MIN_BATCH, resolved["batch_size"])
     file = nnunet_folder("nnUNet_preprocessed") / name / f"{plans['plans_name']}.json"
     write_json(file, plans)
     note = unlike_pretraining(trained, name, plans["image_reader_writer"])

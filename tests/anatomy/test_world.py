@@ -16,6 +16,7 @@ from nnunet_alice.anatomy.world import (
     PreparedCases,
     array_orientation,
     dataset_orientation,
+    file_grid,
     world_affine,
 )
 from nnunet_alice.errors import InputError
@@ -55,6 +56,25 @@ def test_world_position_survives_reading_transposing_cropping_and_resampling(tmp
     found = np.array(ndimage.center_of_mass(np.where(data[0] > 20, data[0], 0)))
     assert np.linalg.norm(affine.points(found[None])[0] - expected) < 0.3
     np.testing.assert_allclose(affine.points_back(affine.points(found[None])), found[None])
+
+
+OBLIQUE = (-0.98, 0, -0.199, 0, 1, 0, -0.199, 0, 0.98)
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient])
+@pytest.mark.parametrize(
+    "direction", [np.eye(3).ravel(), (-1, 0, 0, 0, 1, 0, 0, 0, 1), (0, -1, 0, 1, 0, 0, 0, 0, -1), OBLIQUE]
+)
+def test_the_grid_of_a_file_is_that_of_its_header_whatever_the_reader_turned(tmp_path, reader, direction):
+    blob_file(tmp_path / "case.nii.gz", direction)
+    image = sitk.ReadImage(str(tmp_path / "case.nii.gz"))
+    data, properties = reader().read_images([str(tmp_path / "case.nii.gz")])
+    properties["shape_before_cropping"] = data.transpose(0, 3, 1, 2).shape[1:]
+    affine, shape = file_grid(properties, (2, 0, 1))
+    assert shape == (30, 40, 50)
+    for x, y, z in [(0, 0, 0), (3, 5, 7), (49, 0, 29)]:
+        world = image.TransformIndexToPhysicalPoint((x, y, z))
+        np.testing.assert_allclose(affine.points((z, y, x)), world, atol=1e-3)
 
 
 def test_properties_without_geometry_are_named(tmp_path, monkeypatch):
@@ -106,3 +126,5 @@ def test_a_damaged_case_is_named(tmp_path, monkeypatch):
     (dataset.folder / "a.pkl").write_bytes(b"no pickle")
     with refused(InputError, case="a", path=dataset.folder):
         PreparedCases(dataset).world_affine("a")
+    with refused(InputError, case="a", path=dataset.folder):
+        PreparedCases(dataset).file_grid("a")

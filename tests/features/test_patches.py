@@ -15,7 +15,7 @@ from nnunet_alice.anatomy.world import file_grid, world_affine
 from nnunet_alice.cropping import crop_bounds
 from nnunet_alice.errors import InputError, MissingFileError, NotPreparedError
 from nnunet_alice.features.extraction import encode_patches, locations_of
-from nnunet_alice.features.maps import dense_map, write_maps
+from nnunet_alice.features.maps import DenseMap, dense_map, write_maps
 from nnunet_alice.features.patch_labels import PatchLabels, read_patch_table, sample_label_images
 from nnunet_alice.features.patches import probe_patches
 from nnunet_alice.pictures.maps import draw_maps
@@ -186,6 +186,14 @@ def test_maps_lie_where_the_image_lies(tmp_path, direction):
             )
 
 
+def test_classes_whose_names_become_the_same_keep_a_map_each(tmp_path):
+    opened, classes = Case("person"), ("<6 mm", ">6 mm", "_6_mm_0")
+    values = np.stack([np.full(SHAPE, number, dtype=np.float32) for number in (1, 2, 3)])
+    paths = write_maps(tmp_path, opened, DenseMap(values, np.ones(SHAPE, dtype=bool), np.zeros(3), np.ones(3)), classes)
+    for number, name in enumerate(classes):
+        assert sitk.GetArrayFromImage(sitk.ReadImage(str(paths[name]))).max() == number + 1
+
+
 def test_regions(fitted):
     images, _, found = fitted
     opened, encoder = images.open("c1"), Encoder()
@@ -214,7 +222,8 @@ def test_a_regression_maps_its_values(tmp_path, real_figures):
     assert found.classes == ("value",) and made.values.shape[0] == 1
     y = (made.first_vox + np.argwhere(made.inside) * made.step_vox)[:, 1]
     np.testing.assert_allclose(made.values[0][made.inside], y, atol=1)
-    draw_maps(Case("c1").geometry, made.on(Affine(np.eye(4)), SHAPE, 0)[None], found.classes, tmp_path / "map.png")
+    shown = made.on(Affine(np.eye(4)), SHAPE, 0, np.nan)[None]
+    draw_maps(Case("c1").geometry, shown, found.classes, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 

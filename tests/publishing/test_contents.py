@@ -6,9 +6,10 @@ import torch
 from nnunet_alice.publishing.contents import REMOVED, contents
 
 
-def checkpoint(**more):
-    run = {"dataset_json": {"dataset": {"p1": {}, "CT": {}}, "channel_names": {"0": "CT"}}, "plans": {}}
-    return {"network_weights": {}, "pretraining": run, **more}
+def checkpoint(note=None, **more):
+    cases = {"p1": {}, "CT": {}, "case_7": {}, "weight": {}, "1": {}}
+    run = {"dataset_json": {"dataset": cases, "channel_names": {"0": "CT"}}, "plans": {}, "note": note}
+    return {"network_weights": {"weight": torch.ones(1)}, "pretraining": run, **more}
 
 
 @pytest.mark.parametrize(
@@ -18,18 +19,40 @@ def checkpoint(**more):
         ("~/scans", REMOVED),
         (r"C:\scans\smith", REMOVED),
         (r"\\server\scans", REMOVED),
-        ("from /data/x, then (/data/y)", f"from {REMOVED}, then ({REMOVED})"),
+        ("from /data/x, then (/data/y)", REMOVED),
+        ("/Users/Jane Doe/scans/mim.pth", REMOVED),
+        (r"C:\Users\Jane Doe\data", REMOVED),
+        ("file:///home/jane/mim.pth", REMOVED),
+        ("teacher:/home/jane/w.pth", REMOVED),
+        ("https://doi.org/10.1/2|/home/jane/x", REMOVED),
+        ("~jane/x", REMOVED),
+        ("../jane/x", REMOVED),
         ("p1", REMOVED),
+        ("lungs of case_7, p1 and p10", f"lungs of {REMOVED}, {REMOVED} and p10"),
+        ("case_7_0000.nii.gz", f"{REMOVED}.nii.gz"),
         ("https://doi.org/10.1/2", "https://doi.org/10.1/2"),
-        ("1/2 or a/b", "1/2 or a/b"),
+        ("2/3 or a/b", "2/3 or a/b"),
         ("torch.nn.Conv3d", "torch.nn.Conv3d"),
         ("p10", "p10"),
+        ("case_71, 0.8 +/- 0.1", "case_71, 0.8 +/- 0.1"),
+        ("0.1.0", "0.1.0"),
     ],
 )
 def test_paths_and_names_of_cases_are_taken_out(text, cleaned):
-    kept, left = contents(checkpoint(citations=[{"where": (text,)}]), "c.pth")
-    assert kept["citations"] == [{"where": (cleaned,)}]
+    kept, left = contents(checkpoint({"where": (text,)}), "c.pth")
+    assert kept["pretraining"]["note"] == {"where": (cleaned,)}
     assert any("1 paths" in line for line in left) == (text != cleaned)
+
+
+def test_entries_under_a_path_or_a_name_of_a_case_are_taken_out():
+    kept, left = contents(checkpoint({"p1": 1, "/data/x": 2, 3: 4, "lr": 5}), "c.pth")
+    assert kept["pretraining"]["note"] == {3: 4, "lr": 5} and any("2 paths" in line for line in left)
+    assert set(kept["network_weights"]) == {"weight"}, "a tensor that is called like a case"
+
+
+def test_a_citation_may_share_a_word_with_a_case_but_holds_no_path():
+    kept, _ = contents(checkpoint(citations=["a paper on CT", "/home/jane"]), "c.pth")
+    assert kept["citations"] == ["a paper on CT", REMOVED]
 
 
 def test_a_case_that_is_called_like_a_channel_does_not_break_the_plans():

@@ -111,6 +111,13 @@ def test_only_a_publication_is_replaced(checkpoint, tmp_path):
     assert (again / "mine.txt").read_text() == "keep"
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused(InputError, path=tmp_path, option="-o"):
+        publish(checkpoint, ".", TEXT)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("licence", "fields"), [("Apache 2.0!", {"value": "Apache 2.0!"}), ("other", {"option": "--licence_file"})]
 )

@@ -14,6 +14,7 @@ from nnunet_alice.benchmark.leakage import pretraining_cases
 from nnunet_alice.benchmark.weights import Weights
 from nnunet_alice.checkpoints.loading import load_checkpoint
 from nnunet_alice.checkpoints.transfer import transfer_checkpoint
+from nnunet_alice.checkpoints.weights_folder import write_sums
 from nnunet_alice.cli.main import main
 from nnunet_alice.matching.index import checkpoint_checksum
 from nnunet_alice.publishing.card import CardText
@@ -60,6 +61,18 @@ def test_fine_tuning_is_that_of_the_original_to_the_bit(published, checkpoint, s
     assert not torch.equal(
         ours["encoder.stages.0.0.convs.0.conv.weight"], start["encoder.stages.0.0.convs.0.conv.weight"]
     )
+
+
+def test_plans_whose_configuration_inherits_are_given(published, elsewhere, tmp_path):
+    folder = shutil.copytree(published.folder, tmp_path / "copy")
+    plans = json.loads((folder / "plans.json").read_text())
+    plans["configurations"]["small"] = {"inherits_from": "3d_fullres", "patch_size": [8, 8, 8]}
+    plans["configurations"]["3d_fullres"]["batch_size"] = 1
+    (folder / "plans.json").write_text(json.dumps(plans))
+    write_sums(folder)
+    given = json.loads(give_plans(folder, 901, "small").file.read_text())["configurations"]
+    assert given["small"] == plans["configurations"]["small"] | {"batch_size": 2}
+    assert given["3d_fullres"]["batch_size"] == 1
 
 
 def test_transfer_takes_the_folder(published, checkpoint, elsewhere, tmp_path):

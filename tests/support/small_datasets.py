@@ -59,11 +59,13 @@ def set_named_folders(patch: pytest.MonkeyPatch, base: Path, made: bool = False)
             (base / name).mkdir(parents=True)
 
 
-def geometry_of(body: np.ndarray, factors=(1, 1, 1), shape=None, spacing=(1.0, 1.0, 1.0)) -> CaseGeometry:
+def geometry_of(
+    body: np.ndarray, factors=(1, 1, 1), shape=None, spacing=(1.0, 1.0, 1.0), axial_axis: int = 0
+) -> CaseGeometry:
     """Geometry of a body given by its coarse cells."""
     image = np.zeros(body.shape, np.uint8)
     shape = shape or tuple(n * f for n, f in zip(body.shape, factors, strict=True))
-    return CaseGeometry("case", shape, spacing, factors, body.shape, image, np.packbits(body))
+    return CaseGeometry("case", shape, spacing, factors, body.shape, image, np.packbits(body), axial_axis)
 
 
 def replace_image(dataset: PreprocessedDataset, case: str, image: np.ndarray) -> None:
