@@ -181,7 +181,9 @@ def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[Af
     if letters := properties.get("sitk_stuff", {}).get("original_orientation"):
         image = sitk.Image(shape[::-1], sitk.sitkUInt8)
         spacing, direction, origin = sitk_place(affine)
-        image.SetSpacing(spacing), image.SetDirection(direction), image.SetOrigin(origin)
+        image.SetSpacing(spacing)
+        image.SetDirection(direction)
+        image.SetOrigin(origin)
         return image_grid(sitk.DICOMOrient(image, letters))
     if "reoriented_affine" in (stuff := properties.get("nibabel_stuff", {})):
         original = _nibabel_affine(stuff["original_affine"])
@@ -199,6 +201,8 @@ def _array_affine(properties: Mapping) -> Affine:
     """Return the map from (z, y, x) voxels of the array that the reader gave to LPS (x, y, z)."""
     if "sitk_stuff" in properties:
         stuff = properties["sitk_stuff"]
+        if len(stuff["direction"]) != 9:
+            raise KeyError("a direction of three axes")  # a 2D image
         return _sitk_affine(stuff["spacing"], stuff["direction"], stuff["origin"])
     stuff = properties["nibabel_stuff"]
     return _nibabel_affine(stuff["reoriented_affine"] if "reoriented_affine" in stuff else stuff["original_affine"])

@@ -128,3 +128,10 @@ def test_a_damaged_case_is_named(tmp_path, monkeypatch):
         PreparedCases(dataset).world_affine("a")
     with refused(InputError, case="a", path=dataset.folder):
         PreparedCases(dataset).file_grid("a")
+
+
+def test_a_2d_image_has_no_orientation(tmp_path):
+    """As `FineTuneTrainer` asks for it, which trains on 2D images, too."""
+    sitk.WriteImage(sitk.Image(6, 5, sitk.sitkFloat32), str(tmp_path / "slice.nii.gz"))
+    _, properties = SimpleITKIO().read_images([str(tmp_path / "slice.nii.gz")])
+    assert array_orientation(properties) == ""
