@@ -152,6 +152,20 @@ def test_cases_without_a_label_are_left_out_and_named(tmp_path, caplog):
     assert "2 of 90 cases with features have no 'severity'" in caplog.text and "case003" in caplog.text
 
 
+def test_a_case_without_a_group_is_one_of_its_own(tmp_path, caplog):
+    files = write_probed(tmp_path)
+    table = pd.read_csv(files / "t.csv").assign(who=["", *(f"p{n // 2}" for n in range(89))], event="1")
+    table.loc[3, "event"] = ""
+    table.to_csv(files / "t.csv", index=False)
+    features = load_features(files / "f.npz")
+    data = load_table(files / "t.csv", *features, "severity", "regression", group="who")
+    assert len(data.cases) == 90 and data.groups[-2:].tolist() == ["p0", table["id"][0]] and not caplog.text
+    table["severity"] = np.arange(1, 91)
+    table.to_csv(files / "t.csv", index=False)
+    load_table(files / "t.csv", *features, "severity", "survival", "event", group="who")
+    assert "1 of 90 cases with features have no 'severity' or no 'event'" in caplog.text
+
+
 def test_files_that_are_no_features(tmp_path):
     with refused(MissingFileError, path="none.npz", command="nnunet_alice features"):
         load_features(tmp_path / "none.npz")
