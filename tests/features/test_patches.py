@@ -252,7 +252,7 @@ def test_bad_tables(tmp_path, content, kind, fields):
         read_patch_table(tmp_path / "t.csv", "kind")
 
 
-def test_a_row_without_a_group_is_of_its_case_s_and_no_case_is_of_two(tmp_path):
+def test_an_empty_group_splits_no_case_and_a_case_of_two_groups_is_refused(tmp_path):
     """c1 says so in its other row, c2 by its subject, ann, who is P1 elsewhere; nobody knows c3 and c4."""
     table = tmp_path / "patches.csv"
     cases = {"c0": "P0", "c1": "P1", "c2": "", "c3": "", "c4": " "}
