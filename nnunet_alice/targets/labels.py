@@ -83,7 +83,7 @@ def merge(before: DatasetTargets, new: DatasetTargets) -> DatasetTargets:
     kept = {name: target for name, target in before.definitions.items() if name not in new.definitions}
     columns = {column: name for name, target in kept.items() for column in target.columns}
     old = before.table[[c for c in before.table.columns if c in (CASE, GROUP) or c in columns]]
-    for column in columns.keys() & new.table.columns:
+    for column in [c for c in new.table.columns if c in columns]:
         one, other = old.set_index(CASE)[column].align(new.table.set_index(CASE)[column])
         differing = one.index[one.fillna("") != other.fillna("")]
         if len(differing):
