@@ -156,7 +156,7 @@ def sample_label_images(
             voxels = np.argwhere(array == value)
             for z, y, x in rng.permutation(voxels)[:per_class].tolist():
                 points.append(image.TransformIndexToPhysicalPoint((x, y, z)))
-                labels.append(f"{value:g}")
+                labels.append(np.format_float_positional(value, trim="-"))  # 1 of 1.0, and all digits
                 found_cases.append(case)
     if not points:
         raise InputError(

@@ -289,6 +289,17 @@ def test_label_images_give_points_with_their_label(tmp_path):
         sample_label_images(tmp_path, ["c0"], 5, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [(np.int32, (1_000_001, 1_000_002)), (np.float32, (7, 0.25)), (np.uint8, (1, 100)), (np.float64, (1234567.5, 3))],
+)
+def test_labels_are_told_apart_to_the_last_digit(tmp_path, kind, values):
+    array = np.zeros((4, 5, 6), dtype=kind)
+    array[0], array[2] = values
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "c1.nii.gz"))
+    assert set(sample_label_images(tmp_path, ["c1"], 3, seed=0).labels) == set(map(str, values))
+
+
 def test_label_images_of_no_case_are_told_and_other_files_are_none(tmp_path, caplog):
     array = np.zeros((4, 5, 6), dtype=np.uint8)
     array[1:3] = 2

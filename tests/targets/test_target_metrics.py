@@ -54,9 +54,12 @@ def test_metrics_are_those_of_scikit_learn(classes):
     probabilities[truth == 0, 0] += 0.2
     probabilities = np.round(probabilities / probabilities.sum(axis=1, keepdims=True), 1)  # with ties
     predicted = probabilities.argmax(axis=1)
-    found = {n: m(ALL(60)) for n, m in classification_metrics(truth, probabilities, predicted).items()}
+    metrics = classification_metrics(truth, probabilities, predicted)
+    found = {name: metric(ALL(60)) for name, metric in metrics.items()}
     assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
     assert found["f1"] == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
+    some = np.flatnonzero(truth)  # class 0 is predicted and never true
+    assert metrics["f1"](some) == pytest.approx(sk.f1_score(truth[some], predicted[some], average="macro"))
     area = [sk.roc_auc_score(truth == c, probabilities[:, c]) for c in ([1] if classes == 2 else range(classes))]
     assert found["auc"] == pytest.approx(np.mean(area))
     true, said = rng.normal(size=60), rng.integers(5, size=60)
