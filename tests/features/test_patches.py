@@ -355,3 +355,5 @@ def test_patches_are_encoded_a_few_at_a_time(fitted):
     patches, locations = patches_at(opened, points["c1"])
     found = encode_patches(Encoder(), opened.image, points["c1"], locations)
     np.testing.assert_allclose(found, Encoder().features(patches, locations), rtol=1e-6)
+    with refused(InputError, option="points_vox"):
+        encode_patches(Encoder(), opened.image, np.zeros((0, 3)), np.zeros((0, 3), np.float32))
