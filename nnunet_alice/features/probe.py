@@ -253,7 +253,6 @@ def _kind(data: ProbeData) -> str:
 
 
 _TASKS = {"classification": _classify, "regression": _regress, "survival": _survive}
-TASKS = tuple(_TASKS)
 
 
 def _rotated(model: BaseEstimator) -> Pipeline:

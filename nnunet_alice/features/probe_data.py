@@ -85,7 +85,7 @@ def load_table(
         path: CSV with one row a case.
         cases, features: from `load_features`.
         target: column to predict; for survival the time until event or end of observation.
-        task: one of `nnunet_alice.features.probe.TASKS`.
+        task: ``classification``, ``regression`` or ``survival``.
         event: for survival, column of 1 (event) and 0 (censored).
         id_column: column of case names; None is the first one.
         group: column of what folds keep together, e.g. the patient; a case without one is a group of its own. None
