@@ -12,7 +12,7 @@ from support.probed import linear, names, write_probed
 from support.refused import refused
 
 from nnunet_alice.errors import InputError, MissingFileError
-from nnunet_alice.features.probe import area_under_curve, probe, rank_within
+from nnunet_alice.features.probe import probe, rank_within
 from nnunet_alice.features.probe_data import ProbeData, load_features, load_table
 
 
@@ -81,13 +81,6 @@ def test_three_classes():
     ranks = [rank_within(score, result.predictions["fold"]) for score in scores.T]
     by_hand = [roc_auc_score(result.predictions["target"] == str(i), rank) for i, rank in enumerate(ranks)]
     assert value(result, "auc").value == pytest.approx(np.mean(by_hand))
-
-
-def test_area_under_curve_with_ties_is_sklearns():
-    rng = np.random.default_rng(0)
-    positive, score = rng.random(60) < 0.3, rng.integers(8, size=60)
-    assert area_under_curve(positive, score) == pytest.approx(roc_auc_score(positive, score))
-    assert np.isnan(area_under_curve(np.ones(3, dtype=bool), np.arange(3)))
 
 
 def test_regression_finds_a_linear_signal():

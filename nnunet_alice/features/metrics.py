@@ -1,4 +1,4 @@
-"""How good predictions of whole cases are, with intervals from a bootstrap over patients.
+"""How good predictions are, with intervals from a bootstrap over patients.
 
 A bootstrap asks for each metric a thousand times, so these are a few numpy operations; tests hold scikit-learn's beside
 them.
@@ -8,7 +8,20 @@ import numpy as np
 from scipy.stats import rankdata
 
 from nnunet_alice.features.folds import Metric
-from nnunet_alice.features.probe import area_under_curve
+
+
+def area_under_curve(positive: np.ndarray, score: np.ndarray) -> float:
+    """Return share of (positive, negative) pairs that the score orders rightly, ties counting half; NaN without pairs.
+
+    Args:
+        positive: (N,) bool.
+        score: (N,).
+    """
+    ones = int(positive.sum())
+    zeros = len(positive) - ones
+    if not ones or not zeros:
+        return np.nan
+    return float((rankdata(score)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> dict[str, Metric]:
