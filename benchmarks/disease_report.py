@@ -9,7 +9,8 @@ import pandas as pd
 from planted_lungs import KINDS
 
 from nnunet_alice.features.folds import bootstrap_samples
-from nnunet_alice.features.probe import area_under_curve, rank_within
+from nnunet_alice.features.metrics import area_under_curve
+from nnunet_alice.features.probe import rank_within
 from nnunet_alice.files import write_csv
 
 BOOTSTRAPS = 1000

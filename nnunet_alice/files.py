@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: bytes of each end of a file that its checksum looks at
 _CHECKED_BYTES = 1 << 16
+#: cells of a table that stand for no value; ``None`` and ``null`` may be names of classes
+_NO_VALUE = ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan"]
 
 
 @contextmanager
@@ -144,19 +146,26 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_table(path: str | os.PathLike) -> "pd.DataFrame":
-    """Return a CSV file as text, with NaN where a cell is empty.
+    """Return a CSV file as text, without blanks around cells and headers, and with NaN where a cell is empty or NA.
 
     Raises:
-        InputError: it is missing or no table.
+        InputError: it is missing or no table, or two columns have one name.
     """
     import pandas as pd
 
     try:
-        return pd.read_csv(path, dtype=str)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; give a CSV table.").about(path=path) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a CSV table ({error}).").about(path=path) from None
+    table = table.rename(columns=str.strip).apply(lambda column: column.str.strip())
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise InputError(f"{path} has two columns '{twice}' where blanks do not count; rename one.").about(
+            path=path, column=twice
+        )
+    return table.mask(table.isin(_NO_VALUE))
 
 
 def file_checksum(path: Path) -> str | None:

@@ -182,7 +182,11 @@ class TargetTrainer(FineTuneTrainer, ABC):
             training = training.assign(number=np.arange(len(training)))
         ranks = dist.get_world_size() if self.is_ddp else 1
         steps = max(1, round(self.settings.run.iterations / 5))
-        validation = validation.iloc[self.local_rank % len(validation) :: ranks].iloc[: steps * self.batch_size]
+        # names may be sorted by what is predicted: what is shown spans its values
+        validation = validation.sort_values(list(validation.columns), kind="stable")
+        validation = validation.iloc[self.local_rank % len(validation) :: ranks]
+        shown = min(len(validation), steps * self.batch_size)
+        validation = validation.iloc[np.linspace(0, len(validation) - 1, shown).round().astype(int)]
         self.num_val_iterations_per_epoch = -(-len(validation) // self.batch_size)
         train_batches = TargetCrops(
             self.dataset, training, patch, self.batch_size, training=True, crop_size=crop, transform=transform

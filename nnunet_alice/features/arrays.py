@@ -33,7 +33,8 @@ def extract_features(
         at the resolution of the bottleneck: cell i covers voxels ``i * stride`` to ``(i + 1) * stride - 1``.
 
     Raises:
-        InputError: the image has other channels, shows no body, or a location-conditioned encoder cannot register it.
+        InputError: the image has other channels or shows no body, there is no point, or a location-conditioned encoder
+            cannot register it.
         NotPreparedError: a location-conditioned encoder was opened without its atlas.
     """
     channels = encoder.run["num_input_channels"]

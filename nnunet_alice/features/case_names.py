@@ -9,7 +9,8 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.words import counted
 
 _ENDING = re.compile(r"\.(?:nii|nrrd|mha|mhd|nhdr|hdr|img|gipl|mgz|npz|csv|dcm|gz|0)+(?:\.gz)?$")
-_CHANNEL = re.compile(r"_\d{4}$")
+#: of the first channel only: ``_0007`` and ``_2019`` may be all that tells cases apart
+_CHANNEL = re.compile(r"_0000$")
 
 
 def written_otherwise(cases: Iterable[str], names: Iterable[str]) -> dict[str, str]:

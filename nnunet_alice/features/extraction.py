@@ -90,7 +90,7 @@ def point_features(encoder: TrainedEncoder, opened: OpenedImage, points_vox: np.
         points_vox: (M, 3) voxels of the preprocessed array, (z, y, x).
 
     Raises:
-        InputError: the registration of the case is poor.
+        InputError: the registration of the case is poor, or there is no point.
     """
     locations = locations_of(encoder, case_to_atlas(encoder, opened), points_vox)
     return encode_patches(encoder, opened.image, points_vox, locations)
@@ -103,7 +103,13 @@ def locations_of(encoder: TrainedEncoder, case_to_atlas_mm: np.ndarray, points_v
 
 
 def encode_patches(encoder: TrainedEncoder, image: Any, points_vox: np.ndarray, locations: np.ndarray) -> np.ndarray:
-    """Return features (M, C) float32 of the patches around points (M, 3) at locations (M, 3), a few at a time."""
+    """Return features (M, C) float32 of the patches around points (M, 3) at locations (M, 3), a few at a time.
+
+    Raises:
+        InputError: there is no point.
+    """
+    if not len(points_vox):
+        raise InputError("points_vox holds no point to take features of; give at least one.").about(option="points_vox")
     found = []
     for first in range(0, len(locations), _BATCH):
         part = slice(first, first + _BATCH)

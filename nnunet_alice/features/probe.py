@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
@@ -24,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.features.folds import INNER_FOLDS, Metric, count_groups, make_folds, with_intervals
+from nnunet_alice.features.metrics import classification_metrics, regression_metrics
 from nnunet_alice.features.probe_data import ProbeData
 
 logger = logging.getLogger(__name__)
@@ -91,20 +91,6 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
     return ProbeResult(intervals, table.assign(**predicted), penalties, models)
 
 
-def area_under_curve(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return share of (positive, negative) pairs that the score orders rightly, ties counting half; NaN without pairs.
-
-    Args:
-        positive: (N,) bool.
-        score: (N,).
-    """
-    ones = int(positive.sum())
-    zeros = len(positive) - ones
-    if not ones or not zeros:
-        return np.nan
-    return float((rankdata(score)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
-
-
 def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Return the rank of each of (N,) values among those of its fold, divided by their number; in (0, 1]."""
     return pd.Series(values).groupby(fold).rank(pct=True).to_numpy()
@@ -133,20 +119,11 @@ def _classify(data: ProbeData, folds: int, seed: int) -> _Answers:
         scores[test], fold[test] = model.predict_proba(data.features[test]), number
         excess[test] = scores[test] / np.bincount(target[train])
     choice = excess.argmax(axis=1)
-    ranks = np.stack([rank_within(score, fold) for score in scores.T])
-
-    def area(at: np.ndarray) -> float:
-        if len(classes) == 2:
-            return area_under_curve(target[at] == 1, ranks[1, at])
-        return float(np.mean([area_under_curve(target[at] == i, ranks[i, at]) for i in range(len(classes))]))
-
-    def balanced(at: np.ndarray) -> float:
-        there = np.bincount(target[at], minlength=len(classes))
-        right = np.bincount(target[at], weights=choice[at] == target[at], minlength=len(classes))
-        return float((right / there).mean()) if there.all() else np.nan
-
+    ranks = np.stack([rank_within(score, fold) for score in scores.T], axis=1)
+    metrics = classification_metrics(target, ranks, choice)
+    metrics = {name: metrics[name] for name in ("auc", "balanced_accuracy")}
     predicted = {"predicted": classes[choice]} | {f"score_{name}": scores[:, i] for i, name in enumerate(classes)}
-    return predicted, fold, np.array(penalties), models, {"auc": area, "balanced_accuracy": balanced}
+    return predicted, fold, np.array(penalties), models, metrics
 
 
 def fit_classifier(features: np.ndarray, target: np.ndarray, groups: np.ndarray | None, seed: int) -> GridSearchCV:
@@ -191,19 +168,12 @@ def _regress(data: ProbeData, folds: int, seed: int) -> _Answers:
         predicted[test], fold[test] = model.predict(data.features[test]), number
     ranks, true_ranks = rank_within(predicted, fold), rank_within(target, fold)
 
-    def explained(at: np.ndarray) -> float:
-        total = ((target[at] - target[at].mean()) ** 2).sum()
-        return float(1 - ((target[at] - predicted[at]) ** 2).sum() / total) if total > 0 else np.nan
-
     def correlation(at: np.ndarray) -> float:
         one, other = true_ranks[at], ranks[at]
         return float(np.corrcoef(one, other)[0, 1]) if np.ptp(one) > 0 and np.ptp(other) > 0 else np.nan
 
-    metrics: dict[str, Metric] = {
-        "r2": explained,
-        "mae": lambda at: float(np.abs(target - predicted)[at].mean()),
-        "spearman": correlation,
-    }
+    pooled = regression_metrics(target, predicted)
+    metrics = {"r2": pooled["r2"], "mae": pooled["mae"], "spearman": correlation}
     return {"predicted": predicted}, fold, np.array(penalties), models, metrics
 
 
@@ -253,7 +223,6 @@ def _kind(data: ProbeData) -> str:
 
 
 _TASKS = {"classification": _classify, "regression": _regress, "survival": _survive}
-TASKS = tuple(_TASKS)
 
 
 def _rotated(model: BaseEstimator) -> Pipeline:

@@ -85,10 +85,11 @@ def load_table(
         path: CSV with one row a case.
         cases, features: from `load_features`.
         target: column to predict; for survival the time until event or end of observation.
-        task: one of `nnunet_alice.features.probe.TASKS`.
+        task: ``classification``, ``regression`` or ``survival``.
         event: for survival, column of 1 (event) and 0 (censored).
         id_column: column of case names; None is the first one.
-        group: column of what folds keep together, e.g. the patient; None warns where names look like repeats.
+        group: column of what folds keep together, e.g. the patient; a case without one is a group of its own. None
+            warns where names look like repeats.
 
     Raises:
         InputError: a column or all ids are missing, ids are repeated or written otherwise, or values cannot be used.
@@ -99,8 +100,8 @@ def load_table(
         ).about(option="--event")
     table = read_table(path)
     id_column = id_column or table.columns[0]
-    wanted = [target] + ([event] if task == "survival" else []) + ([] if group is None else [group])
-    for column in (id_column, *wanted):
+    wanted = [target] + ([event] if event is not None and task == "survival" else [])
+    for column in (id_column, *wanted, *([] if group is None else [group])):
         if column not in table.columns:
             raise InputError(f"{path} has no column '{column}'; it has: {', '.join(table.columns)}.").about(
                 path=path, column=column
@@ -123,7 +124,7 @@ def load_table(
     if not known.all():
         logger.warning(
             "%d of %d cases with features have no '%s' in %s and are left out: %s.",
-            (~known).sum(), len(cases), target, path, named(cases[~known].tolist()),
+            (~known).sum(), len(cases), "' or no '".join(wanted), path, named(cases[~known].tolist()),
         )  # fmt: skip
     strangers = names[~np.isin(names, cases)].tolist()
     if strangers:
@@ -139,7 +140,7 @@ def load_table(
         raise InputError(
             f"All {len(values)} cases have the same '{target}' in {path} ({values[0]}); there is nothing to predict."
         ).about(path=path, column=target, value=values[0])
-    groups = None if group is None else table[group].to_numpy(dtype=str)
+    groups = None if group is None else table[group].fillna(table[id_column]).to_numpy(dtype=str)
     if groups is None:
         _warn_of_repeats(cases[known])
     return ProbeData(cases[known], features[known], values, events, groups)

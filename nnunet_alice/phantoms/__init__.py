@@ -10,7 +10,6 @@ from nnunet_alice.phantoms.disease import DISEASES, Disease, Lesion, disease_tab
 from nnunet_alice.phantoms.files import (
     TRUTH_FILE,
     label_table,
-    load_subject,
     load_subjects,
     read_truth,
     write_dataset,
@@ -44,7 +43,6 @@ __all__ = [
     "disease_table",
     "label_table",
     "labels_at",
-    "load_subject",
     "load_subjects",
     "make_disease",
     "make_population",

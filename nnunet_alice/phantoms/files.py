@@ -104,23 +104,16 @@ def write_subjects(
         temporary.write_text(f'{{"cases": {{\n{lines}\n}}}}\n', encoding="utf-8")
 
 
-def load_subject(path: str | Path, case: str) -> Subject:
-    """Return the subject of a written case, from the truth file alone.
+def load_subjects(path: str | Path) -> dict[str, Subject]:
+    """Return all subjects of a truth file by case name.
 
     Args:
         path: ``truth.json`` or the folder that holds it.
-        case: name of the case.
 
     Raises:
-        InputError: no truth file, or no such case in it.
+        InputError: no truth file, or a case that it describes incompletely.
     """
-    return _subject_of(read_truth(path), path, case)
-
-
-def load_subjects(path: str | Path) -> dict[str, Subject]:
-    """Return all subjects of a truth file by case name (see :func:`load_subject`)."""
-    truth = read_truth(path)
-    return {case: _subject_of(truth, path, case) for case in truth}
+    return {case: _subject_of(content, path, case) for case, content in read_truth(path).items()}
 
 
 def read_truth(path: str | Path) -> dict[str, Any]:
@@ -142,13 +135,9 @@ def read_truth(path: str | Path) -> dict[str, Any]:
     return content["cases"]
 
 
-def _subject_of(truth: dict[str, Any], path: str | Path, case: str) -> Subject:
-    if case not in truth:
-        raise InputError(
-            f"{path} knows no case '{case}'; it has {len(truth)} cases, the first is {next(iter(truth), None)}."
-        ).about(case=case, path=path)
+def _subject_of(content: dict[str, Any], path: str | Path, case: str) -> Subject:
     try:
-        return Subject.from_dict(truth[case])
+        return Subject.from_dict(content)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} describes case '{case}' incompletely ({error}); write the phantoms again.").about(
             case=case, path=path, value=str(error)

@@ -51,7 +51,7 @@ def draw_scatter(axes: Axes, predictions: pd.DataFrame) -> None:
 
 def draw_survival(axes: Axes, predictions: pd.DataFrame) -> None:
     """Draw the Kaplan-Meier estimate of each third of the risk (columns ``target``, ``event``, ``risk``)."""
-    thirds = np.minimum((predictions["risk"].rank(pct=True) * 3).astype(int), 2)
+    thirds = np.ceil(predictions["risk"].rank(pct=True) * 3).astype(int) - 1
     for number, name in enumerate(("low risk", "middle", "high risk")):
         group = predictions[thirds == number]
         by_time = group.groupby("target")["event"].agg(["sum", "size"])

@@ -41,12 +41,17 @@ def read_labels(
         group_column: column of patients, if there are several cases of one.
 
     Raises:
-        InputError: a column or all cases are missing, cases are repeated, or values do not fit the task.
+        InputError: a column or all cases are missing, columns or cases are repeated, or values do not fit the task.
     """
     wanted = {"classification": 1, "survival": 2}.get(task)
     if wanted is not None and len(columns) != wanted:
         what = "the time and the event" if task == "survival" else "one column"
         raise InputError(f"{task} takes {what}, not {', '.join(columns)}.").about(value=task)
+    twice = [column for column in columns if columns.count(column) > 1]
+    if twice:
+        raise InputError(f"--target or --event name the column '{twice[0]}' twice; name different ones.").about(
+            option="--target", column=twice[0]
+        )
     source = read_table(path)
     id_column = id_column or source.columns[0]
     for column in (id_column, *columns, *([group_column] if group_column else [])):
@@ -73,12 +78,19 @@ def merge(before: DatasetTargets, new: DatasetTargets) -> DatasetTargets:
     """Return targets of a dataset that had some; what has the same name is replaced.
 
     Raises:
-        InputError: a case is of a different patient now.
+        InputError: a case is of a different patient now, or a column of a kept target holds something else.
     """
     kept = {name: target for name, target in before.definitions.items() if name not in new.definitions}
-    columns = {column for target in kept.values() for column in target.columns}
-    clash = columns & {column for target in new.definitions.values() for column in target.columns}
-    old = before.table[[c for c in before.table.columns if c in (CASE, GROUP) or c in columns - clash]]
+    columns = {column: name for name, target in kept.items() for column in target.columns}
+    old = before.table[[c for c in before.table.columns if c in (CASE, GROUP) or c in columns]]
+    for column in [c for c in new.table.columns if c in columns]:
+        one, other = old.set_index(CASE)[column].align(new.table.set_index(CASE)[column])
+        differing = one.index[one.fillna("") != other.fillna("")]
+        if len(differing):
+            raise InputError(
+                f"Case {differing[0]} has a different '{column}' in {new.path} than target '{columns[column]}' in "
+                f"{before.path}; rename the column, or replace that target with --name {columns[column]}."
+            ).about(case=differing[0], path=before.path, option="--name", column=column)
     if GROUP in old and GROUP in new.table:
         both = old.merge(new.table, on=CASE, suffixes=("", "_new")).dropna(subset=[GROUP, f"{GROUP}_new"])
         differing = both[both[GROUP] != both[f"{GROUP}_new"]]

@@ -157,5 +157,5 @@ def mean_of_folds(said: pd.DataFrame) -> pd.DataFrame:
             best = votes.index[votes == votes.max()]
             numbers[name] = max(best, key=lambda label: numbers.at[0, f"probability_{label}"])
         elif name.startswith("predicted_") and f"probability_{name[10:]}" in said:
-            numbers[name] = int(2 * said[name].sum() > len(said))
+            numbers[name] = int((numbers.at[0, name], numbers.at[0, f"probability_{name[10:]}"]) > (0.5, 0.5))
     return numbers[list(said.columns)]

@@ -84,12 +84,12 @@ def prepare_targets(
         splits = make_splits(targets, definition, cases, folds, seed)
     for split in splits:
         check_no_leak(targets, split, path)
+    values = definition.values(targets.table)
+    summary = [*_describe(definition, values), _describe_folds(splits, values, path)]
     preprocessed.mkdir(parents=True, exist_ok=True)
     files = store_targets(dataset, targets)
     if new_splits or not path.is_file():
         write_json(path, splits)
-    values = definition.values(targets.table)
-    summary = [*_describe(definition, values), _describe_folds(splits, values, path)]
     return PreparedTarget(definition, len(cases), len(values), files, summary, _command(dataset, definition))
 
 

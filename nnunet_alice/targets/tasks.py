@@ -10,9 +10,9 @@ import pandas as pd
 from scipy.special import expit, log_softmax
 from torch import nn
 
+from nnunet_alice.features.metrics import Metric, classification_metrics, regression_metrics, survival_metrics
 from nnunet_alice.targets.definitions import TargetDefinition
 from nnunet_alice.targets.losses import CoxLoss, MaskedBinaryCrossEntropy, StandardisedHuber, WeightedCrossEntropy
-from nnunet_alice.targets.metrics import Metric, classification_metrics, regression_metrics, survival_metrics
 from nnunet_alice.targets.settings import TargetSettings
 
 

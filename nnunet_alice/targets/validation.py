@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from nnunet_alice.anatomy.geometry import UNREADABLE, load_geometry
 from nnunet_alice.dataset import PreprocessedDataset
+from nnunet_alice.errors import InputError
 from nnunet_alice.features.folds import with_intervals
 from nnunet_alice.files import write_csv
 from nnunet_alice.pictures.targets import draw_predictions
@@ -76,7 +77,16 @@ def write_results(
 
     Returns:
         the metrics, as ``with_intervals`` gives them.
+
+    Raises:
+        InputError: no case could be read.
     """
+    if not found.cases:
+        case, reason = next(iter(found.failed.items()))
+        raise InputError(
+            f"No validation case could be predicted, of which the first is {case} ({reason.rstrip('.')}); preprocess "
+            "them again and run the training with --val."
+        ).about(case=case, option="--val")
     folder = Path(folder)
     predictions = task.predictions(np.stack(found.outputs))
     metrics = with_intervals(task.metrics(truth, predictions), len(truth), np.asarray(groups), seed=0)

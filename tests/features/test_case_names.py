@@ -37,6 +37,13 @@ def test_names_that_are_cases_themselves_or_could_be_two_are_left_alone():
     assert written_otherwise(["s1"], ["s01", "S1"]) == {}
 
 
+def test_numbers_at_the_end_tell_cases_apart():
+    """Four digits are a channel only where they are 0000, of the first one."""
+    cases, names = (["case_0001", "case_0002", "case_0003", last] for last in ("case_0005", "case_0099"))
+    assert written_otherwise(cases, names) == {}
+    assert written_otherwise(["P12_2019", "P13_2020"], ["P13_2020", "P12_2022"]) == {}
+
+
 def write(path, ids, values):
     pd.DataFrame({"id": ids, "grade": values}).to_csv(path, index=False)
     return path

@@ -261,6 +261,19 @@ def test_bad_tables(tmp_path, content, kind, fields):
         read_patch_table(tmp_path / "t.csv", "kind")
 
 
+def test_an_empty_group_splits_no_case_and_a_case_of_two_groups_is_refused(tmp_path):
+    """c1 says so in its other row, c2 by its subject, ann, who is P1 elsewhere; nobody knows c3 and c4."""
+    table = tmp_path / "patches.csv"
+    cases = {"c0": "P0", "c1": "P1", "c2": "", "c3": "", "c4": " "}
+    rows = [f"{case},1,2,3,a,{who}\n" for case, who in cases.items()] + ["c1,4,5,6,b,\n", "c3,4,5,6,b,\n"]
+    table.write_text("case,x_mm,y_mm,z_mm,kind,who\n" + "".join(rows))
+    found = read_patch_table(table, "kind", group="who", subject_of={"c1": "ann", "c2": "ann"})
+    assert found.groups.tolist() == ["P0", "P1", "P1", "c3", "c4", "P1", "c3"]
+    table.write_text(table.read_text() + "c0,4,5,6,b,P2\n")
+    with refused(InputError, path="patches.csv", case="c0", column="who", value="P0, P2"):
+        read_patch_table(table, "kind", group="who")
+
+
 def test_points_outside_are_named():
     far = PatchLabels(np.array(["c1"]), np.array([[900.0, 0, 0]]), True, np.array(["a"]), np.array(["c1"]))
     with refused(InputError, case="c1"):
@@ -283,6 +296,17 @@ def test_label_images_give_points_with_their_label(tmp_path):
     np.testing.assert_array_equal(again.points, found.points)
     with refused(InputError, case="c0", path=tmp_path):
         sample_label_images(tmp_path, ["c0"], 5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [(np.int32, (1_000_001, 1_000_002)), (np.float32, (7, 0.25)), (np.uint8, (1, 100)), (np.float64, (1234567.5, 3))],
+)
+def test_labels_are_told_apart_to_the_last_digit(tmp_path, kind, values):
+    array = np.zeros((4, 5, 6), dtype=kind)
+    array[0], array[2] = values
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "c1.nii.gz"))
+    assert set(sample_label_images(tmp_path, ["c1"], 3, seed=0).labels) == set(map(str, values))
 
 
 def test_label_images_of_no_case_are_told_and_other_files_are_none(tmp_path, caplog):
@@ -340,3 +364,5 @@ def test_patches_are_encoded_a_few_at_a_time(fitted):
     patches, locations = patches_at(opened, points["c1"])
     found = encode_patches(Encoder(), opened.image, points["c1"], locations)
     np.testing.assert_allclose(found, Encoder().features(patches, locations), rtol=1e-6)
+    with refused(InputError, option="points_vox"):
+        encode_patches(Encoder(), opened.image, np.zeros((0, 3)), np.zeros((0, 3), np.float32))

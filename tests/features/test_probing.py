@@ -12,7 +12,7 @@ from support.probed import linear, names, write_probed
 from support.refused import refused
 
 from nnunet_alice.errors import InputError, MissingFileError
-from nnunet_alice.features.probe import area_under_curve, probe, rank_within
+from nnunet_alice.features.probe import probe, rank_within
 from nnunet_alice.features.probe_data import ProbeData, load_features, load_table
 
 
@@ -83,13 +83,6 @@ def test_three_classes():
     assert value(result, "auc").value == pytest.approx(np.mean(by_hand))
 
 
-def test_area_under_curve_with_ties_is_sklearns():
-    rng = np.random.default_rng(0)
-    positive, score = rng.random(60) < 0.3, rng.integers(8, size=60)
-    assert area_under_curve(positive, score) == pytest.approx(roc_auc_score(positive, score))
-    assert np.isnan(area_under_curve(np.ones(3, dtype=bool), np.arange(3)))
-
-
 def test_regression_finds_a_linear_signal():
     features, signal = linear()
     result = probe(ProbeData(names(90), features, signal), "regression")
@@ -150,6 +143,20 @@ def test_cases_without_a_label_are_left_out_and_named(tmp_path, caplog):
     data = load_table(files / "t.csv", *load_features(files / "f.npz"), "severity", "regression")
     assert len(data.cases) == 88 and not {"case003", "case007"} & set(data.cases)
     assert "2 of 90 cases with features have no 'severity'" in caplog.text and "case003" in caplog.text
+
+
+def test_a_case_without_a_group_is_one_of_its_own(tmp_path, caplog):
+    files = write_probed(tmp_path)
+    table = pd.read_csv(files / "t.csv").assign(who=["", *(f"p{n // 2}" for n in range(89))], event="1")
+    table.loc[3, "event"] = ""
+    table.to_csv(files / "t.csv", index=False)
+    features = load_features(files / "f.npz")
+    data = load_table(files / "t.csv", *features, "severity", "regression", group="who")
+    assert len(data.cases) == 90 and data.groups[-2:].tolist() == ["p0", table["id"][0]] and not caplog.text
+    table["severity"] = np.arange(1, 91)
+    table.to_csv(files / "t.csv", index=False)
+    load_table(files / "t.csv", *features, "severity", "survival", "event", group="who")
+    assert "1 of 90 cases with features have no 'severity' or no 'event'" in caplog.text
 
 
 def test_files_that_are_no_features(tmp_path):

@@ -202,9 +202,8 @@ def test_many_scanners_change_the_look_and_not_the_body():
 def test_truth_file_gives_back_the_same_subjects(tmp_path):
     written = ph.write_dataset(tmp_path, [3, 8], cut_share=1.0, disease_share=1.0, spacing_mm=16.0)
     written |= ph.write_dataset(tmp_path, [9], spacing_mm=16.0)
-    assert ph.load_subjects(tmp_path) == written and len(written) == 3
+    assert ph.load_subjects(tmp_path) == ph.load_subjects(tmp_path / "truth.json") == written and len(written) == 3
     for case, subject in written.items():
-        assert ph.load_subject(tmp_path / "truth.json", case) == subject
         image = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "images" / f"{case}.nii.gz")))
         assert np.array_equal(image, np.rint(ph.render(subject, 16.0).image))
         assert ph.read_truth(tmp_path)[case]["disease"]["severity"] == subject.disease.severity > 0 or case.endswith(
@@ -259,13 +258,10 @@ def test_bad_requests_are_one_sentence(tmp_path):
     with refused(InputError, option="spacing"):
         ph.render(ph.make_subject(0), 0)
     with refused(MissingFileError, path="truth.json"):
-        ph.load_subject(tmp_path / "truth.json", "x")
-    ph.write_subjects(tmp_path, {"a": ph.make_subject(0)}, spacing_mm=40.0)
-    with refused(InputError, case="x"):
-        ph.load_subject(tmp_path, "x")
+        ph.load_subjects(tmp_path / "truth.json")
     (tmp_path / "truth.json").write_text(json.dumps({"cases": {"a": {"seed": 1}}}))
     with refused(InputError, case="a", path=tmp_path):
-        ph.load_subject(tmp_path, "a")
+        ph.load_subjects(tmp_path)
 
 
 def test_a_finished_disease_can_be_given():

@@ -21,5 +21,8 @@ def test_labels_are_voted_and_numbers_averaged():
     said["probability_y"] = 0.1
     row = mean_of_folds(said).iloc[0]
     assert row["predicted_x"] == 1 and row["probability_x"] == pytest.approx(0.5) and row["predicted_y"] == 0
+    for probabilities, expected in (([0.95, 0.45], 1), ([0.6, 0.3], 0)):  # ties go to the higher probability
+        tie = pd.DataFrame({"predicted_x": [1, 0], "probability_x": probabilities})
+        assert mean_of_folds(tie)["predicted_x"].item() == expected
     numbers = mean_of_folds(pd.DataFrame({"predicted_age": [40.0, 50.0]}))
     assert numbers["predicted_age"].item() == 45 and list(mean_of_folds(said).columns) == list(said.columns)

@@ -75,6 +75,7 @@ def test_multilabel_rows_may_lack_some_labels_but_not_all(labels):
         (["t", "e"], "survival", {"t": range(1, 41), "e": [0, 3] * 20}, {"column": "e", "value": "3"}),
         (["t"], "survival", {"t": range(1, 41)}, {"value": "survival"}),
         (["kind", "scan"], "classification", {"kind": KIND}, {"value": "classification"}),
+        (["age", "age"], "regression", {"age": range(40)}, {"column": "age", "option": "--target"}),
     ],
 )
 def test_values_that_the_task_cannot_learn_are_refused(labels, columns, task, values, fields):
@@ -185,6 +186,19 @@ def test_a_target_of_the_same_name_is_replaced(labels):
     assert list(both.definitions) == ["age"] and both.definitions["age"].values(both.table).min().item() == 100
 
 
+def test_two_targets_share_a_column_where_its_values_agree(labels):
+    first = read_labels(labels(grade=[n % 3 for n in range(40)]), ["grade"], "classification", CASES)
+    both = merge(first, read_labels(first.path, ["grade"], "regression", CASES, name="number"))
+    for definition in both.definitions.values():
+        assert definition.values(both.table)["grade"].tolist() == [n % 3 for n in range(40)]
+    grades = [str(n % 3) for n in range(40)]
+    for number, changed in ((3, "4"), (39, None)):
+        path = labels(grade=[*grades[:number], changed, *grades[number + 1 :]])
+        other = read_labels(path, ["grade"], "classification", CASES, name="other")
+        with refused(InputError, case=CASES[number], column="grade", option="--name"):
+            merge(first, other)
+
+
 def test_trainers_choose_by_task_and_by_name(tmp_path):
     made = [("age", "regression"), ("size", "regression"), ("sex", "classification")]
     targets = DatasetTargets(pd.DataFrame(), {n: TargetDefinition(n, t, (n,)) for n, t in made}, tmp_path / "t.csv")
@@ -219,6 +233,14 @@ def test_folds_that_leak_are_refused_and_nothing_is_stored(dataset, labels):
     assert not (dataset / "targets.csv").exists()
     prepare_targets(DATASET, path, ["kind"], "classification", group_column="patient", new_splits=True)
     assert len(json.loads((dataset / "splits_final.json").read_text())) == 5
+
+
+def test_folds_without_a_validation_case_are_refused_and_nothing_is_stored(dataset, labels):
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": CASES[:30], "val": CASES[30:]}]))
+    path = labels(age=[*range(30), *[None] * 10])
+    with refused(InputError, path="splits_final.json", option="--new_splits"):
+        prepare_targets(DATASET, path, ["age"], "regression")
+    assert not (dataset / "targets.csv").exists()
 
 
 def test_nothing_stored_names_the_command(dataset):

@@ -247,6 +247,16 @@ def test_cases_without_the_target_take_no_part_and_folds_are_made_where_there_ar
     assert there == [f"case{n:02d}" for n in range(8)] and trainer._training_cases == trainer.splits[0].index.tolist()
 
 
+def test_validation_in_training_shows_every_class_also_where_names_sort_by_it(dataset, tmp_path):
+    table = pd.read_csv(tmp_path / "labels.csv").assign(kind=["control"] * 6 + ["patient"] * 6)
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    assert store(dataset, "--target", "kind", "--task", "classification", "--folds", 2) == 0
+    trainer = start(short("ClassificationTrainer_scratch"), dataset)
+    trainer.batch_size = 2  # of six cases, in one step
+    _, batches = trainer.get_dataloaders()
+    assert next(batches).target.flatten().tolist() == [0, 1]
+
+
 def test_a_dataset_without_targets_names_the_command(dataset):
     with refused(NotPreparedError, command="nnunet_alice targets -d 901"):
         start(short(), dataset)

@@ -1,4 +1,4 @@
-"""How good predictions of whole cases are, with intervals from a bootstrap over patients.
+"""How good predictions are, with intervals from a bootstrap over patients.
 
 A bootstrap asks for each metric a thousand times, so these are a few numpy operations; tests hold scikit-learn's beside
 them.
@@ -8,14 +8,28 @@ import numpy as np
 from scipy.stats import rankdata
 
 from nnunet_alice.features.folds import Metric
-from nnunet_alice.features.probe import area_under_curve
+
+
+def area_under_curve(positive: np.ndarray, score: np.ndarray) -> float:
+    """Return share of (positive, negative) pairs that the score orders rightly, ties counting half; NaN without pairs.
+
+    Args:
+        positive: (N,) bool.
+        score: (N,).
+    """
+    ones = int(positive.sum())
+    zeros = len(positive) - ones
+    if not ones or not zeros:
+        return np.nan
+    return float((rankdata(score)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> dict[str, Metric]:
     """Return metrics of one class of several.
 
-    ``auc`` (of more than two classes the mean of one against the rest), ``balanced_accuracy``, ``f1`` (mean over
-    classes) and ``brier`` (of two classes the squared error of the second's probability, else its sum over classes).
+    ``auc`` (of more than two classes the mean of one against the rest), ``balanced_accuracy`` (over classes in the
+    truth), ``f1`` (mean over classes that are true or predicted) and ``brier`` (of two classes the squared error of the
+    second's probability, else its sum over classes).
 
     Args:
         truth: (N,) numbers of the classes.
@@ -30,18 +44,18 @@ def classification_metrics(truth: np.ndarray, probabilities: np.ndarray, predict
         return float(np.mean([area_under_curve(truth[at] == c, probabilities[at, c]) for c in shown]))
 
     def counts(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return for each class in the truth: cases predicted rightly, cases, and cases predicted so."""
+        """Return for each class: cases predicted rightly, cases, and cases predicted so."""
         table = np.bincount(truth[at] * classes + predicted[at], minlength=classes**2).reshape(classes, classes)
-        there = table.any(axis=1)
-        return np.diag(table)[there], table.sum(axis=1)[there], table.sum(axis=0)[there]
+        return np.diag(table), table.sum(axis=1), table.sum(axis=0)
 
     def balanced(at: np.ndarray) -> float:
         right, true, _ = counts(at)
-        return float((right / true).mean())
+        return float((right[true > 0] / true[true > 0]).mean())
 
     def f1(at: np.ndarray) -> float:
         right, true, said = counts(at)
-        return float((2 * right / (true + said)).mean())
+        there = true + said > 0
+        return float((2 * right[there] / (true + said)[there]).mean())
 
     errors = ((probabilities - np.eye(classes)[truth]) ** 2).sum(axis=1) / (2 if classes == 2 else 1)
     return {"auc": area, "balanced_accuracy": balanced, "f1": f1, "brier": lambda at: float(errors[at].mean())}

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
-from nnunet_alice.targets.metrics import classification_metrics, concordance, regression_metrics
+from nnunet_alice.features.metrics import area_under_curve, classification_metrics, concordance, regression_metrics
 
 ALL = np.arange
 
@@ -25,6 +25,13 @@ def test_concordance_is_the_naive_one_with_ties():
     times, events, risks = rng.integers(1, 8, 30), rng.random(30) < 0.5, rng.integers(0, 5, 30)
     assert concordance(times, events, risks) == pytest.approx(naive_concordance(times, events, risks))
     assert np.isnan(concordance(times, np.zeros(30, bool), risks))
+
+
+def test_area_under_curve_with_ties_is_sklearns():
+    rng = np.random.default_rng(0)
+    positive, score = rng.random(60) < 0.3, rng.integers(8, size=60)
+    assert area_under_curve(positive, score) == pytest.approx(sk.roc_auc_score(positive, score))
+    assert np.isnan(area_under_curve(np.ones(3, dtype=bool), np.arange(3)))
 
 
 def test_two_classes_have_the_usual_brier_score_and_area():
@@ -54,9 +61,12 @@ def test_metrics_are_those_of_scikit_learn(classes):
     probabilities[truth == 0, 0] += 0.2
     probabilities = np.round(probabilities / probabilities.sum(axis=1, keepdims=True), 1)  # with ties
     predicted = probabilities.argmax(axis=1)
-    found = {n: m(ALL(60)) for n, m in classification_metrics(truth, probabilities, predicted).items()}
+    metrics = classification_metrics(truth, probabilities, predicted)
+    found = {name: metric(ALL(60)) for name, metric in metrics.items()}
     assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
     assert found["f1"] == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
+    some = np.flatnonzero(truth)  # class 0 is predicted and never true
+    assert metrics["f1"](some) == pytest.approx(sk.f1_score(truth[some], predicted[some], average="macro"))
     area = [sk.roc_auc_score(truth == c, probabilities[:, c]) for c in ([1] if classes == 2 else range(classes))]
     assert found["auc"] == pytest.approx(np.mean(area))
     true, said = rng.normal(size=60), rng.integers(5, size=60)

@@ -1,0 +1,38 @@
+"""CSV tables as people write them: blanks, empty cells, and names that look like none."""
+
+import pytest
+from support.refused import refused
+
+from nnunet_alice.errors import InputError
+from nnunet_alice.files import read_table
+
+
+def read(folder, content):
+    (folder / "t.csv").write_text(content)
+    return read_table(folder / "t.csv")
+
+
+def test_cells_are_text_without_the_blanks_around(tmp_path):
+    table = read(tmp_path, 'case, age \nc0,007\nc1 , 41\n"c 2 ","4,2"\n')
+    assert table.to_dict("list") == {"case": ["c0", "c1", "c 2"], "age": ["007", "41", "4,2"]}
+
+
+@pytest.mark.parametrize("cell", ["", "  ", '""', "NA", " N/A", "#N/A", "NaN"])
+def test_cells_without_a_value_are_missing(tmp_path, cell):
+    table = read(tmp_path, f"case,grade,site\nc0,{cell},x\n,{cell},\n")
+    assert table["grade"].isna().all() and table["case"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", ["None", "none", "null", "NULL"])
+def test_a_class_may_be_called_none(tmp_path, name):
+    assert read(tmp_path, f"case,grade\nc0,{name}\n")["grade"].tolist() == [name]
+
+
+def test_a_table_may_have_no_row_and_short_rows(tmp_path):
+    assert list(read(tmp_path, "case, age\n").columns) == ["case", "age"]
+    assert read(tmp_path, "case,age\nc0\n")["age"].isna().all()
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    with refused(InputError, path="t.csv", column="age"):
+        read(tmp_path, "case,age,age \nc0,1,2\n")
