@@ -78,12 +78,12 @@ def read_patch_table(
             the label.
         target: column of the label; rows without one are left out.
         id_column: column of case names; None is the first one.
-        group: column of what folds keep together; where it is empty, as of None, it is what the subject's other rows
-            say, else the subject.
+        group: column of what folds keep together; where it is empty, what other rows of the subject say first, else
+            the subject. None takes the subject.
         subject_of: case -> subject; cases that are missing there are subjects of their own.
 
     Raises:
-        InputError: the table cannot be read, a column is missing, a coordinate is no number, or a case has two groups.
+        InputError: the table cannot be read, a column is missing, or a coordinate is no number.
     """
     table = read_table(path)
     id_column = id_column or table.columns[0]
@@ -104,10 +104,10 @@ def read_patch_table(
             f"{path}: a coordinate of case '{row[id_column]}' is no number ({row[list(columns)].tolist()})."
         ).about(case=row[id_column], path=path)
     cases = table[id_column].to_numpy(dtype=str)
-    groups = _subjects(cases, subject_of)
+    groups = pd.Series(_subjects(cases, subject_of), table.index)
     if group:
-        groups = _groups(table[group].set_axis(cases), groups, path)
-    return PatchLabels(cases, points, columns == MM, table[target].to_numpy(dtype=str), groups)
+        groups = table[group].fillna(table[group].groupby(groups).transform("first")).fillna(groups)
+    return PatchLabels(cases, points, columns == MM, table[target].to_numpy(dtype=str), groups.to_numpy(dtype=str))
 
 
 def sample_label_images(
@@ -164,27 +164,6 @@ def sample_label_images(
         ).about(case=cases[0], path=folder)
     cases_found = np.array(found_cases)
     return PatchLabels(cases_found, np.array(points), True, np.array(labels), _subjects(cases_found, subject_of))
-
-
-def _groups(column: pd.Series, subjects: np.ndarray, path: str | os.PathLike) -> np.ndarray:
-    """Return the group (N,) of each row of a table; without one that of its subject's other rows, or the subject.
-
-    Args:
-        column: of groups, (N,), indexed by case.
-        subjects: (N,) of the rows.
-        path: of the table, for the message.
-
-    Raises:
-        InputError: a case has two groups, so that its patches could lie on both sides of a fold.
-    """
-    groups = column.fillna(column.groupby(subjects).transform("first"))
-    groups = groups.where(groups.notna(), subjects)
-    for case, found in groups.groupby(level=0).unique().items():
-        if len(found) > 1:
-            raise InputError(
-                f"{path} has several '{column.name}' of case '{case}' ({', '.join(found)}); give a case one."
-            ).about(case=str(case), path=path, column=str(column.name), value=", ".join(found))
-    return groups.to_numpy(dtype=str)
 
 
 def _subjects(cases: np.ndarray, subject_of: Mapping[str, str] | None) -> np.ndarray:
