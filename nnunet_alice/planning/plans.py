@@ -126,7 +126,7 @@ def move_target_plans(
             other plans.
     """
     plans = plans_of_target(dataset, target, target_plans, configuration)
-    name = plans_identifier(plans_name or f"{target_plans}_from{dataset_number(target):03d}", "-overwrite_plans_name")
+    name = plans_identifier(plans_name or moved_name(target, target_plans), "-overwrite_plans_name")
     path = nnunet_folder("nnUNet_preprocessed") / dataset / f"{name}.json"
     origin = {"dataset": target, "plans_name": target_plans}
     if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:
@@ -155,6 +155,11 @@ def move_target_plans(
     planned = _summary(planner, moved, configuration, gigabytes)
     target_patch = tuple(int(n) for n in plans["configurations"][configuration]["patch_size"])
     return planned if planned.patch_size == target_patch else replace(planned, target_patch=target_patch)
+
+
+def moved_name(target: str, target_plans: str) -> str:
+    """Return the identifier that plans of a target have where they moved to, unless named by the caller."""
+    return f"{target_plans}_from{dataset_number(target):03d}"
 
 
 def plans_of_target(dataset: str, target: str, target_plans: str, configuration: str) -> dict:
