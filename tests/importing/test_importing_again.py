@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,22 @@ def test_other_channels_than_those_of_a_finished_import_are_refused_and_nothing_
         assert f"-d 902 -n Test --channel {' '.join(channels)}" in str(refused.value)
         assert contents(report.folder) == before
     assert run(scans).checked == 0
+
+
+def test_voxels_behind_a_header_that_cannot_be_read_now_are_tried_again(raw, tmp_path, monkeypatch):
+    for name in "ab":
+        write(tmp_path / "scans" / f"{name}.mhd", volume())
+    open_file = Path.open
+
+    def refuse(path, *args, **kwargs):
+        if path.name.startswith("b.") and path.suffix != ".mhd":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert "Permission denied" in run(tmp_path / "scans").left_out["b"]
+    assert run(tmp_path / "scans").imported == ["a", "b"]
 
 
 @pytest.mark.parametrize("status", ["imported", "left out"])
