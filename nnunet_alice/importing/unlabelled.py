@@ -64,14 +64,16 @@ def import_unlabelled(
         strict: fail if any case was left out; the others are imported all the same.
         orient: letters, e.g. ``LPS``: images that lie differently are copied, turned; as in the last import if None.
         derived: take DICOM series that were computed from others, too.
-        part: read and check this share of the cases only; an import without then makes the dataset of all parts.
+        part: read and check this share of the cases only; an import without then makes the dataset of all parts. Not
+            for DICOM.
 
     Returns:
         the report, which is on disk as well.
 
     Raises:
         InputError: folder, number, name, channels or letters are not usable; the dataset was imported with other
-            channels; nothing could be imported; or ``strict`` and a case was left out.
+            channels; DICOM cannot be read now, or is wanted in parts; nothing could be imported; or ``strict`` and a
+            case was left out.
     """
     source = Path(os.path.abspath(Path(folder).expanduser()))  # noqa: PTH100  links stay as they are
     if not source.is_dir():
@@ -82,7 +84,7 @@ def import_unlabelled(
         raise InputError(f"'{orient}' is no orientation; write for example LPS or RAS.").about(value=orient)
     report = open_report(_dataset_folder(dataset_id, name), source, list(channels), part)
     report.orient = report.orient if orient is None else orient
-    scan = scan_source(source, report.folder, channels, num_processes, derived)
+    scan = scan_source(source, report.folder, channels, num_processes, derived, whole=part is None)
     _check_scan(source, scan)
     report.unlistable = scan.unlistable
     report.other_files = {ending: asdict(others) for ending, others in scan.others.items()}
