@@ -92,7 +92,7 @@ class PreparedCases:
             InputError: nnU-Net's reader kept no geometry of the file.
         """
         try:
-            return file_grid(self._loader.load_case(case)[3], self.dataset.plans["transpose_forward"])
+            return file_grid(self.properties(case), self.dataset.plans["transpose_forward"])
         except KeyError as error:
             raise InputError(f"Case {case}: its properties hold no {error}, so its file's voxels are not known.").about(
                 case=case, value=str(error)
