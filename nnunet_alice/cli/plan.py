@@ -159,7 +159,8 @@ def _plans_that_are_there(args: argparse.Namespace, name: str) -> str:
         NotPreparedError: there are none.
         InputError: they have no such configuration.
     """
-    from nnunet_alice.planning.plans import check_configuration, moved_name
+    from nnunet_alice.planning.moved_plans import moved_name
+    from nnunet_alice.planning.plans import check_configuration
 
     if args.target is not None:
         usual = moved_name(dataset_name(args.target), args.target_plans)

@@ -20,7 +20,7 @@ from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.nnunet_folders import channel_names, dataset_number, nnunet_folder, plans_identifier
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
 from nnunet_alice.planning.modalities import modalities_of, scheme_of
-from nnunet_alice.planning.moved_plans import rename_plans
+from nnunet_alice.planning.moved_plans import moved_name, rename_plans
 from nnunet_alice.planning.orientations import fit_orientation
 
 logger = logging.getLogger(__name__)
@@ -155,11 +155,6 @@ def move_target_plans(
     planned = _summary(planner, moved, configuration, gigabytes)
     target_patch = tuple(int(n) for n in plans["configurations"][configuration]["patch_size"])
     return planned if planned.patch_size == target_patch else replace(planned, target_patch=target_patch)
-
-
-def moved_name(target: str, target_plans: str) -> str:
-    """Return the identifier that plans of a target have where they moved to, unless named by the caller."""
-    return f"{target_plans}_from{dataset_number(target):03d}"
 
 
 def plans_of_target(dataset: str, target: str, target_plans: str, configuration: str) -> dict:

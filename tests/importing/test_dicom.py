@@ -230,16 +230,16 @@ def test_nifti_beside_dicom(raw, scans):
 
 def test_only_what_is_new_is_read_and_names_stay(raw, scans):
     write_series(scans / "bad", Modality="SR")
-    assert run(scans).checked == 1
+    assert len(run(scans).read) == 1
     before = table(raw)
     converted = raw / DATASET / "volumes_from_dicom" / "dicom_00001.nii.gz"
     if before["dicom_00001"]["problem"]:
         converted = converted.with_name("dicom_00002.nii.gz")
     written = converted.stat().st_mtime_ns
-    assert run(scans).checked == 0 and converted.stat().st_mtime_ns == written and table(raw) == before
+    assert len(run(scans).read) == 0 and converted.stat().st_mtime_ns == written and table(raw) == before
     write_series(scans / "new", volume(7), SeriesInstanceUID="1.2")  # sorts before the others
     report = run(scans)
-    assert report.checked == 1 and len(report.imported) == 2
+    assert len(report.read) == 1 and len(report.imported) == 2
     assert {case: row["series"] for case, row in table(raw).items() if case in before} == {
         case: row["series"] for case, row in before.items()
     }
