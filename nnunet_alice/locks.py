@@ -27,7 +27,11 @@ def held(path: Path, wait: bool = False) -> Iterator[int | None]:
         return
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        try:
+            file = path.open("w")
+        except FileNotFoundError:  # somebody tidied up the folder in between
+            continue
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, OccupiedError
 
 
 def nnunet_folder(variable: str) -> Path:
@@ -84,6 +84,31 @@ def dataset_name(dataset: int | str) -> str:
             f"Dataset number {int(dataset)} is ambiguous: {', '.join(sorted(names))}; rename all but one."
         ).about(value=int(dataset))
     return names.pop()
+
+
+def new_dataset_name(number: int, title: str) -> str:
+    """Return the full name of a dataset to be made, which may be there already.
+
+    Args:
+        number: 1 to 999.
+        title: what follows the number.
+
+    Raises:
+        InputError: number or title are not usable, or a different dataset has the number.
+    """
+    if not 1 <= number <= 999:
+        raise InputError(f"Dataset number {number} is not between 1 and 999; choose a different one with -d.").about(
+            option="-d", value=number
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", title):
+        raise InputError(f"Dataset name '{title}' may hold only letters, digits, _ and -.").about(value=title)
+    name = f"Dataset{number:03d}_{title}"
+    others = datasets_by_number().get(number, set()) - {name}
+    if others:
+        raise OccupiedError(
+            f"Dataset number {number} is taken by {', '.join(sorted(others))}; choose a different one with -d."
+        ).about(option="-d", value=number)
+    return name
 
 
 def dataset_number(name: str) -> int:

@@ -1,9 +1,11 @@
 """The same work for every case in several processes, where no case can stop the others."""
 
 import concurrent.futures
+import functools
 import itertools
 import logging
 import multiprocessing
+import pickle
 import signal
 import threading
 import time
@@ -210,6 +212,7 @@ def _serial(
 
 
 def _parallel(work: Callable, cases: Sequence, num_processes: int) -> Iterator[tuple[Any, Any]]:
+    work = functools.partial(_picklable, work)
     waiting = iter(cases)
     broken = True
     pool = None
@@ -240,6 +243,18 @@ def _parallel(work: Callable, cases: Sequence, num_processes: int) -> Iterator[t
     finally:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _picklable(work: Callable[[Any], Result], case: Any) -> Result:
+    """Return ``work(case)`` in a worker. Of an error that would not arrive, as it cannot be pickled, the text does."""
+    try:
+        return work(case)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise AliceError(f"{telling(error)}.") from None
+        raise
 
 
 def _abandon(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:

@@ -12,8 +12,9 @@ Spacing, normalisation, network and the 2D configuration are nnU-Net's own decis
 nnU-Net's, so that every nnU-Net command reads them.
 """
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -67,6 +68,20 @@ def maskable_patch(patch_size: Sequence[int], strides: Sequence[Sequence[int]], 
 def _has_whole_blocks(length: int) -> bool:
     (block,) = block_shape([length])
     return length % block == 0 and length // block >= MIN_BLOCKS
+
+
+class _NoPatchError(Exception):
+    """nnU-Net's search for a patch does not end with one."""
+
+
+class _Estimates(dict):
+    """Estimates of one search of nnU-Net, by patch; it reads one only where it goes in circles.
+
+    It does where the shortest edge of a feature map is odd: of 80 voxels it takes 8, and 72 grow to 80 for the network.
+    """
+
+    def __getitem__(self, patch: str) -> float:
+        raise _NoPatchError
 
 
 class PairPlanning:
@@ -170,6 +185,8 @@ class PairPlanning:
         cost = network_cost(architecture, patch_size, input_channels, output_channels)
         if len(patch_size) == 2:
             return cost.elements
+        if min(patch_size) < 1:
+            raise _NoPatchError
         reference = self.memory_reference
         available = pair_budget(cost, reference, self.UNet_vram_target_GB)
         pairs = self.share(self.min_pairs)
@@ -183,9 +200,16 @@ class PairPlanning:
         target = reference.elements * self.UNet_vram_target_GB / reference.gigabytes
         return target * needed / max(available, 1.0)
 
-    def shape_for_patch(self, spacing: Sequence[float], median_shape: Sequence[float]) -> Sequence[float]:
-        """Return the shape, voxels, whose aspect the patch keeps while it shrinks; in nnU-Net the median volume's."""
-        return median_shape
+    def shapes_for_patch(self, spacing: Sequence[float], median_shape: Sequence[float]) -> Iterator[Sequence[float]]:
+        """Yield shapes, voxels, whose aspect the patch may keep while it shrinks; the first that gives a patch counts.
+
+        They are the median volume, as in nnU-Net, then what ever smaller cubes leave of it.
+        """
+        yield median_shape
+        edge_mm = np.multiply(median_shape, spacing).max()
+        while True:
+            edge_mm *= 0.97
+            yield np.minimum(median_shape, edge_mm / np.asarray(spacing)).tolist()
 
     def get_plans_for_configuration(
         self,
@@ -196,19 +220,20 @@ class PairPlanning:
         _cache: dict,
     ) -> dict:
         """Return nnU-Net's configuration, in 3D with a patch for block masks and pairs of views for a batch."""
-        is_3d = len(spacing) == 3
-        shape = self.shape_for_patch(spacing, median_shape) if is_3d else median_shape
-        plan = super().get_plans_for_configuration(  # type: ignore[misc]  # mixed in before nnU-Net's planner
-            spacing, shape, data_identifier, approximate_n_voxels_dataset, _cache
+        nnunets = super().get_plans_for_configuration  # type: ignore[misc]  # mixed in before nnU-Net's planner
+        if len(spacing) == 2:
+            return nnunets(spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
+        for shape in self.shapes_for_patch(spacing, median_shape):
+            with contextlib.suppress(_NoPatchError):
+                plan = nnunets(spacing, shape, data_identifier, approximate_n_voxels_dataset, _Estimates())
+                break
+        plan["median_image_size_in_voxels"] = median_shape
+        architecture = plan["architecture"]
+        plan["patch_size"] = maskable_patch(
+            plan["patch_size"], architecture["arch_kwargs"]["strides"], self.UNet_featuremap_min_edge_length
         )
-        if is_3d:
-            plan["median_image_size_in_voxels"] = median_shape
-            architecture = plan["architecture"]
-            plan["patch_size"] = maskable_patch(
-                plan["patch_size"], architecture["arch_kwargs"]["strides"], self.UNet_featuremap_min_edge_length
-            )
-            plan["batch_size"] = self.pairs(self.cost(architecture, plan["patch_size"]), self.UNet_vram_target_GB)
-            note_gpus(plan, self.num_gpus)
+        plan["batch_size"] = self.pairs(self.cost(architecture, plan["patch_size"]), self.UNet_vram_target_GB)
+        note_gpus(plan, self.num_gpus)
         return plan
 
     def generate_data_identifier(self, configuration_name: str) -> str:
@@ -264,6 +289,16 @@ class AlicePlannerSmall(PairPlanning, ExperimentPlanner):
             return super().generate_data_identifier(configuration_name)
         return f"{self.plans_identifier}_{configuration_name}"
 
+    def shapes_for_patch(self, spacing: Sequence[float], median_shape: Sequence[float]) -> Iterator[Sequence[float]]:
+        """Yield the median volume, then what cubes leave of it, the first of eight patches."""
+        shapes = super().shapes_for_patch(spacing, median_shape)
+        yield next(shapes)
+        yield from filter(self._has_eight_patches, shapes)
+
+    def _has_eight_patches(self, shape: Sequence[float]) -> bool:
+        """Return whether a shape holds no more voxels than eight patches."""
+        return bool(np.prod(shape) <= 8 * self.max_patch_vox)
+
     def pairs(self, cost: NetworkCost, gigabytes: float, min_pairs: int | None = None) -> int:
         """Return about ``min_pairs``: time is short here, not memory."""
         return self.num_gpus * self.share(self.min_pairs)
@@ -301,14 +336,10 @@ class AlicePlannerCoarse(AlicePlannerSmall):
         super().__init__(*args, **kwargs)
         self.UNet_featuremap_min_edge_length = 3
 
-    def shape_for_patch(self, spacing: Sequence[float], median_shape: Sequence[float]) -> Sequence[float]:
-        """Return the median volume cut to a cube of eight patches, as far as it reaches."""
-        shape = np.asarray(median_shape, dtype=float)
-        edge_mm = (shape * spacing).max()
-        while np.prod(shape) > 8 * self.max_patch_vox:
-            edge_mm *= 0.97
-            shape = np.minimum(shape, edge_mm / np.asarray(spacing))
-        return shape.tolist()
+    def shapes_for_patch(self, spacing: Sequence[float], median_shape: Sequence[float]) -> Iterator[Sequence[float]]:
+        """Yield cubes alone, as far as the median volume reaches, the first of eight patches."""
+        shapes = super().shapes_for_patch(spacing, median_shape)
+        return filter(self._has_eight_patches, shapes)
 
 
 class AlicePlannerResEncM(PairPlanning, nnUNetPlannerResEncM):

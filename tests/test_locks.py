@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,17 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path):
         order.append("first")
     waiting.join(20)
     assert order == ["first", "second", None]
+
+
+def test_a_folder_that_is_removed_before_the_lock_is_made_comes_back(tmp_path, monkeypatch):
+    path, make, made = tmp_path / "locks" / "a.lock", Path.mkdir, []
+
+    def removed_at_first(folder, *args, **kwargs):
+        make(folder, *args, **kwargs)
+        made.append(folder)
+        if len(made) == 1:
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", removed_at_first)
+    with held(path):
+        assert path.is_file()

@@ -6,8 +6,8 @@ import pytest
 from support.refused import refused
 
 from nnunet_alice.cli.main import main
-from nnunet_alice.errors import InputError
-from nnunet_alice.nnunet_folders import dataset_name, plain_name
+from nnunet_alice.errors import InputError, OccupiedError
+from nnunet_alice.nnunet_folders import dataset_name, new_dataset_name, plain_name
 
 
 def test_unset_folders_are_named_before_any_dataset_is_missed(monkeypatch):
@@ -26,6 +26,18 @@ def test_a_disk_that_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert main(["import", "-i", str(tmp_path / "scans"), "-d", "900", "-n", "X", "--channel", "CT", "-np", "1"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "Not a directory" in message
+
+
+@pytest.mark.parametrize("folder", ["raw", "preprocessed", "results"])
+def test_a_new_dataset_takes_no_number_that_any_folder_knows(tmp_path, monkeypatch, folder):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    (tmp_path / folder / "Dataset017_Abdomen").mkdir(parents=True)
+    assert new_dataset_name(17, "Abdomen") == "Dataset017_Abdomen"
+    with refused(OccupiedError, option="-d", value=17):
+        new_dataset_name(17, "BTCV")
+    with refused(InputError, option="-d", value=0):
+        new_dataset_name(0, "BTCV")
 
 
 LEAVES = ["../evil", "a/b", "/etc/x", "..", ".", "", ".hidden", "a\\b", "a\nb", "a\0b"]
@@ -68,5 +80,5 @@ def test_no_command_reads_or_writes_beside_its_folder(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert main(command) == 1
-    assert "no plain name" in capsys.readouterr().err
+    assert "letters, digits" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

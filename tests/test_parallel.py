@@ -12,12 +12,21 @@ from nnunet_alice.errors import AliceError, InputError
 from nnunet_alice.parallel import Outcomes, for_each_case, map_cases
 
 
+class TwoArgumentsError(Exception):
+    """Cannot be unpickled, as many errors of libraries cannot."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
 def work(offset: int, number: int) -> int:
-    """Runs in a worker: 3 fails, 5 kills its process, others are added to the offset."""
+    """Runs in a worker: 3 fails, 5 kills its process, 8 fails in an odd way, others are added to the offset."""
     if number == 3:
         raise ValueError("three is bad")
     if number == 5:
         os._exit(9)
+    if number == 8:
+        raise TwoArgumentsError("odd", "telling")
     return offset + number
 
 
@@ -28,8 +37,9 @@ def sleep(seconds: int) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_every_case_has_its_outcome_and_an_error_stops_no_other(processes):
-    outcomes = dict(map_cases(partial(work, 10), [1, 2, 3, 4, 6], processes, "Testing"))
+    outcomes = dict(map_cases(partial(work, 10), [1, 2, 3, 4, 6, 8], processes, "Testing"))
     assert isinstance(outcomes.pop(3), ValueError)
+    assert "odd and telling" in str(outcomes.pop(8))
     assert outcomes == {1: 11, 2: 12, 4: 14, 6: 16}
 
 
@@ -40,7 +50,7 @@ def test_a_case_that_kills_its_process_fails_alone():
     outcomes = dict(outcomes)
     assert isinstance(outcomes[5], AliceError) and "5: the process died" in str(outcomes[5])
     assert isinstance(outcomes[3], ValueError)
-    assert all(outcomes[n] == 10 + n for n in range(12) if n not in (3, 5))
+    assert all(outcomes[n] == 10 + n for n in range(12) if n not in (3, 5, 8))
 
 
 def test_whoever_stops_early_does_not_wait_for_cases_in_work():

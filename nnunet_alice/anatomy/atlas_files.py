@@ -198,7 +198,11 @@ class AtlasFiles:
         return self.folder / "deformations" / f"{case}.npz"
 
     def write_deformation(self, case: str, deformation: Deformation) -> None:
-        """Store the deformation of a case; its record is written afterwards, and answers for it."""
+        """Store the deformation of a case; its record is written afterwards, and answers for it.
+
+        An earlier record goes first: it may be of a different atlas.
+        """
+        self.case_file(case).unlink(missing_ok=True)
         with atomic_write(self.deformation_file(case)) as temporary:
             np.savez_compressed(temporary, **asdict(deformation))
 

@@ -150,6 +150,7 @@ def _demons(fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
         demons.SetNumberOfIterations(iterations)
         demons.SetStandardDeviations(SMOOTHING_CELLS)
         demons.SetSmoothDisplacementField(True)
+        demons.SetMaximumRMSError(0.0)  # else they stop at changes below 0.02 mm: at once where cells are that small
         field = demons.Execute(*seen) if field is None else demons.Execute(*seen, _onto(field, seen[0]))
     assert field is not None, "the finest level is never left out"
     return field

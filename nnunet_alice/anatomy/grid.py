@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_alice.anatomy.geometry import CaseGeometry
+from nnunet_alice.triples import triple
 
 #: each trial step is so much longer than the one before, until the points are few enough
 _STEP_GROWTH = 1.02
@@ -112,8 +112,6 @@ def _grid(geometry: CaseGeometry, spacing: np.ndarray, shape: np.ndarray, step_m
     for corner in itertools.product((0, 1), repeat=3):
         place = np.clip((surface + corner) * factors - 0.5, 0, shape - 1)
         chosen[tuple(np.clip(np.rint((place - origin) / step).astype(int), 0, counts - 1).T)] = True
-    return BodyGrid(_triple(origin), _triple(step), _triple(counts), np.argwhere(chosen).astype(np.int16))
-
-
-def _triple(values: Sequence | np.ndarray) -> tuple:
-    return tuple(np.asarray(values).tolist())
+    return BodyGrid(
+        triple(origin.tolist()), triple(step.tolist()), triple(counts.tolist()), np.argwhere(chosen).astype(np.int16)
+    )

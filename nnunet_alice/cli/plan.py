@@ -8,12 +8,12 @@ the unlabelled data alone. In the plans, batch_size is the number of pairs of vi
 import argparse
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnunet_alice.anatomy.orientation import ORIENTATION
 from nnunet_alice.cli.common import SOME_FAILED, positive, say_outcomes
 from nnunet_alice.dataset import PreprocessedDataset
-from nnunet_alice.errors import InputError
+from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.nnunet_folders import dataset_name, dataset_number, nnunet_folder, plain_name, plans_identifier
 from nnunet_alice.parts import add_part_argument
 from nnunet_alice.words import pasteable
@@ -96,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_alice.planning.fingerprint import ensure_fingerprint
     from nnunet_alice.planning.modalities import modalities_of, sizes
     from nnunet_alice.planning.plans import default_processes
-    from nnunet_alice.planning.preprocessing import preprocess_cases
     from nnunet_alice.planning.window import parse_window, set_window
 
     if args.part is not None and args.no_preprocess:
@@ -114,14 +113,12 @@ def run(args: argparse.Namespace) -> int:
     window = None if args.window is None else parse_window(args.window)
     name = dataset_name(args.d)
     processes = args.np or default_processes()
+    _check_names(args)
+    if args.part is not None:
+        return _preprocess(args, name, _plans_that_are_there(args, name), processes)
     _check_before_work(args, name)
     if modalities := modalities_of(name):
         print(f"Modalities: {sizes(modalities)}; CT is clipped to the window of the CT cases, MR z-scored in the body.")
-    fingerprint = nnunet_folder("nnUNet_preprocessed") / name / "dataset_fingerprint.json"
-    if args.part is not None and not fingerprint.is_file():
-        raise InputError(
-            f"{name} was not planned yet: run the same with --no_preprocess in place of --part, once."
-        ).about(option="--part", value=name)
     status = SOME_FAILED if ensure_fingerprint(name, processes) else 0  # named as they failed
     planned = _plan(args, name)
     plain = _apart(args, name, planned.plans_name, window) if modalities else {}
@@ -142,15 +139,12 @@ def run(args: argparse.Namespace) -> int:
     if args.probe is not None:
         _keep_probe(args, name, planned.plans_name)
     if not args.no_preprocess:
-        outcome = preprocess_cases(name, planned.plans_name, args.c, processes, args.part, args.compact)
-        report = PreprocessedDataset(name, planned.plans_name, args.c).preprocessing_report
-        status = say_outcomes(name, outcome, "preprocessed", report, args.part)
-    if args.part is None:
-        _print_next(args, name, planned.plans_name, plain)
+        status = _preprocess(args, name, planned.plans_name, processes)
+    _print_next(args, name, planned.plans_name, plain)
     return status
 
 
-def _planners() -> dict[str, type]:
+def _planners() -> dict[str, Any]:
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
     from nnunet_alice.discovery import classes_in
@@ -158,8 +152,40 @@ def _planners() -> dict[str, type]:
     return classes_in(PACKAGE, ExperimentPlanner)
 
 
-def _check_before_work(args: argparse.Namespace, name: str) -> None:
-    """Refuse wrong names before the fingerprint takes its hours."""
+def _plans_that_are_there(args: argparse.Namespace, name: str) -> str:
+    """Return the identifier of the plans that a part takes: parts that planned would change them under each other.
+
+    Raises:
+        NotPreparedError: there are none.
+        InputError: they have no such configuration.
+    """
+    from nnunet_alice.planning.moved_plans import moved_name
+    from nnunet_alice.planning.plans import check_configuration
+
+    if args.target is not None:
+        usual = moved_name(dataset_name(args.target), args.target_plans)
+    else:
+        usual = _planners()[args.pl or "AlicePlanner"].standard_plans_name
+    plans = PreprocessedDataset(name, args.overwrite_plans_name or usual, args.c)
+    if not (plans.base / f"{plans.plans_name}.json").is_file():
+        raise NotPreparedError(
+            f"{name} has no plans {plans.plans_name} yet: run the same with --no_preprocess in place of --part, once."
+        ).about(option="--part", value=plans.plans_name)
+    check_configuration(plans.plans, args.c, f"{name}/{plans.plans_name}.json")
+    return plans.plans_name
+
+
+def _preprocess(args: argparse.Namespace, name: str, plans_name: str, processes: int) -> int:
+    """Preprocess what is missing, print how it went, and return the exit status."""
+    from nnunet_alice.planning.preprocessing import preprocess_cases
+
+    outcome = preprocess_cases(name, plans_name, args.c, processes, args.part, args.compact)
+    report = PreprocessedDataset(name, plans_name, args.c).preprocessing_report
+    return say_outcomes(name, outcome, "preprocessed", report, args.part)
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Refuse wrong names of plans, configuration and planner."""
     if args.overwrite_plans_name is not None:
         plans_identifier(args.overwrite_plans_name, "-overwrite_plans_name")
     plain_name(args.target_plans, "--target_plans")
@@ -171,6 +197,10 @@ def _check_before_work(args: argparse.Namespace, name: str) -> None:
         raise InputError(f"There is no planner '{args.pl}'; -pl takes: {', '.join(_planners())}.").about(
             option="-pl", value=args.pl
         )
+
+
+def _check_before_work(args: argparse.Namespace, name: str) -> None:
+    """Take over the modalities, and refuse a wrong target, before the fingerprint takes its hours."""
     if args.modalities is not None:
         from nnunet_alice.planning.modalities import set_modalities
 

@@ -36,7 +36,7 @@ from nnunet_alice.nnunet_folders import (
     nnunet_folder,
     plain_name,
 )
-from nnunet_alice.planning.moved_plans import reader_of, rename_plans
+from nnunet_alice.planning.moved_plans import moved_name, reader_of, rename_plans
 from nnunet_alice.planning.plans import MOVED_FROM
 from nnunet_alice.planning.preprocessing import raw_cases
 from nnunet_alice.words import counted
@@ -198,7 +198,7 @@ def located_plans(source: str, name: str, dataset_json: dict, atlas: PortableAtl
             ).about(path=own)
         plans = read_json(own)
     elif plans["dataset_name"] != source:
-        rename_plans(plans, f"{plans['plans_name']}_from{dataset_number(plans['dataset_name']):03d}")
+        rename_plans(plans, moved_name(plans["dataset_name"], plans["plans_name"]))
         plans["image_reader_writer"] = reader_of(source, dataset_json)
     plain_name(plans["plans_name"], "plans_name of the pretraining")  # the file may be somebody's
     plans["image_reader_writer"] = reader_that_gives(atlas.orientation, plans["image_reader_writer"])

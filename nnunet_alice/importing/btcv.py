@@ -27,7 +27,7 @@ from nnunet_alice.anatomy.orientation import orientation
 from nnunet_alice.errors import InputError, OccupiedError
 from nnunet_alice.files import atomic_write, read_json, refusals_told, write_json
 from nnunet_alice.importing.nifti import check_nifti
-from nnunet_alice.nnunet_folders import nnunet_folder, plain_name
+from nnunet_alice.nnunet_folders import new_dataset_name, nnunet_folder
 from nnunet_alice.parallel import for_each_case
 
 logger = logging.getLogger(__name__)
@@ -185,17 +185,7 @@ def _layout(folder: Path) -> tuple[Path, Path, Path]:
 
 def _output_folder(dataset_id: int, name: str, classes: dict[str, int]) -> Path:
     """Return the folder of the new dataset; refuse one that belongs to a different dataset or labels."""
-    raw = nnunet_folder("nnUNet_raw")
-    if not 1 <= dataset_id <= 999:
-        raise InputError(
-            f"Dataset number {dataset_id} is not between 1 and 999; choose a different one with -d."
-        ).about(option="-d", value=dataset_id)
-    output = raw / f"Dataset{dataset_id:03d}_{plain_name(name, '-n')}"
-    others = [path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*") if path != output]
-    if others:
-        raise OccupiedError(
-            f"Dataset number {dataset_id} is taken by {others[0]}; choose a different one with -d."
-        ).about(option="-d", value=dataset_id)
+    output = nnunet_folder("nnUNet_raw") / new_dataset_name(dataset_id, name)
     if (output / "dataset.json").is_file():
         existing = read_json(output / "dataset.json")
         if existing.get("converted_by") != _MARK:

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from nnunet_alice.anatomy.orientation import orientation
 from nnunet_alice.errors import InputError
-from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, volume_ending
+from nnunet_alice.importing.endings import ENDINGS_OF_IMPORT, data_files, volume_ending
 from nnunet_alice.importing.nifti import check_length, check_nifti
 from nnunet_alice.words import telling
 
@@ -49,10 +49,18 @@ def read_case(files: Sequence[Path], fallback: Fallback | None = None) -> list[s
 
 
 def read_volume(path: Path, fallback: Fallback | None = None) -> sitk.Image:
-    """Read one file and check it by itself; see :func:`read_case`."""
+    """Read one file and check it by itself; see :func:`read_case`.
+
+    Raises:
+        InputError: as of :func:`read_case`.
+        OSError: it, or a file with its voxels, cannot be read now.
+    """
     with path.open("rb") as file:
         if not file.read(1):
             raise InputError("is empty (0 bytes).")
+    for voxels in data_files(path):
+        if voxels.is_file():
+            voxels.open("rb").close()  # SimpleITK does not tell whether it may not be read, or is damaged
     ending = (volume_ending(path, ENDINGS_OF_IMPORT) or "").lower()
     if ending.startswith(".nii") or ending == ".hdr":
         check_nifti(path)

@@ -100,6 +100,9 @@ def dicom_cases(
         num_processes: processes that read.
         taken: names that other cases have.
         derived: take series that were computed from others, too.
+
+    Raises:
+        InputError: a file cannot be read now.
     """
     found = find_series(paths, num_processes)
     if not found:
@@ -128,14 +131,28 @@ def dicom_cases(
     return [Candidate(row["case"], (job.volume(row["case"]),), row["problem"] or None) for row in rows]
 
 
+def holds_dicom(dataset_folder: Path) -> bool:
+    """Return whether an earlier import into a dataset's folder took DICOM series."""
+    return (dataset_folder / VOLUME_FOLDER).is_dir()
+
+
 def find_series(paths: Collection[Path], num_processes: int) -> dict[str, list[Path]]:
-    """Return those of the files that are DICOM by their series."""
+    """Return those of the files that are DICOM by their series.
+
+    Raises:
+        InputError: a file cannot be read now: it may be a slice of any series, which would seem whole without it.
+    """
     folders: dict[Path, list[str]] = defaultdict(list)
     for path in paths:
         folders[path.parent].append(path.name)
     series: dict[str, list[Path]] = defaultdict(list)
     work = [Folder(folder, tuple(names)) for folder, names in folders.items()]
     searched = for_each_case(_series_in, work, doing="Looking for DICOM", num_processes=num_processes)
+    for blocked, reason in searched.failed.items():
+        raise InputError(
+            f"{blocked} cannot be searched for DICOM ({reason}); make all its files readable, or move them away, and "
+            "import again."
+        ).about(path=blocked)
     for folder, found in searched.results.items():
         for uid, names in found.items():
             series[uid] += [Path(folder) / name for name in names]

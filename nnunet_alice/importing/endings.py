@@ -72,14 +72,15 @@ def ending_of(path: Path) -> str:
 
 
 def what_it_is(path: Path) -> str:
-    """Return what a file that is no volume is and how to mend it; empty for one that is not known to be an image."""
+    """Return what a file that is no volume is and how to mend it; empty for one that is not known to be an image.
+
+    Raises:
+        OSError: its ending does not tell, and it cannot be read.
+    """
     ending = ending_of(path)
     for sentence, endings in _OTHERS.items():
         if ending in endings.split():
             return sentence
-    try:
-        with path.open("rb") as file:
-            file.seek(128, os.SEEK_SET)
-            return DICOM if file.read(4) == b"DICM" else ""
-    except OSError:
-        return ""
+    with path.open("rb") as file:
+        file.seek(128, os.SEEK_SET)
+        return DICOM if file.read(4) == b"DICM" else ""

@@ -72,11 +72,6 @@ class ImportReport:
         return {case: r["reason"] for case, r in sorted(self.cases.items()) if r["status"] == LEFT_OUT}
 
     @property
-    def checked(self) -> int:
-        """How many cases this run read."""
-        return len(self.read)
-
-    @property
     def outcomes(self) -> Outcomes[dict[str, Any]]:
         """What became of every case; what was left out failed."""
         imported = {case: self.cases[case] for case in self.imported}

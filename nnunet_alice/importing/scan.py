@@ -1,5 +1,6 @@
 """Which files of a folder make which case: nnU-Net's channel suffix, or one plain file a case."""
 
+import contextlib
 import os
 import re
 from collections import defaultdict
@@ -164,13 +165,14 @@ def _data_of(path: Path) -> tuple[Path, ...]:
 
 
 def _count(others: dict[str, OtherFiles], paths: list[Path], folder: Path) -> None:
-    """Count files by ending; of those in one folder with one ending, the first tells what they are."""
+    """Count files by ending; of those in one folder with one ending, the first that can be read tells what they are."""
     known: dict[tuple[Path, str], str] = {}
     for path in paths:
         ending = ending_of(path)
         if (path.parent, ending) not in known:
-            known[path.parent, ending] = what_it_is(path)
-        what = known[path.parent, ending]
+            with contextlib.suppress(OSError):
+                known[path.parent, ending] = what_it_is(path)
+        what = known.get((path.parent, ending), "")
         name = f"{ending or 'no ending'}{' (DICOM)' if what and not ending else ''}"
         entry = others.setdefault(name, OtherFiles(what=what))
         entry.count += 1

@@ -6,7 +6,6 @@ where they are. Files that nnU-Net could not train on are left out and named in 
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_alice.anatomy.orientation import is_orientation
-from nnunet_alice.errors import InputError, MissingFileError, OccupiedError, named
+from nnunet_alice.errors import InputError, MissingFileError, named
 from nnunet_alice.files import write_json
 from nnunet_alice.importing.cases import LABEL_ENDING, LABEL_FOLDER, Job, Task, import_case
 from nnunet_alice.importing.endings import ENDINGS
@@ -22,7 +21,7 @@ from nnunet_alice.importing.intensities import is_ct, outliers
 from nnunet_alice.importing.report import IMPORTED, LEFT_OUT, ImportReport, file_states, open_report
 from nnunet_alice.importing.scan import Scan
 from nnunet_alice.importing.sources import scan_source
-from nnunet_alice.nnunet_folders import datasets_by_number, nnunet_folder
+from nnunet_alice.nnunet_folders import new_dataset_name, nnunet_folder
 from nnunet_alice.parallel import Outcomes, for_each_case
 from nnunet_alice.parts import Part
 from nnunet_alice.words import counted, telling
@@ -64,14 +63,16 @@ def import_unlabelled(
         strict: fail if any case was left out; the others are imported all the same.
         orient: letters, e.g. ``LPS``: images that lie differently are copied, turned; as in the last import if None.
         derived: take DICOM series that were computed from others, too.
-        part: read and check this share of the cases only; an import without then makes the dataset of all parts.
+        part: read and check this share of the cases only; an import without then makes the dataset of all parts. Not
+            for DICOM.
 
     Returns:
         the report, which is on disk as well.
 
     Raises:
         InputError: folder, number, name, channels or letters are not usable; the dataset was imported with other
-            channels; nothing could be imported; or ``strict`` and a case was left out.
+            channels; DICOM cannot be read now, or is wanted in parts; nothing could be imported; or ``strict`` and a
+            case was left out.
     """
     source = Path(os.path.abspath(Path(folder).expanduser()))  # noqa: PTH100  links stay as they are
     if not source.is_dir():
@@ -80,9 +81,10 @@ def import_unlabelled(
         raise InputError("Name the channels, for instance --channel CT.").about(option="--channel")
     if orient is not None and not is_orientation(orient):
         raise InputError(f"'{orient}' is no orientation; write for example LPS or RAS.").about(value=orient)
-    report = open_report(_dataset_folder(dataset_id, name), source, list(channels), part)
+    dataset_folder = nnunet_folder("nnUNet_raw") / new_dataset_name(dataset_id, name)
+    report = open_report(dataset_folder, source, list(channels), part)
     report.orient = report.orient if orient is None else orient
-    scan = scan_source(source, report.folder, channels, num_processes, derived)
+    scan = scan_source(source, report.folder, channels, num_processes, derived, whole=part is None)
     _check_scan(source, scan)
     report.unlistable = scan.unlistable
     report.other_files = {ending: asdict(others) for ending, others in scan.others.items()}
@@ -102,22 +104,6 @@ def import_unlabelled(
             f"reasons: {report.file}."
         ).about(path=report.file, option="--strict", value=len(report.left_out))
     return report
-
-
-def _dataset_folder(dataset_id: int, name: str) -> Path:
-    """Return the folder of the dataset in nnUNet_raw, after checking that number and name are free for it."""
-    if not 1 <= dataset_id <= 999:
-        raise InputError(f"Dataset number {dataset_id} is not between 1 and 999.").about(value=dataset_id)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise InputError(f"Dataset name '{name}' may hold only letters, digits, _ and -.").about(value=name)
-    full = f"Dataset{dataset_id:03d}_{name}"
-    raw = nnunet_folder("nnUNet_raw")
-    others = datasets_by_number().get(dataset_id, set()) - {full}
-    if others:
-        raise OccupiedError(
-            f"Dataset number {dataset_id} is taken by {', '.join(sorted(others))}; choose a different one with -d."
-        ).about(option="-d", value=dataset_id)
-    return raw / full
 
 
 def _check_scan(source: Path, scan: Scan) -> None:

@@ -22,7 +22,8 @@ class Matches:
     """Counterparts of N points.
 
     Attributes:
-        points_vox: (N, 3) float64, counterparts in voxels of B's preprocessed array, (z, y, x), sub-voxel.
+        points_vox: (N, 3) float64, counterparts in voxels of B's preprocessed array, (z, y, x), sub-voxel; NaN where
+            there is no answer.
         scores: (N,) float64, similarity of each match, at most 1; ``-inf`` where B has no counterpart.
     """
 

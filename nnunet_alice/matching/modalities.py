@@ -48,8 +48,7 @@ class ModalityAtlases(GeometryMatcher):
         """Return counterparts in ``case_b``, as the atlas of its modality knows them; none across modalities."""
         of = self.dataset.modalities
         if of[case_a] != of[case_b]:
-            points = np.array(points_vox, dtype=np.float64)
-            return Matches(points, np.full(len(points), -np.inf))
+            return Matches(np.full((len(points_vox), 3), np.nan), np.full(len(points_vox), -np.inf))
         return self.atlases[of[case_a]].match(case_a, case_b, points_vox)
 
     def open(self, case: str) -> None:
@@ -71,6 +70,11 @@ class RegionLabels:
         self.atlas = atlas
         self.regions = lay_regions(atlas.atlas.geometry, count)
         self._registered = frozenset(atlas.cases)
+
+    def open(self, case: str) -> None:
+        """Read geometry and registration of a case, if it is registered, and keep them for a while."""
+        if case in self._registered:
+            self.atlas.open(case)
 
     def on_grid(
         self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]
@@ -109,6 +113,11 @@ class ModalityRegions:
         self.each = count // len(atlases)
         self.labels = {modality: RegionLabels(atlas, self.each) for modality, atlas in atlases.items()}
         self.first = {modality: number * self.each for number, modality in enumerate(self.labels)}
+
+    def open(self, case: str) -> None:
+        """Read geometry and registration of a case, see :meth:`RegionLabels.open`."""
+        if self.modality_of[case] in self.labels:
+            self.labels[self.modality_of[case]].open(case)
 
     def on_grid(
         self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Matches that score below it are drawn again: the threshold of Alice (sec. 3.1), used until one was measured.
 THRESHOLD = 0.7
+#: indices held open, two for a match
+_OPEN_INDICES = 8
 #: similarities held at once: 64 MB
 _BLOCK_SIMILARITIES = 16_000_000
 _NEIGHBOURS = neighbour_offsets()
@@ -124,13 +126,12 @@ class IndexSearch:
 class EmbeddingMatcher(GeometryMatcher):
     """Matches points by learned descriptors; implements ``matching.Matcher``.
 
-    Memory is bounded: at most ``open_indices`` indices are held, each twice its file's size (20 MB at most).
+    Memory is bounded: at most eight indices are held, each twice its file's size (20 MB at most).
 
     Args:
         dataset: preprocessed dataset with indices.
         threshold: matches that score below are not to be trusted; None takes the one that was measured with these
             indices (``matching.calibration``).
-        open_indices: cases held in memory.
 
     Raises:
         NotPreparedError: there are no indices, or stale ones.
@@ -138,9 +139,7 @@ class EmbeddingMatcher(GeometryMatcher):
 
     name = "embedding"
 
-    def __init__(self, dataset: PreprocessedDataset, *, threshold: float | None = None, open_indices: int = 8) -> None:
-        if open_indices < 2:
-            raise ValueError(f"A match opens 2 indices, so open_indices must be at least 2, not {open_indices}.")
+    def __init__(self, dataset: PreprocessedDataset, *, threshold: float | None = None) -> None:
         self.store = IndexStore(dataset)
         self.fingerprint = self.store.fingerprint()
         there, existing = set(self.store.cases()), dataset.cases()
@@ -164,7 +163,6 @@ class EmbeddingMatcher(GeometryMatcher):
             calibration = read_calibration(self.store, self.fingerprint.checkpoint)
             threshold = THRESHOLD if calibration is None else calibration.threshold
         self.threshold = threshold
-        self.open_indices = open_indices
         self._searches: OrderedDict[str, IndexSearch] = OrderedDict()
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
@@ -191,7 +189,7 @@ class EmbeddingMatcher(GeometryMatcher):
         """
         if case not in self._searches:
             # Room first: the bound holds while the next index is read, too.
-            while len(self._searches) >= self.open_indices:
+            while len(self._searches) >= _OPEN_INDICES:
                 self._searches.popitem(last=False)
             self._searches[case] = IndexSearch(self.store.read(case, self.fingerprint))
         self._searches.move_to_end(case)

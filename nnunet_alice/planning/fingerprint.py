@@ -47,7 +47,8 @@ Statistics = dict[str, float]
 def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     """Extract the fingerprint unless there is one of these very files.
 
-    One of stock nnU-Net counts as well, if it has as many cases and is newer than all files.
+    One of stock nnU-Net counts as well, if it has as many cases and is newer than all files. Cases that it does not
+    cover are tried each time: where one can be read now, the fingerprint is made again.
 
     Returns:
         reason for each case that it does not cover.
@@ -64,16 +65,19 @@ def ensure_fingerprint(dataset: str, num_processes: int) -> dict[str, str]:
     if modalities:
         check_modalities(modalities, list(cases), f"nnunet_alice plan --modalities of {dataset}")
     made_from = _basis(cases, dataset_json) | ({MODALITIES: modalities} if modalities else {})
-    if _is_current(path, cases, made_from):
-        logger.info("Fingerprint of %d cases found: %s.", len(cases), path)
-        return read_json(path).get(LEFT_OUT, {})
     shared = (dataset, time.time_ns(), min(SAMPLES // len(cases), SAMPLES_PER_CASE))
-    outcomes = for_each_case(
+    analyse = functools.partial(
+        for_each_case,
         functools.partial(_analyse_case, shared),
-        list(cases),
         doing="Extracting the fingerprint",
         num_processes=num_processes,
     )
+    if _is_current(path, cases, made_from):
+        left_out = analyse(list(read_json(path).get(LEFT_OUT, ())))
+        if not left_out.results:
+            logger.info("Fingerprint of %d cases found: %s.", len(cases), path)
+            return left_out.failed
+    outcomes = analyse(list(cases))
     failed = outcomes.failed
     analysed = {case: outcomes.results[case] for case in cases if case in outcomes.results}  # in nnU-Net's order
     if len(analysed) < min(2, len(cases)):

@@ -96,9 +96,16 @@ def network_cost(architecture: Mapping, patch_size: Sequence[int], input_channel
         input_channels: channels of an image.
         classes: output channels.
     """
-    return cost_of(
-        _network_without_memory(json.dumps(architecture, default=_plain), input_channels, classes), patch_size
-    )
+    described = json.dumps(architecture, default=_plain)
+    return _cost_without_memory(described, tuple(map(int, patch_size)), input_channels, classes)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cost_without_memory(
+    architecture: str, patch_size: tuple[int, ...], input_channels: int, classes: int
+) -> NetworkCost:
+    """Return the cost; kept, because searches for a patch meet the same ones."""
+    return cost_of(_network_without_memory(architecture, input_channels, classes), patch_size)
 
 
 def cost_of(network: torch.nn.Module, patch_size: Sequence[int]) -> NetworkCost:

@@ -1,7 +1,12 @@
 """Plans of one dataset for a different one, as nnU-Net moves them, but in memory: they are written once, when ready."""
 
-from nnunet_alice.nnunet_folders import plain_name
+from nnunet_alice.nnunet_folders import dataset_number, plain_name
 from nnunet_alice.planning.preprocessing import raw_cases
+
+
+def moved_name(dataset: str, plans_name: str) -> str:
+    """Return the identifier that plans of a dataset have where they moved to, unless somebody names them."""
+    return f"{plans_name}_from{dataset_number(dataset):03d}"
 
 
 def rename_plans(plans: dict, name: str) -> None:

@@ -20,7 +20,7 @@ from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.nnunet_folders import channel_names, dataset_number, nnunet_folder, plans_identifier
 from nnunet_alice.planning.memory import gigabytes_of_pairs, gigabytes_of_training
 from nnunet_alice.planning.modalities import modalities_of, scheme_of
-from nnunet_alice.planning.moved_plans import rename_plans
+from nnunet_alice.planning.moved_plans import moved_name, rename_plans
 from nnunet_alice.planning.orientations import fit_orientation
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def move_target_plans(
             other plans.
     """
     plans = plans_of_target(dataset, target, target_plans, configuration)
-    name = plans_identifier(plans_name or f"{target_plans}_from{dataset_number(target):03d}", "-overwrite_plans_name")
+    name = plans_identifier(plans_name or moved_name(target, target_plans), "-overwrite_plans_name")
     path = nnunet_folder("nnUNet_preprocessed") / dataset / f"{name}.json"
     origin = {"dataset": target, "plans_name": target_plans}
     if plans_name is not None and path.is_file() and read_json(path).get(MOVED_FROM) != origin:

@@ -20,7 +20,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunet_alice.dataset import MODALITIES, PreprocessedDataset, preprocessing_recipe
+from nnunet_alice.dataset import MODALITIES, MODALITIES_FILE, PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.errors import AliceError, InputError, NotPreparedError, named
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.importing.checks import read_case
@@ -45,10 +45,14 @@ _FLAT = 1e-3
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to find everything else; ``started`` is different in every run."""
+    """What a worker needs to find everything else; ``started`` is different in every run.
+
+    It holds the plans themselves: their file may be written again meanwhile.
+    """
 
     dataset: str
-    plans_file: Path
+    plans_name: str
+    plans: dict[str, Any] = field(compare=False)
     configuration: str
     folder: Path
     compact: bool
@@ -104,28 +108,25 @@ def preprocess_cases(
     Raises:
         AliceError: no case could be preprocessed.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    base = nnunet_folder("nnUNet_preprocessed") / dataset
-    plans = read_json(base / f"{plans_name}.json")
-    manager = PlansManager(plans).get_configuration(configuration)
     prepared = PreprocessedDataset(dataset, plans_name, configuration)
-    folder, report = base / manager.data_identifier, prepared.preprocessing_report
+    folder, report = prepared.folder, prepared.preprocessing_report
     cases = raw_cases(dataset)
     if changed := changed_since_import(nnunet_folder("nnUNet_raw") / dataset):
         logger.warning(
             "%s changed since import (%s): import again, so that checks and body masks are those of the files.",
             counted(len(changed), "case"), named(changed),
         )  # fmt: skip
-    _copy_labels(dataset, cases, base / "gt_segmentations")
-    recipe = preprocessing_recipe(plans, manager.configuration)
-    _clear_if_different(prepared, report, recipe)
-    _remove_unnamed(prepared, cases)
-    record = {"recipe": recipe} | _sort_modalities(prepared, report, cases)
+    _copy_labels(dataset, cases, prepared.base / "gt_segmentations")
+    recipe = preprocessing_recipe(prepared.plans, prepared.configuration_manager.configuration)
+    with held(report.with_suffix(".lock"), wait=True):  # runs that start together empty the folder once
+        _clear_if_different(prepared, report, recipe)
+        _remove_unnamed(prepared, cases)
+        record = {"recipe": recipe} | _sort_modalities(prepared, report, cases)
+        write_json(report, {**record, "failed": {}})
     if part is not None:
         cases = {case: cases[case] for case in part.share(cases)}
     names = random.sample(list(cases), len(cases))  # several runs then seldom meet at a case
-    job = _Job(dataset, base / f"{plans_name}.json", configuration, folder, compact)
+    job = _Job(dataset, plans_name, prepared.plans, configuration, folder, compact)
 
     def rescue(case: str, error: Exception) -> bool:
         stays = "; it stays as it was preprocessed before" if _stays(prepared, case, cases[case], error) else ""
@@ -281,7 +282,7 @@ def _preprocess_case(job: _Job, case: str) -> bool:
         _check_not_flat(partial / f"{case}.b2nd", configuration.normalization_schemes)
         if job.compact:
             store_compactly(partial / f"{case}.b2nd")
-        invalidate_case(PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration), case)
+        invalidate_case(PreprocessedDataset(job.dataset, job.plans_name, job.configuration), case)
         for suffix in _SUFFIXES:
             (partial / f"{case}{suffix}").replace(job.folder / f"{case}{suffix}")
         shutil.rmtree(partial)
@@ -312,16 +313,15 @@ def _tools(job: _Job) -> tuple:
     """Return plans, files, and the preprocessor of each modality (of None without any); once a process and run."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_alice.planning.modality_preprocessor import ModalityPreprocessor
+
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / job.dataset / "dataset.json")
     dataset_json.pop("dataset", None)
-    plans = PlansManager(str(job.plans_file))
+    plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
     preprocessors = {None: configuration.preprocessor_class(verbose=False)}
-    prepared = PreprocessedDataset(job.dataset, job.plans_file.stem, job.configuration)
-    if prepared.modalities:
-        from nnunet_alice.planning.modality_preprocessor import ModalityPreprocessor
-
-        for modality, own in prepared.plans[MODALITIES].items():
-            statistics = own.get("foreground_intensity_properties_per_channel", {})
-            preprocessors[modality] = ModalityPreprocessor(own["normalization_scheme"], statistics)
-    return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessors, prepared.modalities
+    for modality, own in job.plans.get(MODALITIES, {}).items():
+        statistics = own.get("foreground_intensity_properties_per_channel", {})
+        preprocessors[modality] = ModalityPreprocessor(own["normalization_scheme"], statistics)
+    modality_of = read_json(job.folder.parent / MODALITIES_FILE) if len(preprocessors) > 1 else {}
+    return raw_cases(job.dataset), dataset_json, plans, configuration, preprocessors, modality_of

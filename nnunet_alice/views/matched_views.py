@@ -20,6 +20,8 @@ from nnunet_alice.views.readings import Readings
 
 #: (case, (3,) first voxel, size) -> bool crop, True in the body
 CropsBodies: TypeAlias = Callable[[str, np.ndarray, Sequence[int]], np.ndarray]
+#: image (C, *patch) and body (*patch) of a view; no body where nobody asks
+_View: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,16 @@ class DrawsPairs(Protocol):
 
 
 class LabelsRegions(Protocol):
-    """Anything that knows the regions of the atlas in cases, as ``matching.region_labels.RegionLabels`` does."""
+    """Anything that knows the regions of the atlas in cases, as ``matching.modalities.RegionLabels`` does."""
+
+    def open(self, case: str) -> None:
+        """Read what labels of a case need; whatever is wrong with its files is raised here."""
+        ...
 
     def on_grid(
         self, case: str, first_vox: Sequence[float] | np.ndarray, step_vox: Sequence[float], size: Sequence[int]
     ) -> np.ndarray:
-        """Return the region of every point of a grid in a case, -1 where there is none."""
+        """Return the region of every point of a grid in a case, 0 where it is not known."""
         ...
 
 
@@ -107,8 +113,8 @@ class MatchedViews:
         drawn = [self.pairs.readings.again(self._draw, rng) for _ in range(self.batch_size)]
         pairs, queries, anchors = zip(*drawn, strict=True)
         views = [
-            torch.from_numpy(view) if self.transform is None else augment(view, self.transform, rng)
-            for view in (*queries, *anchors)
+            torch.from_numpy(image) if self.transform is None else augment(image, self.transform, rng)
+            for image, _ in (*queries, *anchors)
         ]
         masks = [
             block_mask(self.patch_size, self.block, ratio, rng) for ratio in self.mask_ratios for _ in range(len(pairs))
@@ -116,16 +122,8 @@ class MatchedViews:
         cases = sorted({case for pair in pairs for case in (pair.case_a, pair.case_b)})
         batch = AliceBatch(torch.stack(views), cases, torch.from_numpy(np.stack(masks)), list(pairs))
         if self.body_crop is not None:
-            batch = self._with_body(batch, self.body_crop)
+            batch = replace(batch, body=torch.from_numpy(np.stack([body for _, body in (*queries, *anchors)])))
         return batch if self.regions is None else self._with_regions(batch, self.regions, rng)
-
-    def _with_body(self, batch: AliceBatch, body_crop: CropsBodies) -> AliceBatch:
-        """Add which voxels show the body."""
-        body = []
-        for case, point in _centres(batch):
-            with self.pairs.readings.of(case):
-                body.append(body_crop(case, crop_bounds(point, self.patch_size), self.patch_size))
-        return replace(batch, body=torch.from_numpy(np.stack(body)))
 
     def _with_regions(self, batch: AliceBatch, regions: LabelsRegions, rng: np.random.Generator) -> AliceBatch:
         """Add the regions at every third voxel; where they begin is drawn, so that in time every voxel is asked."""
@@ -137,14 +135,20 @@ class MatchedViews:
                 labels.append(regions.on_grid(case, start, (GRID_STEP,) * 3, grid_size(self.patch_size)))
         return replace(batch, regions=torch.from_numpy(np.stack(labels)), regions_first=torch.from_numpy(first))
 
-    def _draw(self, rng: np.random.Generator) -> tuple[PointPair, np.ndarray, np.ndarray]:
-        """Return a pair, its query view and its anchor view."""
+    def _draw(self, rng: np.random.Generator) -> tuple[PointPair, _View, _View]:
+        """Return a pair, its query view and its anchor view; all files that the batch needs of it are read here."""
         pair = self.pairs.draw(rng)
-        return pair, self._crop(pair.case_a, pair.point_a), self._crop(pair.case_b, pair.point_b)
+        return pair, self._view(pair.case_a, pair.point_a), self._view(pair.case_b, pair.point_b)
 
-    def _crop(self, case: str, point: np.ndarray) -> np.ndarray:
+    def _view(self, case: str, point: np.ndarray) -> _View:
         with self.pairs.readings.of(case):
-            return crop_centred(self.open_image(case), point, self.patch_size)
+            image = crop_centred(self.open_image(case), point, self.patch_size)
+            body = None
+            if self.body_crop is not None:
+                body = self.body_crop(case, crop_bounds(point, self.patch_size), self.patch_size)
+            if self.regions is not None:
+                self.regions.open(case)
+        return image, body
 
 
 def _centres(batch: AliceBatch) -> list[tuple[str, np.ndarray]]:

@@ -18,6 +18,8 @@ from nnunet_alice.triples import triple
 
 #: a voxel that lies less than this outside the volume is inside
 _ROUNDING_VOX = 1e-6
+#: share of a crop at each side where the shared point is not put
+_MARGIN = 0.25
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class OverlapSampler:
     """Draws two crops around a shared point, each with its own position and scale.
 
     The shared point lies at a random place of the inner part of both crops. So every pair overlaps by at least
-    ``2 * margin`` of the smaller crop on each axis (before shifting into the volume, which only adds to it).
+    half of the smaller crop on each axis (before shifting into the volume, which only adds to it).
 
     A crop that fits is shifted into the volume. On an axis where the volume is smaller than the crop the rest is
     zeros, as in nnU-Net; but where nnU-Net centres the volume, ours puts it at a random place, the whole of it
@@ -63,20 +65,16 @@ class OverlapSampler:
     Args:
         size: (3,) crop size in voxels.
         scale: smallest and largest factor between crop voxel and volume voxel, the same for all axes of a crop.
-        margin: share of the crop at each side where the shared point is not put, below 0.5.
 
     Raises:
-        ValueError: the scale range or margin is impossible.
+        ValueError: the scale range is impossible.
     """
 
-    def __init__(self, size: Sequence[int], *, scale: tuple[float, float] = (0.8, 1.2), margin: float = 0.25) -> None:
+    def __init__(self, size: Sequence[int], *, scale: tuple[float, float] = (0.8, 1.2)) -> None:
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be two positive numbers, the smaller first, got {scale}.")
-        if not 0 <= margin < 0.5:
-            raise ValueError(f"margin must be in [0, 0.5), got {margin}.")
         self.size = tuple(int(n) for n in size)
         self.scale = scale
-        self.margin = margin
 
     def draw(
         self, shape: Sequence[int], point_vox: Sequence[float], rng: np.random.Generator
@@ -93,7 +91,7 @@ class OverlapSampler:
     def _place(self, shape: Sequence[int], point_vox: Sequence[float], rng: np.random.Generator) -> CropPlace:
         step = float(rng.uniform(*self.scale))
         reach = (np.asarray(self.size) - 1) * step
-        start = np.asarray(point_vox, dtype=float) - rng.uniform(self.margin, 1 - self.margin, size=3) * reach
+        start = np.asarray(point_vox, dtype=float) - rng.uniform(_MARGIN, 1 - _MARGIN, size=3) * reach
         slack = np.asarray(shape) - 1 - reach
         start = np.where(slack >= 0, np.clip(start, 0, np.maximum(slack, 0)), np.clip(start, np.minimum(slack, 0), 0))
         return CropPlace(triple(start.tolist()), (step,) * 3, triple(self.size))

@@ -14,6 +14,11 @@ from nnunet_alice.views.readings import Readings
 
 #: points matched at once; the first acceptable one is taken, so that most draws need one small batch
 _DRAWS_AT_ONCE = 10
+#: points drawn for one pair of cases (the paper's number), and cases B tried for one case A
+_MAX_DRAWS, _MAX_TRIES = 100, 10
+#: Share of a crop that has to lie inside its volume. The paper crops from whole-body CT and needs no such rule; in
+#: tightly cropped volumes padding would otherwise tell where a view comes from.
+_MIN_INSIDE = 0.5
 #: largest shift between two crops of one case on every axis, as a share of the patch
 _SHIFT = 0.25
 
@@ -45,8 +50,8 @@ class MatchedPairs:
     """Draws matched points of two different cases (Alice, sec. 3.1).
 
     A point is drawn in the body of A and matched into B; it is kept when the match scores at least the matcher's
-    threshold and both crops show enough of their volumes. After ``max_draws`` points a different B is drawn. When
-    ``max_tries`` cases B gave nothing, or A itself cannot be matched (its registration is poor), both views come
+    threshold and both crops show enough of their volumes. After 100 points (the paper's) a different B is drawn. When
+    10 cases B gave nothing, or A itself cannot be matched (its registration is poor), both views come
     from A, at the same point, and the pair says so: no case is lost.
 
     ``readings`` knows the cases that could not be read, here or by whoever crops the views.
@@ -56,10 +61,6 @@ class MatchedPairs:
         cases: cases to draw from.
         patch_size: (3,) crop size in voxels.
         shape_of: case -> (3,) shape of its preprocessed array.
-        min_inside: share of a crop that has to lie inside its volume. The paper crops from whole-body CT and needs
-            no such rule; in tightly cropped volumes padding would otherwise tell where a view comes from.
-        max_draws: points drawn for one pair of cases (the paper's 100).
-        max_tries: cases B tried for one case A.
         group_of: case -> group, within which B is drawn (modalities); None or empty for one group.
 
     Attributes:
@@ -77,9 +78,6 @@ class MatchedPairs:
         patch_size: Sequence[int],
         shape_of: Callable[[str], Sequence[int]],
         *,
-        min_inside: float = 0.5,
-        max_draws: int = 100,
-        max_tries: int = 10,
         group_of: Mapping[str, str] | None = None,
     ) -> None:
         known = set(matcher.cases)
@@ -100,9 +98,6 @@ class MatchedPairs:
         self.matcher = matcher
         self.patch_size = tuple(patch_size)
         self.shape_of = shape_of
-        self.min_inside = min_inside
-        self.max_draws = max_draws
-        self.max_tries = max_tries
 
     def draw(self, rng: np.random.Generator) -> PointPair:
         """Draw one pair; the same state of ``rng`` gives the same pair.
@@ -118,12 +113,12 @@ class MatchedPairs:
             with self.readings.of(case_a):
                 self.matcher.open(case_a)
         draws = 0
-        for _ in range(self.max_tries if is_matched else 0):
+        for _ in range(_MAX_TRIES if is_matched else 0):
             other = int(rng.integers(len(group) - 1))
             case_b = group[other + (other >= position)]
             with self.readings.of(case_b):
                 self.matcher.open(case_b)
-            for _ in range(0, self.max_draws, _DRAWS_AT_ONCE):
+            for _ in range(0, _MAX_DRAWS, _DRAWS_AT_ONCE):
                 points = self._body_points(case_a, _DRAWS_AT_ONCE, rng)
                 matches = self.matcher.match(case_a, case_b, points)
                 good = (matches.scores >= self.matcher.threshold) & self._shows_enough(case_a, points)
@@ -150,7 +145,7 @@ class MatchedPairs:
     def _shows_enough(self, case: str, points: np.ndarray) -> np.ndarray:
         with self.readings.of(case):
             shape = self.shape_of(case)
-        return share_inside(points, shape, self.patch_size) >= self.min_inside
+        return share_inside(points, shape, self.patch_size) >= _MIN_INSIDE
 
 
 class DrawsBodyPoints(Protocol):

@@ -92,6 +92,24 @@ def test_another_atlas_and_overwrite_register_all_again(balls, registered):
     assert registered == ["a", "b", "c"]
 
 
+def test_no_deformation_lies_under_the_record_of_a_different_atlas(balls, registered, monkeypatch):
+    """Killed between the two files."""
+    prepare_atlas(balls, 1, atlas_case="b")
+    write_record = AtlasFiles.write_record
+
+    def killed(files, record, *rest):
+        if record.case == "a":
+            raise KeyboardInterrupt
+        write_record(files, record, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AtlasFiles, "write_record", killed)
+        prepare_atlas(balls, 1, atlas_case="c")
+    registered.clear()
+    prepare_atlas(balls, 1, atlas_case="b")
+    assert "a" in registered
+
+
 def test_failed_cases_are_tried_again(balls, registered, monkeypatch):
     def failing(case, atlas):
         if case.case == "a":

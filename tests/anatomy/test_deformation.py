@@ -52,6 +52,15 @@ def test_a_known_bend_is_found(torso):
     np.testing.assert_array_equal(again.displacement_mm, found.displacement_mm)
 
 
+def test_a_bend_of_a_very_small_body_is_found_too(torso):
+    """ITK's demons would stop at a change of 0.02 mm, in the first iteration."""
+    case, atlas, _ = bent_case(torso)
+    found = deform(np.eye(4), case, atlas)
+    tiny = [replace(one, spacing=tuple(0.002 * length for length in one.spacing)) for one in (case, atlas)]
+    moved_mm = deform(np.eye(4), *tiny).displacement_mm.astype(float)
+    assert np.abs(moved_mm).mean() / 0.002 == pytest.approx(np.abs(found.displacement_mm.astype(float)).mean(), rel=0.2)
+
+
 def test_a_bend_is_found_in_a_scan_of_different_contrast(torso):
     case, atlas, truth_mm = bent_case(torso)
     squared = replace(case, image=np.round(case.image.astype(np.float32) ** 2 / 255).astype(np.uint8))

@@ -124,10 +124,9 @@ def test_a_damaged_case_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     dataset = write_preprocessed(tmp_path, {"a": np.zeros((1, 4, 4, 4))}, (1, 1, 1))
     (dataset.folder / "a.pkl").write_bytes(b"no pickle")
-    with refused(InputError, case="a", path=dataset.folder):
-        PreparedCases(dataset).world_affine("a")
-    with refused(InputError, case="a", path=dataset.folder):
-        PreparedCases(dataset).file_grid("a")
+    for ask in (PreparedCases(dataset).world_affine, PreparedCases(dataset).file_grid):
+        with refused(InputError, case="a", path=dataset.folder):
+            ask("a")
 
 
 def test_a_2d_image_has_no_orientation(tmp_path):

@@ -1,6 +1,7 @@
 """`plan` preprocesses: as nnU-Net does, only what is missing or changed, whatever is killed or damaged."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nnunet_alice.cli.common import SOME_FAILED
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.files import read_json, write_json
 from nnunet_alice.locks import held
+from nnunet_alice.parallel import for_each_case
 from nnunet_alice.planning import preprocessing
 from nnunet_alice.planning.compact import rounded
 
@@ -87,9 +89,8 @@ def test_running_again_does_only_what_is_missing_or_changed(datasets, capsys, ca
 
 
 def test_parts_preprocess_all_cases_and_a_last_run_finds_them(datasets, capsys, caplog):
-    (datasets / UNLABELLED / "dataset_fingerprint.json").unlink(missing_ok=True)
     assert plan("--target", "4", "--part", "1/2") == 1
-    assert "not planned yet" in capsys.readouterr().err
+    assert "nnUNetPlans_from004 yet: run the same with --no_preprocess" in capsys.readouterr().err
     assert plan("--target", "4", "--no_preprocess") == 0
     for number, cases in ((1, 2), (2, 1)):
         capsys.readouterr()
@@ -98,6 +99,60 @@ def test_parts_preprocess_all_cases_and_a_last_run_finds_them(datasets, capsys, 
         assert f"{cases} now, 0 before" in shown and "run the same without --part" in shown
     assert plan("--target", "4") == 0
     assert "Preprocessing: 3 of 3 cases were done before" in caplog.text
+
+
+def test_parts_take_the_plans_that_are_there(datasets):
+    """Planning again would give the plans of the others for a moment, without the window."""
+    assert plan("--window", "-100", "240", "--no_preprocess") == 0
+    before = mtimes(datasets / UNLABELLED)
+    assert plan("--window", "-100", "240", "--part", "1/1") == 0
+    assert mtimes(datasets / UNLABELLED).items() >= before.items()
+    assert PreprocessedDataset.find(900, "AlicePlans", "3d_fullres").cases() == list(CASES)
+
+
+def test_plans_that_change_during_the_work_do_not_reach_it(datasets, monkeypatch):
+    assert plan("--target", "4") == 0
+    dataset = PreprocessedDataset.find(900, "nnUNetPlans_from004", "3d_fullres")
+    expected = dataset.image("a").shape
+    (dataset.folder / "a.b2nd").unlink()
+
+    def change_plans(*args, **kwargs):
+        changed = read_json(dataset.base / "nnUNetPlans_from004.json")
+        changed["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
+        write_json(dataset.base / "nnUNetPlans_from004.json", changed)
+        return for_each_case(*args, **kwargs)
+
+    monkeypatch.setattr(preprocessing, "for_each_case", change_plans)
+    assert plan("--target", "4", "--part", "1/1") == 0
+    assert dataset.image("a").shape == expected
+
+
+def test_runs_that_start_together_after_other_plans_empty_the_folder_once(datasets, monkeypatch):
+    assert plan("--window", "-100", "240") == 0
+    assert plan("--window", "-50", "200", "--no_preprocess") == 0
+    folder = datasets / UNLABELLED / "AlicePlans_3d_fullres"
+    statuses, waits = [], threading.Event()
+    other = threading.Thread(target=lambda: statuses.append(plan("--part", "1/2")))
+    lock, empty = preprocessing.held, preprocessing.invalidate_all
+
+    def noting_who_waits(path, wait=False):
+        if threading.current_thread() is other and path.parent == folder.parent:
+            waits.set()
+        return lock(path, wait)
+
+    def let_the_other_start(dataset):
+        monkeypatch.setattr(preprocessing, "invalidate_all", empty)
+        other.start()
+        while other.is_alive() and not waits.is_set():
+            other.join(0.01)
+        empty(dataset)
+
+    monkeypatch.setattr(preprocessing, "held", noting_who_waits)
+    monkeypatch.setattr(preprocessing, "invalidate_all", let_the_other_start)
+    statuses.append(plan("--part", "2/2"))
+    other.join()
+    assert statuses == [0, 0]
+    assert PreprocessedDataset.find(900, "AlicePlans", "3d_fullres").cases() == list(CASES)
 
 
 def test_other_plans_start_anew_and_say_so(datasets, caplog):

@@ -1,10 +1,12 @@
 """DICOM in: series become volumes with the right values at the right places, or are left out with the reason."""
 
 import csv
+import errno
 import json
 import re
 import shutil
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from pydicom.uid import MPEG4HP41, JPEG2000Lossless, RLELossless
 from support.dicom_files import volume, write_series
 from support.refused import refused
 
-from nnunet_alice.errors import OccupiedError
+from nnunet_alice.errors import InputError, OccupiedError
 from nnunet_alice.importing.dicom_names import NameTable
 from nnunet_alice.importing.unlabelled import import_unlabelled
+from nnunet_alice.parts import Part
 
 DATASET = "Dataset900_Test"
 
@@ -227,16 +230,16 @@ def test_nifti_beside_dicom(raw, scans):
 
 def test_only_what_is_new_is_read_and_names_stay(raw, scans):
     write_series(scans / "bad", Modality="SR")
-    assert run(scans).checked == 1
+    assert len(run(scans).read) == 1
     before = table(raw)
     converted = raw / DATASET / "volumes_from_dicom" / "dicom_00001.nii.gz"
     if before["dicom_00001"]["problem"]:
         converted = converted.with_name("dicom_00002.nii.gz")
     written = converted.stat().st_mtime_ns
-    assert run(scans).checked == 0 and converted.stat().st_mtime_ns == written and table(raw) == before
+    assert len(run(scans).read) == 0 and converted.stat().st_mtime_ns == written and table(raw) == before
     write_series(scans / "new", volume(7), SeriesInstanceUID="1.2")  # sorts before the others
     report = run(scans)
-    assert report.checked == 1 and len(report.imported) == 2
+    assert len(report.read) == 1 and len(report.imported) == 2
     assert {case: row["series"] for case, row in table(raw).items() if case in before} == {
         case: row["series"] for case, row in before.items()
     }
@@ -259,6 +262,35 @@ def test_a_series_that_is_gone_leaves_the_dataset(raw, scans, caplog):
     assert len(report.imported) == 1 and "delete them" in caplog.text
 
 
+@pytest.mark.parametrize("which", [slice(0, 1), slice(3, 4), slice(None)], ids=["the first", "one", "all"])
+def test_a_file_that_cannot_be_read_now_costs_nothing(raw, scans, monkeypatch, which):
+    """It may belong to any series: the others would seem whole, and its own gone."""
+    sitk.WriteImage(sitk.GetImageFromArray(volume(5) - 1024), str(scans / "plain.nii.gz"))
+    assert len(run(scans).imported) == 2
+    folder, open_file = scans / "Smith" / "good", Path.open
+    away = sorted(folder.iterdir())[which]
+
+    def fail(path, *args, **kwargs):
+        if path in away:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return open_file(path, *args, **kwargs)
+
+    labels = sorted((raw / DATASET / "labelsTr").iterdir())
+    with monkeypatch.context() as patch, refused(InputError, path=folder):
+        patch.setattr(Path, "open", fail)
+        run(scans)
+    assert sorted((raw / DATASET / "labelsTr").iterdir()) == labels
+    again = run(scans)
+    assert not again.read and len(again.imported) == 2
+
+
+def test_parts_of_dicom_are_refused(raw, scans):
+    """Every part would convert all series, and name them as if there were no others."""
+    with refused(InputError, path=scans, option="--part"):
+        run(scans, part=Part(1, 2))
+    assert not (raw / "private").exists()
+
+
 def test_several_channels_are_not_made_of_dicom(raw, scans, caplog):
     image = sitk.GetImageFromArray(volume(5))
     for number in range(2):
@@ -271,6 +303,15 @@ def test_without_pydicom_they_are_named_with_what_to_install(raw, scans, caplog,
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     sitk.WriteImage(sitk.GetImageFromArray(volume(5) - 1024), str(scans / "plain.nii.gz"))
     assert run(scans).imported == ["plain"] and "nnunet_alice[dicom]" in caplog.text
+
+
+def test_series_of_an_earlier_import_stay_where_pydicom_is_missing(raw, scans, monkeypatch):
+    sitk.WriteImage(sitk.GetImageFromArray(volume(5) - 1024), str(scans / "plain.nii.gz"))
+    before = run(scans).imported
+    with monkeypatch.context() as patch, refused(InputError, path=raw / DATASET, command="pip install"):
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        run(scans)
+    assert run(scans).imported == before
 
 
 def test_a_table_of_something_else_is_not_overwritten(raw, scans):

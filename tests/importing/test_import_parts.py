@@ -30,11 +30,11 @@ def test_parts_and_a_last_run_make_the_same_dataset(source, raw):
     read = 0
     for number in (2, 1):
         part = run(source, part=Part(number, 2))
-        read += part.checked
+        read += len(part.read)
         assert part.file.is_file() and not (part.folder / "dataset.json").exists()
     assert read == 5
     whole = run(source)
-    assert whole.checked == 0 and whole.imported == list("abcd") and list(whole.left_out) == ["bad"]
+    assert len(whole.read) == 0 and whole.imported == list("abcd") and list(whole.left_out) == ["bad"]
     assert not list(whole.folder.glob(PART_FILES))
     in_parts = stored(whole)
     for path in whole.folder.rglob("*.json"):
@@ -47,8 +47,8 @@ def test_a_part_that_died_is_run_again_and_the_others_stay(source, raw):
     first = run(source, part=Part(1, 2))
     second = run(source, part=Part(2, 2))
     second.file.unlink()
-    assert run(source, part=Part(1, 2)).checked == 0
-    assert run(source, part=Part(2, 2)).checked == second.checked
+    assert len(run(source, part=Part(1, 2)).read) == 0
+    assert len(run(source, part=Part(2, 2)).read) == len(second.read)
     assert set(first.cases).isdisjoint(second.cases) and len({**first.cases, **second.cases}) == 5
 
 

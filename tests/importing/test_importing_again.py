@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,23 @@ def test_other_channels_than_those_of_a_finished_import_are_refused_and_nothing_
             run(scans, channels)
         assert f"-d 902 -n Test --channel {' '.join(channels)}" in str(refused.value)
         assert contents(report.folder) == before
-    assert run(scans).checked == 0
+    assert len(run(scans).read) == 0
+
+
+def test_voxels_behind_a_header_that_cannot_be_read_now_are_tried_again(raw, tmp_path, monkeypatch):
+    for name in "ab":
+        write(tmp_path / "scans" / f"{name}.mhd", volume())
+    open_file = Path.open
+
+    def refuse(path, *args, **kwargs):
+        if path.name.startswith("b.") and path.suffix != ".mhd":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert "Permission denied" in run(tmp_path / "scans").left_out["b"]
+    assert run(tmp_path / "scans").imported == ["a", "b"]
 
 
 @pytest.mark.parametrize("status", ["imported", "left out"])
@@ -61,11 +78,11 @@ def test_verdicts_of_other_checks_are_looked_at_again(raw, scans, monkeypatch, s
         cut(scans / "good.nii.gz")
         write(scans / "other.nii.gz", volume(1))
     report = run(scans)
-    assert run(scans).checked == 0
+    assert len(run(scans).read) == 0
     monkeypatch.setattr(cases, "VERSION", cases.VERSION + 1)
     label = report.folder / "labelsTr" / f"{report.imported[0]}.nii.gz"
     written = label.stat().st_mtime_ns
-    assert run(scans).checked == len(report.cases)
+    assert len(run(scans).read) == len(report.cases)
     assert label.stat().st_mtime_ns == written, "a label that says the same stays, or all would be preprocessed again"
 
 
@@ -76,7 +93,7 @@ def test_a_report_of_an_older_version_is_looked_at_again(raw, scans):
         key: content["cases"]["good"][key] for key in ("status", "files", "orientation", "shape", "spacing_mm")
     }
     report.file.write_text(json.dumps(content))
-    assert run(scans).checked == 1
+    assert len(run(scans).read) == 1
 
 
 def test_a_changed_image_gets_a_newer_label_though_the_body_is_the_same(raw, scans):
@@ -86,7 +103,7 @@ def test_a_changed_image_gets_a_newer_label_though_the_body_is_the_same(raw, sca
     os.utime(label, (1, 1))
     write(scans / "good.nii.gz", volume() + np.int16(1))
     os.utime(scans / "good.nii.gz", (5, 5))
-    assert run(scans).checked == 1
+    assert len(run(scans).read) == 1
     assert label.stat().st_mtime > 5
 
 
@@ -105,7 +122,7 @@ def test_a_folder_that_cannot_be_listed_is_reported_and_its_cases_stay(raw, tmp_
     monkeypatch.undo()
     monkeypatch.setenv("nnUNet_raw", str(raw))
     again = run(scans)
-    assert again.checked == 0 and not again.unlistable and not again.kept
+    assert len(again.read) == 0 and not again.unlistable and not again.kept
 
 
 def test_volumes_made_of_dicom_stay_while_a_folder_cannot_be_listed(raw, tmp_path, monkeypatch):
@@ -204,7 +221,7 @@ def test_images_are_turned_by_copies_of_those_that_lie_differently(raw, scans):
     write(scans / "turned.nrrd", volume(1), turn="PIR")
     assert run(scans).imported == ["good", "turned"]
     report = run(scans, orient="LPS")
-    assert report.checked == 1, "the one that lies so already is not read again"
+    assert len(report.read) == 1, "the one that lies so already is not read again"
     dataset = json.loads((report.folder / "dataset.json").read_text())
     assert dataset["overwrite_image_reader_writer"] == "SimpleITKIO"
     assert dataset["dataset"]["good"]["images"] == [str(scans / "good.nii.gz")]
@@ -216,7 +233,7 @@ def test_images_are_turned_by_copies_of_those_that_lie_differently(raw, scans):
     np.testing.assert_allclose(copy.GetDirection(), np.eye(3).ravel())
     np.testing.assert_allclose(copy.GetOrigin(), original.GetOrigin(), rtol=1e-6)
     assert label.GetSize() == copy.GetSize()
-    assert run(scans).checked == 0, "the orientation is remembered"
+    assert len(run(scans).read) == 0, "the orientation is remembered"
     (scans / "turned.nrrd").unlink()
     assert not list((run(scans).folder / "imagesTr").iterdir())
     with refused(InputError, value="LPR"):

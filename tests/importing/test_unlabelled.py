@@ -184,15 +184,15 @@ def test_reader_turns_only_mixed_orientations(raw, scans):
 def test_running_again_reads_only_what_is_new_or_changed(raw, scans):
     write(scans / "other.nii.gz", volume(1))
     (scans / "bad.nii.gz").write_text("no image")
-    assert run(scans).checked == 3
+    assert len(run(scans).read) == 3
     label = raw / "Dataset900_Test" / "labelsTr" / "good.nii.gz"
     before = label.stat().st_mtime_ns
-    assert run(scans).checked == 0, "neither good nor bad files are read again"
+    assert len(run(scans).read) == 0, "neither good nor bad files are read again"
     assert label.stat().st_mtime_ns == before
     write(scans / "bad.nii.gz", volume(2))
     label.unlink()
     report = run(scans)
-    assert report.checked == 2 and report.imported == ["bad", "good", "other"]
+    assert len(report.read) == 2 and report.imported == ["bad", "good", "other"]
     # What is gone, or has gone bad, goes out of the dataset.
     (scans / "other.nii.gz").unlink()
     cut(scans / "good.nii.gz")
@@ -250,7 +250,7 @@ def test_interrupted_import_keeps_what_is_done(raw, scans, monkeypatch):
         run(scans)
     monkeypatch.setattr(module, "_write_label", true_write)
     report = run(scans)
-    assert report.checked == 1 and report.imported == ["good", "other"]
+    assert len(report.read) == 1 and report.imported == ["good", "other"]
 
 
 @pytest.mark.slow

@@ -38,7 +38,9 @@ def test_counterparts_are_those_of_the_own_atlas_and_none_in_another_modality(po
     points = matcher.body_points(a, 20, np.random.default_rng(0))
     alone = AtlasMatcher(PreprocessedDataset(pool.name, pool.plans_name, pool.configuration, "CT"))
     np.testing.assert_array_equal(matcher.match(a, b, points).points_vox, alone.match(a, b, points).points_vox)
-    assert np.isneginf(matcher.match(a, "T1__m0", points).scores).all()
+    elsewhere = matcher.match(a, "T1__m0", points)
+    assert np.isneginf(elsewhere.scores).all() and np.isnan(elsewhere.points_vox).all()
+    assert elsewhere.points_vox.shape == (20, 3)
     assert pickle.loads(pickle.dumps(matcher)).cases == matcher.cases
 
 

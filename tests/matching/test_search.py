@@ -11,6 +11,7 @@ from support.small_datasets import FourierField, ball, replace_image, write_prep
 from nnunet_alice.anatomy.atlas import prepare_atlas
 from nnunet_alice.anatomy.geometry import load_geometry
 from nnunet_alice.errors import NotPreparedError
+from nnunet_alice.matching import search
 from nnunet_alice.matching.calibration import Calibration, write_calibration
 from nnunet_alice.matching.index import CaseIndex, Fingerprint, IndexStore, index_grid
 from nnunet_alice.matching.registry import open_matcher
@@ -59,7 +60,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def matcher(dataset) -> EmbeddingMatcher:
-    return EmbeddingMatcher(dataset, open_indices=2)
+    return EmbeddingMatcher(dataset)
 
 
 def inner_points(matcher: EmbeddingMatcher, case: str, count: int = 200, seed: int = 0) -> np.ndarray:
@@ -162,13 +163,12 @@ def test_no_points_give_no_matches(matcher):
     assert matches.points_vox.shape == (0, 3) and matches.scores.shape == (0,)
 
 
-def test_a_bounded_number_of_indices_is_open(matcher):
+def test_a_bounded_number_of_indices_is_open(matcher, monkeypatch):
+    monkeypatch.setattr(search, "_OPEN_INDICES", 2)
     points = inner_points(matcher, "a", count=3)
     for case in ("b", "c", "a", "b"):
         matcher.match("a", case, points)
         assert len(matcher._searches) <= 2
-    with pytest.raises(ValueError, match="open_indices"):
-        EmbeddingMatcher(matcher.dataset, open_indices=1)
     opened = matcher.search("b")
     assert matcher.search("b") is opened
     copy = pickle.loads(pickle.dumps(matcher))

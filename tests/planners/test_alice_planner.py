@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from support.refused import refused
@@ -37,11 +39,18 @@ DATA = {
     "hippocampus": ((1.0, 1.0, 1.0), (35, 50, 35)),
     "tiny": ((1.0, 1.0, 1.0), (13, 17, 11)),
 }
+# where nnU-Net's search for a small patch went in circles, or took an axis' last voxel
+HARD = {
+    "chest and abdomen CT": ((2.5, 0.98, 0.98), (350, 512, 512)),
+    "long": ((1.0, 1.0, 1.0), (200, 30, 30)),
+    "wide": ((1.0, 1.0, 1.0), (40, 30, 500)),
+    "two wide slices": ((5.0, 1.0, 1.0), (2, 400, 400)),
+}
 
 
 def make_dataset(folder, monkeypatch, kind, cases=60, channels=1):
     """Raw dataset and fingerprint as nnU-Net's planners want them; all cases share one small image."""
-    spacing, shape = DATA[kind]
+    spacing, shape = (DATA | HARD)[kind]
     name = "Dataset900_Planned"
     set_named_folders(monkeypatch, folder)
     image = folder / "image.nii.gz"
@@ -130,6 +139,23 @@ def test_the_coarse_planner_takes_cubes_where_the_volume_lets_it(tmp_path, monke
     spacing, shape = (np.array(values) for values in DATA[kind])
     sizes_mm = np.multiply(planned.content["median_image_size_in_voxels"], planned.content["spacing"])
     np.testing.assert_allclose(sizes_mm, spacing * shape, rtol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("planner_class", [AlicePlannerSmall, AlicePlannerCoarse])
+def test_the_small_planners_find_a_patch_of_every_volume(tmp_path, monkeypatch, kind, planner_class):
+    steps = iter(range(20_000))  # StopIteration ends a search that would go on for ever
+    monkeypatch.setattr(
+        default_experiment_planner,
+        "get_pool_and_conv_props",
+        lambda *args: next(steps) >= 0 and get_pool_and_conv_props(*args),
+    )
+    content = plan(planner_class, make_dataset(tmp_path, monkeypatch, kind)).content
+    patch, volume = np.array(content["patch_size"]), np.array(content["median_image_size_in_voxels"])
+    assert np.prod(patch) <= (1 if patch[0] > 4 else 4) * planner_class.max_patch_vox  # few slices grow to four
+    assert np.prod(patch) > 0.25 * planner_class.max_patch_vox
+    assert all(patch <= np.maximum(volume, 4))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from support.refused import refused
 
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import read_json, write_json
+from nnunet_alice.planning import fingerprint
 from nnunet_alice.planning.fingerprint import LEFT_OUT, OUTLIERS, ensure_fingerprint
 
 CASES = ("a", "b", "c", "d", "e")
@@ -132,6 +133,22 @@ def test_nnunets_own_counts_unless_files_are_newer_or_outliers_spoiled_it(folder
     clean["foreground_intensity_properties_per_channel"]["0"]["std"] = 1e9
     write_json(fingerprint_file(folder), clean)
     assert is_made_again(folder)
+
+
+def test_a_case_that_can_be_read_later_comes_in(folder, raw, monkeypatch):
+    analyse = fingerprint._analyse_case
+
+    def without_memory(shared, case):
+        if case == "b":
+            raise MemoryError
+        return analyse(shared, case)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "_analyse_case", without_memory)
+        assert list(made(folder)[LEFT_OUT]) == ["b"]
+        assert not is_made_again(folder)
+        assert list(ensure_fingerprint(UNLABELLED, 1)) == ["b"]
+    assert not made(folder)[LEFT_OUT] and len(made(folder)["spacings"]) == len(CASES)
 
 
 def test_cases_that_cannot_be_read_are_named_with_the_telling_part(folder, raw):

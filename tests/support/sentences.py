@@ -184,7 +184,7 @@ ROWS = [
     ),
     (
         lambda: import_unlabelled("scans", 1000, name="Test", channels=["CT"]),
-        "Dataset number 1000 is not between 1 and 999.",
+        "Dataset number 1000 is not between 1 and 999; choose a different one with -d.",
     ),
     (
         lambda: import_unlabelled("scans", 900, name="Te/st", channels=["CT"]),

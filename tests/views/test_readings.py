@@ -131,6 +131,41 @@ def test_unreadable_cases_are_named_once_and_left_out(make, damage, caplog):
     assert any(fix in text for text in warnings)
 
 
+class Labels:
+    """Regions, and shapes of bodies, of which some cases' files are damaged."""
+
+    def __init__(self, *bad):
+        self.bad = bad
+
+    def open(self, case):
+        if case in self.bad:
+            raise EOFError
+
+    def on_grid(self, case, first_vox, step_vox, size):
+        self.open(case)
+        return np.zeros(size, np.int64)
+
+    def body_crop(self, case, first_vox, size):
+        self.open(case)
+        return np.ones(size, bool)
+
+
+def test_cases_whose_regions_or_body_cannot_be_read_are_left_out():
+    """Pairs that an embedding matched need no file of the atlas; the regions do."""
+
+    def labelled(regions, bodies):
+        world = World()
+        return MatchedViews(
+            SameVolumePairs(world, CASES, PATCH), world.image, PATCH, 3, mask_ratio=0.5, transform=None,
+            regions=regions, body_crop=bodies.body_crop,
+        )  # fmt: skip
+
+    drawn, whole = batches(labelled(Labels("b"), Labels("d"))), batches(labelled(Labels(), Labels()))
+    assert set().union(*map(shown, drawn)) == {"a", "c", "e"}
+    untouched = [number for number, batch in enumerate(whole) if not shown(batch) & {"b", "d"}]
+    assert untouched and all(same(drawn[number], whole[number]) for number in untouched)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", LOADERS)
 def test_batches_do_not_depend_on_when_the_damage_was_met(make):
