@@ -77,7 +77,9 @@ def overview(folder: Path, file: str) -> str:
     return "\n".join(lines)
 
 
-def arms(folder: Path, file: str, baseline: str = "scratch", folds: str = "", only: str = "") -> str:
+def arms(
+    folder: Path, file: str, baseline: str = "scratch", folds: str = "", only: str = "", by: str = "fold,seed,draw"
+) -> str:
     """Return mean Dice of every arm by number of labels, and how it compares with the baseline on the same draws.
 
     Intervals (95 %) are Student's, over the differences of all draws.
@@ -88,6 +90,7 @@ def arms(folder: Path, file: str, baseline: str = "scratch", folds: str = "", on
         baseline: the arm that the others are compared with.
         folds: to show, with commas; all where empty.
         only: arms beside the baseline to show, with commas; all where empty.
+        by: columns that pair runs, with commas.
     """
     table = pd.read_csv(folder / file)
     if only:
@@ -96,7 +99,7 @@ def arms(folder: Path, file: str, baseline: str = "scratch", folds: str = "", on
         table = table[table["fold"].isin([int(fold) for fold in folds.split(",")])]
     lines = table_head(["labels", "arm", "Dice", "points above", "better in"])
     for labels, rows in table.groupby("labels"):
-        dice = rows.pivot_table(index=["fold", "seed", "draw"], columns="arm", values="dice")
+        dice = rows.pivot_table(index=by.split(","), columns="arm", values="dice")
         for arm in [baseline, *(name for name in rows["arm"].unique() if name != baseline)]:
             gain = (dice[arm] - dice[baseline]).dropna()
             compared = ["", ""]
