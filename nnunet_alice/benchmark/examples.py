@@ -51,7 +51,8 @@ def example_cases(runner: Runner, cases: pd.DataFrame) -> list[Example]:
         image = files.image(case)
         title = f"{rank}: {case} ({labels} labels)"
         image = np.zeros(truth.shape) if image is None else image
-        examples.append(axial_example(title, image, segmentations, files.spacing))
+        ignored = files.dataset["labels"].get("ignore")
+        examples.append(axial_example(title, image, segmentations, files.spacing, ignored))
     return examples
 
 

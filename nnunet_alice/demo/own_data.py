@@ -119,6 +119,11 @@ def read_own_data(folder: str | os.PathLike, labelled: int, test: int | None, se
         raise InputError(
             f"None of {counted(len(cases), 'image')} of {folder} has a label; the demo has to test on some."
         ).about(path=folder, value=len(cases))
+    if len(known) < 2 or len(cases) < 2 + MIN_UNLABELLED:
+        raise InputError(
+            f"{folder} has too few cases for the demo: {len(cases)}, {len(known)} of them with labels; it needs "
+            f"{2 + MIN_UNLABELLED}, 2 of them with labels, or more."
+        ).about(path=folder, value=len(cases))
     if test is None:
         test = min(MAX_TEST, max(1, round(len(known) / 3)))
     if labelled + test > len(known) or len(cases) - test < labelled + MIN_UNLABELLED:

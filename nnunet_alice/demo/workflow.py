@@ -273,20 +273,24 @@ class Demo:
         dice = self.report.cases
         gains = {file: dice[RUNS[0]][file] - dice[RUNS[1]][file] for file in dice[RUNS[0]]}
         file = sorted(gains, key=gains.__getitem__)[len(gains) // 2]
-        ending = read_json(self.labelled / "dataset.json")["file_ending"]
+        content = read_json(self.labelled / "dataset.json")
+        ending, ignored = content["file_ending"], content["labels"].get("ignore")
         case = file.removesuffix(ending)
         image = sitk.ReadImage(str(self.labelled / "imagesTs" / f"{case}_0000{ending}"))
         folders = {"truth": self.labelled / "labelsTs"}
         folders |= {f"{run}, Dice {dice[run][file]:.2f}": self._predicted(run) for run in reversed(RUNS)}
         labels = {name: sitk.GetArrayFromImage(sitk.ReadImage(str(path / file))) for name, path in folders.items()}
-        return axial_example(f"test case {case}", sitk.GetArrayFromImage(image), labels, image.GetSpacing()[::-1])
+        voxels, spacing_mm = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
+        return axial_example(f"test case {case}", voxels, labels, spacing_mm, ignored)
 
     def _curve(self, run: str) -> list[float]:
-        """Return nnU-Net's pseudo Dice of random patches after every epoch of a run on labels."""
-        found = re.findall(
-            r"Pseudo dice \[(.*)\]", _log(self._fold(self.results[run], LABELLED, self.budget.trainer(run)))
-        )
-        return [float(np.nanmean([float(value) for value in re.findall(r"\d\.\d+|nan", row)])) for row in found]
+        return pseudo_dice(_log(self._fold(self.results[run], LABELLED, self.budget.trainer(run))))
+
+
+def pseudo_dice(log: str) -> list[float]:
+    """Return nnU-Net's Dice of random patches after every epoch of a log, the mean of the classes that were there."""
+    rows = re.findall(r"Pseudo dice \[(.*)\]", log.replace("np.float32", ""))
+    return [float(np.nanmean([float(value) for value in re.findall(r"[^\s,()]+", row)])) for row in rows]
 
 
 def _log(fold: Path) -> str:

@@ -28,6 +28,8 @@ from nnunet_alice.features.probe_data import ProbeData
 
 logger = logging.getLogger(__name__)
 
+#: fewest folds of a probe
+MIN_FOLDS = 2
 #: fewest events from which a Cox model is worth cross-validating
 MIN_EVENTS = 10
 #: strengths of the penalty that are tried; features are standardised
@@ -72,13 +74,15 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
     Raises:
         InputError: too few cases of a class, cases or events for the folds; or scikit-survival is not installed.
     """
-    if folds < 2:
-        raise InputError(f"A probe needs at least 2 folds, not {folds}.").about(option="folds", value=folds)
+    if folds < MIN_FOLDS:
+        raise InputError(f"A probe needs at least {MIN_FOLDS} folds, not {folds}.").about(option="folds", value=folds)
     there = count_groups(data.groups, np.ones(len(data.cases), dtype=bool))
     if there < INNER_FOLDS * folds:
-        raise InputError(f"{there} {_kind(data)} are too few for {folds} folds; use fewer folds or more cases.").about(
-            option="folds", value=folds
-        )
+        possible = there // INNER_FOLDS
+        fewer = f"{possible} folds or fewer, or " if possible >= MIN_FOLDS else ""
+        raise InputError(
+            f"{there} {_kind(data)} are too few for {folds} folds, which need {INNER_FOLDS * folds}; use {fewer}more."
+        ).about(option="folds", value=folds)
     # Matrices are small: more threads would only wait for each other.
     with threadpool_limits(1):
         predicted, fold, penalties, models, metrics = _TASKS[task](data, folds, seed)

@@ -69,7 +69,11 @@ class Example:
 
 
 def axial_example(
-    title: str, image: np.ndarray, segmentations: Mapping[str, np.ndarray], spacing_mm: Sequence[float]
+    title: str,
+    image: np.ndarray,
+    segmentations: Mapping[str, np.ndarray],
+    spacing_mm: Sequence[float],
+    ignore_label: int | None = None,
 ) -> Example:
     """Cut the axial slice in which the truth is largest.
 
@@ -78,9 +82,12 @@ def axial_example(
         image: (z, y, x).
         segmentations: caption -> (z, y, x) labels; the one called ``truth`` chooses the slice.
         spacing_mm: (3,) voxel size, (z, y, x).
+        ignore_label: value of the truth that is not scored: nothing is shown there.
     """
-    z = int(np.argmax((segmentations["truth"] > 0).sum(axis=(1, 2))))
-    slices = {name: array[z] for name, array in segmentations.items()}
+    truth = segmentations["truth"]
+    ignored = truth == ignore_label
+    z = int(np.argmax(((truth > 0) & ~ignored).sum(axis=(1, 2))))
+    slices = {name: np.where(ignored[z], 0, array[z]) for name, array in segmentations.items()}
     return Example(title, image[z], slices, spacing_mm[1] / spacing_mm[2])
 
 

@@ -40,7 +40,7 @@ def test_the_command_writes_tables_and_plot(files, capsys, real_figures):
         (["--target", "severity", "--task", "survival"], "needs --event"),
         (["--target", "severity", "--task", "survival", "--event", "severity"], "must hold 0 and 1"),
         (["--target", "severity", "--task", "regression", "--id", "ill"], "more than one row for"),
-        (["--target", "severity", "--task", "regression", "--folds", "60"], "too few for 60 folds"),
+        (["--target", "severity", "--task", "regression", "--folds", "60"], "180; use 30 folds or fewer"),
         (["--target", "severity", "--task", "regression", "--folds", "1"], "at least 2 folds"),
         (["--target", "severity", "--task", "classification"], "has 1 cases, but 5 folds need"),
         (["--target", "severity", "--task", "survival", "--event", "ill"], "must be positive"),

@@ -124,9 +124,22 @@ def a_channel_is_missing(folder):
     (folder / "imagesTr" / "case2_0001.nii.gz").unlink()
 
 
-def too_few(folder):
-    for case in range(4, 9):
+def keep_cases(folder, number):
+    for case in range(number, 9):
         (folder / "imagesTr" / f"case{case}_0000.nii.gz").unlink()
+        (folder / "labelsTr" / f"case{case}.nii.gz").unlink()
+
+
+def too_few(folder):
+    keep_cases(folder, 4)
+
+
+def too_few_for_any_parts(folder):
+    keep_cases(folder, 3)
+
+
+def one_label(folder):
+    for case in range(1, 9):
         (folder / "labelsTr" / f"case{case}.nii.gz").unlink()
 
 
@@ -146,6 +159,8 @@ def too_few(folder):
         (a_label_without_image, InputError, {"path": "labelsTr", "value": "case2.nii.gz"}),
         (a_channel_is_missing, InputError, {"case": "case2", "value": 1}),
         (too_few, InputError, {"option": "--labelled", "value": 4}),
+        (too_few_for_any_parts, InputError, {"option": None, "value": 3}),
+        (one_label, InputError, {"option": None, "value": 9}),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path, spoil, kind, fields):
