@@ -19,7 +19,7 @@ NUMBER, PLANS, CONFIGURATION = "4", "AliceSmallPlans", "3d_fullres"
 #: four short epochs: the run is killed once the first is saved
 PRETRAINING = "AliceTrainer_4epochs_2iterations"
 #: not stock nnU-Net's trainer (test_workflow.py has that): 250 steps of its SGD often end at background
-FINETUNING = "FineTuneTrainer_1epoch_150iterations_AdamW_lr1e-2_noTTA"
+FINETUNING = "FineTuneTrainer_1epoch_150iterations_AdamW_lr1e-2_noTTA_seed1"
 #: of the 200 cases
 CASES = 16
 TIMEOUT_S = 600
