@@ -179,17 +179,17 @@ def file_grid(properties: Mapping, transpose_forward: Sequence[int]) -> tuple[Af
         shape[source] = int(properties["shape_before_cropping"][axis])
     affine = _array_affine(properties)
     if letters := properties.get("sitk_stuff", {}).get("original_orientation"):
-        image = sitk.Image(shape[::-1], sitk.sitkUInt8)
-        spacing, direction, origin = sitk_place(affine)
-        image.SetSpacing(spacing)
-        image.SetDirection(direction)
-        image.SetOrigin(origin)
-        return image_grid(sitk.DICOMOrient(image, letters))
+        return turned_grid(affine, shape, letters)
     if "reoriented_affine" in (stuff := properties.get("nibabel_stuff", {})):
         original = _nibabel_affine(stuff["original_affine"])
         axes = np.rint(np.abs((affine.inverse() @ original).linear)).astype(int)
         return original, tuple((shape @ axes).tolist())
     return affine, tuple(shape)
+
+
+def turned_grid(affine: Affine, shape: Sequence[int], letters: str) -> tuple[Affine, tuple[int, ...]]:
+    """Return the grid, as `file_grid` does, of an array with shape (z, y, x) when it is turned to an orientation."""
+    return image_grid(sitk.DICOMOrient(image_in_world(np.zeros(shape, np.uint8), affine), letters))
 
 
 def image_grid(image: sitk.Image | sitk.ImageFileReader) -> tuple[Affine, tuple[int, ...]]:
@@ -227,3 +227,18 @@ def sitk_place(affine: Affine) -> tuple[list[float], list[float], list[float]]:
     columns = affine.linear[:, ::-1]  # SimpleITK counts x first
     spacing = np.linalg.norm(columns, axis=0)
     return spacing.tolist(), (columns / spacing).ravel().tolist(), affine.shift.tolist()
+
+
+def image_in_world(array: np.ndarray, affine: Affine) -> sitk.Image:
+    """Return array as an image that lies where it belongs.
+
+    Args:
+        array: (z, y, x), or (z, y, x, C) for an image of vectors.
+        affine: (z, y, x) voxels of the array -> (x, y, z) world mm, LPS.
+    """
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=array.ndim == 4)
+    spacing, direction, origin = sitk_place(affine)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    image.SetOrigin(origin)
+    return image

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_alice.affine import Affine
-from nnunet_alice.anatomy.world import sitk_place
+from nnunet_alice.anatomy.world import image_in_world
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
 from nnunet_alice.features.images import DatasetImages, OpenedImage, RawImages
@@ -176,21 +176,6 @@ def write_dense(path: str | os.PathLike, maps: np.ndarray, stride: Sequence[int]
     image = image_in_world(np.moveaxis(maps, 0, -1), world_affine @ Affine.scaling(steps, (steps - 1) / 2))
     with atomic_write(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
-
-
-def image_in_world(array: np.ndarray, affine: Affine) -> sitk.Image:
-    """Return array as an image that lies where it belongs.
-
-    Args:
-        array: (z, y, x), or (z, y, x, C) for an image of vectors.
-        affine: (z, y, x) voxels of the array -> (x, y, z) world mm, LPS.
-    """
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=array.ndim == 4)
-    spacing, direction, origin = sitk_place(affine)
-    image.SetSpacing(spacing)
-    image.SetDirection(direction)
-    image.SetOrigin(origin)
-    return image
 
 
 def extract(

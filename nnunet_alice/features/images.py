@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.atlas import Atlas, PreparedAtlas
@@ -20,7 +19,7 @@ from nnunet_alice.anatomy.world import (
     PreparedCases,
     array_orientation,
     file_grid,
-    image_grid,
+    turned_grid,
     world_affine,
 )
 from nnunet_alice.checkpoints.pretraining import pretrained_configuration, pretrained_orientation
@@ -183,6 +182,10 @@ class RawImages:
         forward, axial_axis = list(self._plans.transpose_forward), axial_axis_of_plans(self.run["plans"])
         geometry = compute_geometry(case, data, tuple(self._configuration.spacing), axial_axis)
         world = partial(world_affine, properties, forward, data.shape[1:])
-        # of a copy, nnU-Net's reader says nothing of the user's file
-        before = image_grid(sitk.DICOMOrient(turned.images[0], turned.lay)) if turned.done else None
-        return OpenedImage(data, geometry, world, lambda: before or file_grid(properties, forward), lambda _: None)
+        done, lay = turned.done, turned.lay  # and not the images, which would stay in memory
+
+        def grid() -> tuple[Affine, tuple[int, ...]]:
+            read = file_grid(properties, forward)
+            return turned_grid(*read, lay) if done else read  # nnU-Net knows the copy alone, not the user's file
+
+        return OpenedImage(data, geometry, world, grid, lambda _: None)

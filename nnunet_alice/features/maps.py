@@ -17,9 +17,10 @@ from scipy.spatial import cKDTree
 
 from nnunet_alice.affine import Affine
 from nnunet_alice.anatomy.lungs import lung_mask
+from nnunet_alice.anatomy.world import image_in_world
 from nnunet_alice.errors import InputError, NotPreparedError
 from nnunet_alice.features.encoders import TrainedEncoder
-from nnunet_alice.features.extraction import case_to_atlas, encode_patches, image_in_world, locations_of
+from nnunet_alice.features.extraction import case_to_atlas, encode_patches, locations_of
 from nnunet_alice.features.images import OpenedImage
 from nnunet_alice.features.patches import PatchProbe
 from nnunet_alice.files import atomic_write
