@@ -39,6 +39,8 @@ MODALITIES = "modalities"
 MODALITIES_FILE = "modalities.json"
 #: Describes the labelled crops of the online probe, beside them.
 PROBE_FILE = "probe.json"
+#: Stands in their labels where the labelled dataset says "ignore".
+PROBE_IGNORED = 255
 #: Stands for all modalities of a dataset taken as one.
 TOGETHER = "together"
 

@@ -137,3 +137,8 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     """Return names of a dataset's channels, in the order of their numbers."""
     channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
     return [channels[key] for key in sorted(channels, key=int)]
+
+
+def label_values(label: Any) -> tuple[int, ...]:
+    """Return the values of a label of ``dataset.json``: one, or those of a region, which may be a list of one."""
+    return tuple(label) if isinstance(label, list | tuple) else (int(label),)

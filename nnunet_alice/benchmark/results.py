@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -14,6 +13,7 @@ from nnunet_alice.benchmark.settings import Settings
 from nnunet_alice.benchmark.splits import labelled_number
 from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.files import read_json, write_csv
+from nnunet_alice.nnunet_folders import label_values
 from nnunet_alice.parallel import for_each_case
 
 #: the row of a case that holds the mean of its classes
@@ -152,15 +152,11 @@ def _evaluate_case(truth: Truth, predictions: Path, case: str) -> pd.DataFrame:
         )
     keep = true[0] != labels.ignore_label if labels.ignore_label is not None else True
     rows = []
-    names = {_key(value): name for name, value in dataset["labels"].items()}
+    names = {label_values(value): name for name, value in dataset["labels"].items()}
     for label in labels.foreground_regions if labels.has_regions else labels.foreground_labels:
         predicted_mask, true_mask = (region_or_label_to_mask(array[0], label) & keep for array in (predicted, true))
         found = agreement(predicted_mask, true_mask, properties["spacing"], truth.tolerance_mm)
-        rows.append({"case": case, "class": names.get(_key(label), str(label)), **vars(found)})
+        rows.append({"case": case, "class": names.get(label_values(label), str(label)), **vars(found)})
     table = pd.DataFrame(rows)
     mean = {metric: table[metric].mean() for metric in METRICS}  # over the classes that the case has
     return pd.concat([table, pd.DataFrame([{"case": case, "class": MEAN, **mean}])], ignore_index=True)
-
-
-def _key(label: Any) -> tuple[int, ...]:
-    return tuple(label) if isinstance(label, list | tuple) else (int(label),)

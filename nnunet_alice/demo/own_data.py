@@ -13,7 +13,7 @@ import numpy as np
 from nnunet_alice.errors import InputError, MissingFileError, named
 from nnunet_alice.files import link_file, write_json
 from nnunet_alice.importing.endings import ENDINGS
-from nnunet_alice.nnunet_folders import channel_names
+from nnunet_alice.nnunet_folders import channel_names, label_values
 from nnunet_alice.words import counted
 
 #: most test cases where their number is not asked for
@@ -63,7 +63,7 @@ class OwnData:
     @property
     def has_regions(self) -> bool:
         """Whether a label is a region of several values, which nnU-Net learns one by one."""
-        return any(isinstance(value, list) for value in self.content["labels"].values())
+        return any(len(label_values(value)) > 1 for value in self.content["labels"].values())
 
     @property
     def pool(self) -> tuple[str, ...]:

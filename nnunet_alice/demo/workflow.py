@@ -1,9 +1,10 @@
 """The steps of the demo, from volumes to the Dice of two networks: with pretraining, and from scratch."""
 
+import ast
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nnunet_alice.demo.commands import Commands
 from nnunet_alice.demo.sources import Source
 from nnunet_alice.errors import OccupiedError
 from nnunet_alice.files import read_json
+from nnunet_alice.nnunet_folders import label_values
 from nnunet_alice.pictures.benchmark import Example, axial_example
 from nnunet_alice.pictures.demo import draw_demo
 
@@ -220,8 +222,7 @@ class Demo:
             results,
         )
         summary = self._summary(run)
-        classes = {_key(value): name for name, value in read_json(self.labelled / "dataset.json")["labels"].items()}
-        self.report.dice[run] = {classes[key]: metrics["Dice"] for key, metrics in summary["mean"].items()}
+        self.report.dice[run] = dice_by_class(summary, read_json(self.labelled / "dataset.json")["labels"])
         self.report.cases[run] = {
             Path(case["prediction_file"]).name: float(np.nanmean([one["Dice"] for one in case["metrics"].values()]))
             for case in summary["metric_per_case"]
@@ -287,6 +288,12 @@ class Demo:
         return pseudo_dice(_log(self._fold(self.results[run], LABELLED, self.budget.trainer(run))))
 
 
+def dice_by_class(summary: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean Dice by the names of classes: the evaluation names them by number, or by a region's numbers."""
+    names = {label_values(value): name for name, value in labels.items()}
+    return {names[label_values(ast.literal_eval(key))]: metrics["Dice"] for key, metrics in summary["mean"].items()}
+
+
 def pseudo_dice(log: str) -> list[float]:
     """Return nnU-Net's Dice of random patches after every epoch of a log, the mean of the classes that were there."""
     rows = re.findall(r"Pseudo dice \[(.*)\]", log.replace("np.float32", ""))
@@ -301,8 +308,3 @@ def _log(fold: Path) -> str:
 def _epoch_seconds(fold: Path) -> float:
     """Return the seconds of a run's last epoch as logged; the first one compiles and warms up."""
     return float(re.findall(r"(?:Epoch time:|seconds) ([\d.]+)", _log(fold))[-1])
-
-
-def _key(value: int | list[int]) -> str:
-    """Return how nnU-Net's summary names a label, or a region of several."""
-    return str(tuple(value)) if isinstance(value, list) else str(value)

@@ -8,7 +8,7 @@ import numpy as np
 
 from nnunet_alice.anatomy.orientation import ORIENTATION, reader_that_gives
 from nnunet_alice.cropping import crop_centred
-from nnunet_alice.dataset import MODALITIES, PROBE_FILE, PreprocessedDataset, preprocessing_recipe
+from nnunet_alice.dataset import MODALITIES, PROBE_FILE, PROBE_IGNORED, PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.errors import InputError
 from nnunet_alice.files import atomic_write, read_json, write_json
 from nnunet_alice.nnunet_folders import channel_names, nnunet_folder
@@ -95,16 +95,17 @@ def _plans_for(dataset: PreprocessedDataset, labelled: str, content: dict) -> di
 
 
 def _crop(dataset: PreprocessedDataset, plans: dict, content: dict, files: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image (C, *patch) float32 and labels (*patch) uint8 of a case; its label has to show something."""
+    """Return the image (C, *patch) float32 and labels (*patch) uint8 of a case; its label has to show a class."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
     configuration = manager.get_configuration(dataset.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
     image, label, _ = preprocessor.run_case(files["images"], files["label"], manager, configuration, content)
-    places = np.argwhere(label[0] > 0)
+    ignored = label == content["labels"].get("ignore", np.nan)
+    places = np.argwhere((label[0] > 0) & ~ignored[0])
     if not len(places):
         raise InputError("its label is empty")
     centre = places.mean(axis=0)
-    shown = crop_centred(np.maximum(label, 0), centre, dataset.patch_size)[0]
+    shown = crop_centred(np.where(ignored, PROBE_IGNORED, np.maximum(label, 0)), centre, dataset.patch_size)[0]
     return crop_centred(image, centre, dataset.patch_size), shown.astype(np.uint8)

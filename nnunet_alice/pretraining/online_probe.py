@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_alice.dataset import PROBE_FILE, PreprocessedDataset, preprocessing_recipe
+from nnunet_alice.dataset import PROBE_FILE, PROBE_IGNORED, PreprocessedDataset, preprocessing_recipe
 from nnunet_alice.files import read_json
 from nnunet_alice.methods.diagnostics import dead_channels, effective_rank
 from nnunet_alice.methods.intermediate_features import IntermediateFeatures
@@ -32,7 +32,8 @@ class OnlineProbe:
     def __init__(self, network: nn.Module, dataset: PreprocessedDataset, device: torch.device, decoder: bool) -> None:
         record = read_json(dataset.probe_folder / PROBE_FILE)
         self.fitted, self.tested = ([_read(dataset, case) for case in record[side]] for side in ("fitted", "tested"))
-        self.classes = 1 + max(int(label.max()) for _, label in (*self.fitted, *self.tested))
+        labels = torch.cat([label.flatten() for _, label in (*self.fitted, *self.tested)])
+        self.classes = 1 + int(labels[labels != PROBE_IGNORED].max())
         self.network = IntermediateFeatures(copy.deepcopy(network).requires_grad_(False).to(device).eval())
         self.device = device
         self.decoder = decoder
@@ -55,6 +56,7 @@ class OnlineProbe:
             if not self.decoder:
                 continue
             labels = label.to(self.device).flatten()
+            features, labels = features[labels != PROBE_IGNORED], labels[labels != PROBE_IGNORED]
             layer = layer or LinearDiscriminant(self.classes, features.shape[1], self.device)
             if number < len(self.fitted):
                 layer.add(features, labels)

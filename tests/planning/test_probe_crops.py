@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from support.planned_datasets import TARGET, UNLABELLED, plan, write_dataset, write_image
 from support.small_datasets import set_named_folders
 
 from nnunet_alice.cropping import crop_centred
-from nnunet_alice.dataset import PROBE_FILE, PreprocessedDataset
-from nnunet_alice.files import read_json
+from nnunet_alice.dataset import PROBE_FILE, PROBE_IGNORED, PreprocessedDataset
+from nnunet_alice.files import read_json, write_json
 
 
 @pytest.fixture
@@ -53,3 +54,23 @@ def test_a_dataset_of_other_channels_is_refused(pool, tmp_path, capsys):
     write_dataset(tmp_path, "Dataset005_Two", channels=("CT", "PET"))
     assert plan("-pl", "AlicePlannerSmall", "--no_preprocess", "--probe", "5") == 1
     assert "has 2 channels and the pool 1" in capsys.readouterr().err
+
+
+def test_ignored_voxels_are_no_class_and_move_no_crop(pool):
+    content = read_json(pool / "dataset.json")
+    write_json(pool / "dataset.json", content | {"labels": content["labels"] | {"ignore": 4}})
+    for path in pool.glob("t?.nii.gz"):
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        label[:2] = 4
+        write_image(path, label)
+    assert plan("-pl", "AlicePlannerSmall", "--probe", "4") == 0
+    dataset = PreprocessedDataset.find(900, "AliceSmallPlans", "3d_fullres")
+    record = read_json(dataset.probe_folder / PROBE_FILE)
+    for case in record["fitted"] + record["tested"]:
+        with np.load(dataset.probe_folder / f"{case}.npz") as file:
+            label = file["label"]
+        expected = np.zeros((1, 24, 24, 24))
+        expected[:, 4:10, 12:20, 3:9] = 1 + int(case[1:]) % 3
+        expected[:, :2] = PROBE_IGNORED
+        np.testing.assert_array_equal(label, crop_centred(expected, (6.5, 15.5, 5.5), dataset.patch_size)[0])
+        assert (label == PROBE_IGNORED).any()

@@ -19,8 +19,9 @@ from support.pretraining_runs import (
 )
 
 from nnunet_alice.checkpoints.loading import load_checkpoint
-from nnunet_alice.dataset import PROBE_FILE, PreprocessedDataset, preprocessing_recipe
-from nnunet_alice.pretraining.online_probe import open_probe
+from nnunet_alice.dataset import PROBE_FILE, PROBE_IGNORED, PreprocessedDataset, preprocessing_recipe
+from nnunet_alice.methods.linear_probe import LinearDiscriminant, mean_dice
+from nnunet_alice.pretraining.online_probe import OnlineProbe, open_probe
 from nnunet_alice.trainers.alice import AliceTrainer_noContrast
 
 TIMES = ("seconds", "views_per_second", "seconds_probe")
@@ -92,6 +93,34 @@ def test_an_untrained_decoder_is_not_asked(base):
     assert "probe_dice" not in found and found["bottleneck_rank"] > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in trainer.network.modules()] == modes
+
+
+def test_ignored_voxels_are_neither_fitted_nor_tested(base):
+    dataset = write_probe(base)
+    trainer = make_trainer(short(), base)
+    trainer.initialize()
+
+    def measured(hidden: int) -> tuple[int, float]:
+        """Classes and Dice where labels of half of every crop say something wrong, or that it is ignored."""
+        for path in dataset.probe_folder.glob("*.npz"):
+            with np.load(path) as file:
+                image, label = file["image"], file["label"]
+            label[8:] = hidden
+            np.savez_compressed(path, image=image, label=label)
+        probe = OnlineProbe(trainer.network, dataset, torch.device("cpu"), decoder=True)
+        return probe.classes, probe.measure(trainer.network.state_dict())["probe_dice"]
+
+    assert measured(2)[0] == 3
+    classes, dice = measured(PROBE_IGNORED)
+    probe = OnlineProbe(trainer.network, dataset, torch.device("cpu"), decoder=True)
+    halves = []
+    for image, label in (*probe.fitted, *probe.tested):
+        decoded = probe.network(image[None], None).decoder[-1][0, :, :8].flatten(1).T
+        halves.append((decoded, label[:8].flatten()))
+    layer = LinearDiscriminant(2, halves[0][0].shape[1])
+    for features, labels in halves[:3]:
+        layer.add(features, labels)
+    assert classes == 2 and dice == mean_dice(layer.predict(halves[3][0]), halves[3][1], 2)
 
 
 def test_crops_of_other_plans_are_left_alone(base, capsys):
