@@ -46,7 +46,7 @@ ARMS: dict[str, Objective | None] = {
     "regions_300": Objective(regions=1.0, num_regions=300, query_mask=0.5, anchor_mask=0.0),
 }
 #: of a crop; phantoms at 8 mm are small
-SIZES = {"phantoms": (24, 24, 24), "abdomen_6mm": (24, 24, 24), "hippocampus": (24, 32, 24)}
+SIZES = {"phantoms": (24, 24, 24), "abdomen_6mm": (24, 24, 24), "chest_6mm": (24, 24, 24), "hippocampus": (24, 32, 24)}
 PHANTOM_ORGANS = ("heart", "liver", "stomach", "spine", "pelvis")
 
 

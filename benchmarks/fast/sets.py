@@ -40,7 +40,9 @@ SETS = {
     "abdomen": SetSettings("Dataset060_AbdomenCT", 4.0, ABDOMINAL_ORGANS),
     # the same for a slow machine: a third of the voxels
     "abdomen_6mm": SetSettings("Dataset060_AbdomenCT", 6.0, ABDOMINAL_ORGANS),
+    # esophagus, heart, trachea, aorta
     "chest": SetSettings("Dataset061_ChestCT", 4.0, (1, 2, 3, 4)),
+    "chest_6mm": SetSettings("Dataset061_ChestCT", 6.0, (1, 2, 3, 4)),
     "hippocampus": SetSettings("Task04_Hippocampus", 1.0, (1, 2), scale_by_case=True),
     # written by write_phantoms
     "phantoms": SetSettings("phantoms", 8.0, (1, 2, 3, 4, 5)),
