@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.fast.contrast import Contrast, pretrain_encoder
 from benchmarks.fast.sets import SETS, Case, folds, load, prepare
-from benchmarks.fast.training import Length, Objective, finetune, mean_dice, pretrain
+from benchmarks.fast.training import Length, Objective, encoder_weights, finetune, mean_dice, pretrain
 from nnunet_alice.files import atomic_write
 from nnunet_alice.phantoms import write_dataset
 
@@ -31,7 +32,7 @@ TWICE = "scratch_twice"
 #: cases that a rate is chosen on
 TUNING_CASES = 3
 #: the arms by name; None is training from random weights
-ARMS: dict[str, Objective | None] = {
+ARMS: dict[str, Objective | Contrast | None] = {
     "scratch": None,
     TWICE: None,
     "mim": Objective(),
@@ -44,6 +45,9 @@ ARMS: dict[str, Objective | None] = {
     "regions_later": Objective(regions=1.0, query_mask=0.5, anchor_mask=0.0, later=0.5),
     "regions_30": Objective(regions=1.0, num_regions=30, query_mask=0.5, anchor_mask=0.0),
     "regions_300": Objective(regions=1.0, num_regions=300, query_mask=0.5, anchor_mask=0.0),
+    "drasclr": Contrast(),
+    "drasclr_noLocation": Contrast(conditional=False),
+    "drasclr_noRegional": Contrast(neighbours=0),
 }
 #: of a crop; phantoms at 8 mm are small
 SIZES = {"phantoms": (24, 24, 24), "abdomen_6mm": (24, 24, 24), "chest_6mm": (24, 24, 24), "hippocampus": (24, 32, 24)}
@@ -70,10 +74,12 @@ def run(args: argparse.Namespace) -> None:
             seconds = 0.0
             if objective is not None:
                 name = f"{args.set}_{args.arm}{shape}_{args.steps}steps_fold{fold}_seed{seed}.pt"
-                weights, losses, seconds = pretrained(
-                    args.weights and args.weights / name,
-                    functools.partial(pretrain, training, atlas, objective, before, seed),
+                train = (
+                    functools.partial(pretrain, training, atlas, objective, before, seed)
+                    if isinstance(objective, Objective)
+                    else functools.partial(pretrain_encoder, training, atlas, objective, before, seed)
                 )
+                weights, losses, seconds = pretrained(args.weights and args.weights / name, train)
             if weights is not None and args.encoder_only:
                 weights = encoder_weights(weights)
             dice = functools.partial(finetuned_dice, weights, classes, after, seed)
@@ -95,11 +101,6 @@ def run(args: argparse.Namespace) -> None:
                         {name: row[name] for name in ("arm", "fold", "seed", "labels", "draw", "dice", "rate")},
                         flush=True,
                     )
-
-
-def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the encoder's tensors, under both names: nnU-Net's decoder lists the encoder as a part of its own."""
-    return {name: value for name, value in weights.items() if "encoder." in name}
 
 
 def pretrained(

@@ -125,7 +125,7 @@ def pretrain(
                 labels.append(torch.from_numpy(found))
             anchors.append(whole)
             pairs.append((case.geometry, frames[0], frames[1]))
-        with _autocast():
+        with autocast():
             maps = backbone(torch.stack(seen).contiguous(memory_format=_CHANNELS_LAST))
             logits = head(maps.decoder, torch.from_numpy(first))
             found_again = None
@@ -188,7 +188,7 @@ def finetune(
             points = points_of(centre, matrix, length.size)
             views.append(random_intensities(sample(case.image, points), rng))
             labels.append(sample(case.label, points, "nearest", "zeros")[0].long())
-        with _autocast():
+        with autocast():
             outputs = net(torch.stack(views).contiguous(memory_format=_CHANNELS_LAST))
         loss, truth = torch.zeros(()), torch.stack(labels)
         for stage, output in enumerate(outputs[:-1] if length.deep else [outputs]):  # the lowest does not count
@@ -198,6 +198,11 @@ def finetune(
         _step(optimizer, net, loss)
     decoder.deep_supervision = False
     return net
+
+
+def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the encoder's tensors, under both names: nnU-Net's decoder lists the encoder as a part of its own."""
+    return {name: value for name, value in weights.items() if "encoder." in name}
 
 
 @torch.no_grad()
@@ -213,7 +218,7 @@ def mean_dice(net: nn.Module, cases: Sequence[Case], classes: int, size: Sequenc
     return float(np.mean(scores))
 
 
-def _autocast() -> torch.autocast:
+def autocast() -> torch.autocast:
     """Return bfloat16 autocast, switched off on a CPU that only imitates bfloat16 (12 times slower than float32)."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -234,7 +239,7 @@ def _predict(net: nn.Module, case: Case, classes: int, size: Sequence[int]) -> T
             tuple(slice(c, c + s) for c, s in zip(corner, size, strict=True)) for corner in corners[begin : begin + 4]
         ]
         batch = torch.cat([image[(slice(None), slice(None), *window)] for window in windows])
-        with _autocast():
+        with autocast():
             output = net(batch.contiguous(memory_format=_CHANNELS_LAST))
         for window, probabilities in zip(windows, output.float().softmax(1), strict=True):
             total[(slice(None), *window)] += probabilities * weight

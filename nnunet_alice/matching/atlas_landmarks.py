@@ -117,10 +117,7 @@ def region_of_interest(dataset: PreprocessedDataset, atlas_case: str, region: st
     """
     if region == "body":
         geometry = load_geometry(dataset, atlas_case)
-        mask = geometry.body
-        for axis, factor in enumerate(geometry.factors):
-            mask = mask.repeat(factor, axis=axis)
-        return mask[tuple(map(slice, geometry.shape))]
+        return geometry.body_crop(np.zeros(3, dtype=int), geometry.shape)
     if region == LUNGS:
         axial_axis = load_geometry(dataset, atlas_case).axial_axis
         try:

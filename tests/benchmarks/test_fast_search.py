@@ -8,8 +8,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2]))  # last, so that the installed package is taken
 
-from benchmarks.fast.search import TUNING_CASES, encoder_weights, pretrained, tuned_rate
-from benchmarks.fast.training import network
+from benchmarks.fast.search import TUNING_CASES, pretrained, tuned_rate
+from benchmarks.fast.training import encoder_weights, network
 
 
 @pytest.mark.parametrize(("labels", "expected"), [(1, 1), (3, 3), (12, 9)])
