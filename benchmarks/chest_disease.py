@@ -11,7 +11,7 @@ of emphysema from features of single patches. Three seeds of pretraining; interv
 
 Beside DrasCLR, its ablations and masked image modelling stand untrained encoders and histograms of intensities. Every
 prediction is added to DIR/predictions_seed*.csv as soon as it is made, and running it again does only what is missing.
-``--versions`` and ``--own_subjects`` need a folder of their own. ``--arms`` chooses;
+``--versions``, ``--patches`` and ``--own_subjects`` need a folder of their own. ``--arms`` chooses;
 ``python benchmarks/drasclr_ablations.py`` is the same for the paper's ablations.
 """
 
@@ -51,8 +51,6 @@ SPACING_MM, FOLDS = 4.0, 3
 AIR_HU, TISSUE_HU, FEWEST_VALUES = -1000.0, 40.0, 30
 #: what is kept around the lungs
 MARGIN_MM = 36.0
-#: patches of a case with and without emphysema
-PATCHES = 6
 #: of a pretraining; arms of a different length say so
 EPOCHS, ITERATIONS = 4, 75
 _BINS = np.linspace(-1, 1, 41)
@@ -84,6 +82,7 @@ def main(arms: Sequence[str] = ARMS, description: str | None = __doc__) -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2))
     parser.add_argument("--all", action="store_true", help="also pretrain on all patients, those to be predicted too")
     parser.add_argument("--versions", type=int, default=2, help="scans made of each CT (default: %(default)s)")
+    parser.add_argument("--patches", type=int, default=24, help="of a case, ill and not (default: %(default)s each)")
     parser.add_argument(
         "--own_subjects", action="store_true", help="scans made of one CT are contrasted, too: they differ in disease"
     )
@@ -150,15 +149,16 @@ def plant_all(args: argparse.Namespace) -> None:
     for path in sorted((args.i / "imagesTr").glob("*.nii.gz")):
         patient = path.name.removesuffix("_0000.nii.gz")
         if not (args.o / "tables" / f"patches_{patient}.csv").is_file():
-            plant_patient(path, patient, args.versions, args.o)
+            plant_patient(path, patient, args)
     for name in ("cases", "patches"):
         tables = [pd.read_csv(path) for path in sorted((args.o / "tables").glob(f"{name}_*.csv"))]
         with atomic_write(args.o / f"{name}.csv") as temporary:
             pd.concat(tables).to_csv(temporary, index=False)
 
 
-def plant_patient(path: Path, patient: str, versions: int, folder: Path) -> None:
+def plant_patient(path: Path, patient: str, args: argparse.Namespace) -> None:
     """Write the scans that are made of one CT, around its lungs, and their rows."""
+    folder = args.o
     scan = resampled(sitk.ReadImage(str(path)))
     array, spacing = sitk.GetArrayFromImage(scan), np.array(scan.GetSpacing()[::-1])
     lungs = lung_mask(array, spacing.tolist())
@@ -172,7 +172,7 @@ def plant_patient(path: Path, patient: str, versions: int, folder: Path) -> None
     box = tuple(slice(first, end) for first, end in zip(low.tolist(), high.tolist(), strict=True))
     hu, lungs = hu[box], lungs[box]
     cases, patches = [], []
-    for version in range(versions):
+    for version in range(args.versions):
         number = int(patient.rpartition("_")[2])
         rng = np.random.default_rng([number, version])
         kind = KINDS[(number // FOLDS + version) % len(KINDS)]
@@ -189,7 +189,7 @@ def plant_patient(path: Path, patient: str, versions: int, folder: Path) -> None
             {"case": case, "kind": kind, "emphysema": planted.emphysema, "consolidation": planted.consolidation}
             | {f"bin{i}": share for i, share in enumerate(shares)}
         )
-        patches += list(draw_patches(case, kind, planted.labels, rng))
+        patches += list(draw_patches(case, kind, planted.labels, args.patches, rng))
     for name, rows in (("cases", cases), ("patches", patches)):
         with atomic_write(folder / "tables" / f"{name}_{patient}.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)
@@ -214,7 +214,7 @@ def hounsfield(array: np.ndarray, lungs: np.ndarray) -> np.ndarray | None:
     return AIR_HU + (values - air) * ((TISSUE_HU - AIR_HU) / (tissue - air))
 
 
-def draw_patches(case: str, kind: str, labels: np.ndarray, rng: np.random.Generator) -> Iterator[dict]:
+def draw_patches(case: str, kind: str, labels: np.ndarray, most: int, rng: np.random.Generator) -> Iterator[dict]:
     """Return places with emphysema (a fifth of the lung around is destroyed, at least) and without any."""
     width = 9
     lung, ill = (
@@ -224,7 +224,7 @@ def draw_patches(case: str, kind: str, labels: np.ndarray, rng: np.random.Genera
     filled = ndimage.uniform_filter((labels == CONSOLIDATION).astype(np.float32), width)
     inside = (lung > 0.5) & (filled < 1e-4)
     for label, where in ((kind, inside & (ill > 0.2 * lung)), ("none", inside & (ill < 1e-4))):
-        for z, y, x in rng.permutation(np.argwhere(where))[:PATCHES].tolist():
+        for z, y, x in rng.permutation(np.argwhere(where))[:most].tolist():
             yield {"case": case, "x_vox": x, "y_vox": y, "z_vox": z, "label": label, "patient": patient_of(case)}
 
 
