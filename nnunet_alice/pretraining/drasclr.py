@@ -130,7 +130,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
 
     def _open_anatomy(self) -> None:
         """Open the atlas, on which landmarks lie, whichever other matchers were prepared; make what is missing."""
-        dataset, log = self.context.dataset, self.context.log
+        dataset, log = self.context.dataset.together(), self.context.log
         matcher = on_one_rank_first(lambda: open_or_prepare_matcher(dataset, "atlas", log))
         assert isinstance(matcher, AtlasMatcher)
         self.matcher = matcher
@@ -146,7 +146,7 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
                 "No landmarks were laid on the atlas: laying them over the body now. "
                 "To choose a region or a different grid, run nnunet_alice anatomy with --roi and --landmark_... before."
             )
-            return prepare_landmarks(self.context.dataset).landmarks
+            return prepare_landmarks(self.context.dataset.together()).landmarks
 
     def _make_encoder(self, plain: nn.Module) -> LocatedEncoder:
         """Return the query encoder, starting from the weights of a plain one; the same for the same weights."""

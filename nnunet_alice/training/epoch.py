@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from nnunet_alice.methods.distributed import world_size
 from nnunet_alice.training.history import mean_metrics
-from nnunet_alice.training.ranks import metrics_over_ranks
+from nnunet_alice.training.ranks import metrics_over_ranks, number_of_each_rank
 
 
 @dataclass
@@ -41,7 +40,8 @@ class EpochMetrics:
         """
         metrics = metrics_over_ranks(mean_metrics(output["metrics"] for output in outputs), device)
         metrics["skipped_steps"] = sum(output["skipped"] for output in outputs)
-        return cls({**metrics, **more}, sum(output["views"] for output in outputs) * world_size(), time())
+        views = sum(number_of_each_rank(sum(output["views"] for output in outputs), device))
+        return cls({**metrics, **more}, views, time())
 
     def add_validation(
         self, metrics: Sequence[Mapping[str, float]], own: Mapping[str, float], device: torch.device

@@ -39,9 +39,11 @@ class MetricsHistory:
 
 
 def mean_metrics(steps: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of every metric over the steps that have it."""
+    """Return the mean of every metric over the steps that have it; NaN ("nothing measured") counts in losses alone."""
     sums: dict[str, list[float]] = {}
     for step in steps:
         for name, value in step.items():
-            sums.setdefault(name, []).append(float(value))
-    return {name: sum(values) / len(values) for name, values in sums.items()}
+            measured = sums.setdefault(name, [])
+            if name.startswith("loss") or not math.isnan(value):
+                measured.append(float(value))
+    return {name: sum(values) / len(values) if values else math.nan for name, values in sums.items()}

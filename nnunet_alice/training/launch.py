@@ -28,7 +28,7 @@ def train(arguments: Sequence[str]) -> None:
     """Do what ``nnUNetv2_train`` does with these arguments, together with all processes of torchrun.
 
     Without torchrun, or with one process, it is ``nnUNetv2_train``. Processes that torchrun starts again after a
-    failure continue from the last checkpoint, as with ``--c``; where there is none, they begin again.
+    failure continue from the last checkpoint of this run, as with ``--c``; where there is none, they begin again.
 
     Args:
         arguments: those of ``nnUNetv2_train``.
@@ -39,11 +39,11 @@ def train(arguments: Sequence[str]) -> None:
     from nnunetv2.run import run_training as nnunet
 
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    restarted = False
+    restarted, began = False, 0.0
     run, make, load = nnunet.run_training, nnunet.get_trainer_from_args, nnunet.maybe_load_checkpoint
 
     def run_together(*args: Any, **kwargs: Any) -> None:
-        nonlocal restarted
+        nonlocal restarted, began
         call = inspect.signature(run).bind(*args, **kwargs).arguments
         if together and call["num_gpus"] > 1:
             raise InputError("torchrun says how many processes train (--nproc-per-node); leave -num_gpus away.").about(
@@ -51,6 +51,7 @@ def train(arguments: Sequence[str]) -> None:
             )
         with _process_group(call["device"]) if together else nullcontext(call["device"]) as device:
             restarted = any(of_all_ranks([_started_again()]))
+            began = 0.0 if call["continue_training"] else _began()
             if restarted and not call["only_run_validation"]:
                 call["continue_training"] = True
             with patch.object(nnunet, "get_trainer_from_args", _on(device, make) if together else make):
@@ -58,8 +59,12 @@ def train(arguments: Sequence[str]) -> None:
 
     def load_after_restart(trainer: Any, continues: bool, validates: bool, pretrained: str | None = None) -> None:
         if restarted and continues:
-            continues = any(Path(trainer.output_folder, name).is_file() for name in _CHECKPOINTS)
-            pretrained = None if continues else pretrained
+            paths = [Path(trainer.output_folder, name) for name in _CHECKPOINTS]
+            own = [path for path in paths if path.is_file() and path.stat().st_mtime >= began]
+            if own:
+                trainer.load_checkpoint(str(own[0]))
+                return
+            continues = False
         load(trainer, continues, validates, pretrained)
 
     with (
@@ -86,6 +91,15 @@ def _started_again() -> bool:
     store = _torchruns_store()
     starts = 1 if store is None else store.add(f"{_OURS}/starts/{os.environ['RANK']}", 1)
     return starts > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def _began() -> float:
+    """Return when torchrun started the first processes of this run, in seconds; 0 where it keeps no store.
+
+    Checkpoints that are older belong to a run that was in the folder before.
+    """
+    store = _torchruns_store()
+    return 0.0 if store is None else float(store.compare_set(f"{_OURS}/began", "", str(time.time())))
 
 
 def _torchruns_store() -> dist.Store | None:

@@ -127,7 +127,7 @@ class MatchedViews:
 
     def _with_regions(self, batch: AliceBatch, regions: LabelsRegions, rng: np.random.Generator) -> AliceBatch:
         """Add the regions at every third voxel; where they begin is drawn, so that in time every voxel is asked."""
-        first = rng.integers(GRID_STEP, size=3)
+        first = np.minimum(rng.integers(GRID_STEP, size=3), np.array(self.patch_size) - 1)  # views may be thinner
         labels = []
         for case, point in _centres(batch):
             start = crop_bounds(point, self.patch_size) + first

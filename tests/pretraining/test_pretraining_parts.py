@@ -35,6 +35,13 @@ def test_mean_metrics_counts_only_steps_that_have_them():
     assert mean_metrics([{"a": 1.0, "b": 4.0}, {"a": torch.tensor(3.0)}]) == {"a": 2.0, "b": 4.0}
 
 
+def test_a_step_that_measured_nothing_does_not_count_but_a_loss_that_is_no_number_does():
+    nothing = {"loss": 1.0, "region_accuracy": torch.tensor(math.nan), "negative_age": math.nan}
+    mean = mean_metrics([nothing, {"loss": 3.0, "region_accuracy": torch.tensor(0.5), "negative_age": math.nan}])
+    assert (mean["loss"], mean["region_accuracy"]) == (2.0, 0.5) and math.isnan(mean["negative_age"])
+    assert math.isnan(mean_metrics([{"loss": 1.0}, {"loss": math.nan}])["loss"])
+
+
 def test_an_ordinary_step_ends_the_count_of_skipped_ones():
     steps, seen = SkippedSteps(3), []
     for skipped in (False, True, True, False, True, True, True):

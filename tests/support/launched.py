@@ -1,5 +1,7 @@
 """nnU-Net's training with nothing trained: what it is asked to do."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from nnunetv2.run import run_training as nnunet
@@ -10,8 +12,13 @@ COMMAND = ["900", "3d_fullres", "all", "-tr", "AliceTrainer", "-p", "SomePlans"]
 class Trainer:
     """Stands for nnU-Net's; says what is asked of it."""
 
-    def __init__(self, folder) -> None:
+    def __init__(self, folder, calls) -> None:
         self.output_folder, self.device, self.grad_scaler = str(folder), torch.device("cuda", 9), object()
+        self.calls = calls
+
+    def load_checkpoint(self, path):
+        """Note its name."""
+        self.calls["load"] = (Path(path).name,)
 
 
 @pytest.fixture
@@ -22,7 +29,7 @@ def asked(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
     def make(*args, **kwargs):
-        calls["trainer"] = Trainer(tmp_path)
+        calls["trainer"] = Trainer(tmp_path, calls)
         return calls["trainer"]
 
     def run(dataset_name_or_id, configuration, fold, trainer_class_name, plans_identifier, pretrained_weights=None,

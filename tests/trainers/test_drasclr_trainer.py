@@ -283,3 +283,13 @@ def test_without_preparation_it_prepares_and_says_so(small_run):
 def test_a_2d_configuration_is_refused(small_run):
     with refused(InputError, value="2d"):
         make_trainer(variant(), small_run, configuration="2d")
+
+
+def test_a_pool_of_several_modalities_has_one_atlas(small_run):
+    folder, modality_of = small_run / DATASET, {f"case{number}": ("CT", "T1")[number % 2] for number in range(4)}
+    plans = json.loads((folder / f"{PLANS}.json").read_text())
+    (folder / f"{PLANS}.json").write_text(json.dumps(plans | {"modalities": {"CT": {}, "T1": {}}}))
+    (folder / "modalities.json").write_text(json.dumps(modality_of))
+    trainer = make_trainer(variant(), small_run)
+    trainer.initialize()
+    assert len(trainer.dataset.parts) == 2 and list(trainer.method.matcher.cases) == sorted(modality_of)

@@ -1,5 +1,6 @@
 """``nnunet_alice train`` hands nnU-Net's own functions what torchrun's environment says."""
 
+import os
 import time
 from datetime import timedelta
 from multiprocessing.pool import ThreadPool
@@ -18,7 +19,7 @@ def test_a_restart_continues_where_there_is_something_to_continue(asked, tmp_pat
     if checkpoint:
         (tmp_path / checkpoint).touch()
     launch.train([*COMMAND, "-device", "cpu", "-pretrained_weights", "w.pth"])
-    assert asked["load"] == ((True, False, None) if checkpoint else (False, False, "w.pth"))
+    assert asked["load"] == ((checkpoint,) if checkpoint else (False, False, "w.pth"))
     launch.train([*COMMAND, "-device", "cpu", "--val"])
     assert asked["load"] == (False, True, None)
 
@@ -34,6 +35,25 @@ def test_processes_know_that_others_ran_before_them_where_torchrun_counts_no_fai
         monkeypatch.setenv("RANK", str(rank))
         found.append(launch._started_again())
     assert found == [False, False, True]
+
+
+@pytest.mark.parametrize("more", [[], ["--c"]])
+def test_a_restart_does_not_take_the_checkpoint_of_a_run_that_was_there_before(asked, tmp_path, monkeypatch, more):
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("RANK", "0")
+    earlier = tmp_path / "checkpoint_final.pth"
+    earlier.touch()
+    os.utime(earlier, (time.time() - 100,) * 2)
+    launch.train([*COMMAND, "-device", "cpu", *more])
+    assert asked["load"] == (bool(more), False, None)
+    launch.train([*COMMAND, "-device", "cpu", *more])
+    assert asked["load"] == ((earlier.name,) if more else (False, False, None))
+    (tmp_path / "checkpoint_latest.pth").touch()
+    launch.train([*COMMAND, "-device", "cpu", *more])
+    assert asked["load"] == (earlier.name if more else "checkpoint_latest.pth",)
 
 
 @pytest.mark.slow

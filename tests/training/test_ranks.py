@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from support.gloo_ranks import needs_distributed, on_ranks
 
+from nnunet_alice.training.epoch import EpochMetrics
 from nnunet_alice.training.ranks import metrics_over_ranks, on_one_rank, on_one_rank_first, wait_for_all_ranks
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,9 @@ TIMEOUT, SLOW = 1, 2
 
 
 def results_of(rank, folder):
-    return {"first": rank_0_first(rank, folder), "metrics": metrics(rank), "slow": slow_ranks(rank)}
+    steps = [{"metrics": {}, "views": 4 - 2 * rank, "skipped": False}] * 3  # of batches of 2 pairs and of 1
+    views = EpochMetrics.of_training(steps, CPU, {}).views
+    return {"first": rank_0_first(rank, folder), "metrics": metrics(rank), "views": views, "slow": slow_ranks(rank)}
 
 
 def rank_0_first(rank, folder):
@@ -69,6 +72,7 @@ def test_rank_0_works_first_and_metrics_are_means(ranks):
         assert results["first"] == (rank, rank == 1)
         assert math.isnan(results["metrics"].pop("of none"))
         assert results["metrics"] == {"loss": 1.5, "spread": 0.5, "of rank 1": 3.0}
+        assert results["views"] == 18
 
 
 @needs_distributed

@@ -48,6 +48,24 @@ def same(one, two):
     return torch.equal(one.views, two.views) and torch.equal(one.mask, two.mask)
 
 
+class Regions:
+    """No region anywhere."""
+
+    def open(self, case):
+        """Nothing is read."""
+
+    def on_grid(self, case, first_vox, step_vox, size):
+        return np.zeros(size, dtype=np.int64)
+
+
+def test_regions_are_asked_for_inside_of_views_that_are_thinner_than_their_grid():
+    thin = MatchedViews(
+        RandomPairs(), volumes().__getitem__, (2, 8, 8), 1, mask_ratio=0.5, transform=None, regions=Regions()
+    )
+    found = [thin(number, np.random.default_rng(number)).regions_first.tolist() for number in range(20)]
+    assert np.max(found, axis=0).tolist() == [1, 2, 2] and np.min(found) == 0
+
+
 def test_a_batch_holds_query_then_anchor_views_around_the_points():
     batch = next(batches())
     assert batch.views.shape == (6, 2, *PATCH) and batch.mask.shape == (6, *PATCH)
