@@ -140,7 +140,7 @@ class MultiLabel(Task):
         return pd.DataFrame(columns)
 
     def metrics(self, truth: np.ndarray, predictions: pd.DataFrame) -> dict[str, Metric]:
-        """Return ``METRIC_LABEL`` of every label over the cases in which it is known, and their means."""
+        """Return ``METRIC_LABEL`` of every label over the cases in which it is known, and means of those defined."""
         each: dict[str, dict[str, Metric]] = {}
         for number, label in enumerate(self.definition.columns):
             chosen = predictions[f"probability_{label}"].to_numpy(), predictions[f"predicted_{label}"].to_numpy()
@@ -263,4 +263,10 @@ def _of_the_known(truth: np.ndarray, probability: np.ndarray, predicted: np.ndar
 
 
 def _mean(metrics: Sequence[Metric]) -> Metric:
-    return lambda at: float(np.mean([metric(at) for metric in metrics]))
+    """Return the mean of the metrics that a sample defines: that of a label which no case has is left out."""
+
+    def mean(at: np.ndarray) -> float:
+        values = np.array([metric(at) for metric in metrics])
+        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+    return mean
