@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_alice.errors import InputError, MissingFileError
-from nnunet_alice.words import mend
+from nnunet_alice.words import mend, telling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,12 +154,15 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        # without a header, else a row with a cell more would move all columns, and age would be renamed beside age
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; give a CSV table.").about(path=path) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}).").about(path=path) from None
-    table = table.rename(columns=str.strip).apply(lambda column: column.str.strip())
+        raise InputError(f"{path} cannot be read as a CSV table ({telling(error)}).").about(path=path) from None
+    rows = rows.apply(lambda column: column.str.strip())
+    names = [name or f"Unnamed: {number}" for number, name in enumerate(rows.iloc[0])]
+    table = rows.iloc[1:].reset_index(drop=True).set_axis(names, axis=1)
     if not table.columns.is_unique:
         twice = table.columns[table.columns.duplicated()][0]
         raise InputError(f"{path} has two columns '{twice}' where blanks do not count; rename one.").about(

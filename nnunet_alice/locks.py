@@ -14,6 +14,7 @@ def held(path: Path, wait: bool = False) -> Iterator[int | None]:
     """Hold a lock and yield its descriptor, or None if a different process has it.
 
     A child that inherits the descriptor holds the lock, too: a run that outlives its killed parent is not run twice.
+    Where the block ends well, the lock is free, whoever still has the descriptor.
     Gives -1 where the system (Windows) or the file system (Lustre without flock) has no such locks.
 
     Args:
@@ -43,6 +44,7 @@ def held(path: Path, wait: bool = False) -> Iterator[int | None]:
                 return
             if _is_file_at(file.fileno(), path):  # else whoever held it before has removed it
                 yield file.fileno()
+                fcntl.flock(file, fcntl.LOCK_UN)  # what a killed child started may still have the descriptor
                 return
 
 

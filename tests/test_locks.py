@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,19 @@ def test_a_folder_that_is_removed_before_the_lock_is_made_comes_back(tmp_path, m
     monkeypatch.setattr(Path, "mkdir", removed_at_first)
     with held(path):
         assert path.is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_a_killed_child_started_does_not_keep_the_lock(tmp_path, interrupted):
+    """Workers outlive a training that was killed; of a holder that is interrupted, the training itself may go on."""
+    path, inherited = tmp_path / "a.lock", []
+    with suppress(KeyboardInterrupt), held(path) as lock:
+        inherited.append(os.dup(lock))
+        if interrupted:
+            raise KeyboardInterrupt
+    with held(path) as again:
+        assert (again is None) == interrupted
+    os.close(inherited[0])
+    with held(path) as at_last:
+        assert at_last is not None

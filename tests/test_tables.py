@@ -33,6 +33,19 @@ def test_a_table_may_have_no_row_and_short_rows(tmp_path):
     assert read(tmp_path, "case,age\nc0\n")["age"].isna().all()
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path):
+@pytest.mark.parametrize("names", ["age,age ", "age,age"])
+def test_two_columns_of_one_name_are_refused(tmp_path, names):
     with refused(InputError, path="t.csv", column="age"):
-        read(tmp_path, "case,age,age \nc0,1,2\n")
+        read(tmp_path, f"case,{names}\nc0,1,2\n")
+
+
+@pytest.mark.parametrize("content", ["case,age\nc0,41,\n", "case,age\nc0,4,2\n", "case;age\nc0;4,2\n"])
+def test_rows_with_a_cell_too_many_are_refused(tmp_path, content):
+    """They would move every column by one."""
+    with refused(InputError, path="t.csv"):
+        read(tmp_path, content)
+
+
+def test_a_spreadsheet_marks_its_text_and_leaves_empty_columns(tmp_path):
+    table = read(tmp_path, '\ufeff"case",age,,\r\n"c0","4,2",,\r\n')
+    assert table[["case", "age"]].to_dict("list") == {"case": ["c0"], "age": ["4,2"]} and table.shape == (1, 4)

@@ -68,7 +68,8 @@ class Predictions:
 
     def read(self, path: Path) -> pd.DataFrame:
         """Return predictions of a run, indexed by case."""
-        return pd.read_csv(path, dtype={"case": str, "predicted": str}).set_index("case")  # classes may be digits
+        text = {"case": str, "predicted": str}  # classes may be digits, or called None
+        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""]).set_index("case")
 
     def truth(self, cases: Sequence[str]) -> np.ndarray:
         """Return (N, columns) of cases."""

@@ -4,10 +4,11 @@ import copy
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -26,6 +27,16 @@ from nnunet_alice.benchmark.settings import (
 from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.finetuning.parts import kept_epoch
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML where 027 is a text: else it is an octal number, and dataset 23."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list]] = {
+        **yaml.SafeLoader.yaml_implicit_resolvers,
+        "0": [("tag:yaml.org,2002:str", re.compile(r"0[0-9]+$")), *yaml.SafeLoader.yaml_implicit_resolvers["0"]],
+    }
+
+
 #: a group of settings, a dataclass
 PartT = TypeVar("PartT", bound=Any)
 
@@ -40,7 +51,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist.").about(path=path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not valid YAML ({reason}); mend it.").about(path=path) from None

@@ -125,7 +125,8 @@ def evaluate(truth: Truth, job: Job) -> pd.DataFrame:
     kept = job.predictions / f"metrics_{truth.tolerance_mm:g}mm.csv"
     summary = job.predictions / "summary.json"
     if kept.is_file() and kept.stat().st_mtime_ns >= summary.stat().st_mtime_ns:
-        table = pd.read_csv(kept, dtype={"case": str, "class": str})
+        text = {"case": str, "class": str}  # names may be NA or null
+        table = pd.read_csv(kept, dtype=text, keep_default_na=False, na_values=[""])
         if sorted(table["case"].unique()) == sorted(job.cases):
             return table
     table = pd.concat([_evaluate_case(truth, job.predictions, case) for case in job.cases], ignore_index=True)

@@ -86,6 +86,7 @@ class Runner:
         self.splits = self._wanted_splits()
         self.folds = self.workspace.write_splits(self.splits.items())
         self._record_leakage()
+        self.workspace.remember(self.divisions)
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike, baseline: str | None = None) -> "Runner":
@@ -173,7 +174,7 @@ class Runner:
                 assert cell.learning_rate is not None  # rates are what is tuned
                 found.setdefault(cell.learning_rate, []).append(dice)
         known = {rate: [dice for dice in values if dice is not None] for rate, values in found.items()}
-        return {rate: float(np.mean(known[rate])) for rate, values in found.items() if None not in values}
+        return {rate: _mean(known[rate]) for rate, values in found.items() if None not in values}
 
     def results_folder(self, cell: Cell) -> Path:
         """Return ``nnUNet_results`` of a cell: one for each start, so that equal trainers do not meet."""
@@ -348,6 +349,11 @@ class Runner:
                         "validation_dice": {f"{rate:g}": value for rate, value in dice.items()},
                     }
         return chosen
+
+
+def _mean(scores: Sequence[float]) -> float:
+    """Return the mean of scores of draws; a draw whose validation cases define none says nothing of any rate."""
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
 
 
 def _share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:

@@ -25,12 +25,14 @@ class Partition:
         pool: cases that may be labelled, sorted.
         test: test cases, sorted; none is in ``pool``.
         strata: case of the pool -> stratum of its target, which draws show evenly; empty for segmentations.
+        groups: case of the pool -> its patient, whom tuning never puts on both sides; empty for segmentations.
     """
 
     name: str
     pool: tuple[str, ...]
     test: tuple[str, ...]
     strata: Mapping[str, int] = field(default_factory=dict, compare=False)
+    groups: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def partitions(settings: Settings, cases: Sequence[str], own_split: Sequence[Mapping] | None) -> list[Partition]:
@@ -110,12 +112,15 @@ def tuning_split(partition: Partition, settings: Settings, draw: int) -> tuple[l
     """
     tuning = settings.tuning
     order = _shuffled(partition, draw, settings.seed)
-    if tuning.labels + tuning.cases > len(order):
+    train = order[: tuning.labels]
+    seen = {partition.groups.get(case, case) for case in train}
+    rest = [case for case in order[tuning.labels :] if partition.groups.get(case, case) not in seen]
+    if len(train) < tuning.labels or len(rest) < tuning.cases:
         raise InputError(
-            f"Tuning wants {tuning.labels} labelled and {tuning.cases} validation cases, and there are {len(order)}; "
-            "lower 'tuning', or give each arm one learning rate."
-        ).about(option="tuning", value=len(order))
-    return sorted(order[: tuning.labels]), sorted(order[tuning.labels : tuning.labels + tuning.cases])
+            f"Tuning wants {tuning.labels} labelled and {tuning.cases} validation cases of other patients, and there "
+            f"are {len(train) + len(rest)}; lower 'tuning', or give each arm one learning rate."
+        ).about(option="tuning", value=len(train) + len(rest))
+    return sorted(train), sorted(rest[: tuning.cases])
 
 
 def _shuffled(partition: Partition, draw: int, seed: int) -> list[str]:

@@ -45,7 +45,7 @@ class Workspace:
         self.preprocessed = self.folder / "preprocessed"
 
     def prepare(self) -> list[Partition]:
-        """Link the dataset and remember the settings; may be called again at any time.
+        """Link the dataset; may be called again at any time.
 
         Returns:
             the divisions of the cases.
@@ -81,9 +81,12 @@ class Workspace:
         for arm in self.settings.arms:
             if arm.dataset is not None:
                 self._link_located(source, arm)
+        return divisions
+
+    def remember(self, divisions: Sequence[Partition]) -> None:
+        """Write down settings and divisions, which reports read: of a benchmark that nothing is wrong with."""
         write_json(self.folder / "settings.json", self.settings.plain())
         write_json(self.folder / _DIVISIONS, [asdict(division) for division in divisions])
-        return divisions
 
     @cached_property
     def measure(self) -> Segmentations | Predictions:
@@ -91,7 +94,7 @@ class Workspace:
         return measure_of(self.settings, self.dataset_folder)
 
     def divisions(self) -> list[Partition]:
-        """Return the divisions of the cases, as :meth:`prepare` wrote them down.
+        """Return the divisions of the cases, as :meth:`remember` wrote them down.
 
         Raises:
             InputError: it did not, or an earlier version did.
@@ -102,7 +105,7 @@ class Workspace:
                 f"{path} does not exist; run nnunet_alice benchmark with --dry_run, which writes it."
             ).about(path=path, command="nnunet_alice benchmark")
         return [
-            Partition(one["name"], tuple(one["pool"]), tuple(one["test"]), one.get("strata", {}))
+            Partition(one["name"], tuple(one["pool"]), tuple(one["test"]), one.get("strata", {}), one.get("groups", {}))
             for one in read_json(path)
         ]
 
@@ -126,7 +129,14 @@ class Workspace:
         divisions = partitions(self.settings, sorted(known), split)
         for division in divisions:
             check_no_leak(measure.targets, {"train": division.pool, "val": division.test}, measure.targets.path)
-        return [replace(division, strata=measure.strata(division.pool)) for division in divisions]
+        return [
+            replace(
+                division,
+                strata=measure.strata(division.pool),
+                groups=dict(zip(division.pool, measure.targets.groups(division.pool), strict=True)),
+            )
+            for division in divisions
+        ]
 
     def _copy_targets(self, table: Path, folder: Path) -> None:
         """Put the targets beside the links, where the runs and the report find them.
@@ -214,7 +224,6 @@ class Workspace:
         with held(self.folder / "locks" / "splits.lock", wait=True):  # two that add at once would lose a fold
             names = read_json(names_file) if names_file.is_file() else []
             splits = read_json(splits_file)[: len(names)] if names else []
-            known = len(names)
             for name, cases in wanted:
                 if name not in names:
                     names.append(name)
@@ -223,11 +232,12 @@ class Workspace:
                     raise OccupiedError(
                         f"{splits_file} has other cases for {name}: the data or settings changed; use a new folder."
                     ).about(path=splits_file, value=name)
-            if len(names) > known:
-                # splits first: a kill in between leaves a split without a name, which the next call writes again
-                for folder in self.preprocessed.glob("Dataset*"):
-                    write_json(folder / splits_file.name, splits)
-                write_json(names_file, names)
+            # splits first: a kill in between leaves a split without a name, which the next call writes again
+            for folder in self.preprocessed.glob("Dataset*"):  # that of an arm may have come later
+                path = folder / splits_file.name
+                if not path.is_file() or read_json(path) != splits:
+                    write_json(path, splits)
+            write_json(names_file, names)
         return {name: fold for fold, name in enumerate(names)}
 
     def _check_settings(self) -> None:

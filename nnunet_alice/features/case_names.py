@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -57,6 +58,7 @@ def check_spelling(path: str | os.PathLike, cases: Iterable[str], names: Iterabl
 
 def _plain(name: str) -> str:
     """Return what is left of a name without ending, channel, capitals, leading zeros and signs between words."""
-    text = _CHANNEL.sub("", _ENDING.sub("", name.strip().lower()))
-    text = re.sub(r"[^0-9a-z]+", "_", text).strip("_")
+    composed = unicodedata.normalize("NFKC", name)  # an accent may be a letter of its own
+    text = _CHANNEL.sub("", _ENDING.sub("", composed.strip().lower()))
+    text = re.sub(r"[\W_]+", "_", text).strip("_")
     return re.sub(r"\d+", lambda number: str(int(number[0])), text)

@@ -140,7 +140,7 @@ class MultiLabel(Task):
         return pd.DataFrame(columns)
 
     def metrics(self, truth: np.ndarray, predictions: pd.DataFrame) -> dict[str, Metric]:
-        """Return ``METRIC_LABEL`` of every label over the cases in which it is known, and their means."""
+        """Return ``METRIC_LABEL`` of every label over the cases in which it is known, and means of those defined."""
         each: dict[str, dict[str, Metric]] = {}
         for number, label in enumerate(self.definition.columns):
             chosen = predictions[f"probability_{label}"].to_numpy(), predictions[f"predicted_{label}"].to_numpy()
@@ -148,7 +148,7 @@ class MultiLabel(Task):
                 each.setdefault(name, {})[label] = metric
         found: dict[str, Metric] = {}
         for name, of_label in each.items():
-            found[name] = _mean(list(of_label.values()))
+            found[name] = _mean(list(of_label.values()), len(truth))
             found |= {f"{name}_{label}": metric for label, metric in of_label.items()}
         return found
 
@@ -185,7 +185,7 @@ class Regression(Task):
         }
         if len(columns) == 1:
             return each[columns[0]]
-        mean = _mean([metrics["r2"] for metrics in each.values()])
+        mean = _mean([metrics["r2"] for metrics in each.values()], len(truth))
         return {"r2": mean} | {f"{name}_{c}": metric for c, metrics in each.items() for name, metric in metrics.items()}
 
     def shown(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -262,5 +262,7 @@ def _of_the_known(truth: np.ndarray, probability: np.ndarray, predicted: np.ndar
     return {name: of_known(metric) for name, metric in metrics.items()}
 
 
-def _mean(metrics: Sequence[Metric]) -> Metric:
-    return lambda at: float(np.mean([metric(at) for metric in metrics]))
+def _mean(metrics: Sequence[Metric], cases: int) -> Metric:
+    """Return the mean of the metrics that all cases together define: without a label that none of them has."""
+    defined = [metric for metric in metrics if not np.isnan(metric(np.arange(cases)))]
+    return lambda at: float(np.mean([metric(at) for metric in defined])) if defined else float("nan")

@@ -99,3 +99,10 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "b.yaml").write_text("a: [")
     with refused(InputError, path="b.yaml"):
         read_settings(tmp_path / "b.yaml")
+
+
+def test_a_dataset_may_be_written_with_zeros(tmp_path):
+    """YAML takes 027 for the octal number 23."""
+    (tmp_path / "b.yaml").write_text("dataset: 027\ntest: 60\nseed: 0\narms:\n  scratch: {learning_rates: 0.01}\n")
+    settings = parse_settings(read_settings(tmp_path / "b.yaml"))
+    assert settings.dataset == "027" and settings.seed == 0 and settings.arm("scratch").learning_rates == (0.01,)

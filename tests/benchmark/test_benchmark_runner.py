@@ -13,7 +13,7 @@ from support.refused import refused
 
 from nnunet_alice.benchmark.measures import validation_dice
 from nnunet_alice.benchmark.results import collect
-from nnunet_alice.benchmark.runner import Command, run_command
+from nnunet_alice.benchmark.runner import Command, Runner, run_command
 from nnunet_alice.checkpoints.weights_folder import SUMS
 from nnunet_alice.errors import CheckpointError, InputError, MissingFileError, OccupiedError
 from nnunet_alice.files import write_json
@@ -301,3 +301,11 @@ def test_unknown_trainers_and_checkpoints_are_said_before_any_run(base):
     with refused(MissingFileError, path="none.pth", option="alice"):
         runner.run()
     assert not pretender.calls
+
+
+def test_settings_that_are_refused_leave_the_report_as_it_was(base):
+    make_runner(base, content(base))[0].run()
+    arms = content(base)["arms"] | {"other": {"checkpoints": str(base / "none.pth")}}
+    with refused(MissingFileError, path="none.pth", option="other"):
+        make_runner(base, content(base, arms=arms))[0].run()
+    assert len(list(Runner.of_folder(base / "bench").finished())) == CELLS

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from support.benchmark_runs import CASES, settings, write_dataset
@@ -172,6 +173,33 @@ def test_all_has_one_number_in_folds_of_different_size():
 
 
 def test_another_benchmark_in_the_folder_is_refused(base):
-    Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth"))).prepare()
+    workspace = Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth")))
+    workspace.remember(workspace.prepare())
     with refused(OccupiedError, path="bench", option="test"):
         Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth", test=2))).prepare()
+
+
+def test_tuning_keeps_patients_together():
+    """Trainers refuse a patient on both sides, so no rate would ever be known."""
+    chosen = parsed(test=8, tuning={"labels": 4, "cases": 6})
+    whole = partitions(chosen, NAMES, None)[0]
+    patients = {case: f"patient {int(number) // 2}" for number, case in enumerate(sorted(whole.pool))}
+    pairs = replace(whole, groups=patients)
+    for draw in range(5):
+        train, validation = tuning_split(pairs, chosen, draw)
+        assert train == tuning_split(whole, chosen, draw)[0] and len(validation) == 6
+        assert not {patients[case] for case in train} & {patients[case] for case in validation}
+    with refused(InputError, option="tuning"):
+        tuning_split(replace(whole, groups=dict.fromkeys(whole.pool, "one")), chosen, 0)
+
+
+def test_a_dataset_that_comes_later_gets_the_splits_too(base):
+    """nnU-Net would divide its cases by chance."""
+    workspace = Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth")))
+    workspace.prepare()
+    one = {"train": ["case00"], "val": ["case01"]}
+    workspace.write_splits([("a", one)])
+    later = workspace.preprocessed / "Dataset505_Located"
+    later.mkdir()
+    workspace.write_splits([("a", one)])
+    assert json.loads((later / "splits_final.json").read_text()) == [one]

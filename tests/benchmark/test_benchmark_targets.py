@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,18 @@ from support.benchmark_runs import CASES, write_dataset
 from support.labelled_runs import DATASET
 from support.refused import refused
 
+from nnunet_alice.benchmark.measures import Predictions
 from nnunet_alice.benchmark.parsing import parse_settings
+from nnunet_alice.benchmark.plan import Cell
 from nnunet_alice.benchmark.report import write_report
 from nnunet_alice.benchmark.results import MEAN
 from nnunet_alice.benchmark.runner import Runner
+from nnunet_alice.benchmark.splits import Partition
 from nnunet_alice.benchmark.target_results import _split_name
 from nnunet_alice.cli.main import main
 from nnunet_alice.errors import InputError, OccupiedError
 from nnunet_alice.files import read_json
+from nnunet_alice.targets.definitions import DatasetTargets, TargetDefinition
 
 TRUTH = np.linspace(40, 75, CASES)
 
@@ -167,3 +172,33 @@ def test_what_does_not_fit_is_refused(base, tmp_path):
     with refused(OccupiedError, path="targets.csv"):
         Runner(settings(base, target="age"), tmp_path / "bench").prepare()
     assert read_json(tmp_path / "bench" / "settings.json")["target"] == "age"
+
+
+@pytest.fixture
+def graded(tmp_path):
+    """Predictions of grades, one of which is called None."""
+    table = pd.DataFrame({"case": ["a", "NA", "c", "d"], "grade": ["None", "Mild", "None", "Mild"]})
+    target = TargetDefinition("grade", "classification", ("grade",), ("Mild", "None"))
+    mild = [0.1, 0.9, 0.8, 0.7]
+    said = {"case": table["case"], "predicted": ["None", "Mild", "Mild", "Mild"], "probability_Mild": mild}
+    pd.DataFrame(said).assign(probability_None=1 - np.array(mild)).to_csv(tmp_path / "predictions.csv", index=False)
+    return Predictions(DatasetTargets(table, {"grade": target}, tmp_path), target), tmp_path / "predictions.csv"
+
+
+def test_a_class_may_be_called_none(graded):
+    measure, path = graded
+    assert measure.cases(path) == ["NA", "a", "c", "d"]
+    assert measure.score(path) == 0.75 and measure.read(path)["predicted"].tolist() == ["None", *["Mild"] * 3]
+
+
+def test_a_draw_that_defines_no_score_leaves_the_choice_to_the_others(tmp_path, monkeypatch):
+    arms = {"scratch": {"trainer": "RegressionTrainer_scratch", "learning_rates": [1e-4, 1e-3]}}
+    chosen = settings(tmp_path, target="age", arms=arms, tuning={"labels": 1, "cases": 2, "draws": 2})
+    runner = Runner(chosen, tmp_path)
+    scores = {(1e-4, 0): np.nan, (1e-3, 0): np.nan, (1e-4, 1): 0.2, (1e-3, 1): 0.6}
+    runner.divisions = [Partition("fixed", ("a", "b", "c"), ("d",))]
+    monkeypatch.setattr(runner, "is_done", lambda _: True)
+    monkeypatch.setattr(runner, "summaries", lambda cell: {100: (cell.learning_rate, cell.draw)})
+    runner.workspace.measure = SimpleNamespace(score=scores.__getitem__)
+    assert runner.tuning_dice("scratch", "fixed") == {1e-4: 0.2, 1e-3: 0.6}
+    assert runner.learning_rate(Cell("test", "scratch", None, "fixed", 2, 0, 0)) == 1e-3

@@ -21,13 +21,19 @@ from nnunet_alice.features.probe_data import load_table
         ("sub-01", "sub_01"),
         ("s01", " s01 "),
         ("s01.nrrd", "s01"),
+        ("mu\u0308ller", "M\u00fcller"),  # files of macOS, and a spreadsheet
+        ("\u60a3\u8005 01", "\u60a3\u8005_1"),
     ],
 )
 def test_spellings_of_one_case(case, name):
     assert written_otherwise([case], [name]) == {case: name}
 
 
-@pytest.mark.parametrize(("case", "name"), [("s01", "s02"), ("s1", "s11"), ("a1", "b1"), ("s10", "s1"), ("s01", "s01")])
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [("s01", "s02"), ("s1", "s11"), ("a1", "b1"), ("s10", "s1"), ("s01", "s01")]
+    + [("m\u00fcller", "m\u00f6ller"), ("\u60a3\u8005", "\u5f20\u4e09")],
+)
 def test_different_cases_and_equal_names_are_no_matter_of_spelling(case, name):
     assert written_otherwise([case], [name]) == {}
 

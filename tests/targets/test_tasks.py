@@ -63,3 +63,12 @@ def test_a_higher_risk_is_an_earlier_event():
     said = task.predictions(np.array([[3.0], [1.0], [2.0]]))
     assert task.metrics(VALUES["death"].to_numpy(), said)["c_index"](np.arange(3)) == 1
     assert task.outputs == 1 and task.truth_columns(VALUES["death"].to_numpy()).keys() == {"true_t", "true_e"}
+
+
+def test_a_label_that_no_case_has_does_not_hide_the_others():
+    task = TASKS[1]
+    said = task.predictions(np.array([[2.0, 1], [-1, 9]]))
+    metrics = task.metrics(np.array([[1.0, 0.0], [0.0, 0.0]]), said)
+    at = np.arange(2)
+    assert np.isnan(metrics["auc_b"](at)) and metrics["auc"](at) == metrics["auc_a"](at) == 1
+    assert np.isnan(metrics["auc"](at[:1]))
