@@ -224,6 +224,7 @@ class Workspace:
         with held(self.folder / "locks" / "splits.lock", wait=True):  # two that add at once would lose a fold
             names = read_json(names_file) if names_file.is_file() else []
             splits = read_json(splits_file)[: len(names)] if names else []
+            known = len(names)
             for name, cases in wanted:
                 if name not in names:
                     names.append(name)
@@ -237,7 +238,8 @@ class Workspace:
                 path = folder / splits_file.name
                 if not path.is_file() or read_json(path) != splits:
                     write_json(path, splits)
-            write_json(names_file, names)
+            if len(names) > known:
+                write_json(names_file, names)
         return {name: fold for fold, name in enumerate(names)}
 
     def _check_settings(self) -> None:
