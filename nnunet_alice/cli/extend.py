@@ -7,6 +7,8 @@ added epochs. The result is not that of a run that was longer from the beginning
 
 import argparse
 
+from nnunet_alice.cli.common import positive
+
 EXAMPLE = "nnunet_alice extend -i AliceTrainer__nnUNetPlans_from004__3d_fullres/fold_all --epochs 2000"
 
 
@@ -17,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", required=True, type=int, metavar="N", help="epochs in all, those done included")
     parser.add_argument(
-        "--learning_rate", type=float, metavar="X", help="peak for the added epochs (default: that of the run)"
+        "--learning_rate",
+        type=positive(float),
+        metavar="X",
+        help="peak for the added epochs (default: that of the run)",
     )
 
 

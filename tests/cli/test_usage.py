@@ -20,7 +20,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "evaluate_matching": ("-d 900 --methods registration", "argument --methods: invalid choice: 'registration'"),
     "inspect": ("", "the following arguments are required: checkpoint"),
     "transfer": ("-i a.pth -d 4 -o b.pth --weights both", "argument --weights: invalid choice: 'both'"),
-    "extend": ("-i fold_all --epochs more", "argument --epochs: invalid int value: 'more'"),
+    "extend": ("-i fold_all --epochs 9 --learning_rate 0", "argument --learning_rate: 0 is not above 0"),
     "publish": ("-i a.pth -o model", "the following arguments are required: --licence"),
     "fetch": ("", "the following arguments are required: source"),
     "export": ("-i model", "the following arguments are required: -o/--output"),
