@@ -262,8 +262,6 @@ class Probes:
             folds = [one for one in folds if (*key, one) not in set(done.itertuples(index=False, name=None))]
         if not folds:
             return
-        if arm == HISTOGRAM and seed != args.seeds[0]:
-            return  # there is nothing random in it
         features = self.features(arm, seed, fold, args)
         rows = [row for one in folds for row in self.predict(features, one)]
         table = pd.DataFrame(rows)

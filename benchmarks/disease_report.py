@@ -66,7 +66,7 @@ MEASURES = (
 def write_report(folder: Path, reference: str) -> None:
     """Write and print ``table.csv``, a row an arm, and ``differences.csv``, of one arm to each of the others.
 
-    Arms are compared on the patients that both have predicted.
+    Arms are compared by the seeds and folds that both have.
     """
     table = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("predictions_seed*.csv"))])
     arms = dict(list(table.groupby("arm", sort=False)))
@@ -77,8 +77,8 @@ def write_report(folder: Path, reference: str) -> None:
         rows.append(row | {one.title: with_interval(*measured(of_arm, one)) for one in MEASURES})
         if arm == reference or reference not in arms:
             continue
-        both = set(of_arm["fold"]) & set(arms[reference]["fold"])
-        pair = [one[one["fold"].isin(both)] for one in (arms[reference], of_arm)]
+        runs_of = [pd.MultiIndex.from_frame(one[["seed", "fold"]]) for one in (arms[reference], of_arm)]
+        pair = [arms[reference][runs_of[0].isin(runs_of[1])], of_arm[runs_of[1].isin(runs_of[0])]]
         row = {"against": arm}
         for measure in MEASURES:
             (one, ones), (two, twos) = (measured(part, measure) for part in pair)
