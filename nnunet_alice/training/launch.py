@@ -1,6 +1,7 @@
 """Training by nnU-Net's own functions in processes that torchrun started, on one machine or several."""
 
 import inspect
+import json
 import os
 import sys
 import time
@@ -39,11 +40,11 @@ def train(arguments: Sequence[str]) -> None:
     from nnunetv2.run import run_training as nnunet
 
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    restarted, began = False, 0.0
+    restarted = asked = False
     run, make, load = nnunet.run_training, nnunet.get_trainer_from_args, nnunet.maybe_load_checkpoint
 
     def run_together(*args: Any, **kwargs: Any) -> None:
-        nonlocal restarted, began
+        nonlocal restarted, asked
         call = inspect.signature(run).bind(*args, **kwargs).arguments
         if together and call["num_gpus"] > 1:
             raise InputError("torchrun says how many processes train (--nproc-per-node); leave -num_gpus away.").about(
@@ -51,18 +52,19 @@ def train(arguments: Sequence[str]) -> None:
             )
         with _process_group(call["device"]) if together else nullcontext(call["device"]) as device:
             restarted = any(of_all_ranks([_started_again()]))
-            began = 0.0 if call["continue_training"] else _began()
+            asked = call["continue_training"]
             if restarted and not call["only_run_validation"]:
                 call["continue_training"] = True
             with patch.object(nnunet, "get_trainer_from_args", _on(device, make) if together else make):
                 run(**call | {"device": device})
 
     def load_after_restart(trainer: Any, continues: bool, validates: bool, pretrained: str | None = None) -> None:
+        there = _checkpoints(trainer.output_folder)
+        before = _there_before([] if asked else there)
         if restarted and continues:
-            paths = [Path(trainer.output_folder, name) for name in _CHECKPOINTS]
-            own = [path for path in paths if path.is_file() and path.stat().st_mtime >= began]
+            own = [found.split(":")[0] for found in there if found not in before]
             if own:
-                trainer.load_checkpoint(str(own[0]))
+                trainer.load_checkpoint(str(Path(trainer.output_folder, own[0])))
                 return
             continues = False
         load(trainer, continues, validates, pretrained)
@@ -93,13 +95,23 @@ def _started_again() -> bool:
     return starts > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def _began() -> float:
-    """Return when torchrun started the first processes of this run, in seconds; 0 where it keeps no store.
+def _checkpoints(folder: str) -> list[str]:
+    """Return the checkpoints of a folder in nnU-Net's order, each with its time and size: ``name:time:size``."""
+    paths = [Path(folder, name) for name in _CHECKPOINTS]
+    states = [(path.name, path.stat()) for path in paths if path.is_file()]
+    return [f"{name}:{state.st_mtime_ns}:{state.st_size}" for name, state in states]
 
-    Checkpoints that are older belong to a run that was in the folder before.
+
+def _there_before(found: Sequence[str]) -> set[str]:
+    """Return what torchrun's first processes of this run found in the folder; nothing where it keeps no store.
+
+    A checkpoint that has not changed since belongs to a run that was there before.
+
+    Args:
+        found: by this process. Only that of the first one is kept.
     """
     store = _torchruns_store()
-    return 0.0 if store is None else float(store.compare_set(f"{_OURS}/began", "", str(time.time())))
+    return set() if store is None else set(json.loads(store.compare_set(f"{_OURS}/there", "", json.dumps(found))))
 
 
 def _torchruns_store() -> dist.Store | None:

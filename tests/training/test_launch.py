@@ -46,14 +46,18 @@ def test_a_restart_does_not_take_the_checkpoint_of_a_run_that_was_there_before(a
     monkeypatch.setenv("RANK", "0")
     earlier = tmp_path / "checkpoint_final.pth"
     earlier.touch()
-    os.utime(earlier, (time.time() - 100,) * 2)
     launch.train([*COMMAND, "-device", "cpu", *more])
     assert asked["load"] == (bool(more), False, None)
     launch.train([*COMMAND, "-device", "cpu", *more])
     assert asked["load"] == ((earlier.name,) if more else (False, False, None))
-    (tmp_path / "checkpoint_latest.pth").touch()
+    latest = tmp_path / "checkpoint_latest.pth"
+    latest.touch()
+    os.utime(latest, (time.time() - 100,) * 2)  # the clock of a file server
     launch.train([*COMMAND, "-device", "cpu", *more])
-    assert asked["load"] == (earlier.name if more else "checkpoint_latest.pth",)
+    assert asked["load"] == (earlier.name if more else latest.name,)
+    earlier.write_text("of this run")
+    launch.train([*COMMAND, "-device", "cpu", *more])
+    assert asked["load"] == (earlier.name,)
 
 
 @pytest.mark.slow
