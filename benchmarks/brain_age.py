@@ -188,7 +188,7 @@ def write_plans(folder: Path) -> None:
 
 
 def write_folds(folder: Path, args: Namespace) -> None:
-    """Return folds of the subjects with an age: five, one for tuning, and draws of fewer for seeds and labels."""
+    """Write folds of the subjects with an age: five, one for tuning, and draws of fewer for seeds and labels."""
     targets = load_targets(DATASET)
     both = targets.definitions["both"]
     values = both.values(targets.table)

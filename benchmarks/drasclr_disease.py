@@ -149,7 +149,7 @@ def take_pooled(name: str, count: int, folder: Path) -> str:
 
 
 def intensities(dataset: PreprocessedDataset, probed: list[str], folder: Path) -> None:
-    """Return what needs no network: mean and histogram of all voxels of a case, in nnU-Net's normalisation."""
+    """Keep what needs no network: mean and histogram of all voxels of a case, in nnU-Net's normalisation."""
     means, histograms = [], []
     for case in probed:
         image = np.asarray(dataset.image(case)[:])
@@ -161,7 +161,7 @@ def intensities(dataset: PreprocessedDataset, probed: list[str], folder: Path) -
 
 
 def report(arms: list[str], args: argparse.Namespace) -> None:
-    """Return one row an arm, one column a question: value and 95 % interval."""
+    """Write and print one row an arm, one column a question: value and 95 % interval."""
     rows = []
     kinds = pd.read_csv(args.o / "labels.csv").set_index("case")["kind"]
     for arm in arms:

@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def write_small_plans(folder: Path) -> None:
-    """Return nnU-Net's plans with fewer features and a smaller batch; patch, depth and the rest are its own."""
+    """Write nnU-Net's plans with fewer features and a smaller batch; patch, depth and the rest are its own."""
     plans = read_json(folder / "nnUNetPlans.json")
     network = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     network["features_per_stage"] = list(FEATURES[: network["n_stages"]])

@@ -152,7 +152,7 @@ def make_phantoms(args: argparse.Namespace, data: Data) -> None:
 
 
 def convert(args: argparse.Namespace, name: str) -> None:
-    """Return the hippocampi in nnU-Net's form."""
+    """Write the hippocampi in nnU-Net's form."""
     if args.i is None:
         raise SystemExit("Name the folder of Task04_Hippocampus with -i.")
     if not (Path(os.environ["nnUNet_raw"]) / name / "dataset.json").is_file():

@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def make_labelled(folder: Path, test: Sequence[int], organs: Sequence[str] | None, spacing_mm: float) -> None:
-    """Return a labelled dataset in nnU-Net's form, with its list of test cases."""
+    """Write a labelled dataset in nnU-Net's form, with its list of test cases."""
     if (folder / "dataset.json").is_file():
         return
     form: dict[str, Any] = {
