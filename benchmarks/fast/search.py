@@ -61,10 +61,13 @@ def run(args: argparse.Namespace) -> None:
     objective, classes = ARMS[args.arm], len(SETS[args.set].labels) + 1
     before = Length(args.steps, size=size, stages=args.stages)
     steps = args.finetuning_steps * (2 if args.arm == TWICE else 1)
-    after = Length(steps, size=size, views=args.crops, mirrored=args.mirrored, deep=args.deep, stages=args.stages)
+    after = Length(
+        steps, size=size, views=args.crops, mirrored=args.mirrored, deep=args.deep, stages=args.stages,
+        rescaled=args.rescaled,
+    )  # fmt: skip
     shape = "".join(f"_{n}" for n in args.crop or ()) + f"_{args.stages}stages" * (args.stages != Length.stages)
     arm = args.arm + "_encoder" * args.encoder_only + "_mirrored" * args.mirrored + "_deep" * args.deep
-    arm += shape + f"_{args.crops}crops" * (args.crops != 2)
+    arm += "_rescaled" * args.rescaled + shape + f"_{args.crops}crops" * (args.crops != 2)
     for fold in args.folds:
         inside, outside = folds(len(cases))[fold]
         training, test = [cases[i] for i in inside], [cases[i] for i in outside]
@@ -184,6 +187,7 @@ def main() -> None:
     for command in (preparing, running):
         command.add_argument("--prepared", type=Path, required=True, help="folder of the prepared sets")
     running.add_argument("--encoder_only", action="store_true", help="carry only the encoder on; the decoder is fresh")
+    running.add_argument("--rescaled", action="store_true", help="pretrained weights start as large as random ones")
     running.add_argument("--mirrored", action="store_true", help="mirror the labelled crops as nnU-Net does")
     running.add_argument("--deep", action="store_true", help="deep supervision on labels")
     running.add_argument("--crop", type=int, nargs=3, help="voxels of a crop, z y x [by set]")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor, nn
 
@@ -61,6 +62,7 @@ class Length:
         mirrored: half of all crops are mirrored along each axis, as in nnU-Net; on labels alone.
         deep: deep supervision with nnU-Net's weights; on labels alone.
         stages: of the network, at most four.
+        rescaled: pretrained weights start as large as random ones (:func:`rescale`); on labels alone.
     """
 
     steps: int
@@ -70,6 +72,7 @@ class Length:
     mirrored: bool = False
     deep: bool = False
     stages: int = len(FEATURES)
+    rescaled: bool = False
 
 
 def network(outputs: int, stages: int = len(FEATURES)) -> nn.Module:
@@ -166,7 +169,10 @@ def finetune(
     rng, net = np.random.default_rng([7, seed]), network(classes, length.stages)
     if weights is not None:
         own = {name: value for name, value in weights.items() if "seg_layers" not in name}
+        sizes = [float(conv.weight.detach().norm()) for conv in normalised_convolutions(net)]
         net.load_state_dict(net.state_dict() | own)
+        if length.rescaled:
+            rescale(net, sizes)
     weight = torch.from_numpy(rarity(count_voxels((case.label.numpy() for case in training), classes)))
     decoder = net.get_submodule("decoder")
     assert isinstance(decoder, UNetDecoder), "of PlainConvUNet"
@@ -198,6 +204,20 @@ def finetune(
         _step(optimizer, net, loss)
     decoder.deep_supervision = False
     return net
+
+
+def normalised_convolutions(net: nn.Module) -> list[nn.Conv3d]:
+    """Return the convolutions that a norm follows: how large their weights are does not change what they compute."""
+    return [block.conv for block in net.modules() if isinstance(block, ConvDropoutNormReLU)]
+
+
+@torch.no_grad()
+def rescale(net: nn.Module, sizes: Sequence[float]) -> None:
+    """Scale weights and biases of the convolutions that a norm follows so that their weights have these norms."""
+    for conv, size in zip(normalised_convolutions(net), sizes, strict=True):
+        share = size / conv.weight.norm()
+        conv.weight *= share
+        conv.bias *= share
 
 
 def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

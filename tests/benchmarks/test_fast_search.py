@@ -9,7 +9,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2]))  # last, so that the installed package is taken
 
 from benchmarks.fast.search import TUNING_CASES, pretrained, tuned_rate
-from benchmarks.fast.training import encoder_weights, network
+from benchmarks.fast.training import encoder_weights, network, normalised_convolutions, rescale
 
 
 @pytest.mark.parametrize(("labels", "expected"), [(1, 1), (3, 3), (12, 9)])
@@ -54,3 +54,20 @@ def test_the_encoder_alone_is_carried_on():
         assert torch.equal(value, given.encoder.state_dict()[name]), name
     for name, value in taking.decoder.state_dict().items():
         assert name.startswith("encoder.") or torch.equal(value, fresh["decoder." + name]), name
+
+
+@torch.no_grad()
+def test_weights_are_scaled_to_a_size_without_changing_what_they_compute():
+    """A norm follows, and takes the size out again."""
+    net, fresh = network(3).eval(), network(3)
+    for conv in normalised_convolutions(net):
+        conv.weight *= 10
+        conv.bias *= 10
+    image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    before = net(image)
+    sizes = [float(conv.weight.norm()) for conv in normalised_convolutions(fresh)]
+    rescale(net, sizes)
+    assert torch.allclose(net(image), before, atol=1e-3)
+    for conv, size in zip(normalised_convolutions(net), sizes, strict=True):
+        assert float(conv.weight.norm()) == pytest.approx(size, rel=1e-5)
+    assert len(sizes) == 14
