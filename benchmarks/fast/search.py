@@ -21,10 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.fast.alice import pretrain_alice
 from benchmarks.fast.contrast import Contrast, pretrain_encoder
 from benchmarks.fast.sets import SETS, Case, folds, load, prepare
 from benchmarks.fast.training import Length, Objective, encoder_weights, finetune, mean_dice, pretrain
+from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.files import atomic_write
+from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.phantoms import write_dataset
 
 #: from scratch with twice the steps on labels
@@ -32,7 +35,7 @@ TWICE = "scratch_twice"
 #: cases that a rate is chosen on
 TUNING_CASES = 3
 #: the arms by name; None is training from random weights
-ARMS: dict[str, Objective | Contrast | None] = {
+ARMS: dict[str, Objective | AliceSettings | Contrast | None] = {
     "scratch": None,
     TWICE: None,
     "mim": Objective(),
@@ -45,6 +48,8 @@ ARMS: dict[str, Objective | Contrast | None] = {
     "regions_later": Objective(regions=1.0, query_mask=0.5, anchor_mask=0.0, later=0.5),
     "regions_30": Objective(regions=1.0, num_regions=30, query_mask=0.5, anchor_mask=0.0),
     "regions_300": Objective(regions=1.0, num_regions=300, query_mask=0.5, anchor_mask=0.0),
+    "alice": AliceSettings(),
+    "alice_regionsOnly": AliceSettings(contrast=False, alignment=False),
     "drasclr": Contrast(),
     "drasclr_noLocation": Contrast(conditional=False),
     "drasclr_noRegional": Contrast(neighbours=0),
@@ -77,11 +82,7 @@ def run(args: argparse.Namespace) -> None:
             seconds = 0.0
             if objective is not None:
                 name = f"{args.set}_{args.arm}{shape}_{args.steps}steps_fold{fold}_seed{seed}.pt"
-                train = (
-                    functools.partial(pretrain, training, atlas, objective, before, seed)
-                    if isinstance(objective, Objective)
-                    else functools.partial(pretrain_encoder, training, atlas, objective, before, seed)
-                )
+                train = functools.partial(_pretrain, training, atlas, objective, before, seed)
                 weights, losses, seconds = pretrained(args.weights and args.weights / name, train)
             if weights is not None and args.encoder_only:
                 weights = encoder_weights(weights)
@@ -104,6 +105,21 @@ def run(args: argparse.Namespace) -> None:
                         {name: row[name] for name in ("arm", "fold", "seed", "labels", "draw", "dice", "rate")},
                         flush=True,
                     )
+
+
+def _pretrain(
+    cases: Sequence[Case],
+    atlas: CaseGeometry,
+    objective: Objective | AliceSettings | Contrast,
+    length: Length,
+    seed: int,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return weights and last losses of a pretraining, by the kind of its objective."""
+    if isinstance(objective, Objective):
+        return pretrain(cases, atlas, objective, length, seed)
+    if isinstance(objective, AliceSettings):
+        return pretrain_alice(cases, atlas, objective, length, seed)
+    return pretrain_encoder(cases, atlas, objective, length, seed)
 
 
 def pretrained(

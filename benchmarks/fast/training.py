@@ -1,7 +1,7 @@
 """Pretraining and fine-tuning of one small U-Net on the CPU: channels-last, one thread, bfloat16 where it is fast."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +102,7 @@ def pretrain(
     block = (max(2, length.size[0] // 5),) * 3
     history: dict[str, list[float]] = {}
     for step in range(length.steps):
-        _set_rate(optimizer, step, length)
+        set_rate(optimizer, step, length)
         first = rng.integers(GRID_STEP, size=3)
         asked = tuple(
             slice(start, start + GRID_STEP * n, GRID_STEP)
@@ -146,7 +146,7 @@ def pretrain(
         if found_again is not None:
             parts["dense"] = found_again[0]
         loss = sum(getattr(objective, name) * value for name, value in parts.items())
-        _step(optimizer, trained, loss)
+        optimise(optimizer, trained, loss)
         if dense is not None and found_again is not None:
             dense.follow(backbone, step / length.steps)
             parts["found_again"] = found_again[1]
@@ -179,7 +179,7 @@ def finetune(
     decoder.deep_supervision = length.deep
     optimizer = torch.optim.AdamW(net.parameters(), length.rate, weight_decay=0.01)
     for step in range(length.steps):
-        _set_rate(optimizer, step, length)
+        set_rate(optimizer, step, length)
         views, labels = [], []
         for number in range(length.views):
             case = training[int(rng.integers(len(training)))]
@@ -201,7 +201,7 @@ def finetune(
             coarse = truth[:, :: 2**stage, :: 2**stage, :: 2**stage]
             dice = _soft_dice(output.float(), coarse, classes)
             loss = loss + 0.5**stage * (F.cross_entropy(output.float(), coarse, weight=weight) - dice)
-        _step(optimizer, net, loss)
+        optimise(optimizer, net, loss)
     decoder.deep_supervision = False
     return net
 
@@ -223,6 +223,25 @@ def rescale(net: nn.Module, sizes: Sequence[float]) -> None:
 def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the encoder's tensors, under both names: nnU-Net's decoder lists the encoder as a part of its own."""
     return {name: value for name, value in weights.items() if "encoder." in name}
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, length: Length) -> None:
+    """Set the learning rate of a step: warm-up, then a cosine to zero."""
+    warmup = max(1, length.steps // 20)
+    for group in optimizer.param_groups:
+        group["lr"] = warmup_cosine(step, length.steps, warmup, length.rate, end=0.0)
+
+
+def optimise(
+    optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, frozen: Iterable[nn.Parameter] = ()
+) -> None:
+    """Take one step of the optimiser, with clipped gradients; some parameters may stay where they are."""
+    optimizer.zero_grad()
+    loss.backward()
+    for parameter in frozen:
+        parameter.grad = None
+    nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+    optimizer.step()
 
 
 @torch.no_grad()
@@ -271,16 +290,3 @@ def _soft_dice(output: Tensor, truth: Tensor, classes: int) -> Tensor:
     both = (probabilities * wanted).sum((0, 2, 3, 4))
     either = probabilities.sum((0, 2, 3, 4)) + wanted.sum((0, 2, 3, 4))
     return ((2 * both + 1e-5) / (either + 1e-5))[1:].mean()
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, step: int, length: Length) -> None:
-    warmup = max(1, length.steps // 20)
-    for group in optimizer.param_groups:
-        group["lr"] = warmup_cosine(step, length.steps, warmup, length.rate, end=0.0)
-
-
-def _step(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-    optimizer.step()

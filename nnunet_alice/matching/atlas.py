@@ -16,6 +16,23 @@ from nnunet_alice.matching.interface import GeometryMatcher, Matches, usable_cas
 logger = logging.getLogger(__name__)
 
 
+def through_atlas(
+    points_mm: np.ndarray, from_a: tuple[np.ndarray, Deformation], from_b: tuple[np.ndarray, Deformation]
+) -> np.ndarray:
+    """Return the points of case B, (N, 3) mm, at the same place of the atlas as points (N, 3) of case A.
+
+    With the affine map A and the deformation D of each case: ``p_B = D_B^-1 A_B^-1 A_A D_A p``.
+
+    Args:
+        points_mm: (z, y, x) mm of case A.
+        from_a: affine map (4, 4) from A to the atlas, and the deformation of A.
+        from_b: the same of B.
+    """
+    (affine_a, deformation_a), (affine_b, deformation_b) = from_a, from_b
+    to_b = Affine(np.linalg.solve(affine_b, affine_a))
+    return deformation_b.back(to_b.points(deformation_a.at(points_mm)))
+
+
 class AtlasMatcher(GeometryMatcher):
     """Counterpart = the point of B with the same atlas coordinates; implements ``Matcher``.
 
@@ -70,14 +87,10 @@ class AtlasMatcher(GeometryMatcher):
         return self._recent(("deformation", case), lambda: self.atlas.deformation(case))
 
     def match(self, case_a: str, case_b: str, points_vox: np.ndarray) -> Matches:
-        """Return counterparts in ``case_b`` of points (N, 3), voxels of ``case_a``.
-
-        With the affine map A and the deformation D of each case: ``p_B = D_B^-1 A_B^-1 A_A D_A p``.
-        """
+        """Return counterparts in ``case_b`` of points (N, 3), voxels of ``case_a``."""
         points_mm = np.asarray(points_vox, dtype=np.float64) * self.dataset.spacing
-        to_b = Affine(np.linalg.solve(self.affine(case_b), self.affine(case_a)))
-        undeformed_mm = to_b.points(self.deformation(case_a).at(points_mm))
-        found = self.deformation(case_b).back(undeformed_mm) / self.dataset.spacing
+        a, b = ((self.affine(case), self.deformation(case)) for case in (case_a, case_b))
+        found = through_atlas(points_mm, a, b) / self.dataset.spacing
         score = min(self._quality[case_a], self._quality[case_b])
         return Matches(found, np.where(self.geometry(case_b).in_body(found), score, -np.inf))
 
