@@ -141,4 +141,4 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
 
 def label_values(label: Any) -> tuple[int, ...]:
     """Return the values of a label of ``dataset.json``: one, or those of a region, which may be a list of one."""
-    return tuple(label) if isinstance(label, list | tuple) else (int(label),)
+    return tuple(map(int, label)) if isinstance(label, list | tuple) else (int(label),)

@@ -1,6 +1,5 @@
 """A user's labelled dataset in nnU-Net's format, of which the demo hides most labels; its files are only read."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_alice.errors import InputError, MissingFileError, named
+from nnunet_alice.demo.dataset_json import read_dataset_json
+from nnunet_alice.errors import InputError, named
 from nnunet_alice.files import link_file, write_json
-from nnunet_alice.importing.endings import ENDINGS
 from nnunet_alice.nnunet_folders import channel_names, label_values
 from nnunet_alice.words import counted
 
@@ -111,7 +110,7 @@ def read_own_data(folder: str | os.PathLike, labelled: int, test: int | None, se
         InputError: this is no such dataset, a file is missing, or there are too few cases.
     """
     folder = Path(os.path.abspath(Path(folder).expanduser()))  # noqa: PTH100  links stay as they are
-    content = _dataset_json(folder)
+    content = read_dataset_json(folder)
     cases = _listed(folder, content) if "dataset" in content else _found(folder, content)
     _check_files(folder, content, cases)
     known = sorted(case for case, files in cases.items() if files.label is not None)
@@ -140,37 +139,6 @@ def read_own_data(folder: str | os.PathLike, labelled: int, test: int | None, se
         tuple(sorted(drawn[test : test + labelled])),
         tuple(sorted(drawn[:test])),
     )
-
-
-def _dataset_json(folder: Path) -> dict[str, Any]:
-    """Return the dataset's description, with all that nnU-Net needs of it."""
-    if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder.").about(path=folder)
-    if not (folder / "dataset.json").is_file():
-        raise InputError(
-            f"{folder} is no dataset in nnU-Net's format: it has no dataset.json (beside imagesTr and labelsTr)."
-        ).about(path=folder, value="dataset.json")
-    try:
-        read = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / 'dataset.json'} is not valid JSON ({error}); mend it.").about(
-            path=folder / "dataset.json"
-        ) from None
-    content: dict[str, Any] = read if isinstance(read, dict) else {}
-    if "background" not in content.get("labels", {}) and "training" in content:
-        raise InputError(
-            f"{folder} is in the Decathlon's format; run nnUNetv2_convert_MSD_dataset -i {folder} and give the dataset "
-            "that it writes into nnUNet_raw."
-        ).about(path=folder, command=f"nnUNetv2_convert_MSD_dataset -i {folder}")
-    if missing := [key for key in ("labels", "channel_names", "file_ending") if key not in content]:
-        raise InputError(f"{folder / 'dataset.json'} is not in nnU-Net's format: it lacks {', '.join(missing)}.").about(
-            path=folder / "dataset.json", value=missing[0]
-        )
-    if content["file_ending"] not in ENDINGS:
-        raise InputError(
-            f"Volumes of {folder} end in {content['file_ending']}; the demo takes {', '.join(ENDINGS)}."
-        ).about(path=folder, value=content["file_ending"])
-    return content
 
 
 def _listed(folder: Path, content: Mapping[str, Any]) -> dict[str, Case]:

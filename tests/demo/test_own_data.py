@@ -97,6 +97,34 @@ def a_key_is_missing(folder):
     dataset(folder, file_ending=None)
 
 
+def labels_the_other_way_round(folder):
+    dataset(folder, labels={"0": "background", "1": "liver"})
+
+
+def labels_as_a_list(folder):
+    dataset(folder, labels=["background", "liver"])
+
+
+def a_label_without_number(folder):
+    dataset(folder, labels={"background": 0, "liver": "one"})
+
+
+def no_background(folder):
+    dataset(folder, labels={"liver": 1})
+
+
+def channels_the_other_way_round(folder):
+    dataset(folder, channel_names={"CT": "0"})
+
+
+def channels_as_a_list(folder):
+    dataset(folder, channel_names=["CT"])
+
+
+def cases_as_a_list(folder):
+    dataset(folder, dataset=[{"images": [], "label": ""}])
+
+
 def pictures(folder):
     dataset(folder, file_ending=".png")
 
@@ -152,6 +180,13 @@ def one_label(folder):
         (a_list_as_dataset_json, InputError, {"path": "dataset.json", "value": "labels"}),
         (decathlon, InputError, {"command": "nnUNetv2_convert_MSD_dataset"}),
         (a_key_is_missing, InputError, {"path": "dataset.json", "value": "file_ending"}),
+        (labels_the_other_way_round, InputError, {"path": "dataset.json", "value": "labels"}),
+        (labels_as_a_list, InputError, {"path": "dataset.json", "value": "labels"}),
+        (a_label_without_number, InputError, {"path": "dataset.json", "value": "labels"}),
+        (no_background, InputError, {"path": "dataset.json", "value": "labels"}),
+        (channels_the_other_way_round, InputError, {"path": "dataset.json", "value": "channel_names"}),
+        (channels_as_a_list, InputError, {"path": "dataset.json", "value": "channel_names"}),
+        (cases_as_a_list, InputError, {"path": "dataset.json", "value": "dataset"}),
         (pictures, InputError, {"value": ".png"}),
         (no_labels_folder, InputError, {"value": "labelsTr"}),
         (no_channel_number, InputError, {"path": "imagesTr", "value": "_0000.nii.gz"}),
