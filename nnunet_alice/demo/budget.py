@@ -4,12 +4,16 @@ import os
 import re
 from dataclasses import dataclass
 
+from nnunet_alice.errors import InputError
+
 #: the two networks that are compared
 RUNS = ("pretrained", "from scratch")
 #: how both train on labels: briefly, as pretraining pays off early; never mirrored, as in pretraining
 ON_LABELS = "8epochs_20iterations_AdamW_lr1e-2_noMirroring_seed1"
 #: what a user's own data can be pretrained with: everything, without the contrast between people, or the baseline
 TRAINERS = ("AliceTrainer", "AliceTrainer_regionsOnly", "MIMTrainer")
+#: the one of them that pairs no views and learns no regions
+WITHOUT_ANATOMY = "MIMTrainer"
 #: trainer of the embedding, where the demo is asked for it
 EMBEDDING = "AnatomicalEmbeddingTrainer_6epochs_50iterations"
 
@@ -48,6 +52,11 @@ class Budget:
         return self.finetuning if run == RUNS[0] else self.scratch
 
     @property
+    def needs_anatomy(self) -> bool:
+        """Whether the pretraining pairs views or learns regions, for which cases are registered first."""
+        return self.pretraining.partition("_")[0] != WITHOUT_ANATOMY
+
+    @property
     def plans(self) -> str:
         """Plans of the labelled dataset: nnU-Net's own on a GPU, small ones on a CPU."""
         return f"{self.planner.replace('Planner', '')}Plans" if self.device == "cpu" else "nnUNetPlans"
@@ -74,7 +83,14 @@ def own_budget(
         embedding: see :class:`Budget`.
         regions: whether labels are regions, whose classes cannot be weighted.
         trainer: of the pretraining, one of ``TRAINERS``; None chooses by the device.
+
+    Raises:
+        InputError: an embedding is asked for, whose matches the trainer would not use.
     """
+    if embedding is not None and trainer == WITHOUT_ANATOMY:
+        raise InputError(f"{trainer} matches no views; leave out --embedding.").about(
+            option="--embedding", value=trainer
+        )
     on_cpu = device == "cpu"
     weighted = "_weightedClasses" if on_cpu and not regions else ""
     ending = f"{finetuning_epochs}epochs_AdamW_lr3e-3_noMirroring{weighted}_seed{seed}"

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from nnunet_alice.demo.budget import RUNS, Budget, length
+from nnunet_alice.demo.budget import RUNS, WITHOUT_ANATOMY, Budget, length
 from nnunet_alice.demo.commands import Commands
 from nnunet_alice.demo.sources import Source
-from nnunet_alice.errors import OccupiedError
+from nnunet_alice.errors import AliceError, OccupiedError
 from nnunet_alice.files import read_json
 from nnunet_alice.nnunet_folders import label_values
 from nnunet_alice.pictures.benchmark import Example, axial_example
@@ -137,7 +137,7 @@ class Demo:
     # --------------------------------------------------------------------------------------------- before training
 
     def _prepare(self) -> None:
-        """Import, plan, and find the anatomy."""
+        """Import, plan, and find the anatomy where pretraining uses it."""
         alice, processes = ["nnunet_alice"], ["-np", str(self.budget.processes)]
         self._step(
             "import the unlabelled volumes",
@@ -151,8 +151,25 @@ class Demo:
         self._step("plan the labelled dataset", plan, whole=True)
         target = ["--target", str(LABELLED), "--target_plans", self.budget.plans]
         self._step("plan the unlabelled dataset", [*alice, "plan", "-d", str(UNLABELLED), *target, *processes])
-        anatomy = [*alice, "anatomy", "-d", str(UNLABELLED), "-p", self.moved_plans, "-c", "3d_fullres"]
-        self._step("find the anatomy", [*anatomy, "-np", str(os.cpu_count() or 1)])
+        if self.budget.needs_anatomy:
+            self._find_anatomy()
+
+    def _find_anatomy(self) -> None:
+        """Register the cases, and train the embedding if it is to match them.
+
+        Raises:
+            AliceError: it failed; the message says how to pretrain without.
+        """
+        anatomy = ["nnunet_alice", "anatomy", "-d", str(UNLABELLED), "-p", self.moved_plans, "-c", "3d_fullres"]
+        try:
+            self._step("find the anatomy", [*anatomy, "-np", str(os.cpu_count() or 1)])
+        except AliceError as error:
+            if self.source.has_true_points or error.path is None:  # phantoms are alike; or it was not found at all
+                raise
+            raise AliceError(
+                f"The anatomy of these images could not be found (see {error.path}); start again in a different folder "
+                f"with -tr {WITHOUT_ANATOMY}, which needs none."
+            ).about(path=error.path, option="-tr", value=WITHOUT_ANATOMY) from error
         if self.budget.embedding is not None:
             self._train("train the embedding", UNLABELLED, self.budget.embedding)
             self._step("index the cases", [*anatomy, "--method", "embedding", "-device", self.budget.device])
@@ -261,10 +278,13 @@ class Demo:
         self.report.table.round(4).to_csv(self.folder / "dice.csv")
         draw_demo(self._median_case(), {run: self._curve(run) for run in RUNS}, picture)
         preprocessed = self.folder / "nnUNet_preprocessed" / self.unlabelled.name
+        registered = {}
+        if self.budget.needs_anatomy:
+            registered["registered cases"] = next(preprocessed.rglob("atlas.png"), preprocessed)
         self.report.pictures = {
             "the result": picture,
-            "registered cases": next(preprocessed.rglob("atlas.png"), preprocessed),
-            "matched views": pretrained / "views.png",
+            **registered,
+            f"{'matched ' if registered else ''}views": pretrained / "views.png",
             "pretraining curves": pretrained / "progress.png",
             **self.report.pictures,
         }

@@ -3,8 +3,10 @@
 import dataclasses
 
 import pytest
+from support.refused import refused
 
-from nnunet_alice.demo.budget import TRAINERS, Budget, length, own_budget
+from nnunet_alice.demo.budget import EMBEDDING, TRAINERS, Budget, length, own_budget
+from nnunet_alice.errors import InputError
 from nnunet_alice.trainers import alice, finetuning
 
 OWN = own_budget(6, 5, seed=2, device="cpu")
@@ -33,3 +35,9 @@ def test_classes_are_weighted_in_short_runs_unless_they_are_regions():
 def test_the_pretraining_that_is_asked_for_runs(name, device):
     trainer = getattr(alice, own_budget(6, 5, seed=2, device=device, trainer=name).pretraining)
     assert issubclass(trainer, getattr(alice, name)) and trainer.settings.run.epochs == 6
+
+
+def test_an_embedding_is_not_trained_for_a_trainer_that_matches_nothing():
+    assert own_budget(6, 5, seed=2, device="cpu", embedding=EMBEDDING, trainer="AliceTrainer").embedding == EMBEDDING
+    with refused(InputError, option="--embedding", value="MIMTrainer"):
+        own_budget(6, 5, seed=2, device="cpu", embedding=EMBEDDING, trainer="MIMTrainer")

@@ -1,12 +1,45 @@
-"""What the demo reads of the logs and evaluations of its runs."""
+"""Which steps a demo takes, and what it reads of the logs and evaluations of its runs."""
 
 import pytest
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from support.own_data import dataset
+from support.refused import refused
 
+from nnunet_alice.demo.budget import TRAINERS, own_budget
 from nnunet_alice.demo.own_data import read_own_data
-from nnunet_alice.demo.workflow import dice_by_class, pseudo_dice
+from nnunet_alice.demo.workflow import Demo, dice_by_class, pseudo_dice
+from nnunet_alice.errors import AliceError
+from nnunet_alice.trainers import alice
+
+
+def steps_until(failing, tmp_path, trainer):
+    """Run a demo whose commands do nothing but for one that fails; return the demo, to be run, and what was run."""
+    data = read_own_data(dataset(tmp_path / "Dataset001_Mine"), labelled=2, test=None, seed=0)
+    demo, steps = Demo(tmp_path / "demo", data, own_budget(1, 1, 0, "cpu", trainer=trainer), lambda step: None), []
+
+    def run(name, command, results, whole):
+        steps.append(name)
+        if name == failing:
+            raise AliceError("It failed; see log.txt.").about(path="log.txt")
+
+    demo.commands.run = run
+    return demo, steps
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_anatomy_is_looked_for_where_the_trainer_uses_it(tmp_path, trainer):
+    demo, steps = steps_until("pretrain, no labels", tmp_path, trainer)
+    with refused(AliceError, path="log.txt"):
+        demo.run()
+    assert ("find the anatomy" in steps) is getattr(alice, trainer).settings.method.paired is demo.budget.needs_anatomy
+
+
+def test_images_without_common_anatomy_get_advice_that_the_demo_takes(tmp_path):
+    demo, steps = steps_until("find the anatomy", tmp_path, "AliceTrainer")
+    with refused(AliceError, path="log.txt", option="-tr", value="MIMTrainer") as caught:
+        demo.run()
+    assert "--atlas" not in str(caught.value) and steps[-1] == "find the anatomy"
 
 
 @pytest.mark.parametrize(
