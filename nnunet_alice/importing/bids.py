@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_alice.errors import InputError
+from nnunet_alice.importing.endings import is_pipe_or_device
 from nnunet_alice.importing.scan import Candidate
 
 #: Names of channels that BIDS writes otherwise.
 _SUFFIXES = {"t1": "t1w", "t2": "t2w", "pd": "pdw"}
 #: Folders of one subject or session whose images are single volumes.
 _DATATYPES = ("anat", "ct", "pet")
-_NAME = re.compile(r"(sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9+]+)*)_([A-Za-z0-9]+)\.nii(?:\.gz)?")
+_NAME = re.compile(r"(sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9+]+)*)_([A-Za-z0-9]+)\.(?i:nii(?:\.gz)?)")
 #: Parts of a name that make channels one case; others, such as acq-mprage, may differ between channels.
 _SHARED = ("sub", "ses", "run")
 
@@ -37,7 +38,7 @@ def bids_cases(folder: Path, channels: Sequence[str]) -> list[Candidate]:
     for kind in _DATATYPES:
         for way in ("", "ses-*/"):
             for path in sorted(folder.glob(f"sub-*/{way}{kind}/*")):
-                if match := _NAME.fullmatch(path.name):
+                if (match := _NAME.fullmatch(path.name)) and not is_pipe_or_device(path):
                     found[match[2].casefold()].append((match[1], path))
     cases: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for number, channel in enumerate(channels):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 
 #: Volumes in one file, which nnU-Net takes in folders.
@@ -33,6 +34,15 @@ def volume_ending(path: Path, endings: tuple[str, ...] = ENDINGS) -> str | None:
     return None
 
 
+def is_pipe_or_device(path: Path) -> bool:
+    """Return whether what is listed as a file is none (a socket neither): reading it may never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a link to nowhere, or no permission: whoever reads it will say so
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def data_files(path: Path) -> tuple[Path, ...]:
     """Return the files, existing or not, that hold the voxels of a header file; empty for a volume in one file.
 
@@ -41,10 +51,7 @@ def data_files(path: Path) -> tuple[Path, ...]:
     """
     ending = (volume_ending(path, ENDINGS_OF_IMPORT) or "").lower()
     if ending == ".hdr":
-        stem = path.name[: -len(ending)]
-        names = [f"{stem}{data}" for data in (".img", ".IMG", ".img.gz")]
-        there = [name for name in names if (path.parent / name).is_file()]
-        return (path.parent / (there or names)[0],)
+        return (_voxels_of_hdr(path, path.name[: -len(ending)]),)
     if ending not in (".mhd", ".nhdr"):
         return ()
     with path.open("rb") as file:
@@ -60,6 +67,18 @@ def data_files(path: Path) -> tuple[Path, ...]:
         # a pattern, as slice%03d.raw 1 100 1, stands for many files
         return () if "%" in match[1] else (path.parent / match[1],)
     return ()
+
+
+def _voxels_of_hdr(path: Path, stem: str) -> Path:
+    """Return the file behind a .hdr, whose ending may be in any letters; the usual one where there is none."""
+    names = [f"{stem}{data}" for data in (".img", ".IMG", ".img.gz")]
+    there = [name for name in names if (path.parent / name).is_file()]
+    if not there:
+        listed = sorted(os.listdir(path.parent))  # noqa: PTH208  names are all that is wanted
+        small = {name.lower() for name in names}
+        there = [n for n in listed if n.startswith(stem) and stem.lower() + n[len(stem) :].lower() in small]
+        there = [name for name in there if (path.parent / name).is_file()]
+    return path.parent / (there or names)[0]
 
 
 def ending_of(path: Path) -> str:

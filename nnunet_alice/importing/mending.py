@@ -48,12 +48,32 @@ def read_another_way(path: Path) -> tuple[sitk.Image, str] | None:
         InputError: it cannot be read in any way.
     """
     ending = volume_ending(path, ENDINGS_OF_IMPORT) or ""
-    if ending.lower() in _NIBABEL and ending != ".HDR":
-        return _read_with_nibabel(path)
-    if ending == ending.lower():
-        return None
-    image = _read_by_small_letters(path, ending)
-    return None if image is None else (image, f"SimpleITK reads {ending.lower()} in small letters only")
+    read = _read_with_nibabel if ending.lower() in _NIBABEL else None
+    if all(name == name.lower() for name in _endings(path, ending)):
+        return None if read is None else read(path)
+    with tempfile.TemporaryDirectory() as folder:
+        link = _in_small_letters(path, ending, Path(folder))
+        try:
+            return sitk.ReadImage(str(link)), f"SimpleITK reads {ending.lower()} in small letters only"
+        except RuntimeError:
+            return None if read is None else read(link)
+
+
+def _endings(path: Path, ending: str) -> list[str]:
+    """Return the ending of a file, and of the data file behind a .hdr, which is called alike."""
+    stem, alike = path.name.removesuffix(ending), data_files(path) if ending.lower() == ".hdr" else ()
+    return [ending, *(data.name.removeprefix(stem) for data in alike)]
+
+
+def _in_small_letters(path: Path, ending: str, folder: Path) -> Path:
+    """Link an image into a folder under a name whose ending is in small letters, its data file too."""
+    stem = path.name.removesuffix(ending)
+    link = folder / f"{stem}{ending.lower()}"
+    link.symlink_to(path.absolute())
+    for data in data_files(path):
+        name = data.name if ending.lower() != ".hdr" else stem + data.name.removeprefix(stem).lower()
+        (folder / name).symlink_to(data.absolute())
+    return link
 
 
 def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
@@ -64,7 +84,8 @@ def _read_with_nibabel(path: Path) -> tuple[sitk.Image, str]:
     except MemoryError:
         raise
     except Exception as error:  # nibabel raises whatever its parsers raise
-        raise InputError(f"unreadable or truncated ({telling(error)}).") from None
+        reason = telling(error).replace(f"{path.parent}/", "")  # it may be a link that is gone then
+        raise InputError(f"unreadable or truncated ({reason}).") from None
     if values.dtype.kind not in "iuf":
         raise InputError(f"holds no plain numbers but {values.dtype} (colour, vectors or complex).")
     plain = np.ascontiguousarray(values.T.astype(values.dtype.newbyteorder("="), copy=False))
@@ -118,18 +139,3 @@ def write_image(image: sitk.Image, path: Path, inside: Path | None = None) -> No
     """Write an image, compressed, whole or not at all; ``inside`` as for ``atomic_write``."""
     with atomic_write(path, inside) as temporary:
         sitk.WriteImage(image, str(temporary), True)
-
-
-def _read_by_small_letters(path: Path, ending: str) -> sitk.Image | None:
-    """Read through links whose names have small endings; None if that does not help."""
-    with tempfile.TemporaryDirectory() as folder:
-        stem = path.name.removesuffix(ending)
-        link = Path(folder, stem + ending.lower())
-        link.symlink_to(path.absolute())
-        for data in data_files(path):
-            name = data.name if ending != ".HDR" else stem + data.name.removeprefix(stem).lower()
-            Path(folder, name).symlink_to(data.absolute())
-        try:
-            return sitk.ReadImage(str(link))
-        except RuntimeError:
-            return None

@@ -1,5 +1,6 @@
 """What an import did: every case with its verdict, what the verdict was based on, and what was passed over."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,17 @@ class ImportReport:
         return found
 
     @property
+    def links(self) -> dict[str, str]:
+        """Imported case -> a case before it of the very same files, by links."""
+        first: dict[tuple, str] = {}
+        found = {}
+        for case in self.imported:
+            files = tuple(map(_place, (file["path"] for file in self.cases[case]["files"])))
+            if first.setdefault(files, case) != case:
+                found[case] = first[files]
+        return found
+
+    @property
     def file(self) -> Path:
         """Where the report is kept."""
         name = REPORT_FILE if self.part is None else PART_FILES.replace("*", str(self.part).replace("/", "of"))
@@ -122,6 +134,8 @@ class ImportReport:
             yield f"{len(copied)} of {total}: nnU-Net reads a copy in {COPY_FOLDER} ({copied[case]})."
         for hint, cases in self.hints.items():
             yield f"{len(cases)} of {total} ({named(cases)}): {hint}."
+        if links := [f"{case} is {other}" for case, other in self.links.items()]:
+            yield f"{len(links)} of {total} are links to the files of others ({named(links)}); each counts twice."
         for case, reason in list(self.outliers.items())[:_NAMED]:
             yield f"Case {case}: {reason}; look at it, and mend or remove it. Plans leave it out of their statistics."
         if len(self.outliers) > _NAMED:
@@ -133,6 +147,15 @@ class ImportReport:
         harmless = [f"{entry['count']} {ending}" for ending, entry in self.other_files.items() if not entry["what"]]
         if harmless:
             yield f"Not taken, no volumes by their names: {', '.join(harmless)}."
+
+
+def _place(path: str) -> tuple[int, int] | str:
+    """Return where a file lies on its disk, whatever it is called."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  a path as text, many times
+    except OSError:
+        return path
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def open_report(folder: Path, source: Path, channels: list[str], part: Part | None = None) -> ImportReport:

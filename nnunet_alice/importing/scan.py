@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_alice.errors import named
-from nnunet_alice.importing.endings import ENDINGS, data_files, ending_of, volume_ending, what_it_is
+from nnunet_alice.importing.endings import ENDINGS, data_files, ending_of, is_pipe_or_device, volume_ending, what_it_is
 from nnunet_alice.words import counted
 
 #: Folders of labels in nnU-Net's and the Decathlon's layout; their files are no unlabelled volumes.
@@ -88,7 +88,7 @@ def passed_over(scan: Scan) -> str:
 def scan_folder(folder: Path, num_channels: int, endings: tuple[str, ...] = ENDINGS, more: str = "") -> Scan:
     """Group the volumes of a folder and its sub-folders into cases.
 
-    Hidden files and folders and folders of labels are passed over, files of other endings are counted.
+    Hidden files and folders, folders of labels, pipes and devices are passed over, files of other endings are counted.
 
     Args:
         folder: where to look; links are followed.
@@ -212,7 +212,7 @@ def _list_files(folder: Path, endings: tuple[str, ...], unlistable: dict[str, st
         folders[:] = kept
         for name in sorted(files):
             path = Path(root, name)
-            if name.startswith("."):
+            if name.startswith(".") or is_pipe_or_device(path):
                 continue
             if volume_ending(path, endings):
                 volumes.append(path)

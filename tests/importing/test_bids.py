@@ -48,6 +48,11 @@ def test_one_channel_is_a_suffix(bids, channel):
     }
 
 
+def test_endings_in_any_letters_count(tmp_path):
+    touch(tmp_path, "sub-1/anat/sub-1_T1w.NII.GZ", "sub-2/anat/sub-2_T1w.Nii", "sub-3/anat/sub-3_T1w.Json")
+    assert [case.name for case in bids_cases(tmp_path, ["T1w"])] == ["sub-1", "sub-2"]
+
+
 def test_several_channels_meet_by_subject_session_and_run(bids):
     cases = {case.name: case for case in bids_cases(bids, ["T1", "T2w"])}
     assert [path.name for path in cases["sub-01"].files] == ["sub-01_T1w.nii.gz", "sub-01_T2w.nii.gz"]

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import re
+import signal
 import struct
 
 import nibabel
@@ -53,6 +55,12 @@ MENDED = {
     "capital.GIPL": lambda p: (write(p.with_suffix(".gipl")), p.with_suffix(".gipl").rename(p)),
     "capital.MHD": lambda p: (write(p.with_suffix(".mhd")), p.with_suffix(".mhd").rename(p)),
     "capital.HDR": lambda p: (write(p.with_suffix(".hdr")), p.with_suffix(".hdr").rename(p)),
+    "mixed.Nii.gz": lambda p: (write(p.with_name("a.nii.gz")), p.with_name("a.nii.gz").rename(p)),
+    "mixed.nii.GZ": lambda p: (write(p.with_name("a.nii.gz")), p.with_name("a.nii.gz").rename(p)),
+    "mixed.Hdr": lambda p: (write(p.with_suffix(".hdr")), p.with_suffix(".hdr").rename(p)),
+    "mixed.hdr": lambda p: (write(p), p.with_suffix(".img").rename(p.with_suffix(".Img"))),
+    "skewed.Nii.Gz": lambda p: (save(p.with_name("a.nii.gz"), shear=1e-3), p.with_name("a.nii.gz").rename(p)),
+    "freesurfer.Mgz": lambda p: (save(p.with_suffix(".mgz"), nibabel.MGHImage), p.with_suffix(".mgz").rename(p)),
 }
 
 
@@ -68,6 +76,51 @@ def test_what_simpleitk_refuses_is_read_another_way_and_nnunet_gets_a_copy(raw, 
     label = sitk.ReadImage(str(report.folder / "labelsTr" / f"{case}.nii.gz"))
     np.testing.assert_allclose(label.GetOrigin(), properties["sitk_stuff"]["origin"], atol=1e-4)
     assert len(run(tmp_path / "scans").read) == 0
+
+
+@pytest.mark.parametrize("name", ["a.NII.GZ", "a.NII", "a.Nrrd"])
+def test_endings_in_other_letters_are_read_where_they_lie_if_they_can_be(raw, tmp_path, name):
+    small = tmp_path / "scans" / name.lower()
+    write(small)
+    small.rename(small.with_name(name))
+    report = run(tmp_path / "scans")
+    assert not report.cases["a"]["copied"]
+    np.testing.assert_array_equal(read_by_nnunet(report, "a")[0], volume())
+
+
+def test_a_damaged_file_with_an_ending_in_other_letters_is_told_by_its_name(raw, scans, tmp_path):
+    (scans / "bad.Nii.gz").write_bytes(gzip.compress(b"\x5c\1\0\0" + bytes(400)))
+    reason = run(scans).left_out["bad"]
+    assert reason.startswith("bad.Nii.gz: ") and "/tmp" not in reason and str(tmp_path) not in reason
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mhd", "a.dcm", "a", "sub-2/anat/sub-2_CT.nii.gz"])
+def test_pipes_and_devices_are_passed_over(raw, scans, name):
+    """They are never opened: a pipe would wait for a writer for ever, and a device has no end."""
+    if "sub" in name:
+        (scans / "good.nii.gz").unlink()
+        write(scans / "sub-1" / "anat" / "sub-1_CT.nii.gz")
+    (scans / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(scans / name)
+    (scans / f"zero.{name.rpartition('.')[2]}").symlink_to("/dev/zero")
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for a pipe"))
+    signal.alarm(20)
+    try:
+        report = run(scans)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(report.imported) == 1 and not report.left_out and not report.other_files
+
+
+def test_links_to_one_file_are_told(raw, scans, caplog):
+    write(scans / "other.nii.gz", volume(1))
+    (scans / "deep").mkdir()
+    (scans / "deep" / "again.nii.gz").symlink_to(scans / "good.nii.gz")
+    (scans / "third.nii.gz").hardlink_to(scans / "good.nii.gz")
+    report = run(scans)
+    assert report.links == {"good": "deep__again", "third": "deep__again"} and len(report.imported) == 4
+    assert "2 of 4 cases are links to the files of others (good is deep__again" in caplog.text
 
 
 def test_a_straightened_volume_stays_in_its_middle_and_moves_little_elsewhere(raw, tmp_path):
