@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 #: A coarse grid has about this many cells, at most three times as many where voxels are nearly as large as cells:
 #: 4 to 6 mm for a torso. Small volumes keep their own voxels.
 MAX_GRID_CELLS = 80**3
+#: Least share of an image's range of values that its coarse window spans.
+_MIN_CONTRAST = 1e-6
 #: Raised when the stored form changes: older files are computed again.
 VERSION = 2
 #: what reading a damaged npz file raises: a flipped bit in a header ends in any of these
@@ -216,7 +218,8 @@ def compute_geometry(case: str, image: LazyImage, spacing: Sequence[float], axia
             f"Case {case}: no body found in the preprocessed image; look at it, or leave the case out."
         ).about(case=case)
     low, high = np.percentile(coarse[0][body], [0.5, 99.5])
-    scaled = (coarse[0] - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+    floor = _MIN_CONTRAST * (coarse[0].max() - coarse[0].min())  # a body may be of one value
+    scaled = (coarse[0] - low) * (255 / max(high - low, floor))
     window = np.clip(np.round(scaled), 0, 255).astype(np.uint8)
     return CaseGeometry(
         case, shape, triple(spacing), factors, triple(body.shape), window, np.packbits(body), axial_axis

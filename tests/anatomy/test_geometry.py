@@ -71,6 +71,15 @@ def test_gain_and_offset_of_the_scanner_do_not_change_the_coarse_image():
     assert np.abs(one.image.astype(int) - other.image).max() <= 1
 
 
+@pytest.mark.parametrize(("air", "tissue"), [(-1000, 40), (0, 1), (0, 1e-6), (0, 1e9)])
+def test_a_body_of_one_value_has_a_coarse_image_without_overflow(air, tissue):
+    image = np.full((1, 24, 24, 24), air, np.float32)
+    image[0, 6:18, 6:18, 6:18] = tissue
+    with np.errstate(all="raise"):
+        geometry = compute_geometry("c", image, (2.0, 2.0, 2.0))
+    assert geometry.body.sum() > 0 and not geometry.image[geometry.body].any()
+
+
 @pytest.mark.parametrize(
     ("image", "found"),
     [
