@@ -149,12 +149,14 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     """Return a CSV file as text, without blanks around cells and headers, and with NaN where a cell is empty or NA.
 
     Raises:
-        InputError: it is missing or no table, or two columns have one name.
+        InputError: it is missing or no table, its cells are not separated by commas, or two columns have one name.
     """
     import pandas as pd
 
     try:
         # without a header, else a row with a cell more would move all columns, and age would be renamed beside age
+        header = pd.read_csv(path, dtype=str, keep_default_na=False, header=None, nrows=1)
+        _check_commas(path, header.iloc[0].tolist())
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; give a CSV table.").about(path=path) from None
@@ -169,6 +171,17 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
             path=path, column=twice
         )
     return table.mask(table.isin(_NO_VALUE))
+
+
+def _check_commas(path: str | os.PathLike, header: list[str]) -> None:
+    """Refuse a table of one column whose name holds what some spreadsheets write in place of commas.
+
+    Raises:
+        InputError: its cells are separated otherwise.
+    """
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and sign in header[0]:
+            raise InputError(f"{path} has {name} where commas are expected; save it with commas.").about(path=path)
 
 
 def file_checksum(path: Path) -> str | None:

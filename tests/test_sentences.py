@@ -34,6 +34,7 @@ def workplace(tmp_path_factory):
         Path("cut.pth").write_bytes(b"half")
         Path("one.csv").write_text("case\n")
         Path("labels.csv").write_text("case,age\nc0,3\n")
+        Path("semicolons.csv").write_text("case;age\nc0;3,5\n")
         torch.save(torch.ones(2), "tensor.pth")
         torch.save({"state_dict": {}, "epoch": 3}, "other.pth")
         torch.save({"network_weights": {"encoder.w": torch.tensor([1.0, torch.nan])}}, "nan.pth")

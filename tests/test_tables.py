@@ -46,6 +46,15 @@ def test_rows_with_a_cell_too_many_are_refused(tmp_path, content):
         read(tmp_path, content)
 
 
+@pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_without_commas_is_told_by_what_it_has(tmp_path, sign, name):
+    for content in (f"case{sign}age\nc0{sign}4,2\n", f"case{sign}age\nc0{sign}42\n", f"case{sign}age\n"):
+        with refused(InputError, path="t.csv") as caught:
+            read(tmp_path, content)
+        assert name in str(caught.value)
+    assert list(read(tmp_path, f"case,age{sign}years\nc0,41\n").columns) == ["case", f"age{sign}years"]
+
+
 def test_a_spreadsheet_marks_its_text_and_leaves_empty_columns(tmp_path):
     table = read(tmp_path, '\ufeff"case",age,,\r\n"c0","4,2",,\r\n')
     assert table[["case", "age"]].to_dict("list") == {"case": ["c0"], "age": ["4,2"]} and table.shape == (1, 4)

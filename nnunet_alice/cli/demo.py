@@ -109,9 +109,12 @@ def _print_report(demo: "Demo", report: "DemoReport") -> None:
     for step, seconds in report.seconds.items():
         print(f"  {seconds:7.0f}  {step}")
     print(f"  {sum(report.seconds.values()):7.0f}  in all")
-    tested, labelled = len(report.cases[RUNS[0]]), counted(report.labelled, "labelled case")
+    tested, labelled = (
+        counted(number, case)
+        for number, case in ((len(report.cases[RUNS[0]]), "test case"), (report.labelled, "labelled case"))
+    )
     print(
-        f"\nDice on {tested} test cases that no training saw ({labelled}, {report.pool} images "
+        f"\nDice on {tested} that no training saw ({labelled}, {report.pool} images "
         f"for pretraining; {demo.budget.finetuning}, from scratch {demo.budget.scratch})"
     )
     print(f"  {'class':22}" + "".join(f"{run:>14}" for run in RUNS))

@@ -105,9 +105,8 @@ def probe_patches(
     if task == "regression":
         target = numbers(pd.Series(target, name="label"), "the table")
     if len(np.unique(target)) < 2:
-        raise InputError(
-            f"All {len(target)} patches have the same label ({target[0]}); there is nothing to predict."
-        ).about(value=target[0])
+        alike = "The only patch has the" if len(target) == 1 else f"All {len(target)} patches have the same"
+        raise InputError(f"{alike} label ({target[0]}); there is nothing to predict.").about(value=target[0])
     data = ProbeData(
         labels.cases[rows],
         np.stack([features[row] for row in rows]).astype(np.float64),

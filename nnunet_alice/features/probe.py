@@ -25,6 +25,7 @@ from nnunet_alice.errors import InputError
 from nnunet_alice.features.folds import INNER_FOLDS, Metric, count_groups, make_folds, with_intervals
 from nnunet_alice.features.metrics import classification_metrics, regression_metrics
 from nnunet_alice.features.probe_data import ProbeData
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def probe(data: ProbeData, task: str, folds: int = 5, seed: int = 0) -> ProbeRes
         possible = there // INNER_FOLDS
         fewer = f"{possible} folds or fewer, or " if possible >= MIN_FOLDS else ""
         raise InputError(
-            f"{there} {_kind(data)} are too few for {folds} folds, which need {INNER_FOLDS * folds}; use {fewer}more."
+            f"{counted(there, _kind(data))} {'is' if there == 1 else 'are'} too few for {folds} folds, which need "
+            f"{INNER_FOLDS * folds}; use {fewer}more."
         ).about(option="folds", value=folds)
     # Matrices are small: more threads would only wait for each other.
     with threadpool_limits(1):
@@ -111,8 +113,8 @@ def _classify(data: ProbeData, folds: int, seed: int) -> _Answers:
     needed = max(folds, -(-INNER_FOLDS * folds // (folds - 1)))
     if counts.min() < needed:
         raise InputError(
-            f"Class '{classes[counts.argmin()]}' has {counts.min()} {_kind(data)}, but {folds} folds need {needed}; "
-            "use fewer folds, or leave the class out of the table."
+            f"Class '{classes[counts.argmin()]}' has {counted(counts.min(), _kind(data))}, but {folds} folds need "
+            f"{needed}; use fewer folds, or leave the class out of the table."
         ).about(option="folds", value=classes[counts.argmin()])
     scores = np.zeros((len(target), len(classes)))
     excess, fold, penalties, models = np.zeros_like(scores), np.zeros(len(target), dtype=int), [], []
@@ -195,8 +197,8 @@ def _survive(data: ProbeData, folds: int, seed: int) -> _Answers:
     needed = max(MIN_EVENTS, 3 * folds)
     if event.sum() < needed:
         raise InputError(
-            f"{event.sum()} events are too few for a Cox model in {folds} folds, which needs {needed}; use regression "
-            "on a different target, or more cases."
+            f"A Cox model in {folds} folds needs {needed} events and has {event.sum()}; use regression on a different "
+            "target, or more cases."
         ).about(option="folds", value=event.sum())
     outcome = Surv.from_arrays(event, data.target)
     model = _rotated(CoxPHSurvivalAnalysis(n_iter=100, tol=1e-6))
@@ -222,8 +224,8 @@ def _survive(data: ProbeData, folds: int, seed: int) -> _Answers:
 
 
 def _kind(data: ProbeData) -> str:
-    """Return what folds are made of, for messages."""
-    return "cases" if data.groups is None else "groups"
+    """Return what folds are made of, one of them, for messages."""
+    return "case" if data.groups is None else "group"
 
 
 _TASKS = {"classification": _classify, "regression": _regress, "survival": _survive}

@@ -63,8 +63,8 @@ def load_features(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         raise InputError(
-            f"{path}: features of {bad.sum()} cases are not finite, the first is {cases[bad][0]}; write them again "
-            "without these cases."
+            f"{path}: features of {counted(int(bad.sum()), 'case')} are not finite, the first is {cases[bad][0]}; "
+            "write them again without these cases."
         ).about(case=cases[bad][0], path=path, value=bad.sum())
     return cases, features
 
@@ -118,13 +118,13 @@ def load_table(
     known = np.isin(cases, names)
     if not known.any():
         raise InputError(
-            f"None of the {len(cases)} cases with features is in column '{id_column}' of {path} with a '{target}': "
-            f"features have '{cases[0]}', the table has '{names[0] if len(names) else 'no such row'}'."
+            f"None of the {counted(len(cases), 'case')} with features is in column '{id_column}' of {path} with a "
+            f"'{target}': features have '{cases[0]}', the table has '{names[0] if len(names) else 'no such row'}'."
         ).about(case=cases[0], path=path, column=id_column)
     if not known.all():
         logger.warning(
-            "%d of %d cases with features have no '%s' in %s and are left out: %s.",
-            (~known).sum(), len(cases), "' or no '".join(wanted), path, named(cases[~known].tolist()),
+            "%d of %s with features have no '%s' in %s and are left out: %s.",
+            (~known).sum(), counted(len(cases), "case"), "' or no '".join(wanted), path, named(cases[~known].tolist()),
         )  # fmt: skip
     strangers = names[~np.isin(names, cases)].tolist()
     if strangers:
@@ -136,6 +136,10 @@ def load_table(
     events = None
     if event is not None and task == "survival":
         events = _events(table[event], target, values, path)
+    if len(values) == 1:
+        raise InputError(
+            f"Only case {cases[known][0]} has features and a '{target}' in {path}; a probe takes several."
+        ).about(case=cases[known][0], path=path, column=target)
     if len(np.unique(values)) < 2:
         raise InputError(
             f"All {len(values)} cases have the same '{target}' in {path} ({values[0]}); there is nothing to predict."

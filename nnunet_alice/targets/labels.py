@@ -12,6 +12,7 @@ from nnunet_alice.features.case_names import check_spelling
 from nnunet_alice.features.probe_data import numbers
 from nnunet_alice.files import read_table
 from nnunet_alice.targets.definitions import CASE, GROUP, DatasetTargets, TargetDefinition, target_name
+from nnunet_alice.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ def _of_the_dataset(
     if not known.any():
         there = table[CASE].iloc[0] if len(table) else "no such row"
         raise InputError(
-            f"None of the dataset's {len(cases)} cases has a value in {path}: the dataset has '{min(cases)}', the "
-            f"table '{there}'."
+            f"None of the dataset's {counted(len(cases), 'case')} has a value in {path}: the dataset has "
+            f"'{min(cases)}', the table '{there}'."
         ).about(case=min(cases), path=path)
     if not known.all():
         strangers = table[CASE][~known].tolist()

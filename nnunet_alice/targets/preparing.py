@@ -117,9 +117,12 @@ def _describe(definition: TargetDefinition, values: pd.DataFrame) -> list[str]:
     """Return lines on how the values are spread."""
     if definition.task == "classification":
         counts = values.iloc[:, 0].value_counts()
-        return [f"{name}: {counts.get(number, 0)} cases" for number, name in enumerate(definition.classes)]
+        return [f"{name}: {counted(counts.get(number, 0), 'case')}" for number, name in enumerate(definition.classes)]
     if definition.task == "multilabel":
-        return [f"{label}: {int(values[label].sum())} of {values[label].count()} cases" for label in definition.columns]
+        return [
+            f"{label}: {int(values[label].sum())} of {counted(values[label].count(), 'case')}"
+            for label in definition.columns
+        ]
     if definition.task == "survival":
         return [
             f"{int(values.iloc[:, 1].sum())} events, times {values.iloc[:, 0].min():g} to {values.iloc[:, 0].max():g}"

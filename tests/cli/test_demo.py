@@ -40,7 +40,7 @@ def test_demo_from_phantoms_to_dice(tmp_path, monkeypatch, capsys):
     assert main(["demo", "-o", str(tmp_path / "demo")]) == 0
     printed, report = capsys.readouterr().out, reports[0]
     steps = [line.removeprefix("... ") for line in printed.splitlines() if line.startswith("... ")]
-    assert "Dice on 1 test cases" in printed and "Shown: with 2 labelled cases" in printed
+    assert "Dice on 1 test case that" in printed and "Shown: with 2 labelled cases" in printed
     assert list(report.dice) == ["pretrained", "from scratch"]
     assert all(0 <= dice <= 1 for run in report.dice.values() for dice in run.values())
     assert all(path.is_file() for path in report.pictures.values()) and list(report.seconds) == steps

@@ -42,7 +42,7 @@ def test_the_command_writes_tables_and_plot(files, capsys, real_figures):
         (["--target", "severity", "--task", "regression", "--id", "ill"], "more than one row for"),
         (["--target", "severity", "--task", "regression", "--folds", "60"], "180; use 30 folds or fewer"),
         (["--target", "severity", "--task", "regression", "--folds", "1"], "at least 2 folds"),
-        (["--target", "severity", "--task", "classification"], "has 1 cases, but 5 folds need"),
+        (["--target", "severity", "--task", "classification"], "has 1 case, but 5 folds need"),
         (["--target", "severity", "--task", "survival", "--event", "ill"], "must be positive"),
     ],
 )

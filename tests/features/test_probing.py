@@ -145,6 +145,14 @@ def test_cases_without_a_label_are_left_out_and_named(tmp_path, caplog):
     assert "2 of 90 cases with features have no 'severity'" in caplog.text and "case003" in caplog.text
 
 
+def test_one_case_alone_is_named(tmp_path):
+    files = write_probed(tmp_path)
+    pd.read_csv(files / "t.csv").iloc[[4]].assign(severity=3).to_csv(files / "t.csv", index=False)
+    (only,) = pd.read_csv(files / "t.csv")["id"]
+    with refused(InputError, case=only, column="severity"):
+        load_table(files / "t.csv", *load_features(files / "f.npz"), "severity", "regression")
+
+
 def test_a_case_without_a_group_is_one_of_its_own(tmp_path, caplog):
     files = write_probed(tmp_path)
     table = pd.read_csv(files / "t.csv").assign(who=["", *(f"p{n // 2}" for n in range(89))], event="1")

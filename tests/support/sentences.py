@@ -67,6 +67,10 @@ ROWS = [
         "gone.csv does not exist; give a CSV table.",
     ),
     (
+        lambda: read_table("semicolons.csv"),
+        "semicolons.csv has semicolons where commas are expected; save it with commas.",
+    ),
+    (
         lambda: plain_name("../x", "-p"),
         "-p is '../x', which is no plain name: choose letters, digits, - and _, no slash.",
     ),
@@ -227,7 +231,7 @@ ROWS = [
     ),
     (
         lambda: read_labels("labels.csv", ["age"], "regression", ["c1"]),
-        "None of the dataset's 1 cases has a value in labels.csv: the dataset has 'c1', the table 'c0'.",
+        "None of the dataset's 1 case has a value in labels.csv: the dataset has 'c1', the table 'c0'.",
     ),
     (
         lambda: layer_groups(tiny_unet(), 0.0),
