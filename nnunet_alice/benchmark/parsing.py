@@ -28,13 +28,35 @@ from nnunet_alice.errors import InputError, MissingFileError
 from nnunet_alice.finetuning.parts import kept_epoch
 
 
+class _TwiceError(yaml.YAMLError):
+    """A mapping has a key twice, of which YAML would take the last without a word.
+
+    Args:
+        key: its name.
+        line: of the second one, from 1.
+    """
+
+    def __init__(self, key: str, line: int) -> None:
+        self.key, self.line = key, line
+        super().__init__(key, line)
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML where 027 is a text: else it is an octal number, and dataset 23."""
+    """YAML where a key stands once, and 027 is a text: else it is an octal number, and dataset 23."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list]] = {
         **yaml.SafeLoader.yaml_implicit_resolvers,
         "0": [("tag:yaml.org,2002:str", re.compile(r"0[0-9]+$")), *yaml.SafeLoader.yaml_implicit_resolvers["0"]],
     }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping as it is written, before others are merged into it."""
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, key in enumerate(keys):
+            if key.value in (before.value for before in keys[:number]):
+                raise _TwiceError(key.value, key.start_mark.line + 1)
+        return node
 
 
 #: a group of settings, a dataclass
@@ -45,13 +67,17 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     """Return the content of a YAML (or JSON) file of settings, unchecked; relative paths in it count from its folder.
 
     Raises:
-        InputError: the file is missing or is not a YAML mapping.
+        InputError: the file is missing, is not a YAML mapping, or has a key twice.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist.").about(path=path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except _TwiceError as error:
+        raise InputError(f"{path} has '{error.key}' twice, again in line {error.line}; keep one of them.").about(
+            path=path, option=error.key
+        ) from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not valid YAML ({reason}); mend it.").about(path=path) from None
@@ -222,9 +248,12 @@ def _check_keys(content: Mapping[str, Any], kind: type, where: str) -> None:
 def _label_count(value: Any) -> int | str:
     if value == ALL:
         return ALL
-    count = _integer("labels")(value)
+    try:
+        count = _integer("labels")(value)
+    except InputError:
+        count = 0
     if count < 1:
-        raise wrong("labels", f"'labels' are numbers above 0 or '{ALL}', not {value}.", value)
+        raise wrong("labels", f"'labels' are whole numbers above 0 or '{ALL}', not {value!r}.", value)
     return count
 
 

@@ -55,6 +55,7 @@ def test_settings_survive_a_trip_through_json():
         ({"labels": [0]}, "labels", 0),
         ({"labels": [5, 5]}, "labels", None),
         ({"labels": ["many"]}, "labels", "many"),
+        ({"labels": [2.5]}, "labels", 2.5),
         ({"draws": 0}, "draws", None),
         ({"draws_of_all": 0}, "draws_of_all", None),
         ({"mirroring": "off "}, "mirroring", "off "),
@@ -99,6 +100,37 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "b.yaml").write_text("a: [")
     with refused(InputError, path="b.yaml"):
         read_settings(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "line"),
+    [
+        ("dataset: 4\ntest: 60\ndataset: 5\n", "dataset", 3),
+        ("arms:\n  scratch:\n  alice: {checkpoints: a.pth}\n  scratch: {parts: all}\n", "scratch", 4),
+        ("arms:\n  1:\n  '1':\n", "1", 3),
+        ('{"test": 60,\n "test": 61}', "test", 2),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, content, key, line):
+    """YAML takes the last one, and nobody would know which."""
+    (tmp_path / "b.yaml").write_text(content)
+    with refused(InputError, path="b.yaml", option=key) as caught:
+        read_settings(tmp_path / "b.yaml")
+    assert f"line {line}" in str(caught.value)
+
+
+def test_what_is_merged_may_be_written_over(tmp_path):
+    (tmp_path / "b.yaml").write_text(
+        "arms:\n  a: &a {checkpoints: a.pth, parts: all}\n  b: &b {<<: *a, parts: encoder}\n  c: {<<: *b, plans: P}\n"
+    )
+    arms = read_settings(tmp_path / "b.yaml")["arms"]
+    assert arms["b"]["parts"] == arms["c"]["parts"] == "encoder" and arms["c"]["plans"] == "P"
+
+
+@pytest.mark.parametrize("value", ["All", "ALL", "many"])
+def test_labels_that_are_no_number_are_answered_with_the_word_there_is(value):
+    with pytest.raises(InputError, match=f"whole numbers above 0 or 'all', not '{value}'"):
+        parse_settings(GOOD | {"labels": [value]})
 
 
 def test_a_dataset_may_be_written_with_zeros(tmp_path):
