@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         if data.without_label:
             print(f"Without a label in your data, so only pretrained on: {', '.join(data.without_label)}.")
         print(
-            f"Then {args.epochs} epochs of pretraining and twice {args.finetuning_epochs} on labels, on "
+            f"Then {counted(args.epochs, 'epoch')} of pretraining and twice {args.finetuning_epochs} on labels, on "
             f"{budget.device}. The time that takes is measured and said before it starts."
         )
     report = demo.run()
@@ -133,7 +133,7 @@ def _conclusion(report: "DemoReport", own: bool) -> str:
     points, tested = 100 * report.gain, len(report.cases[RUNS[0]])
     shown = (
         f"Shown: with {counted(report.labelled, 'labelled case')} and the same short training, the network pretrained "
-        f"on {report.pool} images without labels ends {abs(points):.0f} points of mean Dice "
+        f"on {report.pool} images without labels ends {counted(round(abs(points)), 'point')} of mean Dice "
         f"{'above' if points >= 0 else 'below'} the one from scratch, and is better on {report.won} of "
         f"{counted(tested, 'test case')}."
     )

@@ -4,11 +4,12 @@ import pytest
 from support.own_data import dataset
 from support.refused import refused
 
+from nnunet_alice.cli.demo import _conclusion
 from nnunet_alice.cli.main import main
 from nnunet_alice.demo import budget, sources
 from nnunet_alice.demo.budget import Budget
 from nnunet_alice.demo.sources import Phantoms
-from nnunet_alice.demo.workflow import Demo
+from nnunet_alice.demo.workflow import Demo, DemoReport
 from nnunet_alice.errors import AliceError
 
 #: stock nnU-Net, four steps long: its own 250 are minutes that would show nothing more
@@ -63,3 +64,11 @@ def test_nothing_is_written_into_the_users_folder(tmp_path, capsys):
     folder = dataset(tmp_path / "Dataset001_Mine")
     assert main(["demo", "--data", str(folder), "-o", str(folder / "demo")]) == 1
     assert "name a folder elsewhere with -o" in capsys.readouterr().err and not (folder / "demo").exists()
+
+
+@pytest.mark.parametrize(("dice", "words"), [(0.51, "ends 1 point of mean Dice above"), (0.47, "ends 3 points of")])
+def test_the_last_sentence_counts(dice, words):
+    runs = {"pretrained": {"liver": dice}, "from scratch": {"liver": 0.5}}
+    report = DemoReport({}, [], dice=runs, cases=runs, labelled=1, pool=3)
+    told = _conclusion(report, own=True)
+    assert words in told and "with 1 labelled case and" in told and "of 1 test case." in told
