@@ -4,9 +4,9 @@ import pytest
 from support.own_data import dataset
 from support.refused import refused
 
-from nnunet_alice.cli.demo import _conclusion
+from nnunet_alice.cli import demo as command
 from nnunet_alice.cli.main import main
-from nnunet_alice.demo import budget, sources
+from nnunet_alice.demo import sources
 from nnunet_alice.demo.budget import Budget
 from nnunet_alice.demo.sources import Phantoms
 from nnunet_alice.demo.workflow import Demo, DemoReport
@@ -34,7 +34,7 @@ def test_demo_from_phantoms_to_dice(tmp_path, monkeypatch, capsys):
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers" / "short.py").write_text(SHORT)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
-    monkeypatch.setattr(budget, "Budget", lambda embedding: SMALLEST)
+    monkeypatch.setattr(command, "Budget", lambda embedding: SMALLEST)
     monkeypatch.setattr(sources, "Phantoms", lambda seed: PHANTOMS)
     reports, real = [], Demo.run
     monkeypatch.setattr(Demo, "run", lambda demo: reports.append(real(demo)) or reports[0])
@@ -70,5 +70,5 @@ def test_nothing_is_written_into_the_users_folder(tmp_path, capsys):
 def test_the_last_sentence_counts(dice, words):
     runs = {"pretrained": {"liver": dice}, "from scratch": {"liver": 0.5}}
     report = DemoReport({}, [], dice=runs, cases=runs, labelled=1, pool=3)
-    told = _conclusion(report, own=True)
+    told = command._conclusion(report, own=True)
     assert words in told and "with 1 labelled case and" in told and "of 1 test case." in told
