@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_alice.benchmark import alone
+
 
 @dataclass(frozen=True)
 class Command:
@@ -29,12 +31,13 @@ class Command:
         return " ".join([*settings, *map(shlex.quote, self.words)])
 
 
-def run_command(command: Command, keep_open: Sequence[int] = ()) -> int:
+def run_command(command: Command, locks: Sequence[int] = ()) -> int:
     """Run a command, its output appended to its log; ends it when this process is interrupted.
 
     Args:
         command: what to run.
-        keep_open: file descriptors that it inherits.
+        locks: descriptors of locks. The command holds them, too, and none of the processes that it starts does. It has
+            to be a Python script then.
 
     Returns:
         its exit status.
@@ -42,11 +45,14 @@ def run_command(command: Command, keep_open: Sequence[int] = ()) -> int:
     command.log.parent.mkdir(parents=True, exist_ok=True)
     scripts = str(Path(sys.executable).parent)  # where pip put the commands, on the PATH or not
     environment = {**os.environ, **command.environment, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}"}
+    words = command.words
+    if locks:
+        words = (sys.executable, alone.__file__, ",".join(map(str, locks)), *words)
     with command.log.open("ab") as log:
         log.write(f"$ {command}\n".encode())
         log.flush()
         with subprocess.Popen(
-            command.words, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=tuple(keep_open)
+            words, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=tuple(locks)
         ) as process:
             try:
                 return process.wait()

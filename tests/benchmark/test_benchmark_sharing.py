@@ -78,32 +78,66 @@ def test_a_cell_that_another_process_runs_is_left_to_it(base):
     assert outcome.waiting == [cell.name] and len(outcome.done) == CELLS - 1
 
 
-@pytest.mark.slow
-def test_a_lock_outlives_its_holder_in_the_child(base):
-    """A training that was left behind by a killed runner keeps its cell."""
-    ready = base / "ready"
-    script = f"import os, time; print(os.getpid(), file=open({str(ready)!r}, 'w'), flush=True); time.sleep(600)"
-    holder = f"""
+#: a training with two workers, one forked and one spawned; they outlive it and write down who they are
+TRAINING = """#!/usr/bin/env python
+import os
+import subprocess
 import sys
+import time
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    forked = os.fork()
+    if forked == 0:
+        if os.fork() == 0:  # a child of a child: its files stay open
+            file = open(f"{folder}/grandchild", "w")
+            if os.fork() == 0:
+                print("open", file=file, flush=True)
+                os._exit(0)
+            os._exit(0)
+        time.sleep(600)
+    spawned = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], close_fds=False)
+    with open(f"{folder}/written", "w") as file:
+        print(os.getpid(), forked, spawned.pid, file=file)
+    os.rename(f"{folder}/written", f"{folder}/ready")
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
+def test_a_lock_outlives_its_holder_in_the_training_and_not_in_its_workers(base):
+    """A training that was left behind by a killed runner keeps its cell; workers that it left behind do not."""
+    script = base / "train"
+    script.write_text(TRAINING)
+    script.chmod(0o755)
+    holder = f"""
 from pathlib import Path
 from nnunet_alice.locks import held
 from nnunet_alice.benchmark.runner import Command, run_command
 with held(Path({str(base / "x.lock")!r})) as lock:
-    run_command(Command((sys.executable, "-c", {script!r}), {{}}, Path({str(base / "log")!r})), [lock])
+    run_command(Command(({str(script)!r}, {str(base)!r}), {{}}, Path({str(base / "log")!r})), [lock])
 """
     parent = subprocess.Popen([sys.executable, "-c", holder])
-    wait_for(lambda: ready.is_file() and ready.read_text())
+    wait_for((base / "ready").is_file)
     parent.kill()
     parent.wait()
-    with held(base / "x.lock") as other:
-        assert other is None
-    os.kill(int(ready.read_text()), signal.SIGKILL)
+    training, *workers = map(int, (base / "ready").read_text().split())
 
     def is_free():
         with held(base / "x.lock") as lock:
             return lock is not None
 
-    wait_for(is_free)
+    try:
+        assert not is_free()
+        os.kill(training, signal.SIGKILL)
+        wait_for(is_free, seconds=10)
+        for worker in workers:
+            os.kill(worker, 0)  # it lives
+        wait_for(lambda: (base / "grandchild").read_text() == "open\n", seconds=10)
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
 
 
 def wait_for(condition, seconds: float = 60) -> None:
