@@ -55,6 +55,8 @@ def _facts(runner: Runner, unusable: dict[str, str], runs: int) -> list[str]:
     else:
         split = f"fixed, {settings.test.file or f'drawn with seed {settings.seed}'}"
     pool = ", ".join(f"{partition.name}: {len(partition.pool)}" for partition in runner.divisions)
+    if any(partition.unit == "patient" for partition in runner.divisions):
+        pool += "; numbers of labels count patients, each with all of its cases"
     checkpoints = ", ".join(f"{arm.name} {len(arm.checkpoints)}" for arm in settings.arms if arm.checkpoints)
     planned = len(runner.test_cells())
     length = f"{settings.epochs or 'as many as the trainer has'} epochs, "

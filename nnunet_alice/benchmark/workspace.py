@@ -4,6 +4,7 @@
 ``logs/`` what each run printed, ``settings.json`` what was asked for.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ from nnunet_alice.nnunet_folders import dataset_number
 from nnunet_alice.targets.definitions import DEFINITIONS, load_targets
 from nnunet_alice.targets.splits import check_no_leak
 from nnunet_alice.words import counted
+
+logger = logging.getLogger(__name__)
 
 #: how the cases are divided; the names of the splits, in the order of their folds
 _DIVISIONS, _NAMES = "divisions.json", "splits_names.json"
@@ -123,20 +126,20 @@ class Workspace:
         self._copy_targets(load_targets(source.name).path, self.preprocessed / source.name)
         measure = self.measure
         assert isinstance(measure, Predictions), "arms predict"
-        known = set(cases) & set(measure.values.index)
+        known = [case for case in cases if case in measure.values.index]
+        without = sorted(set(cases) - set(known))
+        if without:
+            logger.warning(
+                "%d of %s have no value of '%s' and are left out: %s.",
+                len(without), counted(len(cases), "case"), measure.target.name, named(without),
+            )  # fmt: skip
         if split is not None:
-            split = [{side: [case for case in fold[side] if case in known] for side in fold} for fold in split]
-        divisions = partitions(self.settings, sorted(known), split)
+            split = [{side: [case for case in fold[side] if case in set(known)] for side in fold} for fold in split]
+        groups = dict(zip(known, measure.targets.groups(known), strict=True))
+        divisions = partitions(self.settings, known, split, groups, set(without))
         for division in divisions:
             check_no_leak(measure.targets, {"train": division.pool, "val": division.test}, measure.targets.path)
-        return [
-            replace(
-                division,
-                strata=measure.strata(division.pool),
-                groups=dict(zip(division.pool, measure.targets.groups(division.pool), strict=True)),
-            )
-            for division in divisions
-        ]
+        return [replace(division, strata=measure.strata(division.pool)) for division in divisions]
 
     def _copy_targets(self, table: Path, folder: Path) -> None:
         """Put the targets beside the links, where the runs and the report find them.

@@ -179,18 +179,57 @@ def test_another_benchmark_in_the_folder_is_refused(base):
         Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth", test=2))).prepare()
 
 
+def patients_of_two(names):
+    """Two neighbours in the list are of one patient."""
+    return {case: f"patient {number // 2}" for number, case in enumerate(sorted(names))}
+
+
 def test_tuning_keeps_patients_together():
     """Trainers refuse a patient on both sides, so no rate would ever be known."""
     chosen = parsed(test=8, tuning={"labels": 4, "cases": 6})
     whole = partitions(chosen, NAMES, None)[0]
-    patients = {case: f"patient {int(number) // 2}" for number, case in enumerate(sorted(whole.pool))}
+    patients = patients_of_two(whole.pool)
     pairs = replace(whole, groups=patients)
     for draw in range(5):
         train, validation = tuning_split(pairs, chosen, draw)
-        assert train == tuning_split(whole, chosen, draw)[0] and len(validation) == 6
+        assert len(train) == 4 * 2 and len(validation) == 6 * 2
         assert not {patients[case] for case in train} & {patients[case] for case in validation}
     with refused(InputError, option="tuning"):
         tuning_split(replace(whole, groups=dict.fromkeys(whole.pool, "one")), chosen, 0)
+
+
+def test_draws_and_test_cases_are_whole_patients():
+    """One scan of ten patients each is no ten scans of one; who has a patient's label has it for all scans."""
+    patients, chosen = patients_of_two(NAMES), parsed(test=8, labels=[3, 5, "all"])
+    (division,) = partitions(chosen, NAMES, None, patients)
+    assert len(division.test) == 16 and len({patients[case] for case in division.test}) == 8
+    for draw in range(4):
+        few, more = (labelled(division, count, draw, chosen.seed) for count in (3, 5))
+        for cases, count in ((few, 3), (more, 5)):
+            assert len(cases) == 2 * count and len({patients[case] for case in cases}) == count
+        assert set(few) < set(more)
+    assert labelled(division, "all", 0, 1) == list(division.pool) and labelled_number("all", [division]) == 12
+    with refused(InputError, option="labels", value=13):
+        partitions(parsed(test=8, labels=[13]), NAMES, None, patients)
+    with refused(InputError, option="test", value=20):
+        partitions(parsed(test=20), NAMES, None, patients)
+
+
+def test_patients_of_one_case_are_drawn_as_cases_are():
+    chosen = parsed(labels=[3, "all"], tuning={"labels": 5, "cases": 8})
+    (plain,), (alone,) = (partitions(chosen, NAMES, None, groups) for groups in (None, {n: f"p{n}" for n in NAMES}))
+    assert plain == alone and plain.unit == alone.unit == "case"
+    for draw in range(4):
+        assert labelled(plain, 3, draw, 1) == labelled(alone, 3, draw, 1)
+        assert tuning_split(plain, chosen, draw) == tuning_split(alone, chosen, draw)
+
+
+def test_patients_show_all_strata():
+    chosen = parsed(test=8, labels=[2])
+    whole = partitions(chosen, NAMES, None, patients_of_two(NAMES))[0]
+    strata = {case: int(int(case[1:]) >= 30) for case in whole.pool}
+    for draw in range(6):
+        assert {strata[case] for case in labelled(replace(whole, strata=strata), 2, draw, 1)} == {0, 1}
 
 
 def test_a_dataset_that_comes_later_gets_the_splits_too(base):

@@ -174,6 +174,40 @@ def test_what_does_not_fit_is_refused(base, tmp_path):
     assert read_json(tmp_path / "bench" / "settings.json")["target"] == "age"
 
 
+@pytest.mark.parametrize("how", ["cases", "file", "folds", "split"])
+def test_cases_without_the_target_are_left_out_with_one_line(base, tmp_path, caplog, how):
+    """They are named by a list of test cases or a split as often as not."""
+    table, folder = pd.read_csv(tmp_path / "labels.csv"), tmp_path / "preprocessed" / DATASET
+    names = table["case"].tolist()
+    for stored in [path for name in ("raw", "preprocessed") for path in (tmp_path / name).glob("*/targets.csv")]:
+        table.assign(age=table["age"].where(~table["case"].isin([names[1], names[6]]))).to_csv(stored, index=False)
+    assert (folder / "targets.csv").is_file()
+    (tmp_path / "file.json").write_text(json.dumps(names[:3]))
+    (tmp_path / "split.json").write_text(json.dumps([{"train": names[3:], "val": names[:3]}]))
+    test = {"cases": {"cases": 2}, "folds": {"folds": [0, 1]}, "file": {"file": str(tmp_path / "file.json")}}
+    test["split"] = {"split": str(tmp_path / "split.json"), "folds": [0]}
+    runner = Runner(settings(base, target="age", test=test[how], labels=[1]), tmp_path / "bench")
+    runner.prepare()
+    used = {case for division in runner.divisions for case in (*division.pool, *division.test)}
+    assert used == set(names) - {names[1], names[6]}
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert told == [f"2 of 8 cases have no value of 'age' and are left out: {names[1]}, {names[6]}."]
+
+
+@pytest.mark.slow
+def test_labels_count_patients_where_the_table_has_them(base, tmp_path):
+    names = pd.read_csv(tmp_path / "labels.csv")["case"].tolist()
+    for stored in [path for name in ("raw", "preprocessed") for path in (tmp_path / name).glob("*/targets.csv")]:
+        table = pd.read_csv(stored)
+        table.assign(group=[f"p{names.index(case) // 2}" for case in table["case"]]).to_csv(stored, index=False)
+    runner = Runner(settings(base, target="age", test={"cases": 1}, labels=[1, 2]), tmp_path / "bench")
+    run(runner, ages)
+    assert {len(split["train"]) for split in runner.splits.values()} == {2, 4}
+    report = write_report(tmp_path / "bench", 1)
+    assert set(report.summary["labels"]) == {1, 2}
+    assert "numbers of labels count patients" in (report.folder / "report.md").read_text()
+
+
 @pytest.fixture
 def graded(tmp_path):
     """Predictions of grades, one of which is called None."""
