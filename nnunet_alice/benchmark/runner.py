@@ -76,17 +76,36 @@ class Runner:
 
     # ------------------------------------------------------------------------------------------------- cells
 
-    def prepare(self) -> None:
-        """Link the data and write the splits; nothing is trained."""
+    def prepare(self, transfer: bool = False) -> None:
+        """Link the data and write the splits; nothing is trained.
+
+        The benchmark has begun when nothing was refused. Of parts that start together one does it first.
+
+        Args:
+            transfer: fit the checkpoints to the plans, too.
+        """
         for arm in self.settings.arms:
             rate = arm.learning_rates[0] if arm.learning_rates else None
             find_trainer(plan.trainer_name(self.settings, arm, Cell("test", arm.name, None, "", 1, 0, 0), rate))
-        self.divisions = self.workspace.prepare()
-        self.weights.check()
-        self.splits = self._wanted_splits()
-        self.folds = self.workspace.write_splits(self.splits.items())
-        self._record_leakage()
-        self.workspace.remember(self.divisions)
+        with held(self.workspace.folder / "locks" / "start.lock", wait=True):
+            self.divisions = self.workspace.prepare()
+            self.weights.check()
+            self.splits = self._wanted_splits()
+            self.folds = self.workspace.write_splits(self.splits.items())
+            self._record_leakage()
+            if not self.workspace.begun:
+                self.weights.forget()
+            if transfer:
+                self._transfer()
+            self.workspace.remember(self.divisions)
+
+    def _transfer(self) -> None:
+        for arm, checkpoint in self.weights.missing():
+            words, log = self.weights.transfer(arm, checkpoint)
+            if self.execute(Command(words, self.environment(), log)) != 0:
+                raise InputError(f"The checkpoint {checkpoint} of arm '{arm}' cannot be transferred; see {log}.").about(
+                    option=arm, value=checkpoint
+                )
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike, baseline: str | None = None) -> "Runner":
@@ -271,6 +290,7 @@ class Runner:
 
     def dry_run(self, part: tuple[int, int] = (1, 1)) -> Iterator[str]:
         """Prepare data and splits, and yield shell lines of all that is not done, in their order."""
+        _check_part(part)
         self.prepare()
         for arm, checkpoint in self.weights.missing():
             words, log = self.weights.transfer(arm, checkpoint)
@@ -293,14 +313,9 @@ class Runner:
         Args:
             part: (i, n): take each n-th cell, beginning with the i-th.
         """
-        self.prepare()
+        _check_part(part)
+        self.prepare(transfer=True)
         outcome = Outcome()
-        for arm, checkpoint in self.weights.missing():
-            words, log = self.weights.transfer(arm, checkpoint)
-            if self.execute(Command(words, self.environment(), log)) != 0:
-                raise InputError(f"The checkpoint {checkpoint} of arm '{arm}' cannot be transferred; see {log}.").about(
-                    option=arm, value=checkpoint
-                )
         for stage in (self.tuning_cells(), self.test_cells()):
             cells = _share(stage, part)
             for number, cell in enumerate(cells, start=1):
@@ -359,8 +374,12 @@ def _mean(scores: Sequence[float]) -> float:
 def _share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
     """Return the i-th of n shares."""
     number, of = part
+    return list(cells[number - 1 :: of])
+
+
+def _check_part(part: tuple[int, int]) -> None:
+    number, of = part
     if not 1 <= number <= of:
         raise InputError(f"--part {number}/{of}: the first number lies between 1 and the second.").about(
             option="--part", value=f"{number}/{of}"
         )
-    return list(cells[number - 1 :: of])

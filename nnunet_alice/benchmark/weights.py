@@ -89,6 +89,12 @@ class Weights:
         every = [(arm.name, number) for arm in transferred for number in range(len(arm.checkpoints))]
         return [(arm, number) for arm, number in every if not self.file(arm, number).is_file()]
 
+    def forget(self) -> None:
+        """Delete transferred checkpoints, which may have been fitted to other plans."""
+        for arm in self.settings.arms:
+            for number in range(len(arm.checkpoints)) if arm.dataset is None else ():
+                self.file(arm.name, number).unlink(missing_ok=True)
+
     def transfer(self, arm: str, checkpoint: int) -> tuple[tuple[str, ...], Path]:
         """Return words of the command that transfers a checkpoint, and its log."""
         target = self.file(arm, checkpoint)

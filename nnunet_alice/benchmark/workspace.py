@@ -47,6 +47,11 @@ class Workspace:
         self.settings = settings
         self.preprocessed = self.folder / "preprocessed"
 
+    @property
+    def begun(self) -> bool:
+        """Whether runs may have been started here. What a refused benchmark left may be written over."""
+        return (self.folder / "settings.json").is_file() or (self.folder / "results").is_dir()
+
     def prepare(self) -> list[Partition]:
         """Link the dataset; may be called again at any time.
 
@@ -149,7 +154,7 @@ class Workspace:
         """
         for path in (table, table.with_name(DEFINITIONS)):
             copy = folder / path.name
-            if copy.is_file() and copy.read_bytes() != path.read_bytes():
+            if self.begun and copy.is_file() and copy.read_bytes() != path.read_bytes():
                 raise OccupiedError(
                     f"{path} changed since the benchmark in {self.folder} began; use a new folder for it."
                 ).about(path=path)
@@ -159,9 +164,10 @@ class Workspace:
     def _link(self, source: PreprocessedDataset, files: Sequence[str]) -> None:
         """Link preprocessed cases and truth of a dataset, and copy its small files."""
         target = self.preprocessed / source.name
-        link_files(source.folder, target / source.folder.name)
+        again = not self.begun
+        link_files(source.folder, target / source.folder.name, again)
         if not self.settings.predicts:
-            link_files(source.base / "gt_segmentations", target / "gt_segmentations")
+            link_files(source.base / "gt_segmentations", target / "gt_segmentations", again)
         for name in files:
             write_json(target / name, read_json(source.base / name))
 
@@ -212,7 +218,7 @@ class Workspace:
         return read_json(self.dataset_folder / "dataset.json")["file_ending"]
 
     def write_splits(self, wanted: Iterable[tuple[str, dict]]) -> dict[str, int]:
-        """Add splits to ``splits_final.json``; those that are there keep their fold.
+        """Add splits to ``splits_final.json``; those of a begun benchmark keep their fold.
 
         Args:
             wanted: name and cases of each split.
@@ -225,7 +231,7 @@ class Workspace:
         """
         names_file, splits_file = self.dataset_folder / _NAMES, self.dataset_folder / "splits_final.json"
         with held(self.folder / "locks" / "splits.lock", wait=True):  # two that add at once would lose a fold
-            names = read_json(names_file) if names_file.is_file() else []
+            names = read_json(names_file) if self.begun and names_file.is_file() else []
             splits = read_json(splits_file)[: len(names)] if names else []
             known = len(names)
             for name, cases in wanted:
@@ -236,6 +242,8 @@ class Workspace:
                     raise OccupiedError(
                         f"{splits_file} has other cases for {name}: the data or settings changed; use a new folder."
                     ).about(path=splits_file, value=name)
+            if not self.begun:
+                names_file.unlink(missing_ok=True)
             # splits first: a kill in between leaves a split without a name, which the next call writes again
             for folder in self.preprocessed.glob("Dataset*"):  # that of an arm may have come later
                 path = folder / splits_file.name
@@ -258,6 +266,8 @@ class Workspace:
 
     def _check_unchanged(self, source: Path, target: Path) -> None:
         """Refuse plans and labels other than those of the finished runs, which would be counted beside them."""
+        if not self.begun:
+            return
         plans = f"{self.settings.plans}.json"
         for name, relevant in ((plans, self._plan), ("dataset.json", _labels)):
             if (target / name).is_file() and relevant(target / name) != relevant(source / name):
@@ -269,7 +279,7 @@ class Workspace:
         """Refuse segmentations other than those that the finished runs were trained and measured on."""
         folder = self.preprocessed / source.name / "gt_segmentations"
         record, ending, cases = self.folder / file, self.file_ending, source.cases()
-        known = read_json(record) if record.is_file() else {}
+        known = read_json(record) if self.begun and record.is_file() else {}
         found = {case: file_checksum(folder / f"{case}{ending}") for case in cases}
         changed = sorted(case for case in known.keys() & found.keys() if known[case] != found[case])
         if changed:
@@ -290,10 +300,15 @@ class Workspace:
         return {key: value for key, value in content.items() if key != "configurations"} | {"configuration": resolved}
 
 
-def link_files(source: Path, target: Path) -> None:
+def link_files(source: Path, target: Path, again: bool = False) -> None:
     """Link every file of a folder into a different one: symbolic links, or hard links where those are not allowed.
 
     Links that lead nowhere are made again.
+
+    Args:
+        source: folder of the files.
+        target: folder of the links.
+        again: make all links again.
 
     Raises:
         InputError: there is no such folder.
@@ -305,10 +320,10 @@ def link_files(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     there = {entry.name: Path(entry.path).exists() for entry in os.scandir(target)}
     for entry in os.scandir(source):
-        if there.get(entry.name) or not entry.is_file() or entry.name.startswith("."):
+        if (there.get(entry.name) and not again) or not entry.is_file() or entry.name.startswith("."):
             continue
         original = Path(entry.path).resolve()
-        if entry.name in there:  # the data moved: the link leads nowhere
+        if entry.name in there:  # the data moved, or were others
             (target / entry.name).unlink(missing_ok=True)
         link_file(original, target / entry.name)  # or a different part of this benchmark was faster
 

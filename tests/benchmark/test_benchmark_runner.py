@@ -309,3 +309,75 @@ def test_settings_that_are_refused_leave_the_report_as_it_was(base):
     with refused(MissingFileError, path="none.pth", option="other"):
         make_runner(base, content(base, arms=arms))[0].run()
     assert len(list(Runner.of_folder(base / "bench").finished())) == CELLS
+
+
+def refused_for_its_checkpoint(base):
+    """Start a benchmark whose last check fails, when data, truth and splits lie in its folder."""
+    missing = content(base)["arms"] | {"other": {"checkpoints": str(base / "none.pth")}}
+    with refused(MissingFileError, option="other"):
+        make_runner(base, content(base, arms=missing))[0].run()
+
+
+def change_plans(base):
+    path = base / "preprocessed" / DATASET / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [8, 16, 16]
+    path.write_text(json.dumps(plans))
+
+
+def change_truth(base):
+    truth = sorted((base / "preprocessed" / DATASET / "gt_segmentations").iterdir())[2]
+    sitk.WriteImage(sitk.Not(sitk.ReadImage(str(truth))) * 1, str(truth))
+
+
+@pytest.mark.parametrize(("change", "settings"), [(None, {"seed": 5}), (None, {"test": 2}), (change_plans, {})])
+def test_a_refused_benchmark_has_not_begun(base, change, settings):
+    """What is corrected in settings, plans or truth is no change within it."""
+    refused_for_its_checkpoint(base)
+    if change is not None:
+        change(base)
+    runner, _ = make_runner(base, content(base, **settings))
+    assert len(runner.run().done) == CELLS and len(runner.folds) == CELLS / 2
+    change_plans(base) if change is None else change_truth(base)
+    with refused(OccupiedError):
+        make_runner(base, content(base, **settings))[0].run()
+
+
+def test_truth_that_was_refused_may_be_mended(base):
+    refused_for_its_checkpoint(base)
+    change_truth(base)
+    assert len(make_runner(base, content(base))[0].run().done) == CELLS
+
+
+def test_a_refused_benchmark_does_not_keep_the_data_of_a_wrong_folder(base, monkeypatch):
+    refused_for_its_checkpoint(base)
+    (base / "right").mkdir()
+    write_labelled(base / "right", CASES)
+    monkeypatch.setenv("nnUNet_preprocessed", str(base / "right"))
+    runner, _ = make_runner(base, content(base))
+    runner.run()
+    for folder in ("gt_segmentations", "nnUNetPlans_3d_fullres"):
+        for path in (runner.workspace.dataset_folder / folder).iterdir():
+            assert path.resolve().is_relative_to(base / "right")
+
+
+def test_a_benchmark_whose_transfer_fails_has_not_begun(base):
+    """A checkpoint that does not fit the plans may be mended by other plans."""
+    two = content(base)["arms"] | {"other": {"checkpoints": str(base / "other.pth")}}
+    (base / "other.pth").write_bytes(b"other weights")
+    runner, pretender = make_runner(base, content(base, arms=two))
+    runner.execute = lambda command, locks=(): 1 if "other.pth" in str(command) else pretender(command)
+    with refused(InputError, option="other"):
+        runner.run()
+    change_plans(base)
+    runner, pretender = make_runner(base, content(base, seed=3, arms=two))
+    assert len(runner.run().done) == CELLS * 3 / 2
+    assert sum(words[0] == "nnunet_alice" for words in pretender.calls) == 2  # both again, for these plans
+
+
+def test_an_impossible_part_is_refused_before_anything_is_written(base):
+    with refused(InputError, option="--part"):
+        make_runner(base, content(base))[0].run((3, 2))
+    with refused(InputError, option="--part"):
+        list(make_runner(base, content(base))[0].dry_run((3, 2)))
+    assert not (base / "bench").exists()

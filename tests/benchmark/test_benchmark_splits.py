@@ -123,6 +123,7 @@ def test_folds_stay_when_a_benchmark_grows(base):
         workspace = Workspace(base / "bench", chosen)
         divisions = workspace.prepare()
         folds.append(workspace.write_splits(plan.splits(chosen, divisions, plan.test_cells(chosen, divisions))))
+        workspace.remember(divisions)
     assert len(folds[1]) == 9 and folds[0].items() <= folds[1].items()
 
 
@@ -138,7 +139,7 @@ def test_all_can_have_its_own_number_of_runs(base, of_all, runs):
 
 def test_a_kill_between_the_two_files_of_splits_is_mended(base):
     workspace = Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth")))
-    workspace.prepare()
+    workspace.remember(workspace.prepare())
     one, two = {"train": ["case00"], "val": ["case01"]}, {"train": ["case02"], "val": ["case01"]}
     workspace.write_splits([("a", one)])
     (workspace.dataset_folder / "splits_final.json").write_text(json.dumps([one, {"train": [], "val": []}]))
@@ -150,7 +151,7 @@ def test_a_kill_between_the_two_files_of_splits_is_mended(base):
 
 def test_replanned_data_are_refused_and_other_configurations_are_not(base):
     workspace = Workspace(base / "bench", parse_settings(settings(base / "pretrained.pth")))
-    workspace.prepare()
+    workspace.remember(workspace.prepare())
     path = base / "preprocessed" / DATASET / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
     plans["configurations"]["2d"] = plans["configurations"]["3d_fullres"]

@@ -174,6 +174,17 @@ def test_what_does_not_fit_is_refused(base, tmp_path):
     assert read_json(tmp_path / "bench" / "settings.json")["target"] == "age"
 
 
+def test_targets_may_be_corrected_after_a_refusal(base, tmp_path):
+    with refused(InputError):
+        Runner(settings(base, target="size"), tmp_path / "bench").prepare()
+    path = tmp_path / "preprocessed" / DATASET / "targets.csv"
+    path.write_text(path.read_text().replace("40.0", "41.0"))
+    for stored in (tmp_path / "raw").glob("*/targets.csv"):
+        stored.write_text(path.read_text())
+    Runner(settings(base, target="age"), tmp_path / "bench").prepare()
+    assert (tmp_path / "bench" / "preprocessed" / DATASET / "targets.csv").read_text() == path.read_text()
+
+
 @pytest.mark.parametrize("how", ["cases", "file", "folds", "split"])
 def test_cases_without_the_target_are_left_out_with_one_line(base, tmp_path, caplog, how):
     """They are named by a list of test cases or a split as often as not."""
