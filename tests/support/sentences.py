@@ -276,7 +276,7 @@ ROWS = [
     ),
     (
         lambda: partitions(benchmark(labels=[31]), [f"c{number}" for number in range(10)], None),
-        "'labels' asks for 31 cases; split 'fixed' has 8 to train on.",
+        "'labels' asks for 31 cases; split 'fixed' has 8 to train on; lower it.",
     ),
     (
         lambda: import_unlabelled("empty", 901, name="Test", channels=["CT"]),
