@@ -47,6 +47,7 @@ from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP
 from nnunet_alice.training.nonfinite import GuardedOptimizer, SkippedSteps
 from nnunet_alice.training.ranks import wait_for_all_ranks
+from nnunet_alice.training.refusals import tell_refusals
 from nnunet_alice.training.settings import changed, flat
 from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 from nnunet_alice.training.variants import trainer_names, with_learning_rate
@@ -80,6 +81,7 @@ class FineTuneTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's exact signature
     ) -> None:
+        tell_refusals()
         super().__init__(plans, configuration, fold, dataset_json, device)
         keep_thread_limit(self.device)
         run = self.settings.run

@@ -33,6 +33,7 @@ from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepRe
 from nnunet_alice.pretraining.online_probe import OnlineProbe, open_probe
 from nnunet_alice.pretraining.settings import PretrainingSettings
 from nnunet_alice.pretraining.step import TrainingStep
+from nnunet_alice.pretraining.usable import REMEDY
 from nnunet_alice.training.continuing import advice_without_checkpoint, longer_run, told_when_interrupted
 from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP, share_batch_statistics
@@ -40,12 +41,13 @@ from nnunet_alice.training.epoch import EpochMetrics
 from nnunet_alice.training.history import MetricsHistory
 from nnunet_alice.training.nonfinite import SkippedSteps
 from nnunet_alice.training.ranks import number_of_each_rank
+from nnunet_alice.training.refusals import tell_refusals
 from nnunet_alice.training.settings import flat
 from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 from nnunet_alice.training.variants import with_learning_rate
 from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.loader import Loader, NumberedBatches, start_loader
-from nnunet_alice.words import pasteable
+from nnunet_alice.words import pasteable, telling
 
 #: forms of one function that torch compiles before it gives up; student and teacher share theirs
 _RECOMPILE_LIMIT = 32
@@ -77,6 +79,7 @@ class PretrainingTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's exact signature
     ) -> None:
+        tell_refusals()
         self._asked_to_continue = bool(plans.get("continue_training"))  # nnU-Net takes it out
         super().__init__(plans, configuration, fold, dataset_json, device)
         keep_thread_limit(self.device)
@@ -121,13 +124,7 @@ class PretrainingTrainer(nnUNetTrainer):
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
         torch.manual_seed(self.settings.run.seed)
-        self.network = self.build_network_architecture(
-            self.plans_manager,
-            self.configuration_manager,
-            self.num_input_channels,
-            self.num_input_channels,
-            self.enable_deep_supervision,
-        )
+        self.network = self._build_network()
         self.method = self.method_class(self.settings.method, self._context())
         self.method.build(self.network)
         self.batch_size = self.method.batch_size
@@ -149,6 +146,22 @@ class PretrainingTrainer(nnUNetTrainer):
         self.was_initialized = True
         load_pretrained_weights_by(self)
         self.logger.update_config({"hparas": self.hyper_parameters()})
+
+    def _build_network(self) -> nn.Module:
+        """Return the network of the plans, with as many output channels as input channels.
+
+        Raises:
+            InputError: there is none that takes what nnU-Net gives to a U-Net.
+        """
+        channels = self.num_input_channels
+        try:
+            return self.build_network_architecture(
+                self.plans_manager, self.configuration_manager, channels, channels, self.enable_deep_supervision
+            )
+        except (ImportError, KeyError, TypeError) as error:
+            raise InputError(
+                f"The network of {self.dataset.plans_name} cannot be built ({telling(error)}); {REMEDY}."
+            ).about(value=self.dataset.plans_name) from error
 
     def _context(self) -> RunContext:
         return RunContext(

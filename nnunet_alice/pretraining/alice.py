@@ -30,6 +30,7 @@ from nnunet_alice.pretraining.cases import cases_with_bodies
 from nnunet_alice.pretraining.collapse import signs_of_collapse
 from nnunet_alice.pretraining.matched_cases import cases_to_validate_on, open_or_prepare_matcher
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
+from nnunet_alice.pretraining.usable import check_network
 from nnunet_alice.training.ranks import on_one_rank_first
 from nnunet_alice.training.settings import unrecorded
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
@@ -93,7 +94,12 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
     # ---------------------------------------------------------------------------------------------- the network
 
     def make_model(self, network: nn.Module) -> Alice:
-        """Return student and teacher around the network."""
+        """Return student and teacher around the network.
+
+        Raises:
+            InputError: it cannot be trained so.
+        """
+        check_network(network, patch_size=self.context.patch_size, full_resolution=self.settings.reconstruction)
         if self.settings.distils and self.batch_size < 2 and world_size() == 1:
             self.context.log(
                 "WARNING: the plans ask for one pair of views a step; Alice compares the views of a batch with each "

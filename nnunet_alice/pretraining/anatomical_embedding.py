@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnunet_alice.errors import InputError
 from nnunet_alice.methods.embedding.heads import DIMENSION
 from nnunet_alice.methods.embedding.losses import ContrastSettings
 from nnunet_alice.methods.embedding.model import (
@@ -18,9 +19,12 @@ from nnunet_alice.methods.embedding.model import (
     matching_errors_mm,
     similarity_maps,
 )
+from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.pictures.similarity import SimilarityExample, draw_similarity
+from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.pretraining.cases import cases_with_bodies
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
+from nnunet_alice.pretraining.usable import REMEDY, check_network
 from nnunet_alice.training.settings import unrecorded
 from nnunet_alice.views.augmentation import mild_intensity_augmentation
 from nnunet_alice.views.overlap import OverlapSampler
@@ -80,7 +84,16 @@ class EmbeddingMethod(Method[OverlapBatch, EmbeddingSettings]):
     # ---------------------------------------------------------------------------------------------- the network
 
     def make_model(self, network: nn.Module) -> EmbeddingNetwork:
-        """Return both heads on the network."""
+        """Return both heads on the network.
+
+        Raises:
+            InputError: it cannot be trained so.
+        """
+        check_network(network, min_stages=3, patch_size=self.context.patch_size)
+        if total_stride(encoder_of(network).strides[2:]) == (1, 1, 1):
+            raise InputError(
+                f"The plans' network does not pool after its second stage, so both descriptors are alike; {REMEDY}."
+            )
         return EmbeddingNetwork(network, self.settings.dimension)
 
     @property

@@ -35,6 +35,7 @@ from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.pretraining.collapse import MIN_SPREAD
 from nnunet_alice.pretraining.matched_cases import cases_to_validate_on, open_or_prepare_matcher
 from nnunet_alice.pretraining.method import Method, Progress, RunContext, StepResult
+from nnunet_alice.pretraining.usable import check_network
 from nnunet_alice.training.ranks import number_of_each_rank, on_one_rank_first
 from nnunet_alice.training.settings import flat, unrecorded
 from nnunet_alice.views.landmark_crops import LandmarkBatch, LandmarkCrops, crop_size, noise_and_gamma
@@ -108,7 +109,12 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
     # ---------------------------------------------------------------------------------------------- the network
 
     def make_model(self, network: nn.Module) -> DrasCLRModel:
-        """Return a conditional copy of the encoder with its queue of keys."""
+        """Return a conditional copy of the encoder with its queue of keys.
+
+        Raises:
+            InputError: it cannot be trained so.
+        """
+        check_network(network, min_stages=1, batch_norm=False)
         self._open_anatomy()
         seen = self.places.seen()
         self.training_locations = torch.from_numpy(self.landmarks.locations[seen >= min(2, int(seen.max()))])
