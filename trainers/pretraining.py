@@ -34,7 +34,12 @@ from nnunet_alice.pretraining.online_probe import OnlineProbe, open_probe
 from nnunet_alice.pretraining.settings import PretrainingSettings
 from nnunet_alice.pretraining.step import TrainingStep
 from nnunet_alice.pretraining.usable import REMEDY
-from nnunet_alice.training.continuing import advice_without_checkpoint, longer_run, told_when_interrupted
+from nnunet_alice.training.continuing import (
+    advice_without_checkpoint,
+    longer_run,
+    set_aside_checkpoints,
+    told_when_interrupted,
+)
 from nnunet_alice.training.cpu import channels_last_on_cpu, keep_thread_limit
 from nnunet_alice.training.devices import OwnDeviceDDP, share_batch_statistics
 from nnunet_alice.training.epoch import EpochMetrics
@@ -269,6 +274,8 @@ class PretrainingTrainer(nnUNetTrainer):
         if self.resumed_run is None:
             if self._asked_to_continue:
                 self.print_to_log_file(f"WARNING: {advice_without_checkpoint(self.output_folder)}")
+            if self.rank == 0 and not self.disable_checkpointing:
+                set_aside_checkpoints(self.output_folder, self.print_to_log_file)
             self.method.before_training()
         elif self.current_epoch >= self.num_epochs:
             checkpoint = Path(self.output_folder) / "checkpoint_final.pth"

@@ -1,5 +1,6 @@
 """Runs that stop before their end, and runs that are to become longer: what to type next."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from nnunet_alice.errors import INTERRUPTED
 from nnunet_alice.parallel import end_processes
 from nnunet_alice.words import pasteable
 
+#: where nnU-Net continues from, whichever is there first
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 #: endings of trainers' names that say how long a run is
 _LENGTH = re.compile(r"_\d+(?:epochs?|iterations?)(?=_|$)")
 
@@ -64,6 +67,26 @@ def longer_run(checkpoint: Path) -> str:
     """
     command = pasteable("nnunet_alice", "extend", "-i", checkpoint.parent, "--epochs", "N")
     return f"To make a finished pretraining longer, run: {command}"
+
+
+def set_aside_checkpoints(folder: str, log: Callable[[str], None]) -> None:
+    """Rename checkpoints of an older run, which a later step or ``--c`` would take for those of the run that begins.
+
+    Args:
+        folder: of both runs.
+        log: takes a sentence that names the files.
+    """
+    found = [path for path in (Path(folder, name) for name in CHECKPOINTS) if path.is_file()]
+    if not found:
+        return
+    for number in itertools.count(1):
+        renamed = [path.with_name(f"{path.stem}_old{number}{path.suffix}") for path in found]
+        if not any(path.exists() for path in renamed):
+            break
+    for path, new in zip(found, renamed, strict=True):
+        path.rename(new)
+    names = ", ".join(f"{path.name} is {new.name} now" for path, new in zip(found, renamed, strict=True))
+    log(f"WARNING: {folder} holds an older run, which --c would have continued; this one begins again: {names}.")
 
 
 def _kind(model: str) -> tuple[str, list[str]]:

@@ -16,11 +16,10 @@ import torch
 from torch import distributed as dist
 
 from nnunet_alice.errors import InputError
+from nnunet_alice.training.continuing import CHECKPOINTS
 from nnunet_alice.training.devices import place
 from nnunet_alice.training.ranks import PATIENCE, of_all_ranks
 
-#: Where nnU-Net continues from, whichever is there first.
-_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 #: Beginning of our keys in torchrun's store, and seconds between two looks at it.
 _OURS, _PAUSE = "nnunet_alice", 0.2
 
@@ -97,7 +96,7 @@ def _started_again() -> bool:
 
 def _checkpoints(folder: str) -> list[str]:
     """Return the checkpoints of a folder in nnU-Net's order, each with its time and size: ``name:time:size``."""
-    paths = [Path(folder, name) for name in _CHECKPOINTS]
+    paths = [Path(folder, name) for name in CHECKPOINTS]
     states = [(path.name, path.stat()) for path in paths if path.is_file()]
     return [f"{name}:{state.st_mtime_ns}:{state.st_size}" for name, state in states]
 

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.pretraining_runs import make_trainer, phantom_images, training_log, with_method, with_settings, write_run
+from support.labelled_runs import stay_in_process
+from support.pretraining_runs import (
+    kill_at,
+    make_trainer,
+    phantom_images,
+    run,
+    training_log,
+    with_method,
+    with_settings,
+    write_run,
+)
 from support.refused import refused
 
 from nnunet_alice.errors import InputError, NonFiniteLossError
@@ -194,3 +204,31 @@ def test_whoever_asks_for_more_epochs_is_told_how(folders):
 
 def log_of(trainer) -> str:
     return training_log(trainer.output_folder)
+
+
+def test_a_run_that_begins_again_does_not_pass_off_an_older_checkpoint(folders, monkeypatch):
+    """Killed in its first epoch, it would leave the older run's, which the next command or --c would take."""
+    stay_in_process(monkeypatch)
+    write_run(folders / "preprocessed", phantom_images(2))
+    folder = run(make_trainer(SquareTrainer, folders / "preprocessed"))
+    (folder / "checkpoint_latest.pth").write_bytes(b"of a run that was killed")
+    before = (folder / "checkpoint_final.pth").read_bytes()
+    kill_at(make_trainer(SquareTrainer, folders / "preprocessed"), 0)
+    assert {path.name: path.read_bytes() for path in folder.glob("checkpoint_*")} == {
+        "checkpoint_final_old1.pth": before,
+        "checkpoint_latest_old1.pth": b"of a run that was killed",
+    }
+    assert "WARNING: " in training_log(folder) and "is checkpoint_final_old1.pth now" in training_log(folder)
+
+
+def test_what_is_continued_or_writes_no_checkpoint_leaves_those_that_are_there(folders, monkeypatch):
+    stay_in_process(monkeypatch)
+    write_run(folders / "preprocessed", phantom_images(2))
+    folder = run(make_trainer(SquareTrainer, folders / "preprocessed"))
+    continued = make_trainer(SquareTrainer, folders / "preprocessed", continue_training=True)
+    continued.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    continued.on_train_start()
+    trial = make_trainer(SquareTrainer, folders / "preprocessed")
+    trial.disable_checkpointing = True
+    run(trial)
+    assert [path.name for path in folder.glob("checkpoint_*")] == ["checkpoint_final.pth"]

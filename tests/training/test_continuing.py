@@ -3,7 +3,11 @@
 import pytest
 
 from nnunet_alice.errors import INTERRUPTED
-from nnunet_alice.training.continuing import advice_without_checkpoint, told_when_interrupted
+from nnunet_alice.training.continuing import (
+    advice_without_checkpoint,
+    set_aside_checkpoints,
+    told_when_interrupted,
+)
 from nnunet_alice.training.splits import absent_cases, sentence_on_absent_cases
 
 
@@ -51,3 +55,23 @@ def test_absent_cases_of_a_split_are_found_in_both_parts():
     assert absent == ["x", "y"]
     assert sentence_on_absent_cases(absent, "Fold 0") == "Fold 0 names 2 cases that nobody has preprocessed (x, y)"
     assert absent_cases((["a"], ["b"]), ["a", "b"]) == []
+
+
+def test_checkpoints_of_older_runs_are_kept_under_free_names(tmp_path):
+    lines = []
+    set_aside_checkpoints(str(tmp_path), lines.append)
+    assert not lines
+    for run, names in enumerate((["final"], ["latest", "best"], ["final", "latest"])):
+        for name in names:
+            (tmp_path / f"checkpoint_{name}.pth").write_text(f"run {run}")
+        set_aside_checkpoints(str(tmp_path), lines.append)
+        assert len(lines) == run + 1 and "begins again" in lines[run]
+        assert all(f"checkpoint_{name}.pth is checkpoint_{name}_old" in lines[run] for name in names)
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept == {
+        "checkpoint_final_old1.pth": "run 0",
+        "checkpoint_latest_old1.pth": "run 1",
+        "checkpoint_best_old1.pth": "run 1",
+        "checkpoint_final_old2.pth": "run 2",
+        "checkpoint_latest_old2.pth": "run 2",
+    }
