@@ -213,11 +213,11 @@ def test_validation_cases_of_a_fold_are_held_out(small_run):
 def test_pretraining_may_start_from_weights(small_run):
     """As nnUNetv2_train -pretrained_weights does it; the teacher starts there, too."""
     path = run(make_trainer(variant(), small_run)) / "checkpoint_final.pth"
+    weights = torch.load(path, weights_only=True)["network_weights"]
     trainer = make_trainer(with_settings(variant(), {"optimisation.learning_rate": 0.0}), small_run)
     trainer.initialize()
     load_pretrained_weights(trainer.network, str(path))
     trainer.on_train_start()
-    weights = torch.load(path, weights_only=True)["network_weights"]
     for name, value in trainer.model.teacher.backbone.network.state_dict().items():
         assert ".seg_layers." in name or torch.equal(value, weights[name])
 
