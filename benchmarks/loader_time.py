@@ -21,7 +21,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from torch.nn import functional
 
 from nnunet_alice.views.affine_crops import AffineRange, apply_affine_to_crops, draw_affine
-from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.augmentation import augmented
 from nnunet_alice.views.border_crops import crop_with_border, crops_with_border
 from nnunet_alice.views.landmark_crops import noise_and_gamma
 
@@ -70,9 +70,9 @@ def one_by_one(image, points, size) -> list[np.ndarray]:
     return [crop_with_border(image, point, size) for point in points]
 
 
-def intensities(crops: torch.Tensor, rng: np.random.Generator) -> list[torch.Tensor]:
+def intensities(crops: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Augment noise and contrast, each in a quarter of the crops."""
-    return [augment(crop.numpy(), noise_and_gamma(), rng) for crop in crops]
+    return augmented((crop.numpy() for crop in crops), noise_and_gamma(), rng)
 
 
 def naive_affine(crops: torch.Tensor, affines: np.ndarray) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nnunet_alice.anatomy.geometry import CaseGeometry, load_geometry
 from nnunet_alice.dataset import PreprocessedDataset
 from nnunet_alice.targets.windows import crop_at
-from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.augmentation import augmented
 from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
 
@@ -79,9 +79,9 @@ class TargetCrops:
             start = number * self.batch_size
             drawn = self._in_order(range(start, min(start + self.batch_size, len(self.cases))))
         chosen, crops = zip(*drawn, strict=True)
-        views = [torch.from_numpy(c) if self.transform is None else augment(c, self.transform, rng) for c in crops]
+        views = augmented(crops, self.transform, rng)
         names = [self.cases[case] for case in chosen]
-        return TargetBatch(torch.stack(views), names, torch.from_numpy(self.truth[list(chosen)]))
+        return TargetBatch(views, names, torch.from_numpy(self.truth[list(chosen)]))
 
     def _drawn(self, case: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
         """Return a case and a crop of it; a different case by chance where that cannot be read."""

@@ -1,6 +1,6 @@
 """Mild intensity augmentation of views; never mirroring or large deformation: left and right are different anatomy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -42,27 +42,36 @@ def mild_intensity_augmentation(probability: float = 0.3) -> BasicTransform:
     )
 
 
-def augment(view: np.ndarray, transform: BasicTransform, rng: np.random.Generator) -> Tensor:
-    """Apply a transform of batchgeneratorsv2 to one view, with all its randomness drawn from ``rng``.
+def augmented(views: Iterable[np.ndarray], transform: BasicTransform | None, rng: np.random.Generator) -> Tensor:
+    """Apply a transform of batchgeneratorsv2 to each view, with all its randomness drawn from ``rng``.
+
+    All views of a batch belong into one call: keeping and restoring the global generators takes longer than many a
+    transform.
 
     Args:
-        view: (C, *patch) float32; may be changed in place.
-        transform: e.g. :func:`mild_intensity_augmentation`.
-        rng: source of the seed.
+        views: (C, *patch) float32 each; may be changed in place.
+        transform: e.g. :func:`mild_intensity_augmentation`; None for none.
+        rng: source of a seed for each view.
 
     Returns:
-        (C, *patch) float32 tensor.
+        (N, C, *patch) float32 tensor.
     """
-    with _global_randomness_from(int(rng.integers(2**31))):
-        return transform(image=torch.from_numpy(view))["image"]
+    if transform is None:
+        return torch.stack([torch.from_numpy(view) for view in views])
+    found = []
+    with _global_randomness_kept():
+        for view in views:
+            seed = int(rng.integers(2**31))
+            np.random.seed(seed)  # noqa: NPY002
+            torch.default_generator.manual_seed(seed)
+            found.append(transform(image=torch.from_numpy(view))["image"])
+    return torch.stack(found)
 
 
 @contextmanager
-def _global_randomness_from(seed: int) -> Iterator[None]:
-    """Seed numpy's and torch's global generators, which batchgeneratorsv2 draws from, and restore them after."""
+def _global_randomness_kept() -> Iterator[None]:
+    """Restore numpy's and torch's global generators, which batchgeneratorsv2 draws from."""
     numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

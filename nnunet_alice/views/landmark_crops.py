@@ -19,7 +19,7 @@ from nnunet_alice.dataset import LazyImage
 from nnunet_alice.errors import InputError
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
 from nnunet_alice.views.affine_crops import REFERENCE_RANGE, AffineRange, apply_affine_to_crops, draw_affine
-from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.augmentation import augmented
 from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.border_crops import crops_with_border
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
@@ -261,7 +261,7 @@ class LandmarkCrops:
             drawn = [draw_affine(self.affine, self.size, self.spacing, rng) for _ in crops]
             crops = apply_affine_to_crops(crops, np.stack(drawn))
         if self.transform is not None:
-            crops = torch.stack([augment(crop.numpy(), self.transform, rng) for crop in crops])
+            crops = augmented((crop.numpy() for crop in crops), self.transform, rng)
         return crops
 
     def _cases_at(self, landmark: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunet_alice.cropping import crop_bounds, crop_centred
 from nnunet_alice.dataset import LazyImage
 from nnunet_alice.methods.alice.regions import GRID_STEP, grid_size
-from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.augmentation import augmented
 from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.masking import block_mask, block_shape
 from nnunet_alice.views.pairs import PointPair
@@ -112,15 +112,12 @@ class MatchedViews:
         """Return the batch of this number; everything random comes from ``rng``."""
         drawn = [self.pairs.readings.again(self._draw, rng) for _ in range(self.batch_size)]
         pairs, queries, anchors = zip(*drawn, strict=True)
-        views = [
-            torch.from_numpy(image) if self.transform is None else augment(image, self.transform, rng)
-            for image, _ in (*queries, *anchors)
-        ]
+        views = augmented((image for image, _ in (*queries, *anchors)), self.transform, rng)
         masks = [
             block_mask(self.patch_size, self.block, ratio, rng) for ratio in self.mask_ratios for _ in range(len(pairs))
         ]
         cases = sorted({case for pair in pairs for case in (pair.case_a, pair.case_b)})
-        batch = AliceBatch(torch.stack(views), cases, torch.from_numpy(np.stack(masks)), list(pairs))
+        batch = AliceBatch(views, cases, torch.from_numpy(np.stack(masks)), list(pairs))
         if self.body_crop is not None:
             batch = replace(batch, body=torch.from_numpy(np.stack([body for _, body in (*queries, *anchors)])))
         return batch if self.regions is None else self._with_regions(batch, self.regions, rng)

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.dataset import LazyImage
 from nnunet_alice.errors import InputError
-from nnunet_alice.views.augmentation import augment
+from nnunet_alice.views.augmentation import augmented
 from nnunet_alice.views.batch import Batch
 from nnunet_alice.views.overlap import Crop, OverlapSampler, overlapping_crops
 from nnunet_alice.views.readings import Readings, UnreadableCaseError
@@ -96,12 +96,8 @@ class OverlappingCrops:
             stride: np.stack([body_voxels(c, g, stride) for c, g in zip(crops, 2 * geometries, strict=True)])
             for stride in (self.fine_stride, self.coarse_stride)
         }
-        views = [
-            torch.from_numpy(crop.image) if self.transform is None else augment(crop.image, self.transform, rng)
-            for crop in crops
-        ]
         return OverlapBatch(
-            views=torch.stack(views),
+            views=augmented((crop.image for crop in crops), self.transform, rng),
             cases=cases,
             affine=torch.from_numpy(np.stack([crop.affine for crop in crops])).float(),
             fine_valid=torch.from_numpy(valid[self.fine_stride]),
