@@ -36,6 +36,7 @@ from nnunet_alice.methods.drasclr.conditional import ConditionalConv3d, Location
 from nnunet_alice.methods.drasclr.conversion import to_conditional
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
+from nnunet_alice.methods.ema import momentum_for
 from nnunet_alice.methods.schedules import cosine
 from nnunet_alice.views.landmark_crops import LandmarkCrops, noise_and_gamma
 
@@ -131,7 +132,7 @@ def train(images: dict[str, np.ndarray], form: Form, seed: int, steps: int) -> d
         optimizer.zero_grad()
         parts.total.backward()
         optimizer.step()
-        model.update_key_encoder(min(0.999, 1 - 20 / steps))
+        model.update_key_encoder(momentum_for(steps, 0.999))
         losses.append(float(parts.local))
         ages.append(float(parts.negative_age))
     eighths = [float(part.mean()) for part in np.array_split(losses, min(8, steps))]

@@ -7,25 +7,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.fast.sets import Case
-from benchmarks.fast.training import Length, autocast, network, optimise, set_rate
+from benchmarks.fast.training import Length, asked_voxels, at_the_end, autocast, network, optimise, set_rate
 from benchmarks.fast.views import points_of, random_intensities, random_map, sample
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.regions import lay_regions
 from nnunet_alice.matching.atlas import through_atlas
 from nnunet_alice.methods.alice.model import Alice, ViewRegions
-from nnunet_alice.methods.alice.regions import GRID_STEP, grid_size
-from nnunet_alice.methods.alice.settings import AliceSettings
+from nnunet_alice.methods.ema import momentum_for
 from nnunet_alice.methods.schedules import cosine
+from nnunet_alice.pretraining.alice import AlicePretrainingSettings
 from nnunet_alice.views.masking import block_mask
 
-#: as AlicePretrainingSettings has it
-TEACHER_MOMENTUM = 0.996
 #: share of the run in which prototypes stay where they are: an epoch of twenty
 _FROZEN = 0.05
 
 
 def pretrain_alice(
-    cases: Sequence[Case], atlas: CaseGeometry, settings: AliceSettings, length: Length, seed: int
+    cases: Sequence[Case], atlas: CaseGeometry, settings: AlicePretrainingSettings, length: Length, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return the student's weights, and means of all terms over the last tenth of the run.
 
@@ -36,24 +34,19 @@ def pretrain_alice(
     net, regions = network(1, length.stages), lay_regions(atlas, settings.num_regions)
     alice = Alice(net, settings)
     optimizer = torch.optim.AdamW(alice.student.parameters(), length.rate, weight_decay=0.02)
-    block = (max(2, length.size[0] // 5),) * 3
     ratios = (settings.mask_ratio, 0.0 if settings.unmasked_anchors else settings.mask_ratio)
-    start = min(TEACHER_MOMENTUM, max(0.0, 1 - 20 / length.steps))
+    start = momentum_for(length.steps, settings.teacher_momentum)
     history: dict[str, list[float]] = {}
     for step in range(length.steps):
         set_rate(optimizer, step, length)
-        first = rng.integers(GRID_STEP, size=3)
-        asked = tuple(
-            slice(begin, begin + GRID_STEP * n, GRID_STEP)
-            for begin, n in zip(first, grid_size(length.size), strict=True)
-        )
+        first, asked = asked_voxels(length, rng)
         pairs = [matched_places(cases, rng) for _ in range(length.views // 2)]
         views, masks, bodies, labels = [], [], [], []
         for ratio, side in zip(ratios, zip(*pairs, strict=True), strict=True):  # all queries, then their anchors
             for case, place in side:
                 points = points_of(place, random_map(rng, 0.8), length.size)
                 views.append(random_intensities(sample(case.image, points), rng))
-                masks.append(torch.from_numpy(block_mask(length.size, block, ratio, rng)))
+                masks.append(torch.from_numpy(block_mask(length.size, length.block, ratio, rng)))
                 inside = case.geometry.in_body(points.reshape(-1, 3).numpy(), 0)
                 bodies.append(torch.from_numpy(inside).reshape(length.size))
                 places_mm = points[asked].double().numpy() * case.geometry.spacing
@@ -74,8 +67,7 @@ def pretrain_alice(
             alice.teacher.follow(alice.student, cosine(step, length.steps, start, 1.0))
         for name, value in result.terms.items():
             history.setdefault(name, []).append(float(value))
-    last = max(1, length.steps // 10)
-    return net.state_dict(), {name: float(np.nanmean(values[-last:])) for name, values in history.items()}
+    return net.state_dict(), at_the_end(history, length)
 
 
 def matched_places(cases: Sequence[Case], rng: np.random.Generator) -> tuple[tuple[Case, np.ndarray], ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.fast.sets import Case
-from benchmarks.fast.training import FEATURES, Length, autocast, encoder_weights, network
+from benchmarks.fast.training import FEATURES, Length, at_the_end, autocast, encoder_weights, network
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.anatomy.landmarks import PATCH_MM, STEP_MM, lay_landmarks
 from nnunet_alice.matching.landmark_places import LandmarkPlaces
@@ -16,6 +16,7 @@ from nnunet_alice.methods.drasclr.conditional import ConditionalEncoder, Uncondi
 from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
+from nnunet_alice.methods.ema import momentum_for
 from nnunet_alice.methods.schedules import cosine
 from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.pretraining.drasclr import DrasCLRPretrainingSettings
@@ -90,11 +91,10 @@ def pretrain_encoder(
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        model.update_key_encoder(min(settings.key_momentum, max(0.0, 1 - 20 / length.steps)))
+        model.update_key_encoder(momentum_for(length.steps, settings.key_momentum))
         for name, values in history.items():
             values.append(float(getattr(losses, name)))
     if isinstance(encoder, ConditionalEncoder):
         seen = torch.from_numpy(landmarks.locations[places.seen() > 1])
         plain.load_state_dict(to_plain(encoder, seen).state_dict())
-    last = max(1, length.steps // 10)
-    return encoder_weights(net.state_dict()), {name: float(np.nanmean(v[-last:])) for name, v in history.items()}
+    return encoder_weights(net.state_dict()), at_the_end(history, length)

@@ -27,15 +27,16 @@ from benchmarks.fast.sets import SETS, Case, folds, load, prepare
 from benchmarks.fast.training import Length, Objective, encoder_weights, finetune, mean_dice, pretrain
 from nnunet_alice.anatomy.geometry import CaseGeometry
 from nnunet_alice.files import atomic_write
-from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.phantoms import write_dataset
+from nnunet_alice.pretraining.alice import AlicePretrainingSettings
+from nnunet_alice.trainers.alice import AliceTrainer, AliceTrainer_regionsOnly
 
 #: from scratch with twice the steps on labels
 TWICE = "scratch_twice"
 #: cases that a rate is chosen on
 TUNING_CASES = 3
 #: the arms by name; None is training from random weights
-ARMS: dict[str, Objective | AliceSettings | Contrast | None] = {
+ARMS: dict[str, Objective | AlicePretrainingSettings | Contrast | None] = {
     "scratch": None,
     TWICE: None,
     "mim": Objective(),
@@ -48,8 +49,8 @@ ARMS: dict[str, Objective | AliceSettings | Contrast | None] = {
     "regions_later": Objective(regions=1.0, query_mask=0.5, anchor_mask=0.0, later=0.5),
     "regions_30": Objective(regions=1.0, num_regions=30, query_mask=0.5, anchor_mask=0.0),
     "regions_300": Objective(regions=1.0, num_regions=300, query_mask=0.5, anchor_mask=0.0),
-    "alice": AliceSettings(),
-    "alice_regionsOnly": AliceSettings(contrast=False, alignment=False),
+    "alice": AliceTrainer.settings.method,
+    "alice_regionsOnly": AliceTrainer_regionsOnly.settings.method,
     "drasclr": Contrast(),
     "drasclr_noLocation": Contrast(conditional=False),
     "drasclr_noRegional": Contrast(neighbours=0),
@@ -110,14 +111,14 @@ def run(args: argparse.Namespace) -> None:
 def _pretrain(
     cases: Sequence[Case],
     atlas: CaseGeometry,
-    objective: Objective | AliceSettings | Contrast,
+    objective: Objective | AlicePretrainingSettings | Contrast,
     length: Length,
     seed: int,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return weights and last losses of a pretraining, by the kind of its objective."""
     if isinstance(objective, Objective):
         return pretrain(cases, atlas, objective, length, seed)
-    if isinstance(objective, AliceSettings):
+    if isinstance(objective, AlicePretrainingSettings):
         return pretrain_alice(cases, atlas, objective, length, seed)
     return pretrain_encoder(cases, atlas, objective, length, seed)
 

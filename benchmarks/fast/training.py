@@ -74,6 +74,11 @@ class Length:
     stages: int = len(FEATURES)
     rescaled: bool = False
 
+    @property
+    def block(self) -> tuple[int, int, int]:
+        """Voxels of a block that masking hides."""
+        return (max(2, self.size[0] // 5),) * 3
+
 
 def network(outputs: int, stages: int = len(FEATURES)) -> nn.Module:
     """Return a PlainConvUNet of 8 to 64 features, as nnU-Net's plans for small images build it."""
@@ -99,15 +104,10 @@ def pretrain(
         dense = DenseTerm(backbone, widths[-LEVELS:])
         trained.extend([dense.projections, dense.predictions])
     optimizer = torch.optim.AdamW(trained.parameters(), length.rate, weight_decay=0.02)
-    block = (max(2, length.size[0] // 5),) * 3
     history: dict[str, list[float]] = {}
     for step in range(length.steps):
         set_rate(optimizer, step, length)
-        first = rng.integers(GRID_STEP, size=3)
-        asked = tuple(
-            slice(start, start + GRID_STEP * n, GRID_STEP)
-            for start, n in zip(first, grid_size(length.size), strict=True)
-        )
+        first, asked = asked_voxels(length, rng)
         seen, clean, masks, labels, anchors, pairs = [], [], [], [], [], []
         for _ in range(length.views // 2):
             case = cases[int(rng.integers(len(cases)))]
@@ -117,7 +117,7 @@ def pretrain(
                 matrix = random_map(rng, 0.8)
                 points = points_of(centre, matrix, length.size)
                 view = sample(case.image, points)
-                mask = torch.from_numpy(block_mask(length.size, block, ratio, rng))
+                mask = torch.from_numpy(block_mask(length.size, length.block, ratio, rng))
                 whole = random_intensities(view, rng)
                 seen.append(whole.masked_fill(mask, 0))
                 frames.append(Frame(centre, matrix))
@@ -153,8 +153,20 @@ def pretrain(
         parts["accuracy"] = region_accuracy(logits, torch.stack(labels))
         for name, value in parts.items():
             history.setdefault(name, []).append(float(value.detach()))
+    return net.state_dict(), at_the_end(history, length)
+
+
+def asked_voxels(length: Length, rng: np.random.Generator) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Draw which voxels of a step's crops are asked for their region: the first on every axis (3,), and all of them."""
+    first = rng.integers(GRID_STEP, size=3)
+    counts = grid_size(length.size)
+    return first, tuple(slice(a, a + GRID_STEP * n, GRID_STEP) for a, n in zip(first, counts, strict=True))
+
+
+def at_the_end(history: Mapping[str, Sequence[float]], length: Length) -> dict[str, float]:
+    """Return the mean of every term over the last tenth of a run, of values a step."""
     last = max(1, length.steps // 10)
-    return net.state_dict(), {name: float(np.nanmean(values[-last:])) for name, values in history.items()}
+    return {name: float(np.nanmean(values[-last:])) for name, values in history.items()}
 
 
 def finetune(

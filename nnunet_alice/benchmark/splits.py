@@ -72,7 +72,8 @@ def partitions(
         found = _folds(settings, own_split)
     else:
         test = _fixed_test(settings, cases, groups)
-        found = [Partition("fixed", tuple(case for case in cases if case not in set(test)), test)]
+        tested = set(test)
+        found = [Partition("fixed", tuple(case for case in cases if case not in tested), test)]
     found = [_usable(partition, without_target, groups) for partition in found]
     for partition in found:
         unknown = sorted({*partition.pool, *partition.test} - set(cases))

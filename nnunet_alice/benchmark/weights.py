@@ -85,15 +85,17 @@ class Weights:
 
     def missing(self) -> list[tuple[str, int]]:
         """Return arms and numbers of the checkpoints that are still to be transferred; none of arms with a dataset."""
-        transferred = [arm for arm in self.settings.arms if arm.dataset is None]
-        every = [(arm.name, number) for arm in transferred for number in range(len(arm.checkpoints))]
-        return [(arm, number) for arm, number in every if not self.file(arm, number).is_file()]
+        return [(arm, number) for arm, number in self._transferred() if not self.file(arm, number).is_file()]
 
     def forget(self) -> None:
         """Delete transferred checkpoints, which may have been fitted to other plans."""
-        for arm in self.settings.arms:
-            for number in range(len(arm.checkpoints)) if arm.dataset is None else ():
-                self.file(arm.name, number).unlink(missing_ok=True)
+        for arm, number in self._transferred():
+            self.file(arm, number).unlink(missing_ok=True)
+
+    def _transferred(self) -> list[tuple[str, int]]:
+        """Return arms and numbers of the checkpoints that are transferred, now or later."""
+        arms = [arm for arm in self.settings.arms if arm.dataset is None]
+        return [(arm.name, number) for arm in arms for number in range(len(arm.checkpoints))]
 
     def transfer(self, arm: str, checkpoint: int) -> tuple[tuple[str, ...], Path]:
         """Return words of the command that transfers a checkpoint, and its log."""

@@ -132,16 +132,17 @@ class Workspace:
         measure = self.measure
         assert isinstance(measure, Predictions), "arms predict"
         known = [case for case in cases if case in measure.values.index]
-        without = sorted(set(cases) - set(known))
+        usable = set(known)
+        without = set(cases) - usable
         if without:
             logger.warning(
                 "%d of %s have no value of '%s' and are left out: %s.",
-                len(without), counted(len(cases), "case"), measure.target.name, named(without),
+                len(without), counted(len(cases), "case"), measure.target.name, named(sorted(without)),
             )  # fmt: skip
         if split is not None:
-            split = [{side: [case for case in fold[side] if case in set(known)] for side in fold} for fold in split]
+            split = [{side: [case for case in fold[side] if case in usable] for side in fold} for fold in split]
         groups = dict(zip(known, measure.targets.groups(known), strict=True))
-        divisions = partitions(self.settings, known, split, groups, set(without))
+        divisions = partitions(self.settings, known, split, groups, without)
         for division in divisions:
             check_no_leak(measure.targets, {"train": division.pool, "val": division.test}, measure.targets.path)
         return [replace(division, strata=measure.strata(division.pool)) for division in divisions]

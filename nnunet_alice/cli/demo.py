@@ -109,10 +109,7 @@ def _print_report(demo: "Demo", report: "DemoReport") -> None:
     for step, seconds in report.seconds.items():
         print(f"  {seconds:7.0f}  {step}")
     print(f"  {sum(report.seconds.values()):7.0f}  in all")
-    tested, labelled = (
-        counted(number, case)
-        for number, case in ((len(report.cases[RUNS[0]]), "test case"), (report.labelled, "labelled case"))
-    )
+    tested, labelled = counted(len(report.cases[RUNS[0]]), "test case"), counted(report.labelled, "labelled case")
     print(
         f"\nDice on {tested} that no training saw ({labelled}, {report.pool} images "
         f"for pretraining; {demo.budget.finetuning}, from scratch {demo.budget.scratch})"

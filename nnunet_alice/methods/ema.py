@@ -53,6 +53,16 @@ def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         target.copy_(source)
 
 
+def momentum_for(steps: int, most: float) -> float:
+    """Return the momentum of a run: in short ones its memory is at most a twentieth of the run.
+
+    Args:
+        steps: Length of the run.
+        most: Momentum of long runs.
+    """
+    return min(most, max(0.0, 1 - 20 / steps))
+
+
 def _pairs(
     kind: str, teacher: Iterable[tuple[str, Tensor]], student: Iterable[tuple[str, Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:

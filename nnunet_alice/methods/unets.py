@@ -43,6 +43,11 @@ class UNet(nn.Module):
     decoder: UNetDecoder
 
 
+def has_batch_norm(module: nn.Module) -> bool:
+    """Return whether any part of a module normalises over the batch."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
 def encoder_of(network: nn.Module) -> UNetEncoder:
     """Return the encoder of one of nnU-Net's U-Nets."""
     return cast(UNet, network).encoder

@@ -22,6 +22,7 @@ from nnunet_alice.methods.alice.model import Alice, AliceStep, AliceStudent, Vie
 from nnunet_alice.methods.alice.settings import AliceSettings
 from nnunet_alice.methods.diagnostics import retrieval_accuracy, token_index_information
 from nnunet_alice.methods.distributed import world_size
+from nnunet_alice.methods.ema import momentum_for
 from nnunet_alice.methods.schedules import cosine, linear
 from nnunet_alice.methods.unets import encoder_of
 from nnunet_alice.pictures.views import draw_views
@@ -261,9 +262,9 @@ class AliceMethod(Method[AliceBatch, AlicePretrainingSettings]):
                 parameter.grad = None
 
     def after_step(self, progress: Progress) -> None:
-        """Move the teacher. In short runs its memory is at most a twentieth of the run."""
+        """Move the teacher."""
         if self.model.teacher is not None:
-            start = min(self.settings.teacher_momentum, max(0.0, 1 - 20 / progress.total_steps))
+            start = momentum_for(progress.total_steps, self.settings.teacher_momentum)
             self.model.teacher.follow(self.model.student, cosine(progress.step, progress.total_steps, start, 1.0))
 
     # ----------------------------------------------------------------------------------------------- the report

@@ -28,6 +28,7 @@ from nnunet_alice.methods.drasclr.conversion import to_conditional, to_plain
 from nnunet_alice.methods.drasclr.model import DrasCLRModel, PatchEmbedder
 from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.methods.drasclr.representation import PatchRepresentation, feature_difference
+from nnunet_alice.methods.ema import momentum_for
 from nnunet_alice.methods.unets import UNetEncoder, encoder_of
 from nnunet_alice.pictures.landmarks import draw_landmark_views
 from nnunet_alice.planning.memory import cost_of, live_bytes_of_pairs, live_bytes_of_subjects, subjects_in_memory
@@ -268,9 +269,8 @@ class DrasCLRMethod(Method[LandmarkBatch, DrasCLRPretrainingSettings]):
         return StepResult(losses.total, metrics)
 
     def after_step(self, progress: Progress) -> None:
-        """Move the key encoder. In short runs its memory is at most a twentieth of the run."""
-        momentum = min(self.settings.key_momentum, max(0.0, 1 - 20 / progress.total_steps))
-        self.model.update_key_encoder(momentum)
+        """Move the key encoder."""
+        self.model.update_key_encoder(momentum_for(progress.total_steps, self.settings.key_momentum))
 
     def after_training(self) -> None:
         """Measure what the plain network loses against the conditional encoder."""

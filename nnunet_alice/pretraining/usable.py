@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from nnunet_alice.errors import InputError
-from nnunet_alice.methods.unets import decoder_of, encoder_of
+from nnunet_alice.methods.unets import decoder_of, encoder_of, has_batch_norm
 from nnunet_alice.planning.plans import total_stride
 from nnunet_alice.words import counted
 
@@ -47,7 +47,7 @@ def check_network(
             f"The plans' network has {counted(stages, 'stage')}, and this pretraining needs at least {min_stages}; "
             f"{REMEDY}, with a larger patch."
         ).about(value=stages)
-    if not batch_norm and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+    if not batch_norm and has_batch_norm(network):
         raise InputError(
             "The plans' network has batch normalisation, which tells this pretraining the answer; "
             "take plans with instance normalisation."

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_alice.errors import InputError
+from nnunet_alice.methods.unets import has_batch_norm
 
 
 class OwnDeviceDDP(DistributedDataParallel):
@@ -48,7 +49,7 @@ def share_batch_statistics(module: nn.Module, device: torch.device) -> None:
     Raises:
         InputError: it has batch normalisation, which only GPUs synchronise.
     """
-    if device.type != "cuda" and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+    if device.type != "cuda" and has_batch_norm(module):
         raise InputError(
             "These plans have batch normalisation, which several processes can only share on GPUs; "
             "train in one process, or with plans that use instance normalisation."

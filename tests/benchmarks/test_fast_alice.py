@@ -15,7 +15,7 @@ from benchmarks.fast.sets import Case
 from benchmarks.fast.training import Length
 from nnunet_alice.anatomy.deformation import Deformation
 from nnunet_alice.anatomy.geometry import compute_geometry
-from nnunet_alice.methods.alice.settings import AliceSettings
+from nnunet_alice.pretraining.alice import AlicePretrainingSettings
 
 SPACING = (6.0, 6.0, 6.0)
 SHIFT_VOX = np.array([2.0, -1.0, 3.0])
@@ -56,7 +56,7 @@ def test_views_of_two_people_show_the_same_place_of_the_atlas(people):
 @pytest.mark.parametrize("arm", ["alice", "alice_regionsOnly"])
 def test_the_seed_says_what_is_learned(people, arm):
     settings, length = ARMS[arm], Length(3, size=(16, 16, 16))
-    assert isinstance(settings, AliceSettings)
+    assert isinstance(settings, AlicePretrainingSettings)
     runs = [pretrain_alice(people, people[0].geometry, settings, length, seed) for seed in (0, 0, 1)]
     weights, again, different = (run[0] for run in runs)
     assert all(torch.equal(value, again[name]) for name, value in weights.items())

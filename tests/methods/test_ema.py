@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_alice.methods.ema import frozen_copy, update_ema
+from nnunet_alice.methods.ema import frozen_copy, momentum_for, update_ema
 
 
 def small_network(width=3, dtype=torch.float64):
@@ -103,3 +103,13 @@ def test_strangers_are_refused_and_the_teacher_stays(student, named):
 def test_momentum_outside_its_range_is_refused(momentum):
     with pytest.raises(ValueError, match="momentum"):
         update_ema(small_network(), small_network(), momentum)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(10, 0.0), (20, 0.0), (40, 0.5), (2000, 0.99), (5000, 0.996), (10**6, 0.996)]
+)
+def test_the_memory_of_a_short_run_is_a_twentieth_of_it(steps, expected):
+    """1 / (1 - momentum) steps are remembered."""
+    momentum = momentum_for(steps, 0.996)
+    assert momentum == pytest.approx(expected)
+    assert 1 / (1 - momentum) <= max(1.0, steps / 20) + 1e-9

@@ -13,6 +13,7 @@ from nnunet_alice.methods.drasclr.queue import KeyQueue
 from nnunet_alice.methods.drasclr.representation import LandmarkStandardisation, PatchRepresentation
 from nnunet_alice.methods.ema import frozen_copy, update_ema
 from nnunet_alice.methods.precision import at_least_float32
+from nnunet_alice.methods.unets import has_batch_norm
 
 
 class PatchEmbedder(nn.Module):
@@ -82,7 +83,7 @@ class DrasCLRModel(nn.Module):
         self, embedder: PatchEmbedder, queue: KeyQueue, *, temperature: float = 0.2, beta: float = 1.0
     ) -> None:
         super().__init__()
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in embedder.modules()):
+        if has_batch_norm(embedder):
             raise ValueError("DrasCLR needs an encoder without batch normalisation; nnU-Net's default plans have none.")
         self.query = embedder
         self.key = frozen_copy(embedder)
